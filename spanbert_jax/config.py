@@ -1,0 +1,372 @@
+"""The configuration: a ConfigDict at the edge, frozen dataclasses inside.
+
+Invariant: the dataclasses below are the only list of fields and defaults (the paper's, SpanBERT-base), and a
+`Config` that exists has passed every check that needs no data. Citations: "paper" is Joshi et al. 2020
+(arXiv:1907.10529), "code" the authors' release at commit 0670d8b.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from spanbert_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+
+@dataclasses.dataclass(frozen=True)
+class CorpusConfig:
+    """Where raw text comes from, and how it is cut into documents and sentences."""
+
+    name: str = "wikipedia/20230601.en"  # a TFDS dataset with a `text` feature, or "docstrings"
+    tfds_data_dir: str = ""  # where TFDS looks for it; "" tries the local default, then the public bucket
+    files: str = ""  # globs, comma-separated; when given, they replace `name`
+    document_break: str = "blank_line"  # in plain text files: "blank_line" or "file"
+    sentences: str = "sentencex"  # sentence splitter; "none" when there is one sentence a line
+    language: str = "en"  # for the sentence splitter
+    held_out: float = 0.005  # share of the documents kept for evaluation
+    workers: int = 0  # processes that read, split and tokenise; 0: one a core
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerConfig:
+    """The vocabulary: WordPiece from a file, or SentencePiece trained on the corpus."""
+
+    kind: str = "unigram"  # "unigram" or "bpe" (SentencePiece), or "wordpiece" (BERT)
+    vocab_file: str = ""  # wordpiece: vocab.txt, required; SentencePiece: a .model to use instead of training
+    lowercase: bool = False  # wordpiece only; SpanBERT is cased
+    vocab_size: int = 28_996  # of a SentencePiece to train; BERT's cased vocabulary has as many
+    sample_bytes: int = 100_000_000  # of text that a SentencePiece is trained on
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Blocks on disk."""
+
+    dir: str = ""  # where the blocks are, or will be built; "" is <workdir>/data
+    block_length: int = 512  # pieces in a row, [CLS] and [SEP] included (paper section 4.2)
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskingConfig:
+    """Which pieces are masked and what replaces them (paper section 3.1; code: data/masking.py)."""
+
+    scheme: str = "span"  # "span" (SpanBERT), "whole_word", "subword" (BERT)
+    rate: float = 0.15
+    final_rate: float = 0.15  # the rate goes from `rate` to `final_rate` in a straight line ...
+    rate_steps: int = 0  # ... over this many steps; 0: constant
+    span_p: float = 0.2  # of the geometric law, renormalised on [span_min, span_max] words
+    span_min: int = 1
+    span_max: int = 10
+    mask_share: float = 0.8  # of the masked spans become [MASK] ...
+    random_share: float = 0.1  # ... and these random pieces; the others are kept
+    granularity: str = "span"  # one such draw a merged "span", or a "piece"; "subword" always draws a piece
+    boundaries: str = "external"  # SBO predicts from the pieces just outside ("external") or inside the span
+    max_masked: int = 0  # slots for masked pieces in a row; 0: the largest budget, padded to a multiple of 8
+    max_span_offset: int = 15  # pieces of a merged span that SBO predicts (code README; its default is 20)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The encoder and its heads. Defaults are BERT-base."""
+
+    layers: int = 12
+    embed: int = 768
+    heads: int = 12
+    mlp: int = 3072
+    max_length: int = 512  # rows of the position table
+    token_types: int = 2
+    dropout: float = 0.1
+    attention_dropout: float = 0.1
+    layer_norm_eps: float = 1e-12
+    init_std: float = 0.02
+    span_offset_embed: int = 200  # width of SBO's position table (paper section 4.2)
+
+
+@dataclasses.dataclass(frozen=True)
+class ComputeConfig:
+    """How the same function is computed; nothing here changes what is learned."""
+
+    dtype: str = "auto"  # "float32", "bfloat16", or "auto": bfloat16 on GPU and TPU
+    unroll: bool = False  # unroll the layers (faster steps) instead of scanning them (faster compilation)
+    remat: str = "none"  # "none", "dots" (keep matrix products) or "full" (keep layer inputs)
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW. Paper section 4.2, and SB#6 for base: 8 times the batch, 300k steps, 5e-4."""
+
+    learning_rate: float = 5e-4
+    warmup_steps: int = 10_000
+    decay_from: str = "start"  # the linear decay counts steps from the "start" (code) or from "warmup_end"
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    eps_placement: str = "corrected"  # added to the bias-corrected root (PyTorch, optax), or "uncorrected" (code)
+    weight_decay: float = 0.1  # paper; the code's README says 0.01
+    decay_scope: str = "all"  # "all" parameters (code), or "matrices": no biases, no LayerNorm
+    clip_norm: float = 1.0  # of the global gradient norm (code); 0: none
+    gradient_divisor: float = 1.0  # before clipping; the code divides a mean gradient by about 616 once more
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """The run."""
+
+    batch_size: int = 2048  # rows over all devices
+    accumulation: int = 1  # microbatches a step
+    steps: int = 300_000
+    seed: int = 1
+    sbo_weight: float = 1.0  # loss = MLM + sbo_weight * SBO
+    log_every: int = 100
+    eval_every: int = 5_000
+    eval_blocks: int = 0  # held-out blocks that an evaluation visits; 0: all
+    checkpoint_every: int = 2_000
+    keep_checkpoints: int = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each axis; one of them may be -1: all that are left."""
+
+    data: int = -1
+    fsdp: int = 1
+    model: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A whole experiment."""
+
+    task: str = "pretraining"
+    corpus: CorpusConfig = CorpusConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    data: DataConfig = DataConfig()
+    masking: MaskingConfig = MaskingConfig()
+    model: ModelConfig = ModelConfig()
+    compute: ComputeConfig = ComputeConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    train: TrainConfig = TrainConfig()
+    mesh: MeshConfig = MeshConfig()
+
+
+# Fields that may differ when a run goes on: they change where, how fast or how long, not what is computed at a step.
+MAY_CHANGE = (
+    "corpus.workers",
+    "data.dir",
+    "compute.unroll",
+    "compute.remat",
+    "train.accumulation",
+    "train.log_every",
+    "train.eval_every",
+    "train.eval_blocks",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "mesh.data",
+    "mesh.fsdp",
+    "mesh.model",
+)
+
+_CHOICES = {
+    "task": ("pretraining",),
+    "corpus.document_break": ("blank_line", "file"),
+    "corpus.sentences": ("sentencex", "none"),
+    "tokenizer.kind": ("unigram", "bpe", "wordpiece"),
+    "masking.scheme": ("span", "whole_word", "subword"),
+    "masking.granularity": ("span", "piece"),
+    "masking.boundaries": ("external", "internal"),
+    "compute.dtype": ("auto", "float32", "bfloat16"),
+    "compute.remat": ("none", "dots", "full"),
+    "optimizer.decay_from": ("start", "warmup_end"),
+    "optimizer.eps_placement": ("corrected", "uncorrected"),
+    "optimizer.decay_scope": ("all", "matrices"),
+}
+
+_POSITIVE = (
+    "tokenizer.vocab_size",
+    "tokenizer.sample_bytes",
+    "masking.span_min",
+    "masking.max_span_offset",
+    "model.layers",
+    "model.embed",
+    "model.heads",
+    "model.mlp",
+    "model.max_length",
+    "model.token_types",
+    "model.span_offset_embed",
+    "train.batch_size",
+    "train.accumulation",
+    "train.steps",
+    "train.log_every",
+    "train.eval_every",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "optimizer.gradient_divisor",
+)
+
+_SHARES = (
+    "corpus.held_out",
+    "masking.mask_share",
+    "masking.random_share",
+    "model.dropout",
+    "model.attention_dropout",
+)
+
+
+def default_config() -> "ConfigDict":
+    """The defaults as a ConfigDict, for a file in configs/ to change and return."""
+    from ml_collections import ConfigDict  # only the edge needs it: the step also runs where it is not installed
+
+    return ConfigDict(dataclasses.asdict(Config()))
+
+
+def from_config_dict(config: "ConfigDict") -> Config:
+    """Freezes and checks a ConfigDict; raises UserError, with the numbers, where fields do not fit together."""
+    frozen = from_dict(config.to_dict())
+    check(frozen)
+    return frozen
+
+
+def from_dict(fields: Mapping[str, Any]) -> Config:
+    """Builds a Config from nested plain dicts, as `to_json` wrote them; raises UserError on an unknown field."""
+
+    def build(cls: Any, values: Mapping[str, Any], prefix: str) -> Any:
+        known = {f.name: f for f in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - set(known))
+        if unknown:
+            raise UserError(f"config: unknown field {prefix}{unknown[0]}; known here: {', '.join(known)}")
+        return cls(
+            **{
+                name: build(known[name].type, value, f"{prefix}{name}.") if isinstance(value, Mapping) else value
+                for name, value in values.items()
+            }
+        )
+
+    return build(Config, fields, "")
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """{"model.layers": 12, ...}"""
+    flat: dict[str, Any] = {}
+    for name, value in dataclasses.asdict(config).items():
+        if isinstance(value, dict):
+            flat.update({f"{name}.{key}": item for key, item in value.items()})
+        else:
+            flat[name] = value
+    return flat
+
+
+def to_json(config: Config) -> str:
+    """Text that `from_dict(json.loads(...))` reads back to an equal Config."""
+    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+
+
+def max_masked(config: Config) -> int:
+    """Slots for masked pieces in a row: `masking.max_masked`, or the largest budget padded to a multiple of 8."""
+    return config.masking.max_masked or -(-_largest_budget(config) // 8) * 8
+
+
+def _largest_budget(config: Config) -> int:
+    masking = config.masking
+    rate = max(masking.rate, masking.final_rate if masking.rate_steps else 0.0)
+    return math.ceil(rate * (config.data.block_length - 2))
+
+
+def check(config: Config) -> None:
+    """Raises UserError where a field is out of range or two fields do not fit together."""
+    flat = flatten(config)
+    for name, choices in _CHOICES.items():
+        if flat[name] not in choices:
+            raise UserError(f"config.{name} is {flat[name]!r}; it must be one of {', '.join(map(repr, choices))}")
+    for name in _POSITIVE:
+        if flat[name] <= 0:
+            raise UserError(f"config.{name} is {flat[name]}; it must be greater than 0")
+    for name in _SHARES:
+        if not 0 <= flat[name] < 1 and not (name.startswith("masking.") and flat[name] == 1):
+            raise UserError(f"config.{name} is {flat[name]}; it is a share, from 0 to less than 1")
+    _check_masking(config)
+    _check_model(config)
+    _check_train(config)
+
+
+def _check_masking(config: Config) -> None:
+    masking = config.masking
+    for name in ("rate", "final_rate"):
+        if not 0 < getattr(masking, name) < 1:
+            raise UserError(f"config.masking.{name} is {getattr(masking, name)}; it must lie between 0 and 1")
+    if masking.mask_share + masking.random_share > 1:
+        raise UserError(
+            f"config.masking.mask_share {masking.mask_share} and random_share {masking.random_share} add up to "
+            f"{masking.mask_share + masking.random_share:g}; at most 1 is possible, the rest is kept as it is"
+        )
+    if not 0 < masking.span_p < 1:
+        raise UserError(f"config.masking.span_p is {masking.span_p}; it must lie between 0 and 1")
+    if masking.span_max < masking.span_min:
+        raise UserError(
+            f"config.masking.span_max is {masking.span_max}, under span_min {masking.span_min}; raise it to at least that"
+        )
+    if max_masked(config) < _largest_budget(config):
+        raise UserError(
+            f"config.masking.max_masked is {masking.max_masked}, but a block of {config.data.block_length - 2} pieces "
+            f"has up to {_largest_budget(config)} masked ones at rate {max(masking.rate, masking.final_rate)}; "
+            "raise it, or leave it at 0"
+        )
+    if masking.scheme == "subword" and config.train.sbo_weight:
+        raise UserError(
+            "config.masking.scheme is 'subword', which has no spans for the span-boundary objective; "
+            "set config.train.sbo_weight=0 with it"
+        )
+
+
+def _check_model(config: Config) -> None:
+    model, data = config.model, config.data
+    if model.embed % model.heads:
+        raise UserError(
+            f"config.model.embed {model.embed} is not divisible by config.model.heads {model.heads}; "
+            f"use {model.embed // model.heads * model.heads or model.heads} or another number of heads"
+        )
+    if data.block_length < 8:
+        raise UserError(f"config.data.block_length is {data.block_length}; it must be at least 8")
+    if data.block_length > model.max_length:
+        raise UserError(
+            f"config.data.block_length {data.block_length} is over the position table's {model.max_length} rows; "
+            f"lower it, or raise config.model.max_length"
+        )
+    if config.tokenizer.kind == "wordpiece" and not config.tokenizer.vocab_file:
+        raise UserError(
+            "config.tokenizer.kind is 'wordpiece' without a vocabulary; give one with "
+            "--config.tokenizer.vocab_file=vocab.txt, or train one with --config.tokenizer.kind=unigram"
+        )
+    if config.tokenizer.lowercase and config.tokenizer.kind != "wordpiece":
+        raise UserError(
+            f"config.tokenizer.lowercase is for 'wordpiece' alone, and config.tokenizer.kind is {config.tokenizer.kind!r}"
+        )
+
+
+def _check_train(config: Config) -> None:
+    train, optimizer = config.train, config.optimizer
+    if train.batch_size % train.accumulation:
+        raise UserError(
+            f"config.train.batch_size {train.batch_size} is not divisible by config.train.accumulation "
+            f"{train.accumulation}; use {-(-train.batch_size // train.accumulation) * train.accumulation}"
+        )
+    for name in ("warmup_steps", "weight_decay", "clip_norm", "learning_rate"):
+        if getattr(optimizer, name) < 0:
+            raise UserError(f"config.optimizer.{name} is {getattr(optimizer, name)}; it must not be negative")
+    if optimizer.warmup_steps > train.steps:
+        raise UserError(
+            f"config.optimizer.warmup_steps {optimizer.warmup_steps} is over config.train.steps {train.steps}; "
+            "the learning rate would never reach its peak: lower it"
+        )
+    if train.sbo_weight < 0:
+        raise UserError(f"config.train.sbo_weight is {train.sbo_weight}; it must not be negative")
+    if config.corpus.held_out <= 0:
+        raise UserError("config.corpus.held_out is 0; evaluation needs a share of the documents, such as 0.005")
+    if not config.corpus.files and not config.corpus.name:
+        raise UserError("config.corpus has neither files nor a name; give --config.corpus.files='data/*.txt'")
+    axes = dataclasses.asdict(config.mesh)
+    if sum(size == -1 for size in axes.values()) > 1 or any(size < 1 and size != -1 for size in axes.values()):
+        raise UserError(f"config.mesh is {axes}; sizes are at least 1, and at most one of them is -1")

@@ -1,0 +1,277 @@
+"""Span masking of a whole batch at once, in TensorFlow graph ops.
+
+Invariant: a row's masks are a function of (its pieces, its key, the rate) alone, where the key is a hash of (seed, epoch,
+block); neither the rest of the batch nor the internal chunk of draws changes them. They are exactly what the
+reference's sequential algorithm makes of the same draws (SpanBERT code: data/masking.py; paper section 3.1):
+
+    while fewer than ceil(rate * length) pieces are masked:
+        draw a number of words from the renormalised geometric law, and an anchor, uniform over the pieces
+        unless the anchor is masked: mask that many words from the start of the anchor's word, to the right,
+            up to the end of the block or to the budget (even inside a word); masked pieces on the way are free
+
+How it is vectorised: draw t of a chunk owns bit t of an integer a piece. Adding that bit where the draw's words begin,
+subtracting it where they end, and summing along the row gives every piece the set of draws that would cover it. A draw is
+accepted unless an accepted earlier one covers its anchor: a triangular system, solved by iterating until nothing
+changes. The lowest accepted bit is the moment at which a piece is masked, and moments are all that the budget needs.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+import tensorflow as tf
+
+from spanbert_jax.config import Config, MaskingConfig, max_masked
+from spanbert_jax.text.tokenizer import Tokenizer
+
+MASK, RANDOM, KEPT = 0, 1, 2  # what may replace a masked piece
+
+_GAMMA = 0x9E3779B97F4A7C15  # splitmix64 (Steele et al. 2014): step of the counter, and the two multipliers below
+_SPANS, _REPLACEMENT, _RANDOM_PIECE = 1, 2, 3  # streams of draws of one row
+_MAX_CHUNK = 62  # draws a round: bits of an int64 that are neither the sign nor the mask so far
+_NEVER = 64  # the moment of a piece that no draw covers
+
+
+def mask_rate(masking: MaskingConfig, step: tf.Tensor) -> tf.Tensor:
+    """The share of pieces to mask at a step (int64 scalar): a float64 scalar on the config's straight line."""
+    if masking.rate_steps == 0:
+        return tf.constant(masking.rate, tf.float64)
+    progress = tf.minimum(tf.cast(step, tf.float64) / masking.rate_steps, 1.0)
+    return masking.rate + (masking.final_rate - masking.rate) * progress
+
+
+def row_keys(seed: int, epochs: tf.Tensor, blocks: tf.Tensor) -> tf.Tensor:
+    """uint64 [batch]: one key for each (seed, epoch, block); epochs and blocks are int64 [batch]."""
+    key = _mix(tf.constant(seed % 2**64, tf.uint64))
+    return _mix(_mix(key + tf.cast(epochs, tf.uint64)) + tf.cast(blocks, tf.uint64))
+
+
+def span_law(masking: MaskingConfig) -> np.ndarray:
+    """float64 [span_max - span_min + 1]: probabilities of span lengths in words, proportional to (1 - p)^length."""
+    lowest, highest = word_limits(masking)
+    weights = (1 - masking.span_p) ** np.arange(highest - lowest + 1, dtype=np.float64)
+    return weights / weights.sum()
+
+
+def word_limits(masking: MaskingConfig) -> tuple[int, int]:
+    """Fewest and most words in a span: one each for "whole_word" and for "subword", whose words are single pieces."""
+    return (masking.span_min, masking.span_max) if masking.scheme == "span" else (1, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Runs:
+    """Maximal runs of masked pieces, seen from each slot; all int32 [batch, slots], garbage where not `used`."""
+
+    positions: tf.Tensor  # of the slot's piece in the block
+    starts: tf.Tensor  # first position of its run
+    ends: tf.Tensor  # last position of its run
+    used: tf.Tensor  # bool
+
+
+class Masker:
+    """Masks batches of blocks for one config and tokenizer; `piece_counts` int64 [vocab] is the corpus's unigram law."""
+
+    def __init__(self, config: Config, tokenizer: Tokenizer, piece_counts: np.ndarray, chunk: int = 0) -> None:
+        self.masking = config.masking
+        self.row_length = config.data.block_length
+        self.slots = max_masked(config)
+        self.cls_id, self.sep_id, self.mask_id = tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id
+        self.pad_id = tokenizer.pad_id
+        law = span_law(self.masking)
+        self._length_thresholds = np.floor(np.cumsum(law) * 2**32).astype(np.int64)
+        self._length_thresholds[-1] = 2**32
+        # One table, one gather: three facts about a piece as bits.
+        facts = tokenizer.starts_word + 2 * tokenizer.ends_word + 4 * tokenizer.joins_next
+        self._facts = np.asarray(facts, np.int32)
+        self._cumulative = np.cumsum(piece_counts, dtype=np.int64)
+        # Enough draws for nearly every row in one round; the result does not depend on it.
+        mean_words = float(law @ np.arange(law.size)) + word_limits(self.masking)[0]
+        self.chunk = chunk or min(_MAX_CHUNK, math.ceil(1.5 * self.slots / mean_words) + 12)
+
+    def mask_batch(
+        self, pieces: tf.Tensor, lengths: tf.Tensor, keys: tf.Tensor, rate: tf.Tensor, describe: bool = False
+    ) -> dict[str, tf.Tensor]:
+        """Rows [CLS] block [SEP] padding, and what to predict in them.
+
+        Args: pieces int32 [batch, block_length - 2], lengths int32 [batch] (pieces in each block; 0: an empty filler
+        row), keys uint64 [batch] from `row_keys`, rate float64 scalar.
+
+        Returns, with K = config.max_masked and positions counted in the row ([CLS] is 0), everything 0 in unused slots:
+        input_ids int32 [batch, block_length], lengths int32 [batch] ([CLS] and [SEP] included), masked_positions and
+        masked_ids int32 [batch, K] (ascending; the original ids), masked_weights float32 [batch, K], span_left,
+        span_right, span_offset int32 [batch, K] and span_weights float32 [batch, K] (all 0 where SBO predicts nothing).
+        With `describe` also replacement int32 [batch, K]: MASK, RANDOM or KEPT, and -1 in unused slots.
+        """
+        budget = tf.cast(tf.math.ceil(rate * tf.cast(lengths, tf.float64)), tf.int32)  # [batch]
+        mask = self.choose(self.word_starts(pieces), lengths, budget, keys)  # bool [batch, pieces]
+        runs = _runs(mask, budget, self.slots)
+        weights = tf.cast(runs.used, tf.int32)
+        original = tf.gather(pieces, runs.positions, batch_dims=1) * weights
+        kind = self._kinds(runs, keys)
+        replaced = self._replaced(original, kind, runs.positions, keys)
+        places = (runs.positions + 1) * weights
+        outputs = {
+            "input_ids": self._rows(pieces, lengths, places, replaced),
+            "lengths": tf.where(lengths > 0, lengths + 2, 0),
+            "masked_positions": places,
+            "masked_ids": original,
+            "masked_weights": tf.cast(weights, tf.float32),
+            **self._span_rows(runs, lengths),
+        }
+        if describe:
+            outputs["replacement"] = tf.where(runs.used, kind, -1)
+        return outputs
+
+    def word_starts(self, pieces: tf.Tensor) -> tf.Tensor:
+        """bool, the shape of `pieces` (int32 [batch, pieces]): whether a word begins there."""
+        if self.masking.scheme == "subword":
+            return tf.ones_like(pieces, tf.bool)
+        facts = tf.gather(self._facts, pieces)  # [batch, pieces]
+        previous = tf.pad(facts[:, :-1], [[0, 0], [1, 0]], constant_values=2)
+        return ((facts & 1) + (previous & 2) > 0) & tf.equal(previous & 4, 0)
+
+    def span_draws(self, keys: tf.Tensor, lengths: tf.Tensor, first: tf.Tensor, count: int) -> tuple[tf.Tensor, tf.Tensor]:
+        """Draws first .. first + count - 1 of each row: (words, anchors), both int32 [batch, count].
+
+        One hash a draw: its upper half is compared with the cumulative law, its lower half scaled to the block.
+        """
+        numbers = first + tf.range(count, dtype=tf.int64)
+        draws = _draw(keys[:, None], _SPANS, numbers[None, :])  # uint64 [batch, count]
+        upper = tf.cast(tf.bitwise.right_shift(draws, tf.constant(32, tf.uint64)), tf.int64)
+        lower = tf.bitwise.bitwise_and(draws, tf.constant(2**32 - 1, tf.uint64))
+        longer = tf.searchsorted(self._length_thresholds, tf.reshape(upper, [-1]), side="right")
+        words = tf.reshape(longer, tf.shape(upper)) + word_limits(self.masking)[0]
+        scaled = tf.bitwise.right_shift(lower * tf.cast(lengths, tf.uint64)[:, None], tf.constant(32, tf.uint64))
+        return words, tf.cast(scaled, tf.int32)
+
+    def choose(self, word_starts: tf.Tensor, lengths: tf.Tensor, budget: tf.Tensor, keys: tf.Tensor) -> tf.Tensor:
+        """bool [batch, pieces], true at exactly `budget` (int32 [batch]) pieces of each row."""
+        word = tf.cumsum(tf.cast(word_starts, tf.int32), axis=1)  # [batch, pieces], ascending
+
+        def unfilled(_: tf.Tensor, __: tf.Tensor, full: tf.Tensor) -> tf.Tensor:
+            return ~full
+
+        def draw_more(first: tf.Tensor, mask: tf.Tensor, _: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+            words, anchors = self.span_draws(keys, lengths, first, self.chunk)
+            anchor_word = tf.gather(word, anchors, batch_dims=1)
+            edges = tf.searchsorted(word, tf.concat([anchor_word, anchor_word + words], 1))  # [batch, 2 * chunk]
+            mask, full = _apply_draws(mask, anchors, tf.minimum(edges, lengths[:, None]), budget)
+            return first + self.chunk, tf.ensure_shape(mask, word_starts.shape), full
+
+        empty = tf.zeros_like(word_starts)
+        return tf.while_loop(unfilled, draw_more, (tf.constant(0, tf.int64), empty, tf.constant(False)))[1]
+
+    def _kinds(self, runs: _Runs, keys: tf.Tensor) -> tf.Tensor:
+        """int32 [batch, slots]: MASK, RANDOM or KEPT, drawn once a run or once a piece."""
+        by_piece = self.masking.granularity == "piece" or self.masking.scheme == "subword"
+        drawn_at = runs.positions if by_piece else runs.starts
+        draws = tf.bitwise.right_shift(_draw(keys[:, None], _REPLACEMENT, drawn_at), tf.constant(32, tf.uint64))
+        draws = tf.cast(draws, tf.int64)
+        mask_below = round(self.masking.mask_share * 2**32)
+        random_below = round((self.masking.mask_share + self.masking.random_share) * 2**32)
+        return tf.cast(draws >= mask_below, tf.int32) + tf.cast(draws >= random_below, tf.int32)
+
+    def _replaced(self, original: tf.Tensor, kind: tf.Tensor, positions: tf.Tensor, keys: tf.Tensor) -> tf.Tensor:
+        """int32 [batch, slots]: what stands in the input for each masked piece."""
+        draws = _draw(keys[:, None], _RANDOM_PIECE, positions) % tf.constant(self._cumulative[-1], tf.uint64)
+        flat = tf.reshape(tf.cast(draws, tf.int64), [-1])
+        # "right" passes over ids that the corpus does not have: they add nothing to the cumulative counts.
+        random = tf.reshape(tf.searchsorted(self._cumulative, flat, side="right"), tf.shape(kind))
+        return tf.where(kind == MASK, self.mask_id, tf.where(kind == RANDOM, random, original))
+
+    def _rows(self, pieces: tf.Tensor, lengths: tf.Tensor, places: tf.Tensor, replaced: tf.Tensor) -> tf.Tensor:
+        """int32 [batch, row_length]: [CLS] block [SEP] padding, with `replaced` at `places` (unused slots: 0)."""
+        cells = places + tf.range(tf.shape(pieces)[0])[:, None] * self.row_length
+        flat = tf.reshape(tf.pad(pieces, [[0, 0], [1, 1]]), [-1])
+        flat = tf.tensor_scatter_nd_update(flat, tf.reshape(cells, [-1, 1]), tf.reshape(replaced, [-1]))
+        corrupted = tf.reshape(flat, [-1, self.row_length])  # with anything at all under [CLS]
+        position = tf.range(self.row_length)[None, :]
+        last = tf.where(lengths > 0, lengths + 1, -1)[:, None]
+        rows = tf.where(position < last, corrupted, self.pad_id)
+        rows = tf.where(position == last, self.sep_id, rows)
+        return tf.where((position == 0) & (last > 0), self.cls_id, rows)
+
+    def _span_rows(self, runs: _Runs, lengths: tf.Tensor) -> dict[str, tf.Tensor]:
+        """SBO's rows: each masked piece with the boundaries of its run and its place in it (code: pair targets)."""
+        offset = runs.positions - runs.starts
+        used = runs.used & (offset < self.masking.max_span_offset)
+        if self.masking.scheme == "subword":
+            used = tf.zeros_like(used)
+        outside = 1 if self.masking.boundaries == "external" else 0
+        left, right = runs.starts - outside, runs.ends + outside
+        used &= (left >= 0) & (right < lengths[:, None])
+        keep = tf.cast(used, tf.int32)
+        return {
+            "span_left": (left + 1) * keep,
+            "span_right": (right + 1) * keep,
+            "span_offset": offset * keep,
+            "span_weights": tf.cast(keep, tf.float32),
+        }
+
+
+def _apply_draws(
+    mask: tf.Tensor, anchors: tf.Tensor, edges: tf.Tensor, budget: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Carries out a chunk of draws, in order, on `mask` (bool [batch, pieces]), up to `budget` (int32 [batch]).
+
+    anchors int32 [batch, chunk]; edges int32 [batch, 2 * chunk]: where each draw's words begin, then where they end.
+    Returns the new mask, and whether every row has its budget. The mask so far is bit 0, draw t is bit t + 1.
+    """
+    shape = tf.shape(mask)
+    batch, columns, chunk = shape[0], shape[1] + 1, anchors.shape[1]
+    bits = tf.constant(2 ** np.arange(1, chunk + 1, dtype=np.int64))
+    signed = tf.broadcast_to(tf.concat([bits, -bits], 0), [batch, 2 * chunk])
+    cells = edges + tf.range(batch)[:, None] * columns
+    edge_bits = tf.math.unsorted_segment_sum(tf.reshape(signed, [-1]), tf.reshape(cells, [-1]), batch * columns)
+    covers = tf.cumsum(tf.reshape(edge_bits, [batch, columns]), axis=1)[:, :-1] + tf.cast(mask, tf.int64)
+    earlier = tf.gather(covers, anchors, batch_dims=1) & (bits - 1)  # [batch, chunk]
+
+    def accept(accepted: tf.Tensor, _: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        free = tf.cast(tf.equal(earlier & accepted, 0), tf.int64)
+        following = 1 + tf.reduce_sum(free * bits, axis=1, keepdims=True)
+        return following, tf.reduce_any(tf.not_equal(following, accepted))
+
+    everything = tf.fill([batch, 1], tf.constant(-1, tf.int64))
+    accepted, _ = tf.while_loop(lambda _, changed: changed, accept, (everything, tf.constant(True)))
+
+    covers &= accepted
+    # The ones below the lowest bit, counted: its number. 64 where there is none.
+    moment = tf.cast(tf.raw_ops.PopulationCount(x=tf.bitwise.invert(covers) & (covers - 1)), tf.int32)  # [batch, pieces]
+    counts = tf.math.bincount(moment, minlength=chunk + 1, maxlength=chunk + 1, axis=-1)
+    masked = tf.cumsum(counts, axis=1)  # [batch, chunk + 1], pieces masked after each draw
+    short = masked < budget[:, None]
+    last = tf.reduce_sum(tf.cast(short, tf.int32), axis=1, keepdims=True)  # the draw that reaches the budget
+    room = budget[:, None] - tf.reduce_max(tf.where(short, masked, 0), axis=1, keepdims=True)
+    at_last = moment == last
+    within = tf.cumsum(tf.cast(at_last, tf.int32), axis=1) <= room
+    return (moment < last) | (at_last & within), ~tf.reduce_any(short[:, -1])
+
+
+def _runs(mask: tf.Tensor, budget: tf.Tensor, slots: int) -> _Runs:
+    """The masked pieces of each row in slots, left to right, with the maximal run that each belongs to."""
+    slot = tf.range(slots)[None, :]
+    used = slot < budget[:, None]
+    width = tf.shape(mask)[1]
+    # Every row has exactly its budget, so the positions of all rows, one after another, are easy to find again.
+    every = tf.pad(tf.cast(tf.where(tf.reshape(mask, [-1]))[:, 0], tf.int32), [[0, slots]])
+    place = tf.cumsum(budget, exclusive=True)[:, None] + slot
+    positions = tf.where(used, tf.gather(every, place) - tf.range(tf.shape(mask)[0])[:, None] * width, 0)
+    # Inside a run positions and slots advance together; unused slots get a run of their own.
+    skipped = tf.where(used, positions - slot, width)
+    first_slot = tf.searchsorted(skipped, skipped)
+    last_slot = tf.searchsorted(skipped, skipped, side="right") - 1
+    return _Runs(positions, skipped + first_slot, skipped + last_slot, used)
+
+
+def _mix(state: tf.Tensor) -> tf.Tensor:
+    """splitmix64's finaliser, uint64 to uint64."""
+    for shift, multiplier in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        state = tf.bitwise.bitwise_xor(state, tf.bitwise.right_shift(state, tf.constant(shift, tf.uint64)))
+        state *= tf.constant(multiplier, tf.uint64)
+    return tf.bitwise.bitwise_xor(state, tf.bitwise.right_shift(state, tf.constant(31, tf.uint64)))
+
+
+def _draw(keys: tf.Tensor, stream: int, numbers: tf.Tensor) -> tf.Tensor:
+    """uint64: draw `numbers` (any integers, 0 and up) of a stream of each key; shapes broadcast."""
+    start = _mix(keys + tf.constant(stream * _GAMMA % 2**64, tf.uint64))
+    return _mix(start + (tf.cast(numbers, tf.uint64) + 1) * tf.constant(_GAMMA, tf.uint64))

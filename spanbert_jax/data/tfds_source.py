@@ -1,0 +1,93 @@
+"""Documents from a TFDS dataset with a `text` feature, such as Wikipedia.
+
+Invariant: nothing is downloaded or prepared, only read; where there is no network it says so within seconds.
+"""
+
+import os
+import socket
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+from spanbert_jax.errors import UserError
+from spanbert_jax.text.documents import Document, make_documents
+
+BUCKET = "gs://tfds-data/datasets"
+_STORAGE_URL = "https://storage.googleapis.com"
+_TIMEOUT_SECONDS = 8
+_INSTEAD = "Name text files instead: --config.corpus.files='data/*.txt'"
+
+
+def read_tfds(name: str, data_dir: str) -> Iterator[Document]:
+    """The documents of a prepared dataset's "train" split (all splits where it has no such), in its own order.
+
+    Looks in `data_dir`, or where that is "", in TFDS's default directory and then in TFDS's public bucket.
+    Raises UserError where the dataset is in none of them, or has no feature `text`.
+    """
+    builder = _find(name, data_dir)
+    if "text" not in (builder.info.features or ()):
+        raise UserError(
+            f"config.corpus.name: the TFDS dataset {name!r} has no feature 'text', only "
+            f"{', '.join(builder.info.features or ())}. {_INSTEAD}"
+        )
+    splits = ["train"] if "train" in builder.info.splits else sorted(builder.info.splits)
+    return make_documents(_texts(builder, splits))
+
+
+def _texts(builder: tfds.core.DatasetBuilder, splits: list[str]) -> Iterator[tuple[str, float]]:
+    total = sum(builder.info.splits[split].num_examples for split in splits)
+    done = 0
+    for split in splits:
+        for example in _examples(builder, split):
+            text, done = example["text"], done + 1
+            yield text if isinstance(text, str) else text.decode("utf-8", "replace"), done / total
+
+
+def _examples(builder: tfds.core.DatasetBuilder, split: str) -> Iterator[Any]:
+    if builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD:  # which has no as_dataset
+        source = builder.as_data_source(split)
+        return (source[i] for i in range(len(source)))
+    return iter(tfds.as_numpy(builder.as_dataset(split, decoders=tfds.decode.PartialDecoding({"text": True}))))
+
+
+def _find(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
+    tried: list[str] = []
+    for place in [data_dir] if data_dir else ["", BUCKET]:
+        obstacle = _unreachable(place)
+        if obstacle:
+            tried.append(f"{place} ({obstacle})")
+            continue
+        try:
+            builder = tfds.builder(name, data_dir=place or None)
+            if builder.is_prepared():
+                return builder
+            tried.append(f"{builder.data_dir} (not there)")
+        except tfds.core.registered.DatasetNotFoundError:
+            tried.append(f"{place or 'the default directory'} (no dataset of that name, nor does TFDS know one)")
+        except Exception as error:  # whatever TFDS, TF's file systems and the dataset's own code raise
+            tried.append(
+                f"{place or 'the default directory'} ({type(error).__name__}: {str(error).splitlines()[0][:200]})"
+            )
+    raise UserError(
+        f"config.corpus.name: no prepared TFDS dataset {name!r} was found. Tried: {'; '.join(tried)}. {_INSTEAD}"
+    )
+
+
+def _unreachable(place: str) -> str:
+    """What stands in the way of a gs:// place, or ""; TF's own client retries for minutes before it says so."""
+    if not place.startswith("gs://"):
+        return ""
+    try:
+        socket.getaddrinfo("metadata.google.internal", 80)
+    except OSError:
+        os.environ.setdefault("NO_GCE_CHECK", "true")  # not on Google Cloud: there are no credentials to wait for
+    try:
+        urllib.request.urlopen(_STORAGE_URL, timeout=_TIMEOUT_SECONDS).close()
+    except urllib.error.HTTPError:
+        return ""  # an answer, whatever it is
+    except OSError as error:
+        return f"no connection: {getattr(error, 'reason', error)}"
+    return ""

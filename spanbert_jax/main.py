@@ -1,0 +1,69 @@
+"""The command line: flags, `jax.distributed`, dispatch on `config.task`. No logic.
+
+    python -m spanbert_jax.main --config configs/tiny.py [--workdir DIR] [--config.FIELD=VALUE ...]
+
+Invariant: importing this module is cheap (worker processes import it again), and a user's mistake ends in one line
+on stderr and exit status 1.
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from spanbert_jax.config import Config, from_config_dict
+from spanbert_jax.errors import UserError
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: a file in configs/.", lock_config=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "Everything of the run; default: runs/<the config's name>.")
+DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One process of several: run jax.distributed.initialize().")
+
+STOPPED_EARLY = 75  # EX_TEMPFAIL: asked to stop, and the same command goes on
+
+
+def run_app(main: Callable[[Config, str], int]) -> None:
+    """Parses the flags, calls `main(config, workdir)` and exits with what it returns."""
+
+    def checked(argv: list[str]) -> int:
+        if len(argv) > 1:
+            raise UserError(f"argument {argv[1]!r} is not a flag; fields are set as --config.FIELD=VALUE")
+        if CONFIG.value is None:
+            raise UserError("no configuration; give one with --config configs/tiny.py")
+        name = Path(config_flags.get_config_filename(flags.FLAGS["config"]).split(":")[0]).stem
+        return main(from_config_dict(CONFIG.value), WORKDIR.value or f"runs/{name}")
+
+    def run(argv: list[str]) -> int:
+        try:
+            return checked(argv)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+
+    app.run(run, flags_parser=_parse)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """absl's parser, with every mistake in one line."""
+    try:
+        return flags.FLAGS(argv)
+    except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(1)
+
+
+def main(config: Config, workdir: str) -> int:
+    """Runs the task; returns the exit status."""
+    if DISTRIBUTED.value:
+        import jax
+
+        jax.distributed.initialize()
+    from spanbert_jax.tasks import pretraining
+
+    tasks = {"pretraining": pretraining.run}
+    return 0 if tasks[config.task](config, workdir) else STOPPED_EARLY
+
+
+if __name__ == "__main__":
+    run_app(main)

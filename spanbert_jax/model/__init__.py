@@ -1,0 +1,1 @@
+"""The network, as functions of plain parameter dicts. The only package that imports flax."""

@@ -1,0 +1,238 @@
+"""BERT's encoder: embeddings and post-LayerNorm transformer layers with stacked parameters.
+
+Invariant: `ComputeConfig` changes speed and memory, never values beyond rounding, and padding (positions from a row's
+length on) never changes what a valid position becomes. Facts: Devlin et al. 2018; SpanBERT's models/pair_bert.py.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from spanbert_jax.config import ComputeConfig, ModelConfig
+from spanbert_jax.model import dropout as sites
+from spanbert_jax.model.attention import attention
+from spanbert_jax.model.axes import constrain
+from spanbert_jax.model.dropout import Dropout, dropout, site_seeds
+
+
+def padded_vocab(vocab_size: int) -> int:
+    """Rows of the word table: `vocab_size` rounded up to a multiple of 128, which matrix units like."""
+    return -(-vocab_size // 128) * 128
+
+
+def compute_dtype(compute: ComputeConfig, platform: str) -> jnp.dtype:
+    """The dtype of activations; `platform` is `jax.Device.platform`, such as "cpu", "gpu" or "tpu"."""
+    if compute.dtype == "auto":
+        return jnp.dtype(jnp.float32 if platform == "cpu" else jnp.bfloat16)
+    return jnp.dtype(compute.dtype)
+
+
+# GELU and LayerNorm keep only their inputs for the backward pass; autodiff would keep several arrays of that size.
+@functools.partial(jax.checkpoint, prevent_cse=False)
+def gelu(x: jax.Array) -> jax.Array:
+    """The exact GELU (code: models/pair_bert.py:25-30), computed in float32. By erf, as PyTorch does, not by jax.nn's
+    erfc, which takes longer."""
+    wide = x.astype(jnp.float32)
+    return (0.5 * wide * (1 + jax.lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
+
+
+@functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=(3,))
+def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> jax.Array:
+    """LayerNorm over the last axis with float32 statistics and the biased variance; the dtype of `x`."""
+    wide = x.astype(jnp.float32)
+    centered = wide - jnp.mean(wide, axis=-1, keepdims=True)
+    variance = jnp.mean(jnp.square(centered), axis=-1, keepdims=True)
+    return (centered * jax.lax.rsqrt(variance + eps) * scale + bias).astype(x.dtype)
+
+
+class LayerNorm(nn.Module):
+    """`layer_norm` with its parameters."""
+
+    eps: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        return layer_norm(x, scale, self.param("bias", nn.initializers.zeros, (x.shape[-1],)), self.eps)
+
+
+class Dense(nn.Module):
+    """A linear map of the last `axes` axes onto `features`: float32 parameters, N(0, std) and 0, computed in `dtype`.
+
+    Leading axes are flattened first: with two of them, XLA transposes whole activations for the kernel's gradient.
+    """
+
+    features: tuple[int, ...]
+    std: float
+    dtype: jnp.dtype
+    axes: int = 1
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        leading, inputs = x.shape[: -self.axes], x.shape[-self.axes :]
+        kernel = self.param("kernel", nn.initializers.normal(self.std), (*inputs, *self.features))
+        bias = self.param("bias", nn.initializers.zeros, self.features)
+        y = jnp.tensordot(x.reshape(-1, *inputs), kernel.astype(self.dtype), self.axes) + bias.astype(self.dtype)
+        return y.reshape(*leading, *self.features)
+
+
+class Embeddings(nn.Module):
+    """Word, position and token type, normalised and dropped out."""
+
+    model: ModelConfig
+    vocab_size: int
+    dtype: jnp.dtype
+
+    def setup(self) -> None:
+        model, init = self.model, nn.initializers.normal(self.model.init_std)
+        self.word = self.param("word", init, (padded_vocab(self.vocab_size), model.embed))
+        self.position = self.param("position", init, (model.max_length, model.embed))
+        self.token_type = self.param("token_type", init, (model.token_types, model.embed))
+        self.norm = LayerNorm(model.layer_norm_eps)
+
+    def __call__(self, input_ids: jax.Array, token_type_ids: jax.Array | None, state: Dropout | None) -> jax.Array:
+        if token_type_ids is None:
+            types = self.token_type[0]  # [embed]
+        else:  # a product: its gradient is one too, where that of a lookup would add row by row into two rows
+            one_hot = jax.nn.one_hot(token_type_ids, self.model.token_types)
+            types = jnp.einsum("blt,te->ble", one_hot, self.token_type, precision=jax.lax.Precision.HIGHEST)
+        x = jnp.take(self.word, input_ids, axis=0) + self.position[: input_ids.shape[1]] + types
+        x = constrain(self.norm(x).astype(self.dtype), "batch", "length", "embed")
+        return dropout(x, self.model.dropout, state, 0, sites.EMBEDDINGS)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention; queries, keys and values are one matrix product."""
+
+    model: ModelConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, lengths: jax.Array, state: Dropout | None, layer: jax.Array | int) -> jax.Array:
+        model = self.model
+        features = (3, model.heads, model.embed // model.heads)
+        qkv = Dense(features, model.init_std, self.dtype, name="qkv")(x)  # [batch, length, 3, heads, head_dim]
+        query, key, value = (
+            constrain(jnp.squeeze(part, 2), "batch", "length", "heads", "head_dim")
+            for part in jax.lax.split(qkv, (1, 1, 1), axis=2)
+        )
+        seeds = None if state is None else site_seeds(state, layer, sites.ATTENTION_PROBABILITIES)
+        mixed = attention(query, key, value, lengths, seeds, model.attention_dropout)
+        out = Dense((model.embed,), model.init_std, self.dtype, axes=2, name="output")(mixed)
+        out = dropout(out, model.dropout, state, layer, sites.ATTENTION_OUTPUT)
+        return LayerNorm(model.layer_norm_eps, name="norm")(x + out)
+
+
+class Mlp(nn.Module):
+    """The feed-forward half of a layer."""
+
+    model: ModelConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, state: Dropout | None, layer: jax.Array | int) -> jax.Array:
+        model = self.model
+        up = constrain(Dense((model.mlp,), model.init_std, self.dtype, name="up")(x), "batch", "length", "mlp")
+        out = Dense((model.embed,), model.init_std, self.dtype, name="down")(gelu(up))
+        out = dropout(out, model.dropout, state, layer, sites.MLP_OUTPUT)
+        return LayerNorm(model.layer_norm_eps, name="norm")(x + out)
+
+
+class EncoderLayer(nn.Module):
+    """One transformer layer."""
+
+    model: ModelConfig
+    dtype: jnp.dtype
+
+    def setup(self) -> None:
+        self.attention = SelfAttention(self.model, self.dtype)
+        self.mlp = Mlp(self.model, self.dtype)
+
+    def __call__(self, x: jax.Array, lengths: jax.Array, state: Dropout | None, layer: jax.Array | int) -> jax.Array:
+        x = self.mlp(self.attention(x, lengths, state, layer), state, layer)
+        return constrain(x, "batch", "length", "embed")
+
+
+class Encoder(nn.Module):
+    """The encoder alone. A model with heads is a subclass, so that "embeddings" and "encoder" are at the top of
+    every parameter tree."""
+
+    model: ModelConfig
+    compute: ComputeConfig
+    vocab_size: int  # of the tokenizer; the table has padded_vocab(vocab_size) rows
+    dtype: jnp.dtype
+
+    def setup(self) -> None:
+        self.embeddings = Embeddings(self.model, self.vocab_size, self.dtype)
+        self.encoder = self.param("encoder", self._init_layers)  # every leaf [layers, ...]
+
+    def _init_layers(self, key: jax.Array) -> dict[str, Any]:
+        layer, x = EncoderLayer(self.model, self.dtype), jnp.zeros((1, 1, self.model.embed), self.dtype)
+        keys = jax.random.split(key, self.model.layers)
+        return jax.vmap(lambda key: layer.init(key, x, jnp.ones(1, jnp.int32), None, 0)["params"])(keys)
+
+    def encode(
+        self, input_ids: jax.Array, lengths: jax.Array, token_type_ids: jax.Array | None, state: Dropout | None
+    ) -> jax.Array:
+        """Hidden states [batch, length, embed], in `dtype`; the arguments are those of `encode` below."""
+        module = EncoderLayer(self.model, self.dtype, parent=None)
+
+        def layer(x: jax.Array, params_and_index: tuple[Any, jax.Array]) -> tuple[Any, None]:
+            params, index = params_and_index
+            return module.apply({"params": params}, x, lengths, state, index), None
+
+        x = self.embeddings(input_ids, token_type_ids, state)
+        layer = _rematerialised(layer, self.compute)
+        if not self.compute.unroll:
+            return jax.lax.scan(layer, x, (self.encoder, jnp.arange(self.model.layers, dtype=jnp.uint32)))[0]
+        for index, params in enumerate(_unstack(self.encoder, self.model.layers)):
+            x, _ = layer(x, (params, jnp.uint32(index)))
+        return x
+
+
+def _rematerialised(layer: Callable, compute: ComputeConfig) -> Callable:
+    """The layer, recomputing in the backward pass what `compute.remat` says."""
+    if compute.remat == "none":
+        return layer
+    policies = jax.checkpoint_policies
+    policy = policies.dots_with_no_batch_dims_saveable if compute.remat == "dots" else policies.nothing_saveable
+    return jax.checkpoint(layer, policy=policy, prevent_cse=compute.unroll)  # a scan's loop prevents CSE by itself
+
+
+def _unstack(params: dict[str, Any], layers: int) -> list[dict[str, Any]]:
+    """One tree a layer. By `split`, whose gradient is one concatenation; that of indexing adds `layers` full arrays."""
+    leaves, structure = jax.tree.flatten(params)
+    split = [[jnp.squeeze(part, 0) for part in jax.lax.split(leaf, (1,) * layers)] for leaf in leaves]
+    return [jax.tree.unflatten(structure, parts) for parts in zip(*split, strict=True)]
+
+
+def dropout_state(key: jax.Array | None, rows: jax.Array | None, batch: int) -> Dropout | None:
+    """What the model's dropout takes; `rows` defaults to 0 .. batch - 1."""
+    if key is None:
+        return None
+    return Dropout(jnp.asarray(key, jnp.uint32), jnp.arange(batch, dtype=jnp.uint32) if rows is None else rows)
+
+
+def encode(
+    model: Encoder,
+    params: dict[str, Any],
+    input_ids: jax.Array,
+    lengths: jax.Array,
+    token_type_ids: jax.Array | None = None,
+    dropout_key: jax.Array | None = None,
+    rows: jax.Array | None = None,
+) -> jax.Array:
+    """Hidden states [batch, length, embed] in the compute dtype.
+
+    input_ids, token_type_ids: int32 [batch, length] (no token_type_ids: all 0). lengths: int32 [batch]; positions from
+    there on are padding: never attended to, their own hidden states finite and meaningless. dropout_key: uint32 scalar,
+    or None for no dropout. rows: uint32 [batch], each row's number in the global batch. `params` may have heads too.
+    """
+    state = dropout_state(dropout_key, rows, input_ids.shape[0])
+    hidden: Any = model.apply({"params": params}, input_ids, lengths, token_type_ids, state, method="encode")
+    return hidden

@@ -1,0 +1,164 @@
+"""The pre-training heads: masked language model (MLM) and span-boundary objective (SBO), and the model that has both.
+
+Invariant: both heads score with one matrix, the word embeddings, in one product, each with a bias of its own; an id
+that only pads the vocabulary scores -1e9 and gets no gradient. Facts: Joshi et al. 2020, section 3.2; the authors'
+models/pair_bert.py:324-402.
+"""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from spanbert_jax.config import Config, ModelConfig
+from spanbert_jax.model.axes import constrain
+from spanbert_jax.model.dropout import Dropout
+from spanbert_jax.model.encoder import Dense, Encoder, LayerNorm, compute_dtype, dropout_state, gelu, padded_vocab
+
+_NEVER = -1e9  # logit of the ids that only pad the vocabulary
+
+Batch = dict[str, jax.Array]
+
+
+class Logits(NamedTuple):
+    """Scores of the whole (padded) vocabulary for each masked position, float32 [batch, masked, vocab]."""
+
+    mlm: jax.Array
+    sbo: jax.Array
+
+
+class MaskedLanguageModelHead(nn.Module):
+    """The piece at a position from the hidden state there."""
+
+    model: ModelConfig
+    vocab: int
+    dtype: jnp.dtype
+
+    def setup(self) -> None:
+        self.dense = Dense((self.model.embed,), self.model.init_std, self.dtype)
+        self.norm = LayerNorm(self.model.layer_norm_eps)
+        self.bias = self.param("bias", nn.initializers.zeros, (self.vocab,))
+
+    def __call__(self, hidden: jax.Array) -> jax.Array:
+        """[..., embed] -> [..., embed], ready for the decoder."""
+        return self.norm(gelu(self.dense(hidden)))
+
+
+class SpanBoundaryHead(nn.Module):
+    """The piece at an offset inside a span from the hidden states on the span's two sides (paper, equation 1)."""
+
+    model: ModelConfig
+    vocab: int
+    max_span_offset: int
+    dtype: jnp.dtype
+
+    def setup(self) -> None:
+        model, init = self.model, nn.initializers.normal(self.model.init_std)
+        self.offset = self.param("offset", init, (self.max_span_offset, model.span_offset_embed))
+        self.dense_1 = Dense((model.embed,), model.init_std, self.dtype)
+        self.norm_1 = LayerNorm(model.layer_norm_eps)
+        self.dense_2 = Dense((model.embed,), model.init_std, self.dtype)
+        self.norm_2 = LayerNorm(model.layer_norm_eps)
+        self.bias = self.param("bias", nn.initializers.zeros, (self.vocab,))
+
+    def __call__(self, left: jax.Array, right: jax.Array, span_offset: jax.Array) -> jax.Array:
+        """[..., embed] twice and int32 [...] -> [..., embed]; an offset beyond the table takes its last row."""
+        one_hot = jax.nn.one_hot(jnp.clip(span_offset, 0, self.max_span_offset - 1), self.max_span_offset)
+        offset = (one_hot.astype(self.dtype)) @ self.offset.astype(self.dtype)
+        x = jnp.concatenate([left, right, offset], axis=-1)  # [..., 2 * embed + span_offset_embed]
+        x = self.norm_1(gelu(self.dense_1(x)))
+        return self.norm_2(gelu(self.dense_2(x)))
+
+
+class PretrainingModel(Encoder):
+    """The encoder with both heads."""
+
+    max_span_offset: int
+
+    def setup(self) -> None:
+        super().setup()
+        vocab = padded_vocab(self.vocab_size)
+        self.mlm = MaskedLanguageModelHead(self.model, vocab, self.dtype)
+        self.sbo = SpanBoundaryHead(self.model, vocab, self.max_span_offset, self.dtype)
+
+    def score(self, batch: Batch, state: Dropout | None) -> Logits:
+        """The scores of `apply`, below."""
+        hidden = self.encode(batch["input_ids"], batch["lengths"], None, state)
+        masked, left, right = _at(hidden, batch["masked_positions"], batch["span_left"], batch["span_right"])
+        rows = jnp.concatenate([self.mlm(masked), self.sbo(left, right, batch["span_offset"])], axis=1)
+        scores = constrain(_decode(rows, self.embeddings.word), "batch", "masked", "vocab")
+        is_id = jnp.arange(scores.shape[-1]) < self.vocab_size
+        mlm, sbo = jnp.split(scores, 2, axis=1)
+        return Logits(jnp.where(is_id, mlm + self.mlm.bias, _NEVER), jnp.where(is_id, sbo + self.sbo.bias, _NEVER))
+
+
+def _at(hidden: jax.Array, *positions: jax.Array) -> list[jax.Array]:
+    """`hidden` [batch, length, embed] at each of the int32 [batch, masked] positions: [batch, masked, embed] each.
+
+    One product with a one-hot matrix, and so is its gradient; that of a lookup is a scatter, which is slow on
+    accelerators, serial on CPU, and badly divided over a mesh. The product is under 0.5% of a step's arithmetic.
+    """
+    one_hot = jax.nn.one_hot(jnp.concatenate(positions, axis=1), hidden.shape[1], dtype=hidden.dtype)
+    return jnp.split(jnp.einsum("bml,ble->bme", one_hot, hidden), len(positions), axis=1)
+
+
+@jax.custom_vjp
+def _decode(rows: jax.Array, table: jax.Array) -> jax.Array:
+    """float32 scores [batch, masked, vocab] of `rows` [batch, masked, embed] against `table` [vocab, embed].
+
+    All three products take the dtype of `rows`: autodiff would multiply the float32 cotangent as it is.
+    """
+    return _decode_forward(rows, table)[0]
+
+
+def _decode_forward(rows: jax.Array, table: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    narrow = table.astype(rows.dtype)
+    return jnp.einsum("bme,ve->bmv", rows, narrow, preferred_element_type=jnp.float32), (rows, narrow)
+
+
+def _decode_backward(saved: tuple[jax.Array, jax.Array], cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
+    rows, table = saved
+    cotangent = cotangent.astype(rows.dtype)
+    d_table = jnp.einsum("bmv,bme->ve", cotangent, rows, preferred_element_type=jnp.float32)
+    return jnp.einsum("bmv,ve->bme", cotangent, table), d_table
+
+
+_decode.defvjp(_decode_forward, _decode_backward)
+
+
+def pretraining_model(config: Config, vocab_size: int, platform: str) -> PretrainingModel:
+    """The model of `config` for a tokenizer of `vocab_size` pieces on `platform` (`jax.Device.platform`)."""
+    return PretrainingModel(
+        model=config.model,
+        compute=config.compute,
+        vocab_size=vocab_size,
+        dtype=compute_dtype(config.compute, platform),
+        max_span_offset=config.masking.max_span_offset,
+    )
+
+
+def init_params(model: PretrainingModel, key: jax.Array) -> dict[str, Any]:
+    """Fresh float32 parameters: N(0, init_std), not truncated, for every kernel and table, 0 for biases, 1 for
+    LayerNorm's scales (code: models/pair_bert.py:455-466). A pure function of a jax.random key: jit it with
+    out_shardings to make them where they belong."""
+    one = jnp.ones((1, 1), jnp.int32)
+    names = ("input_ids", "masked_positions", "span_left", "span_right", "span_offset")
+    return model.init(key, {"lengths": one[0], **{name: one * 0 for name in names}}, None, method="score")["params"]
+
+
+def apply(
+    model: PretrainingModel,
+    params: dict[str, Any],
+    batch: Batch,
+    dropout_key: jax.Array | None = None,
+    rows: jax.Array | None = None,
+) -> Logits:
+    """Scores for the masked positions of a pre-training batch.
+
+    batch: input_ids int32 [batch, length]; lengths int32 [batch]; masked_positions, span_left, span_right, span_offset
+    int32 [batch, masked], positions in the row; other entries are ignored. dropout_key, rows: as for `encode`.
+    """
+    state = dropout_state(dropout_key, rows, batch["input_ids"].shape[0])
+    logits: Any = model.apply({"params": params}, batch, state, method="score")
+    return logits

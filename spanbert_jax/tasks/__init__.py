@@ -1,0 +1,1 @@
+"""One file a task: what it reads, what it minimises, what it reports."""

@@ -1,0 +1,1 @@
+"""Raw text in: documents, sentences, pieces. Knows no model and no TensorFlow."""

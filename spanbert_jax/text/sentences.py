@@ -1,0 +1,34 @@
+"""Text to sentences.
+
+Invariant: the sentences of a text hold all its characters but white space, in order, and a line's end ends a sentence.
+
+The library was chosen by measurement, on ten novels (8 MB) and ten files of English Wikipedia (10 MB), one core:
+
+                                              sentencex 1.0.32         blingfire 0.1.8
+                                              novels    Wikipedia      novels    Wikipedia
+    speed, MB/s                               117       52             14        11
+    boundaries before a lower-case letter     0.45 %    0.21 %         2.4 %     0.12 %
+    boundaries after a title or an initial    0.03 %    0.13 %         0.39 %    0.31 %
+    pieces in sentences over 510 pieces       0.9 %     0.07 %         0 %       0.05 %
+
+On Wikipedia they agree in 98.5 % of the boundaries. In dialogue sentencex keeps a quotation whole, however many
+sentences it has, while blingfire cuts between a quotation and its "exclaimed Helen" and after 'Mr.' at its start:
+long sentences cost nothing here (packing cuts the few that are over a block), wrong boundaries begin blocks in the
+middle of a sentence. sentencex also knows some 300 languages.
+"""
+
+import sentencex
+
+
+def split_sentences(text: str, language: str, splitter: str) -> list[str]:
+    """Splits `text` into sentences without white space around them, none of them empty.
+
+    Args:
+      text: any text; a line's end always ends a sentence.
+      language: ISO code for sentencex, which falls back to a similar language or to English.
+      splitter: "sentencex", or "none": a line is a sentence.
+    """
+    lines = text.splitlines()
+    if splitter == "sentencex":
+        lines = [sentence for line in lines if line.strip() for sentence in sentencex.segment(language, line)]
+    return [sentence for line in lines if (sentence := line.strip())]

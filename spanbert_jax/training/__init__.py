@@ -1,0 +1,1 @@
+"""The sharded step and the loop around it. Runs where TensorFlow is not installed."""

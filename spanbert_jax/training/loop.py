@@ -1,0 +1,231 @@
+"""The loop, the same for every task.
+
+Invariant: the order of its body never changes: evaluate, save, stop if asked to, take batch[step], step, log the
+window before. So a checkpoint named n is the state before batch n, and the device never waits for the host to log.
+"""
+
+import collections
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from types import FrameType
+from typing import Any, NamedTuple
+
+import jax
+from etils import epath
+from jax.sharding import Mesh, NamedSharding
+
+from spanbert_jax.config import Config
+from spanbert_jax.training import sharding
+from spanbert_jax.training.checkpoint import Checkpoints
+from spanbert_jax.training.flops import peak_flops
+from spanbert_jax.training.progress import MetricsWriter, Stage
+from spanbert_jax.training.step import (
+    Batch,
+    Objective,
+    Sums,
+    abstract_state,
+    init_state,
+    make_eval_step,
+    make_train_step,
+)
+
+_STEPS_AHEAD = 3  # dispatched and not yet finished: the device is never idle, and few batches are held
+
+
+class Task(NamedTuple):
+    """What the loop needs to know of a task."""
+
+    init: Callable[[jax.Array], Any]  # key -> params
+    objective: Objective
+    train_batches: Callable[[NamedSharding, int, int], Iterator[Batch]]  # (layout, first step, last step)
+    eval_batches: Callable[[NamedSharding], Iterator[Batch]]
+    metrics: Callable[[Mapping[str, float]], dict[str, float]]  # summed sums -> what they mean
+    describe: Callable[[Mapping[str, float]], str]  # metrics -> a few words for the progress display
+    row_flops: float  # model FLOPs of training on one row
+    metadata: Mapping[str, Any]  # saved with every checkpoint
+
+
+class Result(NamedTuple):
+    """Where the loop stopped."""
+
+    step: int
+    finished: bool
+    evaluation: dict[str, float]  # of the last evaluation; empty where there was none
+
+
+def run(config: Config, task: Task, workdir: epath.Path) -> Result:
+    """Trains from the newest checkpoint in the workdir, or from the start, to the last step or a request to stop.
+
+    Raises UserError where the mesh, the batch and the devices do not fit together, or a checkpoint cannot be read.
+    """
+    mesh = sharding.make_mesh(config.mesh)
+    sharding.check_batch(config.train.batch_size, config.train.accumulation, mesh)
+    with jax.set_mesh(mesh):
+        return _run(config, task, workdir)
+
+
+def _run(config: Config, task: Task, workdir: epath.Path) -> Result:
+    mesh = jax.sharding.get_mesh()
+    layout = sharding.batch_sharding(mesh)
+    abstract = abstract_state(config, task.init, mesh)
+    checkpoints = Checkpoints(workdir / "checkpoints", config.train)
+    first, last = checkpoints.latest() or 0, config.train.steps
+    state = checkpoints.restore(first, abstract) if first else init_state(config, task.init, mesh)
+    train_step = make_train_step(config, task.objective, abstract)
+    eval_step = make_eval_step(task.objective, mesh)
+    batches = task.train_batches(layout, first, last)
+    primary = jax.process_index() == 0
+    writer = MetricsWriter(workdir, first) if primary else None
+    window = _Window(config, task, mesh)
+    in_flight: collections.deque[jax.Array] = collections.deque()
+    evaluation: dict[str, float] = {}
+
+    with Stage("Training", start=first / last, enabled=primary) as stage, _StopSignals() as signals:
+        stage.say(f"Step {first:,} of {last:,}, {mesh.size} x {mesh.devices.flat[0].device_kind}; compiling")
+        step = first
+
+        def log(windows: list[tuple[int, dict[str, float]]]) -> None:
+            for at, metrics in windows:
+                if writer:
+                    writer.write(at, metrics)
+                stage.update(step / last, f"step {at:,} · {task.describe(metrics)}{_speed(metrics)}")
+
+        while True:
+            if step == last or (step % config.train.eval_every == 0 and step > first):
+                log(window.finish(step))
+                evaluation = _evaluate(task, eval_step, state["params"], layout)
+                if writer and step > first:
+                    writer.write(step, evaluation)
+                stage.say(f"Step {step:,}, held out: {task.describe(evaluation)}")
+                window.start()
+            stop = signals.asked or checkpoints.preempted(step)
+            if step > first:
+                checkpoints.save(step, state, {**task.metadata, "step": step}, force=stop or step == last)
+            if step == last or stop:
+                break
+            began = time.monotonic()
+            batch = next(batches)
+            window.waited += time.monotonic() - began
+            with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                state, sums = train_step(state, batch)
+            step += 1
+            in_flight.append(sums["gradient_norm"])
+            if len(in_flight) > _STEPS_AHEAD:
+                in_flight.popleft().block_until_ready()
+            log(window.add(step, sums))
+        log(window.finish(step))
+        checkpoints.close()
+    if writer:
+        writer.close()
+    return Result(step, step == last, evaluation)
+
+
+def _evaluate(task: Task, eval_step: Any, params: Any, layout: NamedSharding) -> dict[str, float]:
+    totals: collections.Counter[str] = collections.Counter()
+    pending: collections.deque[Sums] = collections.deque()
+    for batch in task.eval_batches(layout):
+        pending.append(eval_step(params, batch))
+        if len(pending) > _STEPS_AHEAD:
+            _add(totals, pending.popleft())
+    for sums in pending:
+        _add(totals, sums)
+    return {f"held_out/{name}": value for name, value in task.metrics(totals).items()}
+
+
+def _add(totals: collections.Counter[str], sums: Sums) -> None:
+    for name, value in sums.items():
+        totals[name] += float(value)  # type: ignore[assignment]  # a Counter of floats
+
+
+def _speed(metrics: Mapping[str, float]) -> str:
+    if "train/pieces_per_second" not in metrics:
+        return ""
+    mfu = f" · MFU {metrics['train/mfu']:.1%}" if "train/mfu" in metrics else ""
+    return f" · {metrics['train/pieces_per_second']:,.0f} pieces/s{mfu}"
+
+
+class _Window:
+    """The steps since the last metrics, and the time they took.
+
+    The first step is a window of its own, without speeds: it includes compilation. A full window is handed out a few
+    steps later, when its sums are surely there.
+    """
+
+    def __init__(self, config: Config, task: Task, mesh: Mesh):
+        peak = peak_flops(mesh.devices.flat[0].device_kind)
+        self._config, self._task = config, task
+        self._peak = peak * mesh.size if peak else None
+        self._compiled = False
+        self._full: list[tuple[int, list[Sums], float, float]] = []
+        self.start()
+
+    def start(self) -> None:
+        """Begins a window."""
+        self._sums: list[Sums] = []
+        self._began, self.waited = time.monotonic(), 0.0
+
+    def add(self, step: int, sums: Sums) -> list[tuple[int, dict[str, float]]]:
+        """Adds the sums of the step that led to `step`; returns (step, metrics) of the windows that are ready."""
+        self._sums.append(sums)
+        if not self._compiled:
+            self._compiled = True
+            metrics = self._metrics([sums], None, 0.0)
+            self.start()
+            return [(step, metrics)]
+        if step % self._config.train.log_every == 0:
+            self._close(step)
+        ready = [full for full in self._full if full[0] + _STEPS_AHEAD <= step]
+        self._full = self._full[len(ready) :]
+        return [(full[0], self._metrics(*full[1:])) for full in ready]
+
+    def finish(self, step: int) -> list[tuple[int, dict[str, float]]]:
+        """Ends the window under way at `step`, waits for it, and returns what is not yet handed out."""
+        if self._sums:
+            jax.block_until_ready(self._sums[-1])
+            self._close(step)
+        ready, self._full = self._full, []
+        return [(full[0], self._metrics(*full[1:])) for full in ready]
+
+    def _close(self, step: int) -> None:
+        self._full.append((step, self._sums, time.monotonic() - self._began, self.waited))
+        self.start()
+
+    def _metrics(self, sums: list[Sums], seconds: float | None, waited: float) -> dict[str, float]:
+        totals: collections.Counter[str] = collections.Counter()
+        for one in sums:
+            _add(totals, one)
+        norm, rate = totals.pop("gradient_norm") / len(sums), float(sums[-1]["learning_rate"])
+        del totals["learning_rate"]
+        metrics = {**self._task.metrics(totals), "gradient_norm": norm, "learning_rate": rate}
+        if seconds:
+            rows = len(sums) * self._config.train.batch_size
+            metrics["pieces_per_second"] = totals["pieces"] / seconds
+            metrics["sequences_per_second"] = rows / seconds
+            metrics["seconds_per_step"] = seconds / len(sums)
+            metrics["input_wait"] = waited / seconds
+            if self._peak:
+                metrics["mfu"] = rows * self._task.row_flops / seconds / self._peak
+        return {f"train/{name}": value for name, value in metrics.items()}
+
+
+class _StopSignals:
+    """Turns SIGTERM and the first Ctrl-C into a request to stop at the next step; with several processes, JAX's
+    preemption service does that for all of them at once."""
+
+    def __enter__(self) -> "_StopSignals":
+        self.asked = False
+        self._previous: dict[int, Any] = {}
+        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._ask)
+        return self
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+        signal.signal(number, self._previous[number])
+
+    def __exit__(self, *_: Any) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)

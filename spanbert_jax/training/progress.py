@@ -1,0 +1,112 @@
+"""What a person sees of a run, and what is kept of it: a bar a stage, metrics.jsonl and TensorBoard events.
+
+Invariant: every metric is in metrics.jsonl, once a step, whatever the display and however often the run was resumed.
+"""
+
+import json
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+from etils import epath
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+def clock(seconds: float) -> str:
+    """75 -> "1:15", 3675 -> "1:01:15"."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
+
+
+class Stage:
+    """A stage of work: a bar on a terminal, a line every ten seconds elsewhere, nothing where it is not `enabled`."""
+
+    def __init__(self, title: str, start: float = 0.0, enabled: bool = True):
+        """`start` is the fraction already done, by an earlier run say; it does not count in the time left."""
+        self._title, self._first, self._enabled = title, start, enabled
+        self._console = Console(highlight=False, soft_wrap=True)
+        self._bar: Progress | None = None
+        self._began = self._printed = time.monotonic()
+        self._detail = ""
+
+    def __enter__(self) -> "Stage":
+        if self._enabled and self._console.is_terminal:
+            self._bar = Progress(
+                TextColumn("[bold]{task.description}"),
+                BarColumn(bar_width=24),
+                TaskProgressColumn(),
+                TextColumn("{task.fields[detail]}"),
+                console=self._console,
+            )
+            self._task = self._bar.add_task(self._title, total=None, detail="")
+            self._bar.start()
+        elif self._enabled:
+            self._console.print(f"{self._title} ...", markup=False)
+        return self
+
+    def update(self, fraction: float | None, detail: str) -> None:
+        """Shows how far the stage is: a fraction of it (None: not known) and, in words, what was done."""
+        now = time.monotonic()
+        elapsed = now - self._began
+        if fraction is not None and fraction > self._first and elapsed > 1:
+            left = elapsed * (1 - fraction) / (fraction - self._first)
+            timed = f"{detail} · {clock(left)} left"
+        else:
+            timed = f"{detail} · {clock(elapsed)}"
+        self._detail = detail
+        if self._bar:
+            total = None if fraction is None else 1.0
+            self._bar.update(self._task, total=total, completed=fraction or 0.0, detail=timed)
+        elif self._enabled and now - self._printed >= _SECONDS_BETWEEN_LINES:
+            percent = "" if fraction is None else f"{100 * fraction:3.0f}% · "
+            self._console.print(f"{self._title}: {percent}{timed}", markup=False)
+            self._printed = now
+
+    def say(self, line: str) -> None:
+        """Prints a line that stays, above the bar."""
+        if self._enabled:
+            self._console.print(line, markup=False)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar:
+            self._bar.update(self._task, visible=False)
+            self._bar.stop()
+        if self._enabled and kind is None:
+            detail = f" · {self._detail}" if self._detail else ""
+            self._console.print(f"{self._title}: {clock(time.monotonic() - self._began)}{detail}", markup=False)
+
+
+class MetricsWriter:
+    """Appends to <workdir>/metrics.jsonl and <workdir>/tensorboard."""
+
+    def __init__(self, workdir: epath.Path, step: int):
+        """Drops what an earlier run wrote after `step`, the step that this one goes on from."""
+        from tensorboard.compat.proto import event_pb2, summary_pb2  # TensorFlow's, or its stand-in where it is missing
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        self._event, self._summary = event_pb2.Event, summary_pb2.Summary
+        path = workdir / "metrics.jsonl"
+        if path.exists():
+            kept = [line for line in path.read_text().splitlines() if line and json.loads(line)["step"] <= step]
+            aside = workdir / "metrics.jsonl.tmp"
+            aside.write_text("".join(f"{line}\n" for line in kept))
+            aside.rename(path)
+        self._file = path.open("a")
+        self._events = EventFileWriter(str(workdir / "tensorboard"))
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """One line {"step": ..., name: value} and one event."""
+        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        self._file.flush()
+        values: list[Any] = [self._summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
+        self._events.add_event(self._event(step=step, wall_time=time.time(), summary=self._summary(value=values)))
+
+    def close(self) -> None:
+        """Flushes both."""
+        self._file.close()
+        self._events.close()

@@ -1,0 +1,126 @@
+"""Where every array lives: the mesh, and one table from parameter names to axes.
+
+Invariant: each parameter matches exactly one row of `PARAMETER_AXES`, and no two of its dimensions land on one
+mesh axis; anything else fails at start-up. Optimizer moments follow their parameter.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from spanbert_jax.config import MeshConfig
+from spanbert_jax.errors import UserError
+
+BATCH_AXES = ("data", "fsdp")
+
+# Pattern of the whole path -> the logical name of each dimension; None is never split.
+PARAMETER_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+    (r"embeddings/word", ("vocab", "embed")),
+    (r"embeddings/(position|token_type)", (None, "embed")),
+    (r"embeddings/norm/(scale|bias)", (None,)),
+    (r"encoder/attention/qkv/kernel", (None, "embed", None, "heads", None)),
+    (r"encoder/attention/qkv/bias", (None, None, "heads", None)),
+    (r"encoder/attention/output/kernel", (None, "heads", None, "embed")),
+    (r"encoder/attention/output/bias", (None, None)),
+    (r"encoder/(attention|mlp)/norm/(scale|bias)", (None, None)),
+    (r"encoder/mlp/up/kernel", (None, "embed", "mlp")),
+    (r"encoder/mlp/up/bias", (None, "mlp")),
+    (r"encoder/mlp/down/kernel", (None, "mlp", "embed")),
+    (r"encoder/mlp/down/bias", (None, None)),
+    (r"(mlm|sbo)/bias", ("vocab",)),
+    (r"mlm/dense/kernel", ("embed", None)),
+    (r"mlm/dense/bias", (None,)),
+    (r"sbo/offset", (None, None)),
+    (r"sbo/dense_[12]/kernel", (None, "embed")),
+    (r"sbo/dense_[12]/bias", (None,)),
+    (r"(mlm/norm|sbo/norm_[12])/(scale|bias)", (None,)),
+)
+
+# Logical name -> mesh axis, for parameters (activations have their own table in model/axes.py).
+MESH_AXIS = {"vocab": "model", "heads": "model", "mlp": "model", "embed": "fsdp"}
+
+
+def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
+    """The mesh (data, fsdp, model) over all devices, -1 filled in.
+
+    Raises UserError where the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = {"data": config.data, "fsdp": config.fsdp, "model": config.model}
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    if len(devices) % fixed or (-1 not in sizes.values() and fixed != len(devices)):
+        raise UserError(
+            f"config.mesh {sizes} does not fit {len(devices)} devices; "
+            "the sizes must multiply to that number (-1 takes what is left)"
+        )
+    shape = tuple(len(devices) // fixed if size == -1 else size for size in sizes.values())
+    return jax.make_mesh(shape, tuple(sizes), axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows of the global batch over the data and fsdp axes; every other dimension whole."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def check_batch(batch_size: int, accumulation: int, mesh: Mesh) -> None:
+    """Raises UserError where a microbatch does not spread evenly over the mesh's data and fsdp axes."""
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    unit = shards * accumulation
+    if batch_size % unit:
+        below, above = batch_size // unit * unit, -(-batch_size // unit) * unit
+        raise UserError(
+            f"config.train.batch_size {batch_size} is not divisible by {shards} data shards x {accumulation} "
+            f"microbatches; use {f'{below} or ' if below else ''}{above}"
+        )
+
+
+def parameter_axes(path: str) -> tuple[str | None, ...]:
+    """The logical axes of the parameter at "a/b/c"; raises ValueError unless exactly one row matches."""
+    rows = [axes for pattern, axes in PARAMETER_AXES if re.fullmatch(pattern, path)]
+    if len(rows) != 1:
+        raise ValueError(f"parameter {path} matches {len(rows)} rows of PARAMETER_AXES; it must match exactly one")
+    return rows[0]
+
+
+def parameter_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    """The mesh axes of one parameter; raises UserError where a dimension does not divide."""
+    logical = parameter_axes(path)
+    if len(logical) != len(shape):
+        raise ValueError(f"parameter {path} has shape {shape}, and the table names {len(logical)} axes")
+    spec = [MESH_AXIS[name] if name else None for name in logical]
+    used = [axis for axis in spec if axis]
+    if len(set(used)) != len(used):
+        raise ValueError(f"parameter {path}: two of its axes {logical} land on one mesh axis")
+    for name, size, axis in zip(logical, shape, spec, strict=True):
+        if axis and size % mesh.shape[axis]:
+            raise UserError(
+                f"parameter {path}: its {name} dimension {size} is not divisible by config.mesh.{axis} "
+                f"{mesh.shape[axis]}; choose a mesh axis that divides it"
+            )
+    return PartitionSpec(*spec)
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """A pytree key path as "a/b/c"."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def state_shardings(state: Mapping[str, Any], mesh: Mesh) -> Any:
+    """The sharding of every leaf of an abstract {"params", "opt_state", "step"}; what is no moment is replicated."""
+    specs = {
+        path_name(path): parameter_spec(path_name(path), leaf.shape, mesh)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state["params"])
+    }
+    shapes = {path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(state["params"])}
+
+    def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        parts = path_name(path).split("/")
+        suffixes = ("/".join(parts[i:]) for i in range(len(parts)))
+        name = next((s for s in suffixes if s in specs and shapes[s] == leaf.shape), None)
+        return NamedSharding(mesh, specs[name] if name else PartitionSpec())
+
+    return jax.tree_util.tree_map_with_path(sharding, state)

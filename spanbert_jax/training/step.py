@@ -1,0 +1,115 @@
+"""The train step and the evaluation step: pure functions of (state, batch), jitted over a mesh.
+
+Invariant: the update depends on the global batch alone. Losses are sums whose normalisers are counted over the whole
+batch first, and dropout is keyed by (seed, step, global row), so that neither the mesh nor the number of
+microbatches changes the result beyond rounding.
+"""
+
+import zlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from spanbert_jax.config import Config
+from spanbert_jax.training import sharding
+from spanbert_jax.training.optimizer import learning_rate, make_optimizer
+
+State = dict[str, Any]  # {"params", "opt_state", "step"}
+Batch = dict[str, jax.Array]
+Sums = dict[str, jax.Array]  # fp32 scalars that add over rows, devices and microbatches
+
+
+class Objective(NamedTuple):
+    """What a task minimises.
+
+    totals: batch -> the normalisers of its losses, counted over the whole batch.
+    loss: (params, rows of the batch, totals, dropout key or None, global row numbers or None) -> (loss, sums); the
+        losses of a batch's parts add up to the loss of the batch.
+    """
+
+    totals: Callable[[Batch], Any]
+    loss: Callable[[Any, Batch, Any, jax.Array | None, jax.Array | None], tuple[jax.Array, Sums]]
+
+
+def stream_key(seed: int, stream: str, step: jax.Array | int) -> jax.Array:
+    """The key of a named stream of randomness at a step: nothing to carry along, nothing to checkpoint."""
+    key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(stream.encode()))
+    return jax.random.fold_in(key, step)
+
+
+def abstract_state(config: Config, init: Callable[[jax.Array], Any], mesh: Mesh) -> Any:
+    """Shapes, dtypes and shardings of the state, nothing allocated."""
+    shapes = jax.eval_shape(_init_state(config, init))
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        shapes,
+        sharding.state_shardings(shapes, mesh),
+    )
+
+
+def init_state(config: Config, init: Callable[[jax.Array], Any], mesh: Mesh) -> State:
+    """The state before the first step; each leaf is made on the devices that hold it."""
+    shapes = abstract_state(config, init, mesh)
+    return jax.jit(_init_state(config, init), out_shardings=jax.tree.map(lambda leaf: leaf.sharding, shapes))()
+
+
+def _init_state(config: Config, init: Callable[[jax.Array], Any]) -> Callable[[], State]:
+    def make() -> State:
+        params = init(stream_key(config.train.seed, "params", 0))
+        opt_state = make_optimizer(config.optimizer, config.train.steps).init(params)
+        return {"params": params, "opt_state": opt_state, "step": jnp.zeros((), jnp.int32)}
+
+    return make
+
+
+def _microbatches(batch: Batch, count: int) -> Batch:
+    """[batch, ...] -> [count, batch / count, ...], each microbatch spread over all devices as the batch is."""
+    return jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), batch)
+
+
+def make_train_step(config: Config, objective: Objective, abstract: State) -> Any:
+    """The jitted step (state, batch) -> (state, sums), laid out as `abstract_state`; it donates the state it is given."""
+    optimizer = make_optimizer(config.optimizer, config.train.steps)
+    schedule = learning_rate(config.optimizer, config.train.steps)
+    count = config.train.accumulation
+
+    def gradients(params: Any, batch: Batch, key: jax.Array) -> tuple[Any, Sums]:
+        totals = objective.totals(batch)
+        rows = jnp.arange(next(iter(batch.values())).shape[0], dtype=jnp.uint32)
+        grad = jax.grad(objective.loss, has_aux=True)
+        if count == 1:
+            return grad(params, batch, totals, key, rows)
+
+        def add(carry: Any, part: tuple[Batch, jax.Array]) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, carry, grad(params, part[0], totals, key, part[1])), None
+
+        parts = (_microbatches(batch, count), rows.reshape(-1, count).T)
+        first = jax.tree.map(lambda x: x[0], parts)
+        shapes = jax.eval_shape(lambda: grad(params, first[0], totals, key, first[1]))
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        return jax.lax.scan(add, zeros, parts)[0]
+
+    def train_step(state: State, batch: Batch) -> tuple[State, Sums]:
+        key = jax.random.bits(stream_key(config.train.seed, "dropout", state["step"]), dtype=jnp.uint32)
+        grads, sums = gradients(state["params"], batch, key)
+        updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
+        params = optax.apply_updates(state["params"], updates)
+        sums |= {"gradient_norm": optax.tree.norm(grads), "learning_rate": schedule(state["step"])}
+        return {"params": params, "opt_state": opt_state, "step": state["step"] + 1}, sums
+
+    layout = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    replicated = NamedSharding(layout["step"].mesh, PartitionSpec())
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(layout, replicated))
+
+
+def make_eval_step(objective: Objective, mesh: Mesh) -> Any:
+    """The jitted (params, batch) -> sums, without dropout."""
+
+    def eval_step(params: Any, batch: Batch) -> Sums:
+        return objective.loss(params, batch, objective.totals(batch), None, None)[1]
+
+    return jax.jit(eval_step, out_shardings=NamedSharding(mesh, PartitionSpec()))

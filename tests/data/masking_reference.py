@@ -1,0 +1,83 @@
+"""Span masking one block and one piece at a time, as SpanBERT's paper (3.1) and code (data/masking.py) define it.
+
+Plain Python from the definition, with its own random numbers; knows nothing of the implementation under test.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+PMF = (0.2241, 0.1792, 0.1434, 0.1147, 0.0918, 0.0734, 0.0587, 0.0470, 0.0376, 0.0301)  # of 1 to 10 words, p = 0.2
+
+
+@dataclasses.dataclass
+class Masked:
+    """What was done to a block; positions count its pieces from 0."""
+
+    mask: list[bool]
+    words: list[int]  # of each accepted draw, before any cut
+    runs: list[tuple[int, int]]  # first and last position of every merged span
+
+
+def choose(starts: Sequence[bool], rate: float, draw: Callable[[], tuple[int, int]]) -> Masked:
+    """Masks spans of a block whose words begin at `starts`; `draw()` gives (words, anchor) again and again."""
+    length = len(starts)
+    budget = math.ceil(rate * length)
+    masked: set[int] = set()
+    accepted = []
+    while len(masked) < budget:
+        words, anchor = draw()
+        if anchor in masked:
+            continue
+        accepted.append(words)
+        position = anchor
+        while position > 0 and not starts[position]:
+            position -= 1
+        for _ in range(words):
+            if position >= length or len(masked) >= budget:
+                break
+            while len(masked) < budget:
+                masked.add(position)
+                position += 1
+                if position >= length or starts[position]:
+                    break
+    mask = [position in masked for position in range(length)]
+    return Masked(mask, accepted, merged_runs(mask))
+
+
+def merged_runs(mask: Sequence[bool]) -> list[tuple[int, int]]:
+    """First and last position of every maximal run."""
+    runs: list[tuple[int, int]] = []
+    for position, masked in enumerate(mask):
+        if masked and runs and runs[-1][1] == position - 1:
+            runs[-1] = (runs[-1][0], position)
+        elif masked:
+            runs.append((position, position))
+    return runs
+
+
+def geometric_draws(length: int, rng: np.random.Generator, p: float = 0.2, limit: int = 10) -> Callable[[], tuple[int, int]]:
+    """Draws of the paper's law: geometric, renormalised on 1 .. limit words; anchors uniform over the pieces."""
+    weights = np.array([p * (1 - p) ** (words - 1) for words in range(1, limit + 1)])
+    cumulative = np.cumsum(weights / weights.sum()).tolist()
+
+    def draw() -> tuple[int, int]:
+        u, v = rng.random(2).tolist()
+        return next(i for i, c in enumerate(cumulative, 1) if u < c or i == limit), int(v * length)
+
+    return draw
+
+
+def span_rows(runs: Sequence[tuple[int, int]], length: int, limit: int, external: bool) -> dict[int, tuple[int, int, int]]:
+    """{masked position: (left boundary, right boundary, offset)} for every piece that SBO predicts."""
+    rows = {}
+    for first, last in runs:
+        left, right = (first - 1, last + 1) if external else (first, last)
+        if left < 0 or right >= length:
+            continue
+        for offset, position in enumerate(range(first, last + 1)):
+            if offset < limit:
+                rows[position] = (left, right, offset)
+    return rows

@@ -1,0 +1,245 @@
+"""Input: a batch is a pure function of the step, whatever the devices, the start or the neighbours."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import tensorflow as tf
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from spanbert_jax.config import Config, DataConfig, MaskingConfig, TrainConfig
+from spanbert_jax.data.input import eval_batches, train_batches
+from spanbert_jax.errors import UserError
+from spanbert_jax.text.tokenizer import Tokenizer
+
+LENGTH = 32
+TOKENIZER = Tokenizer(
+    "wordpiece", "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghij", *(f"##{i}" for i in range(10))]).encode()
+)
+
+
+class FakeBlocks:
+    """Blocks in memory; block i is `LENGTH - 2` pieces or fewer, and spells i in its first four."""
+
+    def __init__(self, count: int) -> None:
+        rng = np.random.default_rng(count)
+        self.reads: list[int] = []
+        self.records = []
+        for i in range(count):
+            pieces = rng.integers(5, TOKENIZER.vocab_size, rng.integers(12, LENGTH - 1))
+            pieces[:4] = [5 + i // 10**digit % 10 for digit in range(4)]
+            feature = tf.train.Feature(int64_list=tf.train.Int64List(value=pieces))
+            example = tf.train.Example(features=tf.train.Features(feature={"input_ids": feature}))
+            self.records.append(example.SerializeToString())
+        self.metadata = SimpleNamespace(piece_counts=np.arange(TOKENIZER.vocab_size) * (np.arange(25) >= 5))
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def read(self, indices: np.ndarray) -> list[bytes]:
+        self.reads.extend(indices.tolist())
+        return [self.records[i] for i in indices]
+
+
+def make_config(batch_size: int = 8, seed: int = 1, **masking: Any) -> Config:
+    return Config(
+        data=DataConfig(block_length=LENGTH), train=TrainConfig(batch_size=batch_size, seed=seed), masking=MaskingConfig(**masking)
+    )
+
+
+def one_device() -> NamedSharding:
+    return NamedSharding(Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "fsdp")), PartitionSpec(("data", "fsdp")))
+
+
+def train(config: Config, blocks: FakeBlocks, start: int, stop: int) -> list[dict[str, np.ndarray]]:
+    return to_numpy(train_batches(config, blocks, TOKENIZER, one_device(), start, stop))  # type: ignore[arg-type]
+
+
+def held_out(config: Config, blocks: FakeBlocks, limit: int = 0) -> list[dict[str, np.ndarray]]:
+    return to_numpy(eval_batches(config, blocks, TOKENIZER, one_device(), limit))  # type: ignore[arg-type]
+
+
+def to_numpy(batches: Iterator[dict[str, jax.Array]]) -> list[dict[str, np.ndarray]]:
+    return [{name: np.asarray(value) for name, value in batch.items()} for batch in batches]
+
+
+def block_ids(batch: dict[str, np.ndarray]) -> list[int]:
+    """Which block each row that is not empty holds, read from its pieces once the masked ones are put back."""
+    ids = batch["input_ids"].copy()
+    used = batch["masked_weights"] > 0
+    rows = np.broadcast_to(np.arange(len(ids))[:, None], used.shape)[used]
+    ids[rows, batch["masked_positions"][used]] = batch["masked_ids"][used]
+    return [int((row[1:5] - 5) @ [1, 10, 100, 1000]) for row in ids[batch["lengths"] > 0]]
+
+
+def assert_equal(got: list[dict[str, np.ndarray]], expected: list[dict[str, np.ndarray]]) -> None:
+    assert len(got) == len(expected)
+    for one, other in zip(got, expected, strict=True):
+        assert one.keys() == other.keys()
+        for name in one:
+            np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+
+
+def test_shapes_and_types_of_a_batch() -> None:
+    batch = train(make_config(), FakeBlocks(21), 0, 1)[0]
+    assert {name: (value.shape, value.dtype.name) for name, value in batch.items()} == {
+        "input_ids": ((8, LENGTH), "int32"),
+        "lengths": ((8,), "int32"),
+        **{name: ((8, 8), "int32") for name in ("masked_positions", "masked_ids", "span_left", "span_right", "span_offset")},
+        **{name: ((8, 8), "float32") for name in ("masked_weights", "span_weights")},
+    }
+    np.testing.assert_array_equal(batch["lengths"], (batch["input_ids"] != TOKENIZER.pad_id).sum(1))
+
+
+def test_every_block_comes_once_an_epoch_though_epochs_end_inside_batches() -> None:
+    blocks, config = FakeBlocks(21), make_config()
+    order = [i for batch in train(config, blocks, 0, 8) for i in block_ids(batch)]  # 64 rows: three epochs and one row
+    epochs = [order[i * 21 : (i + 1) * 21] for i in range(3)]
+    assert all(sorted(epoch) == list(range(21)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    assert train(make_config(seed=2), blocks, 0, 1)[0]["input_ids"].tolist() != train(config, blocks, 0, 1)[0]["input_ids"].tolist()
+
+
+def test_starting_at_a_step_gives_the_batches_of_an_uninterrupted_run() -> None:
+    blocks, config = FakeBlocks(21), make_config(rate=0.2, final_rate=0.1, rate_steps=6)
+    whole = train(config, blocks, 0, 9)
+    assert_equal(train(config, blocks, 4, 9), whole[4:])
+    assert_equal(train(config, blocks, 0, 9), whole)
+    assert whole[0]["masked_weights"].sum() > 1.5 * whole[8]["masked_weights"].sum()
+
+
+def test_masks_follow_the_block_and_the_epoch_not_the_batch() -> None:
+    blocks = FakeBlocks(24)
+
+    def rows(batch_size: int) -> list[tuple[int, bytes]]:
+        batches = train(make_config(batch_size), blocks, 0, 48 // batch_size)
+        return [
+            (block, batch["masked_positions"][row].tobytes() + batch["input_ids"][row].tobytes())
+            for batch in batches
+            for row, block in enumerate(block_ids(batch))
+        ]
+
+    assert rows(8) == rows(6) == rows(48)
+    first, second = dict(rows(8)[:24]), dict(rows(8)[24:])
+    assert sum(first[block] != second[block] for block in range(24)) >= 23
+
+
+def test_evaluation_visits_every_block_once_with_the_same_masks() -> None:
+    blocks, config = FakeBlocks(21), make_config()
+    batches = held_out(config, blocks)
+    assert sorted(i for batch in batches for i in block_ids(batch)) == list(range(21))
+    assert_equal(held_out(make_config(seed=77, final_rate=0.5, rate_steps=3), blocks), batches_padded(batches, 0.5))
+    empty = batches[-1]["lengths"] == 0
+    assert len(batches) == 3 and empty.sum() == 3
+    assert all(not value[empty].any() for value in batches[-1].values())  # [PAD] is 0 here
+
+
+def batches_padded(batches: list[dict[str, np.ndarray]], rate: float) -> list[dict[str, np.ndarray]]:
+    """The same batches with the slots that a rate asks for."""
+    slots = -(-int(np.ceil(rate * (LENGTH - 2))) // 8) * 8
+    return [
+        {k: np.pad(v, [(0, 0), (0, slots - 8)]) if v.ndim == 2 and v.shape[1] == 8 else v for k, v in batch.items()}
+        for batch in batches
+    ]
+
+
+@pytest.mark.parametrize(("limit", "visited"), [(1, 1), (8, 8), (10, 10), (21, 21), (500, 21)])
+def test_a_limited_evaluation_is_the_start_of_the_whole_one(limit: int, visited: int) -> None:
+    blocks, config = FakeBlocks(21), make_config()
+    whole = [i for batch in held_out(config, blocks) for i in block_ids(batch)]
+    limited = [i for batch in held_out(config, blocks, limit) for i in block_ids(batch)]
+    assert limited == whole[:visited]
+
+
+def test_evaluation_does_not_depend_on_the_batch_size() -> None:
+    blocks = FakeBlocks(21)
+    one, other = (held_out(make_config(size), blocks) for size in (8, 5))
+    for name in one[0]:
+        together = [np.concatenate([batch[name] for batch in batches])[:21] for batches in (one, other)]
+        np.testing.assert_array_equal(*together, err_msg=name)
+
+
+PARTS = """
+import json, sys
+import jax, numpy as np
+devices = int(sys.argv[1])
+jax.config.update("jax_num_cpu_devices", devices)
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from tests.data import test_input as t
+from spanbert_jax.data import input as under_test
+
+def digest(batches):
+    return [{k: np.asarray(v).tolist() for k, v in b.items()} for b in batches]
+
+shape = (devices // 2, 2, 1) if devices > 1 else (1, 1, 1)
+mesh = Mesh(np.array(jax.devices()).reshape(shape), ("data", "fsdp", "model"))
+sharding = NamedSharding(mesh, P(("data", "fsdp")))
+blocks, config = t.FakeBlocks(21), t.make_config()
+batches = list(under_test.train_batches(config, blocks, t.TOKENIZER, sharding, 2, 6))
+assert all(v.sharding.is_equivalent_to(sharding, v.ndim) for b in batches for v in b.values())
+out = [digest(batches), digest(under_test.eval_batches(config, blocks, t.TOKENIZER, sharding, 0))]
+try:
+    under_test.train_batches(t.make_config(10), blocks, t.TOKENIZER, sharding, 0, 1)
+    out.append("")
+except under_test.UserError as error:
+    out.append(str(error))
+
+# The middle of three processes: only its rows are computed.
+class Held:
+    num_devices = devices
+    def shard_shape(self, shape): return sharding.shard_shape(shape)
+    def addressable_devices_indices_map(self, shape):
+        return dict(list(sharding.addressable_devices_indices_map(shape).items())[1:3])
+out.append(under_test._rows_held(Held(), 8).tolist())
+print(json.dumps(out))
+"""
+
+
+def test_batches_are_the_same_on_one_two_and_four_devices(tmp_path: Path) -> None:
+    script = tmp_path / "parts.py"
+    script.write_text(PARTS)
+    root = Path(__file__).resolve().parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    runs = []
+    for devices in (2, 4):
+        command = [sys.executable, str(script), str(devices)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=root)
+        assert done.returncode == 0, done.stderr
+        runs.append(json.loads(done.stdout))
+    blocks, config = FakeBlocks(21), make_config()
+    here = [[{k: v.tolist() for k, v in b.items()} for b in bs] for bs in (train(config, blocks, 2, 6), held_out(config, blocks))]
+    assert runs[0][:2] == runs[1][:2] == here
+    assert runs[0][2] == ""
+    assert "batch_size 10 is not divisible by the 4 parts" in runs[1][2] and "use 8 or 12" in runs[1][2]
+    assert runs[1][3] == [2, 3, 4, 5]
+
+
+def test_only_the_rows_that_are_held_are_read() -> None:
+    blocks, config = FakeBlocks(4000), make_config()
+    next(iter(train_batches(config, blocks, TOKENIZER, one_device(), 0, 1)))  # type: ignore[arg-type]
+    assert len(blocks.reads) == 8
+
+
+def test_a_batch_smaller_than_the_mesh_is_refused_with_a_size_that_fits() -> None:
+    class Four:
+        num_devices = 4
+
+        def shard_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+            return (shape[0] // 4,)
+
+    config = dataclasses.replace(make_config(), train=TrainConfig(batch_size=3))
+    with pytest.raises(UserError, match=r"batch_size 3 is not divisible by the 4 parts.*; use 4, or another mesh"):
+        train_batches(config, FakeBlocks(3), TOKENIZER, Four(), 0, 1)  # type: ignore[arg-type]
+
+
+def test_tensorflow_sees_no_accelerator() -> None:
+    assert not tf.config.get_visible_devices("GPU")

@@ -1,0 +1,96 @@
+"""The optimizer against torch.optim.AdamW and against fairseq's update written out in NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from spanbert_jax.config import OptimizerConfig
+from spanbert_jax.training.optimizer import learning_rate, make_optimizer
+
+
+def gradients(steps: int) -> list[dict[str, dict[str, np.ndarray]]]:
+    rng = np.random.default_rng(0)
+    return [
+        {
+            "dense": {"kernel": rng.normal(size=(4, 3)).astype(np.float32), "bias": rng.normal(size=3).astype(np.float32)},
+            "norm": {"scale": rng.normal(size=3).astype(np.float32) * 1e-6},
+        }
+        for _ in range(steps)
+    ]
+
+
+def train(config: OptimizerConfig, steps: int, total: int) -> list[dict]:
+    """The parameters after each update, from ones."""
+    optimizer = make_optimizer(config, total)
+    params = jax.tree.map(jnp.ones_like, gradients(1)[0])
+    state, history = optimizer.init(params), []
+    for grads in gradients(steps):
+        updates, state = optimizer.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        history.append(params)
+    return history
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, 1.0])
+def test_an_update_is_torch_adamw_s(clip_norm: float) -> None:
+    import torch
+
+    config = OptimizerConfig(learning_rate=0.1, warmup_steps=3, clip_norm=clip_norm)
+    ours = train(config, 8, total=10)
+    leaves = [torch.nn.Parameter(torch.ones(leaf.shape)) for leaf in jax.tree.leaves(gradients(1)[0])]
+    optimizer = torch.optim.AdamW(leaves, lr=1.0, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.1)
+    rates = [0.1 * r for r in (1 / 3, 2 / 3, 1, 0.7, 0.6, 0.5, 0.4, 0.3)]
+    for grads, rate, params in zip(gradients(8), rates, ours, strict=True):
+        for leaf, grad in zip(leaves, jax.tree.leaves(grads), strict=True):
+            leaf.grad = torch.tensor(grad)
+        if clip_norm:
+            torch.nn.utils.clip_grad_norm_(leaves, clip_norm)
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.step()
+        for leaf, value in zip(leaves, jax.tree.leaves(params), strict=True):
+            np.testing.assert_allclose(value, leaf.detach().numpy(), rtol=1e-5)
+
+
+def test_the_uncorrected_eps_and_the_second_division_are_fairseq_s() -> None:
+    config = OptimizerConfig(
+        learning_rate=0.1, warmup_steps=0, eps=1e-3, eps_placement="uncorrected", gradient_divisor=616, clip_norm=0
+    )
+    ours = train(config, 5, total=10)
+    moments = jax.tree.map(lambda leaf: (np.zeros(leaf.shape), np.zeros(leaf.shape), np.ones(leaf.shape)), gradients(1)[0])
+    for t, (grads, params) in enumerate(zip(gradients(5), ours, strict=True), start=1):
+
+        def update(grad: np.ndarray, state: tuple, t: int = t) -> tuple:
+            m, v, p = state
+            grad, rate = grad.astype(np.float64) / 616, 0.1 * (1 - (t - 1) / 10)
+            m, v = 0.9 * m + 0.1 * grad, 0.999 * v + 0.001 * grad**2
+            p = p - 0.1 * rate * p
+            p = p - rate * np.sqrt(1 - 0.999**t) / (1 - 0.9**t) * m / (np.sqrt(v) + 1e-3)
+            return m, v, p
+
+        moments = jax.tree.map(update, grads, moments)
+        for value, state in zip(jax.tree.leaves(params), jax.tree.leaves(moments, is_leaf=lambda x: type(x) is tuple)):
+            np.testing.assert_allclose(value, state[2], rtol=2e-5)
+
+
+def test_the_decay_scope_spares_biases_and_layer_norm() -> None:
+    history = {
+        scope: train(OptimizerConfig(weight_decay=0.5, decay_scope=scope, warmup_steps=0, learning_rate=0.1), 1, 10)[0]
+        for scope in ("all", "matrices")
+    }
+    assert np.all(history["all"]["dense"]["kernel"] == history["matrices"]["dense"]["kernel"])
+    for path in (("dense", "bias"), ("norm", "scale")):
+        with_decay, without = (history[scope][path[0]][path[1]] for scope in ("all", "matrices"))
+        np.testing.assert_allclose(with_decay - without, -0.05 * np.ones(3), rtol=1e-4)
+
+
+def test_the_learning_rate_at_the_steps_that_the_recipe_names() -> None:
+    """SpanBERT-large: peak 1e-4, 10,000 warm-up updates, 2.4M updates; the decay counts from step 0."""
+    config = OptimizerConfig(learning_rate=1e-4, warmup_steps=10_000)
+    at = learning_rate(config, 2_400_000)
+    updates = {1: 1e-8, 2: 2e-8, 10_000: 1e-4, 10_001: 1e-4 * (1 - 1 / 240), 2_400_000: 1e-4 / 2.4e6}
+    for update, rate in updates.items():
+        np.testing.assert_allclose(at(update - 1), rate, rtol=1e-2 if update == 2_400_000 else 1e-5)
+    from_peak = learning_rate(OptimizerConfig(learning_rate=1.0, warmup_steps=10, decay_from="warmup_end"), 20)
+    np.testing.assert_allclose([from_peak(9), from_peak(10), from_peak(15)], [1.0, 1.0, 0.5])

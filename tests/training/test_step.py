@@ -1,0 +1,121 @@
+"""The step is a pure function of the global batch: microbatches and devices do not change it."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from spanbert_jax.config import Config
+from spanbert_jax.model import heads
+from spanbert_jax.tasks.pretraining_loss import objective
+from spanbert_jax.training import sharding
+from spanbert_jax.training.step import abstract_state, init_state, make_eval_step, make_train_step
+from tests.synthetic import VOCAB, random_batch, small_config
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def states(config: Config, steps: int, seed: int = 0) -> Iterator[tuple[Any, dict[str, float]]]:
+    """(state, sums) after each step on random batches."""
+    mesh = sharding.make_mesh(config.mesh)
+    with jax.set_mesh(mesh):
+        model = heads.pretraining_model(config, VOCAB, "cpu")
+        target = objective(model, config.train.sbo_weight, commonest=7)
+        state = init_state(config, lambda key: heads.init_params(model, key), mesh)
+        step = make_train_step(config, target, abstract_state(config, lambda key: heads.init_params(model, key), mesh))
+        for number in range(steps):
+            batch = jax.device_put(random_batch(config, seed + number), sharding.batch_sharding(mesh))
+            state, sums = step(state, batch)
+            yield jax.tree.map(np.asarray, state), {name: float(value) for name, value in sums.items()}
+
+
+def losses(config: Config, steps: int) -> list[float]:
+    return [sums["mlm_loss"] / sums["mlm_count"] + sums["sbo_loss"] / (sums["sbo_count"] + 1) for _, sums in states(config, steps)]
+
+
+def test_four_microbatches_equal_one_batch_with_dropout_on() -> None:
+    whole, parts = (
+        list(states(small_config(train={"accumulation": count}, optimizer={"clip_norm": 0.0, "eps": 1e-3}), 3))
+        for count in (1, 4)
+    )
+    for (one, one_sums), (four, four_sums) in zip(whole, parts, strict=True):
+        for a, b in zip(jax.tree.leaves(one["params"]), jax.tree.leaves(four["params"]), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-6)
+        assert one_sums.keys() == four_sums.keys()
+        for name in one_sums:
+            if name != "positions":
+                assert one_sums[name] == pytest.approx(four_sums[name], rel=1e-5), name
+
+
+def test_the_same_seed_gives_identical_parameters_and_another_seed_does_not() -> None:
+    first, second, other = (
+        list(states(small_config(train={"seed": seed}), 3))[-1][0]["params"] for seed in (1, 1, 2)
+    )
+    assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True))
+    assert not np.array_equal(first["embeddings"]["word"], other["embeddings"]["word"])
+
+
+def test_dropout_differs_from_step_to_step() -> None:
+    config = small_config(optimizer={"learning_rate": 0.0})
+    same_batch = [sums["mlm_loss"] for _, sums in states(config, 1)]
+    mesh = sharding.make_mesh(config.mesh)
+    with jax.set_mesh(mesh):
+        model = heads.pretraining_model(config, VOCAB, "cpu")
+        init = lambda key: heads.init_params(model, key)  # noqa: E731
+        state = init_state(config, init, mesh)
+        step = make_train_step(config, objective(model, 1.0, 7), abstract_state(config, init, mesh))
+        for _ in range(2):
+            state, sums = step(state, random_batch(config, 0))
+            same_batch.append(float(sums["mlm_loss"]))
+    assert same_batch[0] == same_batch[1] != same_batch[2]
+
+
+def test_the_loss_falls_on_one_batch() -> None:
+    config = small_config(train={"steps": 60}, optimizer={"weight_decay": 0.0})
+    mesh = sharding.make_mesh(config.mesh)
+    with jax.set_mesh(mesh):
+        model = heads.pretraining_model(config, VOCAB, "cpu")
+        init = lambda key: heads.init_params(model, key)  # noqa: E731
+        state, batch = init_state(config, init, mesh), random_batch(config, 0)
+        target = objective(model, 1.0, 7)
+        step, evaluate = make_train_step(config, target, abstract_state(config, init, mesh)), make_eval_step(target, mesh)
+        before = evaluate(state["params"], batch)
+        for _ in range(60):
+            state, _ = step(state, batch)
+        after = evaluate(state["params"], batch)
+    assert after["mlm_loss"] < 0.5 * before["mlm_loss"]
+    assert after["sbo_loss"] < 0.8 * before["sbo_loss"]
+
+
+def test_a_batch_without_any_valid_pair_gives_a_finite_loss_and_gradient() -> None:
+    config = small_config()
+    model = heads.pretraining_model(config, VOCAB, "cpu")
+    target = objective(model, 1.0, 7)
+    batch = {name: jnp.asarray(value) for name, value in random_batch(config, 0).items()}
+    batch["span_weights"] = jnp.zeros_like(batch["span_weights"])
+    params = heads.init_params(model, jax.random.key(0))
+    loss, grads = jax.value_and_grad(lambda p: target.loss(p, batch, target.totals(batch), None, None)[0])(params)
+    assert np.isfinite(loss)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(grads))
+    assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(grads["sbo"]))
+
+
+@pytest.mark.parametrize("mesh", [{"data": 2}, {"data": 4}, {"fsdp": 4, "data": 1}, {"data": 2, "model": 2}])
+def test_devices_do_not_change_the_losses(mesh: dict[str, int]) -> None:
+    count = int(np.prod(list(mesh.values())))
+    script = (
+        "import json, jax, sys\n"
+        f"jax.config.update('jax_num_cpu_devices', {count})\n"
+        "from tests.synthetic import small_config\n"
+        "from tests.training.test_step import losses\n"
+        f"print(json.dumps(losses(small_config(mesh={mesh!r}), 5)))\n"
+    )
+    run = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    np.testing.assert_allclose(json.loads(run.stdout.splitlines()[-1]), losses(small_config(), 5), atol=1e-5)
