@@ -223,13 +223,6 @@ def default_config() -> "ConfigDict":
     return ConfigDict(dataclasses.asdict(Config()))
 
 
-def from_config_dict(config: "ConfigDict") -> Config:
-    """Freezes and checks a ConfigDict; raises UserError, with the numbers, where fields do not fit together."""
-    frozen = from_dict(config.to_dict())
-    check(frozen)
-    return frozen
-
-
 def from_dict(fields: Mapping[str, Any]) -> Config:
     """Builds a Config from nested plain dicts, as `to_json` wrote them; raises UserError on an unknown field."""
 

@@ -10,10 +10,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
-from spanbert_jax.config import Config, from_config_dict
+from spanbert_jax.config import Config, check, from_dict
 from spanbert_jax.errors import UserError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: a file in configs/.", lock_config=True)
@@ -29,12 +29,10 @@ def run_app(main: Callable[[Config, str], int]) -> None:
     def checked(argv: list[str]) -> int:
         if len(argv) > 1:
             raise UserError(f"argument {argv[1]!r} is not a flag; fields are set as --config.FIELD=VALUE")
-        if CONFIG.value is None:
-            raise UserError("no configuration; give one with --config configs/tiny.py")
-        name = Path(config_flags.get_config_filename(flags.FLAGS["config"]).split(":")[0]).stem
-        return main(from_config_dict(CONFIG.value), WORKDIR.value or f"runs/{name}")
+        return main(_config(), WORKDIR.value or f"runs/{Path(config_file()).stem}")
 
     def run(argv: list[str]) -> int:
+        logging.set_verbosity(logging.WARNING)  # Orbax logs 30 lines a checkpoint
         try:
             return checked(argv)
         except UserError as error:
@@ -44,12 +42,30 @@ def run_app(main: Callable[[Config, str], int]) -> None:
     app.run(run, flags_parser=_parse)
 
 
+def _config() -> Config:
+    try:
+        if CONFIG.value is None:
+            raise UserError("no configuration; give one with --config configs/tiny.py")
+        fields = CONFIG.value.to_dict()
+    except OSError as error:  # raised at the first use, not when the flag is parsed
+        raise UserError(f"--config {config_file()}: cannot be read ({str(error).splitlines()[-1].strip()})") from error
+    config = from_dict(fields)
+    check(config)
+    return config
+
+
+def config_file() -> str:
+    """The path that --config named."""
+    return config_flags.get_config_filename(flags.FLAGS["config"]).split(":")[0]
+
+
 def _parse(argv: list[str]) -> list[str]:
     """absl's parser, with every mistake in one line."""
     try:
         return flags.FLAGS(argv)
     except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        message = str(error.args[0] if error.args else error).replace("\\n", " ").replace("\\", "")
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
         sys.exit(1)
 
 
@@ -62,7 +78,7 @@ def main(config: Config, workdir: str) -> int:
     from spanbert_jax.tasks import pretraining
 
     tasks = {"pretraining": pretraining.run}
-    return 0 if tasks[config.task](config, workdir) else STOPPED_EARLY
+    return 0 if tasks[config.task](config, workdir, config_file()) else STOPPED_EARLY
 
 
 if __name__ == "__main__":

@@ -1,1 +1,7 @@
 """Documents to blocks to batches. The only package that imports TensorFlow; knows no model."""
+
+import os
+
+# TensorFlow reads these when it is imported. It only moves integers here, so oneDNN would do nothing but announce itself.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")

@@ -77,9 +77,10 @@ class Blocks:
         options = "readahead_buffer_size:0,max_parallelism:0"  # best for random access, say array_record's own notes
         self._readers = [ArrayRecordReader(str(path), options) for path in paths]
         self._ends = np.cumsum([reader.num_records() for reader in self._readers])
-        if self._ends[-1] != self.num_blocks:
+        found = int(self._ends[-1]) if paths else 0
+        if found != self.num_blocks:
             raise UserError(
-                f"{directory}: split {split!r} has {self._ends[-1]} blocks in {len(paths)} files, but its metadata "
+                f"{directory}: split {split!r} has {found} blocks in {len(paths)} files, but its metadata "
                 f"says {self.num_blocks}; delete the directory, so that it is built again"
             )
 
@@ -167,19 +168,21 @@ def sample_sentences(config: Config, report: Report = lambda *_: None) -> Iterat
     """
     corpus, limit = config.corpus, config.tokenizer.sample_bytes
     kept: list[tuple[bytes, bytes]] = []  # a heap of (hash, text): the smallest hash goes first
+    dropped = (b"", b"")  # the largest that had to go; nothing under it may come in again
     size, documents = 0, 0
+    clock = _Clock(report)
     with workers.Workers(corpus.workers) as pool:
-        clock = _Clock(report)
         for document in read_corpus(corpus, pool)[0]:
             documents += 1
             clock.tick(document.fraction, documents, 0)
-            if in_share(document.key, corpus.held_out):
+            entry = (hash_text(document.text), document.text.strip().encode())
+            if in_share(document.key, corpus.held_out) or entry <= dropped:
                 continue
-            text = document.text.encode()
-            heapq.heappush(kept, (hash_text(document.text), text))
-            size += len(text)
+            heapq.heappush(kept, entry)
+            size += len(entry[1])
             while size > limit and len(kept) > 1:
-                size -= len(heapq.heappop(kept)[1])
+                dropped = heapq.heappop(kept)
+                size -= len(dropped[1])
     report(1.0, documents, 0)
     for _, text in sorted(kept):
         yield from split_sentences(text.decode(), corpus.language, corpus.sentences)

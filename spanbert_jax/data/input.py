@@ -1,12 +1,13 @@
 """Global batches from blocks: step -> rows -> masks -> `jax.Array`s.
 
-Invariant: a batch is a pure function of (seed, step). Row r of step s is example g = s * batch + r; its epoch is g // N,
-its block permutation(seed, epoch)[g % N], and its masks come from (seed, epoch, block). So resuming is going on from a
-step, neither the number of processes nor the mesh changes a batch, and each block comes once an epoch. A process
+Invariant: a batch is a pure function of (seed, step). Row r of step s is example g = s * batch + r; its epoch is
+g // N, its block permutation(seed, epoch)[g % N], and its masks come from (seed, epoch, block). So resuming is going on
+from a step, neither the number of processes nor the mesh changes a batch, and each block comes once an epoch. A process
 computes the rows that its own devices hold, as the sharding says, and no others.
 """
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -24,9 +25,16 @@ EVAL_SEED = 0  # held-out masks are the same for every training seed, so that ru
 EVAL_EPOCH = 2**31 - 1  # an epoch that no training run reaches
 _PREFETCH = 4  # batches that wait ready
 
+_MakeBatch = Callable[[tf.Tensor], dict[str, tf.Tensor]]  # of a step, int64 scalar
+
 
 def train_batches(
-    config: Config, blocks: Blocks, tokenizer: Tokenizer, sharding: jax.sharding.Sharding, start_step: int, stop_step: int
+    config: Config,
+    blocks: Blocks,
+    tokenizer: Tokenizer,
+    sharding: jax.sharding.Sharding,
+    start_step: int,
+    stop_step: int,
 ) -> Iterator[dict[str, jax.Array]]:
     """The batches of steps start_step .. stop_step - 1, as `Masker.mask_batch` describes them.
 
@@ -34,17 +42,16 @@ def train_batches(
     instance NamedSharding(mesh, P(("data", "fsdp"))). Raises UserError where it doesn't divide the batch.
     """
     rows = _rows_held(sharding, config.train.batch_size)
-    masker = Masker(config, tokenizer, blocks.metadata.piece_counts)
-    seed = config.train.seed
-
-    def batch(step: tf.Tensor) -> dict[str, tf.Tensor]:
-        examples = step * config.train.batch_size + rows  # int64 [rows]
-        epochs = examples // len(blocks)
-        indices = _shuffled(examples % len(blocks), seed, epochs, len(blocks))
-        pieces, lengths = _read(blocks, indices, masker)
-        return masker.mask_batch(pieces, lengths, row_keys(seed, epochs, indices), mask_rate(config.masking, step))
-
+    batch = _train_batch(config, blocks, tokenizer, rows, describe=False)
     return _global_batches(batch, start_step, stop_step, sharding, rows, config.train.batch_size)
+
+
+def described_batches(
+    config: Config, blocks: Blocks, tokenizer: Tokenizer, start_step: int, stop_step: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """What `train_batches` gives, as NumPy, with what `Masker.mask_batch` adds to describe it."""
+    rows = np.arange(config.train.batch_size, dtype=np.int64)
+    return _local_batches(_train_batch(config, blocks, tokenizer, rows, describe=True), start_step, stop_step)
 
 
 def eval_batches(
@@ -71,6 +78,21 @@ def eval_batches(
     return _global_batches(batch, 0, steps, sharding, rows, config.train.batch_size)
 
 
+def _train_batch(config: Config, blocks: Blocks, tokenizer: Tokenizer, rows: np.ndarray, describe: bool) -> _MakeBatch:
+    masker = Masker(config, tokenizer, blocks.metadata.piece_counts)
+    seed = config.train.seed
+
+    def batch(step: tf.Tensor) -> dict[str, tf.Tensor]:
+        examples = step * config.train.batch_size + rows  # int64 [rows]
+        epochs = examples // len(blocks)
+        indices = _shuffled(examples % len(blocks), seed, epochs, len(blocks))
+        pieces, lengths = _read(blocks, indices, masker)
+        rate = mask_rate(config.masking, step)
+        return masker.mask_batch(pieces, lengths, row_keys(seed, epochs, indices), rate, describe)
+
+    return batch
+
+
 def _shuffled(indices: tf.Tensor, seed: int, epochs: tf.Tensor, count: int) -> tf.Tensor:
     """int64 [rows]: the block at place `indices` (below `count`) of each row's epoch's permutation.
 
@@ -82,7 +104,7 @@ def _shuffled(indices: tf.Tensor, seed: int, epochs: tf.Tensor, count: int) -> t
 
 
 def _read(blocks: Blocks, indices: tf.Tensor, masker: Masker) -> tuple[tf.Tensor, tf.Tensor]:
-    """(pieces int32 [rows, block_length - 2], padded; lengths int32 [rows]) of the blocks at `indices` (int64 [rows])."""
+    """Blocks at `indices` (int64 [rows]): pieces int32 [rows, block_length - 2], padded, and lengths int32 [rows]."""
 
     def read(wanted: np.ndarray) -> np.ndarray:
         return np.array(blocks.read(wanted), dtype=object)
@@ -105,32 +127,32 @@ def _rows_held(sharding: jax.sharding.Sharding, batch_size: int) -> np.ndarray:
         below, above = batch_size // shards * shards, -(-batch_size // shards) * shards
         sizes = f"{below} or {above}" if below else f"{above}"
         raise UserError(
-            f"config.train.batch_size {batch_size} is not divisible by the {shards} parts that the mesh cuts a batch into "
-            f"(config.mesh.data x config.mesh.fsdp); use {sizes}, or another mesh"
+            f"config.train.batch_size {batch_size} is not divisible by the {shards} parts that the mesh cuts a batch "
+            f"into (config.mesh.data x config.mesh.fsdp); use {sizes}, or another mesh"
         )
     held = sharding.addressable_devices_indices_map((batch_size,)).values()
     return np.unique(np.concatenate([np.arange(batch_size, dtype=np.int64)[index] for index in held]))
 
 
+def _local_batches(batch: _MakeBatch, start: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
+    """`batch` of each step, in order, computed ahead in the background."""
+    graph = tf.autograph.experimental.do_not_convert(batch)  # no Python in it to convert; tracing takes half the time
+    dataset = tf.data.Dataset.range(start, stop).map(graph, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    return dataset.prefetch(_PREFETCH).as_numpy_iterator()
+
+
 def _global_batches(
-    batch: Callable[[tf.Tensor], dict[str, tf.Tensor]],
-    start: int,
-    stop: int,
-    sharding: jax.sharding.Sharding,
-    rows: np.ndarray,
-    batch_size: int,
+    batch: _MakeBatch, start: int, stop: int, sharding: jax.sharding.Sharding, rows: np.ndarray, batch_size: int
 ) -> Iterator[dict[str, jax.Array]]:
-    """`batch` of each step, computed ahead in the background, with its rows given to this process's devices."""
-    batch = tf.autograph.experimental.do_not_convert(batch)  # it has no Python to convert, and tracing takes half the time
-    dataset = tf.data.Dataset.range(start, stop).map(batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    """`_local_batches`, its rows given to this process's devices."""
 
     def to_global(local: np.ndarray) -> jax.Array:
-        def part(index: tuple[slice, ...]) -> np.ndarray:
+        def part(index: Any) -> np.ndarray:
             first, last, _ = index[0].indices(batch_size)
             place = np.searchsorted(rows, first)
             return local[place : place + last - first]
 
         return jax.make_array_from_callback((batch_size, *local.shape[1:]), sharding, part)
 
-    for local in dataset.prefetch(_PREFETCH).as_numpy_iterator():
+    for local in _local_batches(batch, start, stop):
         yield {name: to_global(value) for name, value in local.items()}

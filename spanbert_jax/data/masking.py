@@ -1,7 +1,7 @@
 """Span masking of a whole batch at once, in TensorFlow graph ops.
 
-Invariant: a row's masks are a function of (its pieces, its key, the rate) alone, where the key is a hash of (seed, epoch,
-block); neither the rest of the batch nor the internal chunk of draws changes them. They are exactly what the
+Invariant: a row's masks are a function of (its pieces, its key, the rate) alone, where the key is a hash of (seed,
+epoch, block); neither the rest of the batch nor the internal chunk of draws changes them. They are exactly what the
 reference's sequential algorithm makes of the same draws (SpanBERT code: data/masking.py; paper section 3.1):
 
     while fewer than ceil(rate * length) pieces are masked:
@@ -10,9 +10,10 @@ reference's sequential algorithm makes of the same draws (SpanBERT code: data/ma
             up to the end of the block or to the budget (even inside a word); masked pieces on the way are free
 
 How it is vectorised: draw t of a chunk owns bit t of an integer a piece. Adding that bit where the draw's words begin,
-subtracting it where they end, and summing along the row gives every piece the set of draws that would cover it. A draw is
-accepted unless an accepted earlier one covers its anchor: a triangular system, solved by iterating until nothing
+subtracting it where they end, and summing along the row gives every piece the set of draws that would cover it. A draw
+is accepted unless an accepted earlier one covers its anchor: a triangular system, solved by iterating until nothing
 changes. The lowest accepted bit is the moment at which a piece is masked, and moments are all that the budget needs.
+"whole_word" is the same with spans of one word, "subword" (drawing pieces without replacement) with words of one piece.
 """
 
 import dataclasses
@@ -69,7 +70,7 @@ class _Runs:
 
 
 class Masker:
-    """Masks batches of blocks for one config and tokenizer; `piece_counts` int64 [vocab] is the corpus's unigram law."""
+    """Masks batches of blocks; `piece_counts` (int64 [vocab]) is the law that random pieces are drawn from."""
 
     def __init__(self, config: Config, tokenizer: Tokenizer, piece_counts: np.ndarray, chunk: int = 0) -> None:
         self.masking = config.masking
@@ -100,7 +101,8 @@ class Masker:
         input_ids int32 [batch, block_length], lengths int32 [batch] ([CLS] and [SEP] included), masked_positions and
         masked_ids int32 [batch, K] (ascending; the original ids), masked_weights float32 [batch, K], span_left,
         span_right, span_offset int32 [batch, K] and span_weights float32 [batch, K] (all 0 where SBO predicts nothing).
-        With `describe` also replacement int32 [batch, K]: MASK, RANDOM or KEPT, and -1 in unused slots.
+        With `describe` also replacement int32 [batch, K] (MASK, RANDOM or KEPT; -1 in unused slots), and drawn_words
+        int32 [batch, 16]: the lengths of the row's first draws.
         """
         budget = tf.cast(tf.math.ceil(rate * tf.cast(lengths, tf.float64)), tf.int32)  # [batch]
         mask = self.choose(self.word_starts(pieces), lengths, budget, keys)  # bool [batch, pieces]
@@ -120,6 +122,7 @@ class Masker:
         }
         if describe:
             outputs["replacement"] = tf.where(runs.used, kind, -1)
+            outputs["drawn_words"], _ = self.span_draws(keys, lengths, tf.constant(0, tf.int64), 16)
         return outputs
 
     def word_starts(self, pieces: tf.Tensor) -> tf.Tensor:
@@ -130,7 +133,9 @@ class Masker:
         previous = tf.pad(facts[:, :-1], [[0, 0], [1, 0]], constant_values=2)
         return ((facts & 1) + (previous & 2) > 0) & tf.equal(previous & 4, 0)
 
-    def span_draws(self, keys: tf.Tensor, lengths: tf.Tensor, first: tf.Tensor, count: int) -> tuple[tf.Tensor, tf.Tensor]:
+    def span_draws(
+        self, keys: tf.Tensor, lengths: tf.Tensor, first: tf.Tensor, count: int
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         """Draws first .. first + count - 1 of each row: (words, anchors), both int32 [batch, count].
 
         One hash a draw: its upper half is compared with the cumulative law, its lower half scaled to the block.
@@ -236,7 +241,9 @@ def _apply_draws(
 
     covers &= accepted
     # The ones below the lowest bit, counted: its number. 64 where there is none.
-    moment = tf.cast(tf.raw_ops.PopulationCount(x=tf.bitwise.invert(covers) & (covers - 1)), tf.int32)  # [batch, pieces]
+    moment = tf.cast(
+        tf.raw_ops.PopulationCount(x=tf.bitwise.invert(covers) & (covers - 1)), tf.int32
+    )  # [batch, pieces]
     counts = tf.math.bincount(moment, minlength=chunk + 1, maxlength=chunk + 1, axis=-1)
     masked = tf.cumsum(counts, axis=1)  # [batch, chunk + 1], pieces masked after each draw
     short = masked < budget[:, None]

@@ -41,13 +41,16 @@ def gelu(x: jax.Array) -> jax.Array:
     return (0.5 * wide * (1 + jax.lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
 
 
-@functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=(3,))
 def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> jax.Array:
     """LayerNorm over the last axis with float32 statistics and the biased variance; the dtype of `x`."""
-    wide = x.astype(jnp.float32)
-    centered = wide - jnp.mean(wide, axis=-1, keepdims=True)
-    variance = jnp.mean(jnp.square(centered), axis=-1, keepdims=True)
-    return (centered * jax.lax.rsqrt(variance + eps) * scale + bias).astype(x.dtype)
+
+    def normalise(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+        wide = x.astype(jnp.float32)
+        centered = wide - jnp.mean(wide, axis=-1, keepdims=True)
+        variance = jnp.mean(jnp.square(centered), axis=-1, keepdims=True)
+        return (centered * jax.lax.rsqrt(variance + eps) * scale + bias).astype(x.dtype)
+
+    return jax.checkpoint(normalise, prevent_cse=False)(x, scale, bias)
 
 
 class LayerNorm(nn.Module):

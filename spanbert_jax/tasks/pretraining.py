@@ -3,7 +3,9 @@
 Invariant: every stage finds what an earlier start finished and goes on from it: vocabulary, blocks, checkpoint.
 """
 
+import dataclasses
 import importlib.metadata
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -21,20 +23,25 @@ from spanbert_jax.model import heads
 from spanbert_jax.tasks.pretraining_loss import describe, metrics, objective
 from spanbert_jax.text import tokenizer as tokenizers
 from spanbert_jax.text.tokenizer import Tokenizer
-from spanbert_jax.training import flops, loop
+from spanbert_jax.training import flops, loop, sharding
 from spanbert_jax.training.progress import Stage
-from spanbert_jax.training.workdir import open_workdir
+from spanbert_jax.training.workdir import claim_workdir, open_workdir
 
 
-def run(config: Config, path: str) -> bool:
-    """Prepares what is missing, trains from where the workdir stands, reports; False where it was asked to stop."""
+def run(config: Config, path: str, config_file: str) -> bool:
+    """Prepares what is missing, trains from where the workdir stands, reports; False where it was asked to stop.
+
+    `config_file` is named in the commands that the report ends with.
+    """
+    sharding.mesh_of(config)  # before hours of preparation, not after them
     workdir = open_workdir(config, path)
     tokenizer, data = prepare(config, Path(workdir))
+    claim_workdir(config, workdir)
     train, held_out = (block_data.open_blocks(data / "blocks", split) for split in ("train", "held_out"))
     task = make_task(config, tokenizer, train, held_out)
     result = loop.run(config, task, workdir)
     if jax.process_index() == 0:
-        print(report(config, workdir, result))
+        print(report(config, workdir, config_file, result))
     return result.finished
 
 
@@ -76,10 +83,12 @@ def prepare(config: Config, workdir: Path) -> tuple[Tokenizer, Path]:
     """
     data = Path(config.data.dir) if config.data.dir else workdir / "data"
     if jax.process_index() == 0:
-        tokenizer = _prepare_tokenizer(config, data)
         if block_data.is_built(data / "blocks"):
+            tokenizer = tokenizers.load_tokenizer(data / "tokenizer")
+            _check_tokenizer(config, tokenizer, data / "tokenizer")
             block_data.check_blocks(block_data.read_metadata(data / "blocks"), config, tokenizer)
         else:
+            tokenizer = _make_tokenizer(config, data / "tokenizer")
             with Stage("Building blocks") as stage:
                 block_data.build_blocks(config, tokenizer, data / "blocks", _reporter(stage))
         _copy_tokenizer(data / "tokenizer", workdir / "tokenizer")
@@ -95,28 +104,33 @@ def _reporter(stage: Stage) -> Any:
     return show
 
 
-def _prepare_tokenizer(config: Config, data: Path) -> Tokenizer:
-    wanted, directory = config.tokenizer, data / "tokenizer"
-    given = _given_tokenizer(config) if wanted.vocab_file else None
-    if directory.exists():
-        found = tokenizers.load_tokenizer(directory)
-        if given and found.fingerprint != given.fingerprint:
-            raise UserError(
-                f"{directory}: not the vocabulary of {wanted.vocab_file}; choose another --config.data.dir or --workdir"
-            )
-        if not given and (found.kind, found.vocab_size) != (wanted.kind, wanted.vocab_size):
-            raise UserError(
-                f"{directory} holds a {found.kind} vocabulary of {found.vocab_size} pieces, and config.tokenizer asks for "
-                f"{wanted.kind} with {wanted.vocab_size}; choose another --config.data.dir or --workdir"
-            )
-        return found
-    tokenizer = given or _train_tokenizer(config)
+def _make_tokenizer(config: Config, directory: Path) -> Tokenizer:
+    """The tokenizer of a build that did not finish, if it was for the same configuration, or a new one."""
+    made_from = json.dumps([dataclasses.asdict(config.tokenizer), dataclasses.asdict(config.corpus)])
+    note = directory / "made_from.json"
+    if note.exists() and note.read_text() == made_from:
+        return tokenizers.load_tokenizer(directory)
+    tokenizer = _given_tokenizer(config) if config.tokenizer.vocab_file else _train_tokenizer(config)
     aside = directory.with_name("tokenizer.tmp")
-    shutil.rmtree(aside, ignore_errors=True)
+    for old in (aside, directory):
+        shutil.rmtree(old, ignore_errors=True)
     aside.mkdir(parents=True)
     tokenizer.save(aside)
+    (aside / note.name).write_text(made_from)
     aside.rename(directory)
     return tokenizer
+
+
+def _check_tokenizer(config: Config, found: Tokenizer, directory: Path) -> None:
+    wanted = config.tokenizer
+    elsewhere = "choose another --config.data.dir or --workdir"
+    if wanted.vocab_file and found.fingerprint != _given_tokenizer(config).fingerprint:
+        raise UserError(f"{directory}: not the vocabulary of {wanted.vocab_file}; {elsewhere}")
+    if not wanted.vocab_file and (found.kind, found.vocab_size) != (wanted.kind, wanted.vocab_size):
+        raise UserError(
+            f"{directory} holds a {found.kind} vocabulary of {found.vocab_size} pieces, and config.tokenizer asks for "
+            f"{wanted.kind} with {wanted.vocab_size}; {elsewhere}"
+        )
 
 
 def _given_tokenizer(config: Config) -> Tokenizer:
@@ -144,17 +158,28 @@ def _copy_tokenizer(source: Path, target: Path) -> None:
     aside.rename(target)
 
 
-def report(config: Config, workdir: epath.Path, result: loop.Result) -> str:
+def report(config: Config, workdir: epath.Path, config_file: str, result: loop.Result) -> str:
     """What a run ends with: where everything is, how good it is, what to do next."""
-    again = f"python -m spanbert_jax.main --config {workdir}/config.json"
-    lines = ["", f"Checkpoint: {workdir}/checkpoints/{result.step}"]
+    lines = ["", f"Checkpoint:  {workdir}/checkpoints/{result.step}"]
     if not result.finished:
-        return "\n".join([*lines, f"Stopped at step {result.step:,} of {config.train.steps:,}; the same command goes on."])
+        return "\n".join(
+            [*lines, f"Stopped at step {result.step:,} of {config.train.steps:,}; the same command goes on."]
+        )
     held_out = {name.removeprefix("held_out/"): value for name, value in result.evaluation.items()}
-    for name, title in (("mlm", "Masked pieces (MLM)"), ("sbo", "Span boundaries (SBO)")):
+    for name, title in (("mlm", "Held-out MLM"), ("sbo", "Held-out SBO")):
         if f"{name}_loss" in held_out:
             lines.append(
-                f"{title}, held out: loss {held_out[f'{name}_loss']:.3f}, accuracy {held_out[f'{name}_accuracy']:.1%} "
+                f"{title}: loss {held_out[f'{name}_loss']:.3f}, accuracy {held_out[f'{name}_accuracy']:.1%} "
                 f"(always the commonest piece: {held_out[f'{name}_commonest']:.1%})"
             )
-    return "\n".join([*lines, again])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "Next:",
+            "  See the curves:           tensorboard --logdir " + str(workdir),
+            f"  See what it is asked:     python tools/show_masking.py --config {config_file} --workdir {workdir}",
+            "  Pre-train on your text:   python -m spanbert_jax.main --config configs/base.py "
+            "--config.corpus.files='data/*.txt' --workdir runs/mine",
+        ]
+    )

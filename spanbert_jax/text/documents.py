@@ -5,6 +5,7 @@ by `MAX_CHARS` whatever the size of a file or document.
 """
 
 import codecs
+import contextlib
 import glob
 import gzip
 import hashlib
@@ -15,7 +16,7 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,8 +53,8 @@ def in_share(key: bytes, share: float) -> bool:
 
 
 def hash_text(text: str) -> bytes:
-    """8 bytes, uniform over texts."""
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    """8 bytes, uniform over texts; white space before and after a text does not count."""
+    return hashlib.blake2b(text.strip().encode("utf-8", "surrogatepass"), digest_size=8).digest()
 
 
 def find_files(globs: str) -> list[Path]:
@@ -99,8 +100,8 @@ def read_files(paths: list[Path], document_break: str) -> Iterator[Document]:
     before = 0
     for path in paths:
         found = False
-        with open(path, "rb") as raw:
-            parts = _assemble(_parse(path, _lines(path, raw), document_break))
+        with open(path, "rb") as raw, contextlib.closing(_lines(path, raw)) as lines:
+            parts = _assemble(_parse(path, lines, document_break))
             for document in _documents(parts, lambda: min(1.0, (before + raw.tell()) / total)):  # noqa: B023
                 found = True
                 yield document
@@ -195,7 +196,7 @@ def _parse_wiki(path: Path, lines: Iterator[tuple[int, str]]) -> Iterator[str | 
             title = None
 
 
-def _lines(path: Path, raw: io.BufferedReader) -> Iterator[tuple[int, str]]:
+def _lines(path: Path, raw: io.BufferedReader) -> Generator[tuple[int, str], None, None]:
     """(number, line with its end), decoded; a line of a text file that is over `MAX_CHARS` comes in pieces."""
     stream = gzip.GzipFile(fileobj=raw) if path.name.endswith(".gz") else raw
     limit = -1 if path.name.removesuffix(".gz").endswith(".jsonl") else MAX_CHARS

@@ -54,9 +54,8 @@ class Checkpoints:
             return self._manager.restore(step, args=args)["state"]
         except (ValueError, KeyError, FileNotFoundError) as error:
             raise UserError(
-                f"{self._manager.directory}/{step}: this checkpoint cannot be restored into the model that the "
-                f"configuration describes ({str(error).splitlines()[0]}); use the workdir's own configuration, or delete "
-                "that directory to go on from an earlier checkpoint"
+                f"{self._manager.directory}/{step}: this checkpoint does not hold the model of the configuration "
+                f"({str(error).splitlines()[0]}); delete that directory to go on from an earlier one"
             ) from error
 
     def save(self, step: int, state: Any, metadata: Mapping[str, Any], force: bool = False) -> bool:

@@ -60,9 +60,7 @@ def run(config: Config, task: Task, workdir: epath.Path) -> Result:
 
     Raises UserError where the mesh, the batch and the devices do not fit together, or a checkpoint cannot be read.
     """
-    mesh = sharding.make_mesh(config.mesh)
-    sharding.check_batch(config.train.batch_size, config.train.accumulation, mesh)
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(sharding.mesh_of(config)):
         return _run(config, task, workdir)
 
 

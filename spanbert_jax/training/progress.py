@@ -72,7 +72,9 @@ class Stage:
         if self._enabled:
             self._console.print(line, markup=False)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._bar:
             self._bar.update(self._task, visible=False)
             self._bar.stop()
@@ -95,7 +97,7 @@ class MetricsWriter:
             kept = [line for line in path.read_text().splitlines() if line and json.loads(line)["step"] <= step]
             aside = workdir / "metrics.jsonl.tmp"
             aside.write_text("".join(f"{line}\n" for line in kept))
-            aside.rename(path)
+            aside.replace(path)
         self._file = path.open("a")
         self._events = EventFileWriter(str(workdir / "tensorboard"))
 

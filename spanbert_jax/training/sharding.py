@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from spanbert_jax.config import MeshConfig
+from spanbert_jax.config import Config, MeshConfig
 from spanbert_jax.errors import UserError
 
 BATCH_AXES = ("data", "fsdp")
@@ -64,6 +64,16 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Rows of the global batch over the data and fsdp axes; every other dimension whole."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def mesh_of(config: Config) -> Mesh:
+    """The mesh of a configuration over all devices.
+
+    Raises UserError where it does not fit the devices, or a microbatch does not spread evenly over it.
+    """
+    mesh = make_mesh(config.mesh)
+    check_batch(config.train.batch_size, config.train.accumulation, mesh)
+    return mesh
 
 
 def check_batch(batch_size: int, accumulation: int, mesh: Mesh) -> None:

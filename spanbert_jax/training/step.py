@@ -72,7 +72,7 @@ def _microbatches(batch: Batch, count: int) -> Batch:
 
 
 def make_train_step(config: Config, objective: Objective, abstract: State) -> Any:
-    """The jitted step (state, batch) -> (state, sums), laid out as `abstract_state`; it donates the state it is given."""
+    """The jitted step (state, batch) -> (state, sums), laid out as `abstract`; it donates the state."""
     optimizer = make_optimizer(config.optimizer, config.train.steps)
     schedule = learning_rate(config.optimizer, config.train.steps)
     count = config.train.accumulation

@@ -4,7 +4,9 @@ Invariant: all that a workdir holds was computed with the configuration in its c
 `config.MAY_CHANGE`; a start with another one is refused before anything is touched.
 """
 
+import errno
 import json
+import os
 
 import jax
 from etils import epath
@@ -12,27 +14,35 @@ from etils import epath
 from spanbert_jax.config import MAY_CHANGE, Config, flatten, from_dict, to_json
 from spanbert_jax.errors import UserError
 
+_FILE = "config.json"
+
 
 def open_workdir(config: Config, path: str) -> epath.Path:
-    """Makes the directory, or checks that it belongs to this configuration; writes config.json.
+    """Makes the directory, or checks that it belongs to this configuration.
 
     Raises UserError where it belongs to another one, naming every field that differs, or cannot be written.
     """
     workdir = epath.Path(path)
-    file = workdir / "config.json"
     try:
-        if file.exists():
-            _check_same(config, file)
-        if jax.process_index() == 0:
-            workdir.mkdir(parents=True, exist_ok=True)
-            aside = workdir / "config.json.tmp"
-            aside.write_text(to_json(config))
-            aside.replace(file)
+        if (workdir / _FILE).exists():
+            _check_same(config, workdir / _FILE)
+        workdir.mkdir(parents=True, exist_ok=True)
+        if not os.access(workdir, os.W_OK) and "://" not in path:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         raise UserError(
             f"{workdir}: cannot write there ({error.strerror or error}); choose another --workdir"
         ) from error
     return workdir
+
+
+def claim_workdir(config: Config, workdir: epath.Path) -> None:
+    """Writes config.json: from now on the workdir is this configuration's. A start that fails before, for a mistake in
+    it, claims nothing."""
+    if jax.process_index() == 0:
+        aside = workdir / f"{_FILE}.tmp"
+        aside.write_text(to_json(config))
+        aside.replace(workdir / _FILE)
 
 
 def _check_same(config: Config, file: epath.Path) -> None:

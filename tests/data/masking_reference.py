@@ -58,7 +58,9 @@ def merged_runs(mask: Sequence[bool]) -> list[tuple[int, int]]:
     return runs
 
 
-def geometric_draws(length: int, rng: np.random.Generator, p: float = 0.2, limit: int = 10) -> Callable[[], tuple[int, int]]:
+def geometric_draws(
+    length: int, rng: np.random.Generator, p: float = 0.2, limit: int = 10
+) -> Callable[[], tuple[int, int]]:
     """Draws of the paper's law: geometric, renormalised on 1 .. limit words; anchors uniform over the pieces."""
     weights = np.array([p * (1 - p) ** (words - 1) for words in range(1, limit + 1)])
     cumulative = np.cumsum(weights / weights.sum()).tolist()
@@ -70,7 +72,9 @@ def geometric_draws(length: int, rng: np.random.Generator, p: float = 0.2, limit
     return draw
 
 
-def span_rows(runs: Sequence[tuple[int, int]], length: int, limit: int, external: bool) -> dict[int, tuple[int, int, int]]:
+def span_rows(
+    runs: Sequence[tuple[int, int]], length: int, limit: int, external: bool
+) -> dict[int, tuple[int, int, int]]:
     """{masked position: (left boundary, right boundary, offset)} for every piece that SBO predicts."""
     rows = {}
     for first, last in runs:

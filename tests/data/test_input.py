@@ -23,7 +23,8 @@ from spanbert_jax.text.tokenizer import Tokenizer
 
 LENGTH = 32
 TOKENIZER = Tokenizer(
-    "wordpiece", "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghij", *(f"##{i}" for i in range(10))]).encode()
+    "wordpiece",
+    "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghij", *(f"##{i}" for i in range(10))]).encode(),
 )
 
 
@@ -52,12 +53,16 @@ class FakeBlocks:
 
 def make_config(batch_size: int = 8, seed: int = 1, **masking: Any) -> Config:
     return Config(
-        data=DataConfig(block_length=LENGTH), train=TrainConfig(batch_size=batch_size, seed=seed), masking=MaskingConfig(**masking)
+        data=DataConfig(block_length=LENGTH),
+        train=TrainConfig(batch_size=batch_size, seed=seed),
+        masking=MaskingConfig(**masking),
     )
 
 
 def one_device() -> NamedSharding:
-    return NamedSharding(Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "fsdp")), PartitionSpec(("data", "fsdp")))
+    return NamedSharding(
+        Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "fsdp")), PartitionSpec(("data", "fsdp"))
+    )
 
 
 def train(config: Config, blocks: FakeBlocks, start: int, stop: int) -> list[dict[str, np.ndarray]]:
@@ -94,7 +99,10 @@ def test_shapes_and_types_of_a_batch() -> None:
     assert {name: (value.shape, value.dtype.name) for name, value in batch.items()} == {
         "input_ids": ((8, LENGTH), "int32"),
         "lengths": ((8,), "int32"),
-        **{name: ((8, 8), "int32") for name in ("masked_positions", "masked_ids", "span_left", "span_right", "span_offset")},
+        **{
+            name: ((8, 8), "int32")
+            for name in ("masked_positions", "masked_ids", "span_left", "span_right", "span_offset")
+        },
         **{name: ((8, 8), "float32") for name in ("masked_weights", "span_weights")},
     }
     np.testing.assert_array_equal(batch["lengths"], (batch["input_ids"] != TOKENIZER.pad_id).sum(1))
@@ -106,7 +114,10 @@ def test_every_block_comes_once_an_epoch_though_epochs_end_inside_batches() -> N
     epochs = [order[i * 21 : (i + 1) * 21] for i in range(3)]
     assert all(sorted(epoch) == list(range(21)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 3
-    assert train(make_config(seed=2), blocks, 0, 1)[0]["input_ids"].tolist() != train(config, blocks, 0, 1)[0]["input_ids"].tolist()
+    assert (
+        train(make_config(seed=2), blocks, 0, 1)[0]["input_ids"].tolist()
+        != train(config, blocks, 0, 1)[0]["input_ids"].tolist()
+    )
 
 
 def test_starting_at_a_step_gives_the_batches_of_an_uninterrupted_run() -> None:
@@ -169,38 +180,33 @@ def test_evaluation_does_not_depend_on_the_batch_size() -> None:
 
 
 PARTS = """
-import json, sys
+import json
 import jax, numpy as np
-devices = int(sys.argv[1])
-jax.config.update("jax_num_cpu_devices", devices)
+jax.config.update("jax_num_cpu_devices", 4)
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from tests.data import test_input as t
 from spanbert_jax.data import input as under_test
 
-def digest(batches):
+def digest(batches, sharding):
+    batches = list(batches)
+    assert all(v.sharding.is_equivalent_to(sharding, v.ndim) for b in batches for v in b.values())
     return [{k: np.asarray(v).tolist() for k, v in b.items()} for b in batches]
 
-shape = (devices // 2, 2, 1) if devices > 1 else (1, 1, 1)
-mesh = Mesh(np.array(jax.devices()).reshape(shape), ("data", "fsdp", "model"))
-sharding = NamedSharding(mesh, P(("data", "fsdp")))
-blocks, config = t.FakeBlocks(21), t.make_config()
-batches = list(under_test.train_batches(config, blocks, t.TOKENIZER, sharding, 2, 6))
-assert all(v.sharding.is_equivalent_to(sharding, v.ndim) for b in batches for v in b.values())
-out = [digest(batches), digest(under_test.eval_batches(config, blocks, t.TOKENIZER, sharding, 0))]
-try:
-    under_test.train_batches(t.make_config(10), blocks, t.TOKENIZER, sharding, 0, 1)
-    out.append("")
-except under_test.UserError as error:
-    out.append(str(error))
+blocks, config, out = t.FakeBlocks(21), t.make_config(), []
+for shape in ((2, 1, 1), (1, 2, 2), (2, 2, 1)):
+    mesh = Mesh(np.array(jax.devices()[: np.prod(shape)]).reshape(shape), ("data", "fsdp", "model"))
+    sharding = NamedSharding(mesh, P(("data", "fsdp")))
+    train = under_test.train_batches(config, blocks, t.TOKENIZER, sharding, 2, 6)
+    held_out = under_test.eval_batches(config, blocks, t.TOKENIZER, sharding, 0)
+    out.append([digest(train, sharding), digest(held_out, sharding)])
 
-# The middle of three processes: only its rows are computed.
+# One of several processes, with the middle two of four devices: only their rows are computed.
 class Held:
-    num_devices = devices
-    def shard_shape(self, shape): return sharding.shard_shape(shape)
+    num_devices = 4
+    shard_shape = sharding.shard_shape
     def addressable_devices_indices_map(self, shape):
         return dict(list(sharding.addressable_devices_indices_map(shape).items())[1:3])
-out.append(under_test._rows_held(Held(), 8).tolist())
-print(json.dumps(out))
+print(json.dumps([out, under_test._rows_held(Held(), 8).tolist()]))
 """
 
 
@@ -209,18 +215,14 @@ def test_batches_are_the_same_on_one_two_and_four_devices(tmp_path: Path) -> Non
     script.write_text(PARTS)
     root = Path(__file__).resolve().parents[2]
     environment = {**os.environ, "PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    runs = []
-    for devices in (2, 4):
-        command = [sys.executable, str(script), str(devices)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=root)
-        assert done.returncode == 0, done.stderr
-        runs.append(json.loads(done.stdout))
+    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, cwd=root)
+    assert done.returncode == 0, done.stderr
+    meshes, rows = json.loads(done.stdout)
     blocks, config = FakeBlocks(21), make_config()
-    here = [[{k: v.tolist() for k, v in b.items()} for b in bs] for bs in (train(config, blocks, 2, 6), held_out(config, blocks))]
-    assert runs[0][:2] == runs[1][:2] == here
-    assert runs[0][2] == ""
-    assert "batch_size 10 is not divisible by the 4 parts" in runs[1][2] and "use 8 or 12" in runs[1][2]
-    assert runs[1][3] == [2, 3, 4, 5]
+    here = [train(config, blocks, 2, 6), held_out(config, blocks)]
+    expected = [[{name: value.tolist() for name, value in batch.items()} for batch in batches] for batches in here]
+    assert meshes == [expected] * 3
+    assert rows == [2, 3, 4, 5]
 
 
 def test_only_the_rows_that_are_held_are_read() -> None:
@@ -229,15 +231,18 @@ def test_only_the_rows_that_are_held_are_read() -> None:
     assert len(blocks.reads) == 8
 
 
-def test_a_batch_smaller_than_the_mesh_is_refused_with_a_size_that_fits() -> None:
+@pytest.mark.parametrize(("batch_size", "sizes"), [(3, "4"), (10, "8 or 12")])
+def test_a_batch_that_the_mesh_does_not_divide_is_refused_with_the_nearest_sizes(batch_size: int, sizes: str) -> None:
     class Four:
         num_devices = 4
 
         def shard_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
             return (shape[0] // 4,)
 
-    config = dataclasses.replace(make_config(), train=TrainConfig(batch_size=3))
-    with pytest.raises(UserError, match=r"batch_size 3 is not divisible by the 4 parts.*; use 4, or another mesh"):
+    config = dataclasses.replace(make_config(), train=TrainConfig(batch_size=batch_size))
+    with pytest.raises(
+        UserError, match=rf"batch_size {batch_size} is not divisible by the 4 parts.*; use {sizes}, or another mesh"
+    ):
         train_batches(config, FakeBlocks(3), TOKENIZER, Four(), 0, 1)  # type: ignore[arg-type]
 
 

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -67,13 +68,11 @@ def test_wordpiece_equals_the_independent_cases_of_tiny_bert(shared_data: Path, 
     folder = shared_data / "checkpoints" / "tiny_bert_hf"
     vocab = json.loads((folder / "tiny_wordpiece_tokenizer.json").read_text())["model"]["vocab"]
     cases = json.loads((folder / "hf_tokenizer_cases.json").read_text())["wordpiece"]["cases"]
-    missing = [piece for piece in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if piece not in vocab]
-    pieces = [*sorted(vocab, key=vocab.get), *missing]
-    tokenizer = wordpiece_from_vocab(write_vocab(tmp_path / "vocab.txt", pieces), lowercase=True)
-    assert cases
-    for case in cases:
-        ids = [i for i in case["ids"] if pieces[i] not in ("[CLS]", "[SEP]")]
-        assert tokenizer.encode(case["text"]) == ids
+    tokenizer = wordpiece_from_vocab(write_vocab(tmp_path / "vocab.txt", sorted(vocab, key=vocab.get)), lowercase=True)
+    plain = [case for case in cases if "[CLS]" not in case["text"]]  # in text it is text; theirs makes it an id
+    assert len(plain) == len(cases) - 1 > 5
+    for case in plain:
+        assert tokenizer.encode(case["text"]) == case["ids"]
 
 
 @pytest.mark.parametrize("text", ["[MASK]", "a [CLS] b[SEP][PAD] [UNK]", "▁[MASK]▁ <s> </s> <0x41>", "[mask] [ MASK ]"])
@@ -113,7 +112,7 @@ def test_offsets_are_in_order_inside_the_text_and_ids_are_those_of_encode(text: 
     ids, offsets = tokenizer.encode_with_offsets(text)
     assert ids == tokenizer.encode(text)
     assert all(0 <= start <= end <= len(text) for start, end in offsets)
-    assert all(before[1] <= after[0] for before, after in zip(offsets, offsets[1:], strict=False))
+    assert all(before[1] <= after[0] for before, after in pairwise(offsets))
 
 
 def test_offsets_give_the_surface_of_every_piece(cased: Tokenizer, trained: Tokenizer) -> None:
@@ -165,7 +164,7 @@ def test_both_tokenizers_agree_on_999_of_1000_word_starts_in_real_prose(
         same += len(starts[0] & starts[1])
         union += len(starts[0] | starts[1])
     assert union > 20_000
-    assert same / union > 0.999
+    assert same / union > 0.999, f"{same} of {union}"
 
 
 def test_tables_are_all_that_word_starts_needs(trained: Tokenizer) -> None:
@@ -253,7 +252,7 @@ def test_a_bad_vocab_is_refused_by_file_and_line(tmp_path: Path, content: bytes,
 
 
 def test_missing_files_and_directories_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="cannot read .*none.txt"):
+    with pytest.raises(UserError, match=r"cannot read .*none.txt"):
         wordpiece_from_vocab(tmp_path / "none.txt", lowercase=False)
     with pytest.raises(UserError, match="is a directory"):
         wordpiece_from_vocab(tmp_path, lowercase=False)
@@ -270,7 +269,7 @@ def test_windows_line_ends_change_nothing(tmp_path: Path) -> None:
 def test_a_changed_or_damaged_saved_tokenizer_is_refused(tmp_path: Path) -> None:
     wordpiece_from_vocab(write_vocab(tmp_path / "v.txt"), lowercase=False).save(tmp_path / "saved")
     write_vocab(tmp_path / "saved" / "vocab.txt", [*PIECES, "mat"])
-    with pytest.raises(UserError, match="16 pieces and fingerprint .* written for 15"):
+    with pytest.raises(UserError, match=r"16 pieces and fingerprint .* written for 15"):
         load_tokenizer(tmp_path / "saved")
     (tmp_path / "saved" / "spanbert_tokenizer.json").write_text('{"kind": "wordpiece"}')
     with pytest.raises(UserError, match="not a tokenizer's metadata"):

@@ -14,7 +14,10 @@ def gradients(steps: int) -> list[dict[str, dict[str, np.ndarray]]]:
     rng = np.random.default_rng(0)
     return [
         {
-            "dense": {"kernel": rng.normal(size=(4, 3)).astype(np.float32), "bias": rng.normal(size=3).astype(np.float32)},
+            "dense": {
+                "kernel": rng.normal(size=(4, 3)).astype(np.float32),
+                "bias": rng.normal(size=3).astype(np.float32),
+            },
             "norm": {"scale": rng.normal(size=3).astype(np.float32) * 1e-6},
         }
         for _ in range(steps)
@@ -58,7 +61,9 @@ def test_the_uncorrected_eps_and_the_second_division_are_fairseq_s() -> None:
         learning_rate=0.1, warmup_steps=0, eps=1e-3, eps_placement="uncorrected", gradient_divisor=616, clip_norm=0
     )
     ours = train(config, 5, total=10)
-    moments = jax.tree.map(lambda leaf: (np.zeros(leaf.shape), np.zeros(leaf.shape), np.ones(leaf.shape)), gradients(1)[0])
+    moments = jax.tree.map(
+        lambda leaf: (np.zeros(leaf.shape), np.zeros(leaf.shape), np.ones(leaf.shape)), gradients(1)[0]
+    )
     for t, (grads, params) in enumerate(zip(gradients(5), ours, strict=True), start=1):
 
         def update(grad: np.ndarray, state: tuple, t: int = t) -> tuple:
@@ -70,7 +75,8 @@ def test_the_uncorrected_eps_and_the_second_division_are_fairseq_s() -> None:
             return m, v, p
 
         moments = jax.tree.map(update, grads, moments)
-        for value, state in zip(jax.tree.leaves(params), jax.tree.leaves(moments, is_leaf=lambda x: type(x) is tuple)):
+        expected = jax.tree.leaves(moments, is_leaf=lambda x: type(x) is tuple)
+        for value, state in zip(jax.tree.leaves(params), expected, strict=True):
             np.testing.assert_allclose(value, state[2], rtol=2e-5)
 
 

@@ -77,5 +77,7 @@ def test_a_mesh_that_does_not_fit_the_devices_is_refused(sizes: dict) -> None:
 
 
 def test_a_batch_that_the_mesh_does_not_divide_is_refused_with_the_nearest_sizes() -> None:
-    with pytest.raises(UserError, match="batch_size 250 is not divisible by 8 data shards x 2 microbatches; use 240 or 256"):
+    with pytest.raises(
+        UserError, match="batch_size 250 is not divisible by 8 data shards x 2 microbatches; use 240 or 256"
+    ):
         sharding.check_batch(250, 2, AbstractMesh((4, 2, 3), ("data", "fsdp", "model")))

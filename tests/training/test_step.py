@@ -37,7 +37,10 @@ def states(config: Config, steps: int, seed: int = 0) -> Iterator[tuple[Any, dic
 
 
 def losses(config: Config, steps: int) -> list[float]:
-    return [sums["mlm_loss"] / sums["mlm_count"] + sums["sbo_loss"] / (sums["sbo_count"] + 1) for _, sums in states(config, steps)]
+    return [
+        sums["mlm_loss"] / sums["mlm_count"] + sums["sbo_loss"] / (sums["sbo_count"] + 1)
+        for _, sums in states(config, steps)
+    ]
 
 
 def test_four_microbatches_equal_one_batch_with_dropout_on() -> None:
@@ -55,9 +58,7 @@ def test_four_microbatches_equal_one_batch_with_dropout_on() -> None:
 
 
 def test_the_same_seed_gives_identical_parameters_and_another_seed_does_not() -> None:
-    first, second, other = (
-        list(states(small_config(train={"seed": seed}), 3))[-1][0]["params"] for seed in (1, 1, 2)
-    )
+    first, second, other = (list(states(small_config(train={"seed": seed}), 3))[-1][0]["params"] for seed in (1, 1, 2))
     assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True))
     assert not np.array_equal(first["embeddings"]["word"], other["embeddings"]["word"])
 
@@ -85,7 +86,10 @@ def test_the_loss_falls_on_one_batch() -> None:
         init = lambda key: heads.init_params(model, key)  # noqa: E731
         state, batch = init_state(config, init, mesh), random_batch(config, 0)
         target = objective(model, 1.0, 7)
-        step, evaluate = make_train_step(config, target, abstract_state(config, init, mesh)), make_eval_step(target, mesh)
+        step, evaluate = (
+            make_train_step(config, target, abstract_state(config, init, mesh)),
+            make_eval_step(target, mesh),
+        )
         before = evaluate(state["params"], batch)
         for _ in range(60):
             state, _ = step(state, batch)

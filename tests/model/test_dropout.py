@@ -1,0 +1,226 @@
+"""Hash dropout: its rate, its independence, its backward pass, and the same mask however a batch is divided."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from spanbert_jax.config import ComputeConfig, Config, ModelConfig
+from spanbert_jax.model import dropout as hashing
+from spanbert_jax.model.attention import attention
+from spanbert_jax.model.dropout import Dropout, dropout, keep_mask, site_seeds
+from spanbert_jax.model.heads import PretrainingModel, apply, init_params, pretraining_model
+
+SITES = (hashing.EMBEDDINGS, hashing.ATTENTION_PROBABILITIES, hashing.ATTENTION_OUTPUT, hashing.MLP_OUTPUT)
+
+
+def state(key: int, batch: int, first: int = 0) -> Dropout:
+    return Dropout(jnp.uint32(key), jnp.arange(first, first + batch, dtype=jnp.uint32))
+
+
+def dropped(key: int, layer: int, site: int, shape: tuple[int, ...], rate: float = 0.1) -> np.ndarray:
+    return ~np.asarray(jax.jit(lambda s: keep_mask(s, shape, rate))(site_seeds(state(key, shape[0]), layer, site)))
+
+
+def within_binomial(count: float, size: int, rate: float, deviations: float = 5) -> bool:
+    return abs(count - size * rate) <= deviations * np.sqrt(size * rate * (1 - rate))
+
+
+def correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """In standard deviations of what independent masks of this size would give."""
+    x, y = (m.ravel().astype(np.float64) for m in (a, b))
+    return float(np.corrcoef(x, y)[0, 1] * np.sqrt(x.size))
+
+
+@pytest.mark.parametrize("rate", [0.001, 0.1, 0.5])
+def test_the_rate_is_right_overall_and_along_every_axis(rate: float) -> None:
+    mask = dropped(11, 3, 1, (4, 12, 128, 128), rate)
+    assert within_binomial(mask.sum(), mask.size, rate)
+    for axis in range(4):
+        counts = mask.sum(axis=tuple(i for i in range(4) if i != axis))
+        assert all(within_binomial(count, mask.size // mask.shape[axis], rate, 6) for count in counts)
+    for axes in ((1,), (2,), (3,), (1, 2)):  # how counts scatter: as binomial ones, neither wider nor narrower
+        counts = mask.sum(axis=axes)
+        size = np.prod([mask.shape[i] for i in axes])
+        z = (counts - size * rate) / np.sqrt(size * rate * (1 - rate))
+        spread = np.sqrt((2 + 1 / (size * rate * (1 - rate))) / z.size)  # of the mean square of such counts
+        assert abs(np.mean(z**2) - 1) < 5 * spread
+
+
+def test_kept_elements_are_scaled_and_the_mean_is_kept() -> None:
+    x = jnp.ones((4, 256, 256))
+    y = np.asarray(dropout(x, 0.1, state(1, 4), 0, hashing.EMBEDDINGS))
+    assert set(np.unique(y)) == {0, np.float32(1 / 0.9)}
+    assert abs(y.mean() - 1) < 5 * np.sqrt(0.1 / 0.9 / y.size)
+    low = np.unique(np.float32(dropout(x.astype(jnp.bfloat16), 0.1, state(1, 4), 0, hashing.EMBEDDINGS)))
+    assert list(low) == [0, np.float32(jnp.bfloat16(1 / 0.9))]
+
+
+def test_sites_layers_keys_rows_and_neighbours_are_independent() -> None:
+    shape = (4, 8, 128, 128)
+    base = dropped(5, 2, 1, shape)
+    others = [dropped(5, 2, site, shape) for site in SITES if site != 1]
+    others += [dropped(5, layer, 1, shape) for layer in (0, 1, 3, 11)]
+    others += [dropped(key, 2, 1, shape) for key in (4, 6, 5 + 2**16, 5 + 2**31)]
+    assert all(abs(correlation(base, other)) < 5 for other in others)
+    for axis in range(4):
+        for shift in (1, 2, 4, 64)[: 4 if axis > 1 else 2]:
+            ahead = np.take(base, range(shift, shape[axis]), axis)
+            behind = np.take(base, range(shape[axis] - shift), axis)
+            assert abs(correlation(ahead, behind)) < 5, (axis, shift)
+
+
+def test_layers_and_sites_never_share_a_stream() -> None:
+    rows = jnp.arange(64, dtype=jnp.uint32)
+    seeds = [np.asarray(site_seeds(Dropout(jnp.uint32(9), rows), layer, site)) for layer in range(48) for site in SITES]
+    streams = np.concatenate(seeds, axis=1).astype(np.uint64)  # [2, layers * sites * rows]
+    assert len(np.unique(streams[0] << np.uint64(32) | streams[1])) == streams.shape[1]
+
+
+def test_the_backward_pass_uses_the_mask_of_the_forward_pass() -> None:
+    rng, shape = np.random.default_rng(0), (3, 40, 24)
+    x, weights = (jnp.asarray(rng.normal(size=shape), jnp.float32) for _ in range(2))
+    kept = keep_mask(site_seeds(state(3, 3), 1, hashing.MLP_OUTPUT), shape, 0.3)
+    gradient = jax.grad(lambda x: jnp.sum(weights * dropout(x, 0.3, state(3, 3), 1, hashing.MLP_OUTPUT)))(x)
+    np.testing.assert_allclose(gradient, np.where(kept, weights / 0.7, 0), rtol=1e-6)
+    assert 0.2 < np.mean(~np.asarray(kept)) < 0.4
+
+
+def test_attention_drops_probabilities_and_its_gradient_is_that_of_the_explicit_mask() -> None:
+    rng, lengths = np.random.default_rng(1), jnp.array([24, 17, 5])
+    query, key, value, weights = (jnp.asarray(rng.normal(size=(3, 24, 4, 8)), jnp.float32) for _ in range(4))
+    seeds = site_seeds(state(3, 3), 1, hashing.ATTENTION_PROBABILITIES)
+    kept = keep_mask(seeds, (3, 4, 24, 24), 0.2)
+
+    def explicit(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+        logits = jnp.einsum("bqhd,bkhd->bhqk", query, key) / np.sqrt(8)
+        logits = jnp.where(jnp.arange(24) < lengths[:, None, None, None], logits, -1e30)
+        return jnp.einsum("bhqk,bkhd->bqhd", jnp.where(kept, jax.nn.softmax(logits) / 0.8, 0), value)
+
+    np.testing.assert_allclose(
+        attention(query, key, value, lengths, seeds, 0.2), explicit(query, key, value), rtol=0, atol=1e-5
+    )
+    ours = jax.grad(lambda *x: jnp.sum(weights * attention(*x, lengths, seeds, 0.2)), argnums=(0, 1, 2))
+    theirs = jax.grad(lambda *x: jnp.sum(weights * explicit(*x)), argnums=(0, 1, 2))
+    for a, b in zip(ours(query, key, value), theirs(query, key, value), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=2e-5)
+
+
+def small_model(**model: Any) -> PretrainingModel:
+    fields = {"layers": 2, "embed": 32, "heads": 4, "mlp": 64, "max_length": 16} | model
+    return pretraining_model(Config(model=ModelConfig(**fields), compute=ComputeConfig(dtype="float32")), 131, "cpu")
+
+
+def small_batch(batch: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(2)
+    names = ("masked_positions", "span_left", "span_right", "span_offset")
+    inputs = {name: rng.integers(0, 12, (batch, 4)) for name in names}
+    return inputs | {"input_ids": rng.integers(0, 131, (batch, 16)), "lengths": rng.integers(12, 17, batch)}
+
+
+def test_microbatches_see_the_masks_of_their_rows_in_the_full_batch() -> None:
+    model, inputs = small_model(dropout=0.3, attention_dropout=0.3), small_batch(8)
+    params = jax.jit(lambda key: init_params(model, key))(jax.random.key(0))
+    run = jax.jit(lambda batch, rows: apply(model, params, batch, jnp.uint32(7), rows))
+    full = jax.jit(lambda batch: apply(model, params, batch, jnp.uint32(7)))(inputs)
+    for first in (0, 2, 6):
+        rows = jnp.arange(first, first + 2, dtype=jnp.uint32)
+        part = run({name: x[first : first + 2] for name, x in inputs.items()}, rows)
+        np.testing.assert_allclose(part.mlm, full.mlm[first : first + 2], rtol=0, atol=2e-6)
+        np.testing.assert_allclose(part.sbo, full.sbo[first : first + 2], rtol=0, atol=2e-6)
+    elsewhere = run({name: x[2:4] for name, x in inputs.items()}, jnp.array([0, 1], jnp.uint32))
+    assert np.abs(elsewhere.mlm - full.mlm[2:4])[..., :131].max() > 1e-3
+
+
+def test_the_gradient_of_a_step_with_dropout_is_the_derivative_of_its_loss() -> None:
+    model, inputs = small_model(init_std=0.2), small_batch(4)
+    params = jax.jit(lambda key: init_params(model, key))(jax.random.key(0))
+
+    @jax.jit
+    def loss(params: dict[str, Any]) -> jax.Array:
+        return sum(jax.nn.log_softmax(x)[..., 5].mean() for x in apply(model, params, inputs, jnp.uint32(3)))
+
+    gradient, size = jax.jit(jax.grad(loss))(params), 1e-2
+    norm = np.sqrt(sum(np.sum(np.square(x)) for x in jax.tree.leaves(gradient)))
+    ahead, behind = (
+        loss(jax.tree.map(lambda p, g, sign=sign: p + sign * size / norm * g, params, gradient)) for sign in (1, -1)
+    )
+    np.testing.assert_allclose((ahead - behind) / (2 * size), norm, rtol=2e-2)
+
+
+def test_rate_zero_and_no_key_compile_to_the_same_program_without_a_hash() -> None:
+    model, inputs = small_model(dropout=0.0, attention_dropout=0.0), small_batch(2)
+    params = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    lower = jax.jit(lambda p, key: apply(model, p, inputs, key)).lower
+    text = lower(params, jnp.uint32(1)).compile().as_text()
+    assert "u32[2,4,16,16]" not in text and "u32[2,16,32]" not in text
+    assert lower(params, None).compile().cost_analysis()["flops"] == pytest.approx(
+        lower(params, jnp.uint32(1)).compile().cost_analysis()["flops"], rel=1e-3
+    )
+
+
+def test_no_mask_is_kept_for_the_backward_pass() -> None:
+    model, inputs = small_model(), small_batch(2)
+    params = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    step = jax.grad(lambda p: sum(x[..., :131].sum() for x in apply(model, p, inputs, jnp.uint32(1))))
+    kept = [
+        out.aval
+        for equation in jax.make_jaxpr(step)(params).eqns
+        if equation.primitive.name == "scan"
+        for out in equation.outvars
+    ]
+    assert kept  # what one pass over the layers leaves for the other
+    assert not [x for x in kept if x.dtype == jnp.bool_ or (x.dtype == jnp.uint32 and x.size > 2 * 2 * 2 * 4)]
+
+
+FOUR_DEVICES = """
+import sys
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+sys.path.insert(0, "tests/model")
+from test_dropout import small_batch, small_model
+from spanbert_jax.model.dropout import Dropout, keep_mask, site_seeds
+from spanbert_jax.model.heads import apply, init_params
+
+assert len(jax.devices()) == 4
+model, inputs = small_model(dropout=0.3, attention_dropout=0.3), small_batch(8)
+params = jax.jit(lambda key: init_params(model, key))(jax.random.key(0))
+
+def loss(params, batch):
+    logits = apply(model, params, batch, jnp.uint32(7))
+    return sum(jax.nn.log_softmax(x)[..., 5].mean() for x in logits), logits
+
+step = lambda: jax.jit(jax.value_and_grad(loss, has_aux=True))
+expected = jax.tree.map(np.asarray, step()(params, inputs))
+mask = lambda: jax.jit(lambda rows: keep_mask(site_seeds(Dropout(jnp.uint32(1), rows), 0, 1), (8, 4, 16, 16), 0.3))
+expected_mask = np.asarray(mask()(jnp.arange(8, dtype=jnp.uint32)))
+for shape in ((2, 2, 1), (2, 1, 2)):
+    mesh = jax.make_mesh(shape, ("data", "fsdp", "model"), axis_types=(AxisType.Auto,) * 3)
+    with jax.set_mesh(mesh):
+        rows = NamedSharding(mesh, P(("data", "fsdp")))
+        placed = jax.device_put(inputs, rows)
+        result = step()(params, placed)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=2e-6), result, expected)
+        sharded = jax.jit(mask(), out_shardings=NamedSharding(mesh, P(("data", "fsdp"), "model")))
+        np.testing.assert_array_equal(sharded(jax.device_put(jnp.arange(8, dtype=jnp.uint32), rows)), expected_mask)
+print("same")
+"""
+
+
+def test_four_devices_give_the_masks_the_logits_and_the_gradients_of_one() -> None:
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", FOUR_DEVICES],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root), "JAX_NUM_CPU_DEVICES": "4", "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0 and done.stdout.strip() == "same", done.stderr[-3000:]

@@ -1,0 +1,63 @@
+"""Real runs of the command line in processes of their own, on English prose that every Python has."""
+
+import os
+import pydoc_data.topics
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+ROOT = Path(__file__).resolve().parents[2]
+
+SMALL = {
+    "tokenizer.vocab_size": 600,
+    "corpus.held_out": 0.1,
+    "corpus.workers": 1,
+    "data.block_length": 64,
+    "model.layers": 2,
+    "model.embed": 32,
+    "model.mlp": 64,
+    "model.max_length": 64,
+    "optimizer.warmup_steps": 4,
+    "train.batch_size": 8,
+    "train.steps": 12,
+    "train.log_every": 4,
+    "train.eval_every": 6,
+    "train.checkpoint_every": 4,
+}
+
+
+def write_corpus(path: Path, topics: int | None = None) -> None:
+    """The Python documentation's topics, one document each, blank lines between them."""
+    texts = list(pydoc_data.topics.topics.values())[:topics]
+    documents = ("\n".join(line for line in text.splitlines() if line.strip()) for text in texts)
+    path.write_text("\n\n".join(documents), encoding="utf-8")
+
+
+def command(workdir: Path, **fields: object) -> list[str]:
+    """The command line of a small run; keywords (dots as __) override fields of the configuration."""
+    overrides = SMALL | {name.replace("__", "."): value for name, value in fields.items()}
+    flags = [f"--config.{name}={value}" for name, value in overrides.items()]
+    return [sys.executable, "-m", "spanbert_jax.main", "--config", "configs/tiny.py", "--workdir", str(workdir), *flags]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "JAX_PLATFORMS": "cpu"}
+
+
+def run(workdir: Path, expect: int = 0, **fields: object) -> subprocess.CompletedProcess[str]:
+    """Runs to the end and checks the exit status."""
+    done = subprocess.run(command(workdir, **fields), cwd=ROOT, capture_output=True, text=True, env=environment())
+    assert done.returncode == expect, done.stdout + done.stderr
+    return done
+
+
+def params(workdir: Path, step: int) -> dict[str, np.ndarray]:
+    """The parameters in a checkpoint, by name."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        state = checkpointer.restore(workdir.resolve() / "checkpoints" / str(step) / "state")
+    leaves = jax.tree_util.tree_leaves_with_path(state["params"])
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}

@@ -1,0 +1,88 @@
+"""The house: imports go one way, and the heavy libraries stay in their rooms."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "spanbert_jax"
+
+# Each room may import itself and those before it that are named; config, errors: everybody.
+ALLOWED = {
+    "errors": set(),
+    "config": {"errors"},
+    "text": {"config", "errors"},
+    "data": {"config", "errors", "text"},
+    "model": {"config", "errors"},
+    "training": {"config", "errors", "data", "model"},
+    "tasks": {"config", "errors", "text", "data", "model", "training"},
+    "main": {"config", "errors", "tasks"},
+}
+ROOMS = {
+    "tensorflow": ("data/",),
+    "tensorflow_datasets": ("data/",),
+    "array_record": ("data/",),
+    "flax": ("model/",),
+    "orbax": ("training/checkpoint.py",),
+    "torch": (),
+    "transformers": (),
+}
+
+
+def modules() -> Iterator[Path]:
+    return (path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py")
+
+
+def imported(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_one_way(path: Path) -> None:
+    room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    for name in imported(path):
+        if name.startswith("spanbert_jax."):
+            assert name.split(".")[1] in ALLOWED[room] | {room}, f"{path} imports {name}"
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_heavy_libraries_stay_in_their_rooms(path: Path) -> None:
+    place = str(path.relative_to(PACKAGE))
+    for name in imported(path):
+        rooms = ROOMS.get(name.split(".")[0])
+        assert rooms is None or any(place.startswith(room) for room in rooms), f"{place} imports {name}"
+
+
+def test_model_training_and_the_objective_run_a_step_without_tensorflow() -> None:
+    script = """
+import sys
+for name in ("tensorflow", "tensorflow_datasets", "array_record", "ml_collections", "torch", "transformers"):
+    sys.modules[name] = None  # an import raises ImportError
+import importlib, pathlib
+for path in sorted(pathlib.Path("spanbert_jax").glob("*/*.py")):
+    if path.parts[1] in ("model", "training") or path.stem == "pretraining_loss":
+        importlib.import_module(".".join(path.with_suffix("").parts))
+from tests.synthetic import small_config
+from tests.training.test_step import losses
+print(losses(small_config(), 1))
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout.strip("[]\n")) > 0
+
+
+def test_worker_processes_import_neither_jax_nor_tensorflow() -> None:
+    script = "import sys, spanbert_jax.text.workers as w; print([n for n in ('jax', 'tensorflow') if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

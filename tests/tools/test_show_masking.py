@@ -1,0 +1,152 @@
+"""tools/show_masking.py, as a user runs it, on a small corpus of its own."""
+
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from spanbert_jax.config import Config
+from spanbert_jax.data.masking import KEPT, MASK, RANDOM
+from spanbert_jax.text.tokenizer import Tokenizer
+from tools.show_masking import Segment, describe_row, expected_coverage, first_rows, page
+
+ROOT = Path(__file__).resolve().parents[2]
+WORDS = ("the", "cat", "sat", "on", "a", "mat", "and", "looked", "at", "birds")
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer(
+        "wordpiece", "\n".join(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, "##s", ".")).encode()
+    )
+
+
+@pytest.fixture(scope="module")
+def arguments(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> list[str]:
+    folder = tmp_path_factory.mktemp("corpus")
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        documents = ("\n".join(" ".join(rng.choice(WORDS, 12)) + " ." for _ in range(20)) for _ in range(40))
+        (folder / f"{name}.txt").write_text("\n\n".join(documents) + "\n")
+    tokenizer.save(folder)
+    return [
+        f"--config={ROOT}/configs/tiny.py",
+        f"--workdir={folder}/run",
+        f"--config.corpus.files={folder}/*.txt",
+        "--config.corpus.sentences=none",
+        "--config.corpus.workers=1",
+        "--config.corpus.held_out=0.2",
+        "--config.tokenizer.kind=wordpiece",
+        f"--config.tokenizer.vocab_file={folder}/vocab.txt",
+    ]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "tools" / "show_masking.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env={"COLUMNS": "200", "PATH": "", "HOME": "/"})
+
+
+def test_prints_blocks_then_the_same_as_a_page_and_statistics(arguments: list[str], tmp_path: Path) -> None:
+    text = run(*arguments, "--rows=3")
+    assert text.returncode == 0, text.stderr
+    assert re.findall(r"Block (\d+): \d+ pieces, \d+ masked in \d+ spans", text.stdout) == ["1", "2", "3"]
+    assert text.stdout.count("[CLS]") == text.stdout.count("[SEP]") == 3
+
+    written = run(*arguments, "--rows=3", f"--html={tmp_path / 'masks.html'}")
+    assert written.returncode == 0, written.stderr
+    page_text = Text.of((tmp_path / "masks.html").read_text(encoding="utf-8"))
+    for line in re.findall(r"^\[CLS\].{60}", text.stdout, re.MULTILINE):
+        assert line in page_text
+
+    table = run(*arguments, "--statistics")
+    assert table.returncode == 0, table.stderr
+    shown = {line.split("│")[1].strip(): line.split("│")[2:4] for line in table.stdout.splitlines() if "│" in line}
+    assert [cell.strip() for cell in shown["blocks with ⌈0.15 × pieces⌉ masked"]] == ["100.00%", "100%"]
+    mean, law = (float(cell) for cell in shown["words in a drawn span, mean"])
+    assert law == 3.797 and abs(mean - law) < 0.05
+    observed, expected = (float(cell.strip(" %")) for cell in shown["merged spans that become [MASK]"])
+    assert expected == 80 and abs(observed - expected) < 2
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (("--html=masks.html", "--statistics"), "--html shows blocks and --statistics numbers"),
+        (("--html=/no/such/place/masks.html",), "no such directory as /no/such/place"),
+    ],
+)
+def test_flags_that_cannot_work_are_refused_in_one_line(
+    arguments: list[str], extra: tuple[str, ...], message: str
+) -> None:
+    done = run(*arguments, *extra)
+    assert done.returncode == 1
+    assert message in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+class Text(HTMLParser):
+    """The text of a page."""
+
+    @classmethod
+    def of(cls, source: str) -> str:
+        parser = cls()
+        parser.parts = []
+        parser.feed(source)
+        return "".join(parser.parts)
+
+    def handle_data(self, data: str) -> None:
+        self.parts.append(data)
+
+
+def example_row(tokenizer: Tokenizer) -> dict[str, np.ndarray]:
+    """the cats sat on a mat: "the" masked, "sat on" replaced at random, "mat" kept."""
+    ids = {piece: i for i, piece in enumerate((*[""] * 5, *WORDS, "##s", "."))}
+    return {
+        "input_ids": np.array([2, 4, ids["cat"], ids["##s"], ids["birds"], ids["##s"], ids["a"], ids["mat"], 3, 0]),
+        "lengths": np.array(9),
+        "masked_positions": np.array([1, 4, 5, 7, 0]),
+        "masked_ids": np.array([ids["the"], ids["sat"], ids["on"], ids["mat"], 0]),
+        "masked_weights": np.array([1.0, 1, 1, 1, 0]),
+        "replacement": np.array([MASK, RANDOM, RANDOM, KEPT, -1]),
+        "span_left": np.array([0, 3, 3, 0, 0]),
+        "span_right": np.array([0, 6, 6, 0, 0]),
+        "span_weights": np.array([0.0, 1, 1, 0, 0]),
+    }
+
+
+def test_a_row_becomes_words_spans_originals_and_boundaries(tokenizer: Tokenizer) -> None:
+    title, segments = describe_row(tokenizer, example_row(tokenizer))
+    assert title == "7 pieces, 4 masked in 3 spans, 2 of them predicted by SBO as well"
+    assert segments == [
+        Segment("special", "[CLS]", True),
+        Segment("mask", "[MASK]×1", True),
+        Segment("original", "‹the; MLM only›", False),
+        Segment("plain", "cat", True),
+        Segment("boundary", "s", False),
+        Segment("random", "birds s", True),
+        Segment("original", "‹sat on›", False),
+        Segment("boundary", "a", True),
+        Segment("kept", "mat", True),
+        Segment("original", "‹mat; MLM only›", False),
+        Segment("special", "[SEP]", True),
+    ]
+
+
+def test_a_page_escapes_what_it_shows_and_needs_no_other_file() -> None:
+    text = page([("a & b", [Segment("plain", "<script>", True)])], "runs/<x>")
+    assert "&lt;script&gt;" in text and "<script" not in text and "a &amp; b" in text
+    assert not re.search(r"(src|href)=|url\(|@import", text)
+
+
+def test_rows_go_on_over_batches() -> None:
+    batches = ({"lengths": np.arange(i, i + 3)} for i in (0, 3, 6))
+    assert [int(row["lengths"]) for row in first_rows(batches, 5)] == [0, 1, 2, 3, 4]
+
+
+def test_the_expected_coverage_is_what_was_measured() -> None:
+    assert expected_coverage(Config(), np.array([510, 510])) == "about 98%"
+    assert expected_coverage(Config(), np.array([126])) == "about 96%"
+    assert expected_coverage(Config(), np.array([30])) == "about 87%"

@@ -1,0 +1,259 @@
+"""Shows blocks as the model sees them in pre-training: spans, what stands in their place, what SBO predicts from.
+
+    python tools/show_masking.py --config configs/tiny.py [--rows 4] [--html FILE] [--statistics]
+
+Invariant: the blocks shown are the first rows of the run's own batches, masks included. What is missing in the
+workdir (default: runs/<the config's name>), the tokenizer and the blocks, is prepared first.
+"""
+
+import dataclasses
+import html
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+from absl import flags
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from spanbert_jax.config import Config
+from spanbert_jax.errors import UserError
+from spanbert_jax.main import run_app
+from spanbert_jax.text.tokenizer import Tokenizer, word_starts
+
+ROWS = flags.DEFINE_integer("rows", 4, "Blocks to show.", lower_bound=1)
+HTML = flags.DEFINE_string("html", None, "Write them to this file, as a page, and not to the terminal.")
+STATISTICS = flags.DEFINE_bool("statistics", False, "Instead of blocks, statistics of a few thousand beside the law.")
+
+STATISTICS_BLOCKS = 4000
+KINDS = ("mask", "random", "kept")  # in the order of masking.MASK, RANDOM, KEPT
+SHOWN_AS = {
+    "special": "dim",
+    "plain": "",
+    "boundary": "bold underline cyan",
+    "mask": "bold black on yellow",
+    "random": "bold white on magenta",
+    "kept": "bold white on green",
+    "original": "italic bright_black",
+}
+LEGEND = (
+    ("mask", "[MASK]×2", "a span replaced by [MASK], with the number of pieces"),
+    ("random", "cat of", "a span replaced by random pieces"),
+    ("kept", "the dog", "a span left as it is, and predicted all the same"),
+    ("original", "‹was this›", "what the model has to predict for the span before it"),
+    ("boundary", "next", "a boundary: SBO predicts the span beside it from the two boundaries"),
+    ("original", "‹was this; MLM only›", "a span that SBO does not predict, such as one at an end of the block"),
+)
+# Share of the masked pieces that SBO predicts, by block length: the authors' code, measured, on its default settings.
+SBO_LENGTHS, SBO_COVERAGE = (30, 126, 510), (0.87, 0.96, 0.984)
+SBO_DEPENDS_ON = ("scheme", "rate", "rate_steps", "span_p", "span_min", "span_max", "boundaries", "max_span_offset")
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """Text of one kind (a key of SHOWN_AS); `space`: white space comes before it."""
+
+    kind: str
+    text: str
+    space: bool
+
+
+def main(config: Config, workdir: str) -> int:
+    """Prepares, reads and shows; returns the exit status."""
+    from spanbert_jax.data.blocks import open_blocks
+    from spanbert_jax.data.input import described_batches
+    from spanbert_jax.tasks.pretraining import prepare
+
+    if HTML.value and STATISTICS.value:
+        raise UserError("--html shows blocks and --statistics numbers; give one of the two")
+    if HTML.value and not Path(HTML.value).absolute().parent.is_dir():
+        raise UserError(
+            f"--html {HTML.value}: no such directory as {Path(HTML.value).absolute().parent}; make it first"
+        )
+    tokenizer, data = prepare(config, Path(workdir))
+    blocks = open_blocks(data / "blocks", "train")
+    wanted = STATISTICS_BLOCKS if STATISTICS.value else ROWS.value
+    steps = -(-wanted // config.train.batch_size)
+    batches = described_batches(config, blocks, tokenizer, 0, steps)
+    console = Console(highlight=False)
+    if STATISTICS.value:
+        rows = collect(batches, steps)
+        console.print(statistics_table(config, rows, blocks.metadata.piece_counts))
+        return 0
+    shown = [describe_row(tokenizer, row) for row in first_rows(batches, ROWS.value)]
+    if HTML.value:
+        Path(HTML.value).write_text(page(shown, workdir), encoding="utf-8")
+        console.print(f"Wrote {HTML.value}.")
+    else:
+        print_rows(console, shown)
+    return 0
+
+
+def first_rows(batches: Iterator[dict[str, np.ndarray]], count: int) -> Iterator[dict[str, np.ndarray]]:
+    """The first `count` rows of the batches, one by one."""
+    for batch in batches:
+        for row in range(min(count, len(batch["lengths"]))):
+            yield {name: value[row] for name, value in batch.items()}
+        count -= len(batch["lengths"])
+
+
+def describe_row(tokenizer: Tokenizer, row: dict[str, np.ndarray]) -> tuple[str, list[Segment]]:
+    """A line about one row of `described_batches`, and the row as segments."""
+    used = row["masked_weights"] > 0
+    positions, kinds = row["masked_positions"][used], row["replacement"][used]
+    clean = row["input_ids"][: row["lengths"]].copy()
+    clean[positions] = row["masked_ids"][used]
+    starts = np.concatenate([[True], word_starts(tokenizer, clean[1:-1]), [True]])
+    predicted = row["span_weights"] > 0
+    boundaries = {int(i) for name in ("span_left", "span_right") for i in row[name][predicted]}
+    kind_at = dict(zip(positions.tolist(), kinds.tolist(), strict=True))
+    sbo = set(row["masked_positions"][predicted].tolist())
+
+    def text(ids: np.ndarray, begins: np.ndarray) -> str:
+        pieces = ((" " if begin else "") + plain(tokenizer, int(id)) for id, begin in zip(ids, begins, strict=True))
+        return "".join(pieces).strip()
+
+    segments: list[Segment] = []
+    at = 0
+    while at < len(clean):
+        if at not in kind_at:
+            special = at in (0, len(clean) - 1)
+            kind = "special" if special else "boundary" if at in boundaries else "plain"
+            segments.append(Segment(kind, plain(tokenizer, int(clean[at])), bool(starts[at])))
+            at += 1
+            continue
+        end = at
+        while end in kind_at and kind_at[end] == kind_at[at]:
+            end += 1
+        kind = KINDS[kind_at[at]]
+        seen = f"[MASK]×{end - at}" if kind == "mask" else text(row["input_ids"][at:end], starts[at:end])
+        note = "" if sbo.intersection(range(at, end)) else "; MLM only"
+        segments.append(Segment(kind, seen, True))
+        segments.append(Segment("original", f"‹{text(clean[at:end], starts[at:end])}{note}›", False))
+        at = end
+    spans = int(np.sum(np.diff(positions, prepend=-1) != 1))
+    title = f"{len(clean) - 2} pieces, {len(positions)} masked in {spans} spans, {len(sbo)} of them predicted by SBO as well"
+    return title, segments
+
+
+def plain(tokenizer: Tokenizer, id: int) -> str:
+    """A piece without its mark of being, or not being, the beginning of a word."""
+    piece = tokenizer.piece(id)
+    return piece.removeprefix("##").removeprefix("▁")
+
+
+def print_rows(console: Console, rows: list[tuple[str, list[Segment]]]) -> None:
+    """The legend, then every row."""
+    for kind, sample, meaning in LEGEND:
+        console.print(Text.assemble("  ", (sample, SHOWN_AS[kind]), f"  {meaning}"))
+    for number, (title, segments) in enumerate(rows):
+        console.print()
+        console.rule(f"Block {number + 1}: {title}", align="left", style="dim")
+        line = Text()
+        for segment in segments:
+            line.append(" " if segment.space and line else "").append(segment.text, SHOWN_AS[segment.kind])
+        console.print(line)
+
+
+STYLE = """
+body { font: 16px/1.9 Georgia, serif; max-width: 56rem; margin: 2rem auto; padding: 0 1rem; color: #1c1c1c; background: #fff }
+h1, h2 { font-family: system-ui, sans-serif; line-height: 1.3 } h2 { font-size: 1rem; margin-top: 2.5rem; color: #555 }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; font-size: .9rem } dd { margin: 0 }
+.special { color: #888 } .boundary { border-bottom: 3px solid #0088aa; font-weight: bold }
+.mask, .random, .kept { border-radius: .25em; padding: .08em .3em }
+.mask { background: #ffd54d } .random { background: #9c27b0; color: #fff } .kept { background: #2e7d32; color: #fff }
+.original { font-style: italic; font-size: .85em; color: #666; margin-left: .2em }
+"""
+
+
+def page(rows: list[tuple[str, list[Segment]]], workdir: str) -> str:
+    """The same as `print_rows`, as one HTML file that needs no other."""
+
+    def mark(kind: str, text: str) -> str:
+        return f'<span class="{kind}">{html.escape(text)}</span>' if kind != "plain" else html.escape(text)
+
+    legend = "".join(f"<dt>{mark(kind, sample)}</dt><dd>{meaning}</dd>\n" for kind, sample, meaning in LEGEND)
+    blocks = []
+    for number, (title, segments) in enumerate(rows):
+        text = "".join((" " if segment.space else "") + mark(segment.kind, segment.text) for segment in segments)
+        blocks.append(f"<h2>Block {number + 1}: {html.escape(title)}</h2>\n<p>{text}</p>\n")
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>Masked blocks of {html.escape(workdir)}</title>\n<style>{STYLE}</style>\n"
+        f"<h1>What the model sees: {html.escape(workdir)}</h1>\n<dl>\n{legend}</dl>\n{''.join(blocks)}</html>\n"
+    )
+
+
+def collect(batches: Iterator[dict[str, np.ndarray]], steps: int) -> dict[str, np.ndarray]:
+    """All batches, one after another, with a bar."""
+    from spanbert_jax.training.progress import Stage
+
+    parts: list[dict[str, np.ndarray]] = []
+    with Stage("Masking blocks") as stage:
+        for batch in batches:
+            parts.append(batch)
+            stage.update(len(parts) / steps, f"{len(parts) * len(batch['lengths']):,} blocks")
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def statistics_table(config: Config, rows: dict[str, np.ndarray], piece_counts: np.ndarray) -> Table:
+    """What was observed in `rows` beside what the config asks for."""
+    from spanbert_jax.data.masking import span_law, word_limits
+
+    masking = config.masking
+    lengths, used = rows["lengths"] - 2, rows["masked_weights"] > 0
+    rate = masking.rate
+    table = Table(title=f"{len(lengths):,} blocks, {lengths.mean():.0f} pieces in the mean, {used.sum():,} masked")
+    for column in ("", "observed", "expected"):
+        table.add_column(column, justify="left" if not column else "right")
+    if not masking.rate_steps or masking.final_rate == rate:
+        exact = used.sum(1) == np.ceil(rate * lengths.astype(np.float64))
+        table.add_row(f"blocks with ⌈{rate:g} × pieces⌉ masked", f"{exact.mean():.2%}", "100%")
+    law, fewest = span_law(masking), word_limits(masking)[0]
+    drawn = rows["drawn_words"]
+    table.add_section()
+    mean = float(law @ np.arange(fewest, fewest + len(law)))
+    table.add_row("words in a drawn span, mean", f"{drawn.mean():.3f}", f"{mean:.3f}")
+    for words, share in enumerate(law, fewest):
+        table.add_row(f"  {words} word{'s' * (words > 1)}", f"{(drawn == words).mean():.2%}", f"{share:.2%}")
+    table.add_section()
+    starts = used & (np.diff(rows["masked_positions"], axis=1, prepend=-1) != 1)
+    by_piece = masking.granularity == "piece" or masking.scheme == "subword"
+    kinds = rows["replacement"][used if by_piece else starts]
+    shares = (masking.mask_share, masking.random_share, 1 - masking.mask_share - masking.random_share)
+    for kind, share in enumerate(shares):
+        name = ("become [MASK]", "become random pieces", "are kept")[kind]
+        observed = f"{(kinds == kind).mean():.2%}"
+        table.add_row(f"{'pieces' if by_piece else 'merged spans'} that {name}", observed, f"{share:.2%}")
+    shown = np.take_along_axis(rows["input_ids"], rows["masked_positions"], axis=1)
+    absent = (piece_counts[shown[rows["replacement"] == 1]] == 0).sum()
+    table.add_row("random pieces that the corpus lacks", f"{absent:,}", "0")
+    table.add_section()
+    table.add_row("pieces in a merged span, mean", f"{used.sum() / starts.sum():.2f}", "")
+    coverage = rows["span_weights"].sum() / used.sum()
+    table.add_row("masked pieces that SBO predicts", f"{coverage:.2%}", expected_coverage(config, lengths))
+    return table
+
+
+def expected_coverage(config: Config, lengths: np.ndarray) -> str:
+    """The share that SBO predicts at these block lengths, between those that were measured; "" where none were."""
+    masking = config.masking
+    if masking.scheme == "subword":
+        return "0%"
+    if masking.boundaries == "internal" and masking.max_span_offset >= config.data.block_length:
+        return "100%"
+    paper = Config().masking
+    if any(getattr(masking, name) != getattr(paper, name) for name in SBO_DEPENDS_ON):
+        return ""
+    lost = np.log(1 - np.array(SBO_COVERAGE))
+    shares = 1 - np.exp(np.interp(np.log(np.maximum(lengths, 1)), np.log(SBO_LENGTHS), lost))
+    return f"about {np.average(shares, weights=lengths):.0%}"
+
+
+if __name__ == "__main__":
+    run_app(main)
