@@ -3,7 +3,6 @@
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,8 +32,8 @@ ROOMS = {
 }
 
 
-def modules() -> Iterator[Path]:
-    return (path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py")
+def modules() -> list[Path]:
+    return [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
 
 
 def imported(path: Path) -> set[str]:

@@ -341,8 +341,14 @@ def _write_tfds_metadata(build: Path, writers: dict[str, _SplitWriter]) -> None:
 def _built_aside(directory: Path) -> Iterator[Path]:
     """A fresh directory beside `directory` that becomes it at the end; what a killed build left is deleted."""
     build = directory.with_name(directory.name + ".building")
-    build.mkdir(parents=True, exist_ok=True)
-    with open(build / "lock", "w") as lock:
+    try:
+        build.mkdir(parents=True, exist_ok=True)
+        lock = open(build / "lock", "w")  # noqa: SIM115
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {build}: {error.strerror}; give another directory with --config.data.dir"
+        ) from error
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

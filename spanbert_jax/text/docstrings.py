@@ -30,18 +30,28 @@ _NOT_PROSE = re.compile(r"\.\. |[-=~^\"'#*+_|]{3,}|\+[-=]|\||>>>|\.\.\. ?$|\w+( 
 _FENCE = ("```", "~~~")
 
 
-def read_docstrings(pool: "workers.Workers") -> Iterator[Document]:
+_found: list[str] = []  # what this process has read: a run needs the corpus twice, and parsing is most of the work
+
+
+def read_docstrings(pool: workers.Workers) -> Iterator[Document]:
     """The modules of this Python, with docstrings that hold prose, in order of path; parsed by `pool`."""
+    return make_documents(_again() if _found else _read(pool))
+
+
+def _again() -> Iterator[tuple[str, float | None]]:
+    for done, text in enumerate(_found, start=1):
+        yield text, done / len(_found)
+
+
+def _read(pool: workers.Workers) -> Iterator[tuple[str, float | None]]:
     tasks = list(_tasks(module_paths()))
     seen: set[bytes] = set()
-
-    def texts() -> Iterator[tuple[str, float | None]]:
-        for done, modules in enumerate(pool.map(extract, tasks), start=1):
-            for paragraphs in modules:
-                text = "\n".join(paragraph for paragraph in paragraphs if _is_new(paragraph, seen))
-                yield text, done / len(tasks)
-
-    return make_documents(texts())
+    texts: list[str] = []
+    for done, modules in enumerate(pool.map(extract, tasks), start=1):
+        for paragraphs in modules:
+            texts.append("\n".join(paragraph for paragraph in paragraphs if _is_new(paragraph, seen)))
+            yield texts[-1], done / len(tasks)
+    _found[:] = texts
 
 
 def module_paths() -> list[Path]:

@@ -241,6 +241,11 @@ def test_a_directory_with_something_else_is_left_alone(config: Config, tokenizer
     assert is_built(tmp_path / "empty")
 
 
+def test_a_directory_that_cannot_be_written_is_told(config: Config, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot write to .*a.txt/blocks.building: Not a directory"):
+        build_blocks(config, tokenizer, tmp_path / "a.txt" / "blocks")
+
+
 def test_a_lost_shard_or_damaged_metadata_is_told(config: Config, tokenizer: Tokenizer, tmp_path: Path) -> None:
     build_blocks(config, tokenizer, tmp_path / "blocks")
     next((tmp_path / "blocks").glob("*held_out*")).unlink()

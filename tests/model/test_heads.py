@@ -131,12 +131,18 @@ def test_both_heads_and_both_loss_sums_against_a_float64_grid_of_pairs(
 def gradients(model: PretrainingModel, params: dict[str, Any], batch: dict[str, np.ndarray]) -> list[dict[str, Any]]:
     """Of the weighted cross-entropy of MLM, and of SBO."""
 
-    def loss(params: dict[str, Any], head: str) -> jax.Array:
-        scores = getattr(apply(model, params, batch, jnp.uint32(5)), head)
-        chosen = jnp.take_along_axis(jax.nn.log_softmax(scores), batch["masked_ids"][..., None], -1)[..., 0]
-        return -jnp.sum(chosen * batch["masked_weights" if head == "mlm" else "span_weights"])
+    def losses(params: dict[str, Any]) -> list[jax.Array]:
+        sums = []
+        for scores, weights in zip(apply(model, params, batch, jnp.uint32(5)), ("masked", "span"), strict=True):
+            chosen = jnp.take_along_axis(jax.nn.log_softmax(scores), batch["masked_ids"][..., None], -1)[..., 0]
+            sums.append(-jnp.sum(chosen * batch[f"{weights}_weights"]))
+        return sums
 
-    return [jax.jit(jax.grad(lambda p, h=head: loss(p, h)))(params) for head in ("mlm", "sbo")]
+    def both(params: dict[str, Any]) -> list[dict[str, Any]]:
+        _, vjp = jax.vjp(losses, params)
+        return [vjp([jnp.float32(head == 0), jnp.float32(head == 1)])[0] for head in (0, 1)]
+
+    return jax.jit(both)(params)
 
 
 def test_both_heads_train_the_word_embeddings_and_each_its_own_bias_and_padding_ids_get_nothing(

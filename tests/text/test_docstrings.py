@@ -88,9 +88,12 @@ def test_modules_are_documents_and_no_paragraph_comes_twice(tmp_path: Path, monk
         path.write_text(f'"""Module {"abcdef"[i]} has a line.\n\nAll modules have this line in common.\n"""\n')
     monkeypatch.setattr(docstrings, "module_paths", lambda: paths)
     monkeypatch.setattr(docstrings, "_TASK_BYTES", 100)
+    monkeypatch.setattr(docstrings, "_found", [])
     with Workers(2) as pool:
-        texts = [document.text for document in read_docstrings(pool)]
-    assert texts == [
+        documents = list(read_docstrings(pool))
+        assert [document[:2] for document in read_docstrings(pool)] == [document[:2] for document in documents]
+    assert documents[-1].fraction == 1.0
+    assert [document.text for document in documents] == [
         "Module a has a line.\nAll modules have this line in common.",
         *(f"Module {letter} has a line." for letter in "bcdef"),
     ]

@@ -5,13 +5,18 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 
 from spanbert_jax.config import Config
 from spanbert_jax.data.masking import KEPT, MASK, RANDOM
+from spanbert_jax.errors import UserError
 from spanbert_jax.text.tokenizer import Tokenizer
+from tools import show_masking
 from tools.show_masking import Segment, describe_row, expected_coverage, first_rows, page
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,18 +78,19 @@ def test_prints_blocks_then_the_same_as_a_page_and_statistics(arguments: list[st
 
 
 @pytest.mark.parametrize(
-    ("extra", "message"),
+    ("given", "message"),
     [
-        (("--html=masks.html", "--statistics"), "--html shows blocks and --statistics numbers"),
-        (("--html=/no/such/place/masks.html",), "no such directory as /no/such/place"),
+        ({"html": "masks.html", "statistics": True}, "--html shows blocks and --statistics numbers"),
+        ({"html": "/no/such/place/masks.html"}, "no such directory as /no/such/place"),
     ],
 )
-def test_flags_that_cannot_work_are_refused_in_one_line(
-    arguments: list[str], extra: tuple[str, ...], message: str
+def test_flags_that_cannot_work_are_refused_before_anything_is_prepared(
+    given: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    done = run(*arguments, *extra)
-    assert done.returncode == 1
-    assert message in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    flags.FLAGS.mark_as_parsed()
+    with flagsaver.flagsaver(**given), pytest.raises(UserError, match=message):
+        show_masking.main(Config(), str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
 class Text(HTMLParser):

@@ -1,0 +1,32 @@
+# make pretrain   a first run, on text that every machine has
+# make test       the tests; make lint: format, lint and types
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: pretrain test lint format clean
+
+pretrain: .venv/requirements
+	$(BIN)/python -m spanbert_jax.main --config configs/tiny.py
+
+test: .venv/requirements-dev
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+lint: .venv/requirements-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: .venv/requirements-dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+.venv/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; name one with make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+
+.venv/requirements .venv/requirements-dev: .venv/requirements%: requirements%.txt requirements.txt | .venv/bin/python
+	$(BIN)/python -m pip install --disable-pip-version-check -r $<
+	touch $@
+
+clean:
+	rm -rf .venv runs
