@@ -2,6 +2,6 @@
 
 import os
 
-# TensorFlow reads these when it is imported. It only moves integers here, so oneDNN would do nothing but announce itself.
+# Read by TensorFlow when it is imported. It moves integers here: oneDNN would do nothing but announce itself.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")

@@ -17,6 +17,7 @@ from etils import epath
 from jax.sharding import Mesh, NamedSharding
 
 from spanbert_jax.config import Config
+from spanbert_jax.errors import UserError
 from spanbert_jax.training import sharding
 from spanbert_jax.training.checkpoint import Checkpoints
 from spanbert_jax.training.flops import peak_flops
@@ -70,7 +71,11 @@ def _run(config: Config, task: Task, workdir: epath.Path) -> Result:
     abstract = abstract_state(config, task.init, mesh)
     checkpoints = Checkpoints(workdir / "checkpoints", config.train)
     first, last = checkpoints.latest() or 0, config.train.steps
-    state = checkpoints.restore(first, abstract) if first else init_state(config, task.init, mesh)
+    if first:
+        _check_same_data(task, checkpoints.metadata(first), workdir)
+        state = checkpoints.restore(first, abstract)
+    else:
+        state = init_state(config, task.init, mesh)
     train_step = make_train_step(config, task.objective, abstract)
     eval_step = make_eval_step(task.objective, mesh)
     batches = task.train_batches(layout, first, last)
@@ -118,6 +123,21 @@ def _run(config: Config, task: Task, workdir: epath.Path) -> Result:
     if writer:
         writer.close()
     return Result(step, step == last, evaluation)
+
+
+def _check_same_data(task: Task, saved: Mapping[str, Any], workdir: epath.Path) -> None:
+    """Raises UserError where the checkpoint was trained on other data than a step would now read."""
+    names = [name for name in task.metadata if name.endswith("fingerprint")]
+    differing = [
+        f"{name} {saved.get(name)} then, {task.metadata[name]} now"
+        for name in names
+        if saved.get(name) != task.metadata[name]
+    ]
+    if differing:
+        raise UserError(
+            f"{workdir}/checkpoints: these were trained on other data ({'; '.join(differing)}); "
+            "bring the old data back, or choose another --workdir"
+        )
 
 
 def _evaluate(task: Task, eval_step: Any, params: Any, layout: NamedSharding) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """The command line, as a user runs it: from raw text to a checkpoint, interrupted and gone on with, and misused."""
 
 import json
+import shutil
 import signal
 import subprocess
 import time
@@ -70,7 +71,9 @@ def test_a_second_call_finds_everything_and_says_the_same(finished: tuple[Path, 
     assert printed[printed.index("Checkpoint:") :] == again[again.index("Checkpoint:") :]
 
 
-def test_a_killed_run_goes_on_bitwise_from_its_last_checkpoint(finished: tuple[Path, str], corpus: Path, tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_bitwise_from_its_last_checkpoint(
+    finished: tuple[Path, str], corpus: Path, tmp_path: Path
+) -> None:
     """SIGKILL right after a checkpoint, dropout on; other devices' worth of microbatches would only change rounding."""
     workdir = tmp_path / "killed"
     command = runs.command(workdir, corpus__files=corpus, data__dir=finished[0] / "data")
@@ -135,6 +138,21 @@ def test_blocks_of_another_tokenizer_are_refused(finished: tuple[Path, str], cor
         tokenizer__vocab_file=vocab,
     )
     assert f"not the vocabulary of {vocab}" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_checkpoint_of_other_data_is_refused_by_its_fingerprint(
+    finished: tuple[Path, str], corpus: Path, tmp_path: Path
+) -> None:
+    """The same file name with another text in it, and blocks built anew."""
+    workdir, before = tmp_path / "run", corpus.read_text()
+    shutil.copytree(finished[0], workdir)
+    shutil.rmtree(workdir / "data" / "blocks")
+    try:
+        corpus.write_text(before + "\n\nOne more document.\n")
+        done = runs.run(workdir, 1, corpus__files=corpus)
+    finally:
+        corpus.write_text(before)
+    assert "these were trained on other data (data_fingerprint" in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(

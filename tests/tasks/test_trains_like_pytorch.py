@@ -56,7 +56,9 @@ def torch_losses(config: Config, vocab_size: int, params: dict[str, Any], batche
             attn_implementation="eager",
         )
     )
-    weights = {name: torch.tensor(np.ascontiguousarray(value)) for name, value in to_transformers(params, vocab_size).items()}
+    weights = {
+        name: torch.tensor(np.ascontiguousarray(value)) for name, value in to_transformers(params, vocab_size).items()
+    }
     missing, unexpected = model.load_state_dict(weights, strict=False)
     assert not unexpected and all("decoder" in name for name in missing)  # the decoder is tied
     optimizer = torch.optim.AdamW(
