@@ -299,7 +299,7 @@ def _check_masking(config: Config) -> None:
         raise UserError(f"config.masking.span_p is {masking.span_p}; it must lie between 0 and 1")
     if masking.span_max < masking.span_min:
         raise UserError(
-            f"config.masking.span_max {masking.span_max} is under span_min {masking.span_min}; raise it to at least that"
+            f"config.masking.span_max {masking.span_max} is under span_min {masking.span_min}; raise it"
         )
     if max_masked(config) < _largest_budget(config):
         raise UserError(

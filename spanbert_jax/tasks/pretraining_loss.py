@@ -17,7 +17,9 @@ from spanbert_jax.training.step import Batch, Objective, Sums
 
 def cross_entropy_sums(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Weighted sums of the cross-entropy and of the right guesses; [..., vocab] fp32, [...] int32, [...] fp32."""
-    chosen = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+    # A comparison, not a lookup: it fuses, where a lookup's gradient is a scatter over all of the logits.
+    is_label = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) == labels[..., None]
+    chosen = jnp.sum(jnp.where(is_label, logits, 0.0), axis=-1)
     losses = jax.nn.logsumexp(logits, axis=-1) - chosen
     correct = jnp.argmax(logits, axis=-1) == labels
     return jnp.sum(losses * weights), jnp.sum(correct * weights)

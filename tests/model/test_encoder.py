@@ -25,7 +25,7 @@ def random_params(model: Any, seed: int) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
 
     def leaf(path: tuple, x: jax.ShapeDtypeStruct) -> np.ndarray:
-        return rng.normal(float("scale" in jax.tree_util.keystr(path)), 0.05, x.shape).astype(np.float32)
+        return rng.normal(float("scale" in jax.tree_util.keystr(path)), 0.03, x.shape).astype(np.float32)
 
     return jax.tree_util.tree_map_with_path(leaf, shapes)
 
@@ -153,7 +153,7 @@ def test_hidden_states_are_the_float64_outputs_of_another_implementation(shared_
     )
     ids, types = np.array(expected["sequences"]), np.array(expected["token_types"])
     hidden = encode(model, params, ids, np.full(len(ids), ids.shape[1]), types)
-    np.testing.assert_allclose(hidden, np.array(expected["hidden"]), rtol=0, atol=2e-6)
+    np.testing.assert_allclose(hidden, np.array(expected["hidden"]), rtol=0, atol=1e-6)
 
 
 def random_inputs(vocab_size: int, lengths: tuple[int, ...], masked: int, seed: int = 0) -> dict[str, np.ndarray]:
