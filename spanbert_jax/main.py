@@ -32,7 +32,7 @@ def run_app(main: Callable[[Config, str], int]) -> None:
         return main(_config(), WORKDIR.value or f"runs/{Path(config_file()).stem}")
 
     def run(argv: list[str]) -> int:
-        logging.set_verbosity(logging.WARNING)  # Orbax logs 30 lines a checkpoint
+        logging.set_verbosity(logging.ERROR)  # Orbax logs 30 lines a checkpoint
         try:
             return checked(argv)
         except UserError as error:

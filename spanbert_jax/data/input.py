@@ -16,7 +16,6 @@ import tensorflow as tf
 from spanbert_jax.config import Config
 from spanbert_jax.data.blocks import Blocks
 from spanbert_jax.data.masking import Masker, mask_rate, row_keys
-from spanbert_jax.errors import UserError
 from spanbert_jax.text.tokenizer import Tokenizer
 
 tf.config.set_visible_devices([], "GPU")  # the accelerator is JAX's
@@ -39,7 +38,7 @@ def train_batches(
     """The batches of steps start_step .. stop_step - 1, as `Masker.mask_batch` describes them.
 
     Every value is a global array of config.train.batch_size rows, laid out by `sharding` (of the first axis), for
-    instance NamedSharding(mesh, P(("data", "fsdp"))). Raises UserError where it doesn't divide the batch.
+    instance NamedSharding(mesh, P(("data", "fsdp"))), which must divide the batch.
     """
     rows = _rows_held(sharding, config.train.batch_size)
     batch = _train_batch(config, blocks, tokenizer, rows, describe=False)
@@ -121,15 +120,6 @@ def _read(blocks: Blocks, indices: tf.Tensor, masker: Masker) -> tuple[tf.Tensor
 
 def _rows_held(sharding: jax.sharding.Sharding, batch_size: int) -> np.ndarray:
     """int64 [rows], ascending: the rows of the global batch that this process's devices hold."""
-    devices = sharding.num_devices
-    shards = devices // sharding.shard_shape((devices,))[0]
-    if batch_size % shards:
-        below, above = batch_size // shards * shards, -(-batch_size // shards) * shards
-        sizes = f"{below} or {above}" if below else f"{above}"
-        raise UserError(
-            f"config.train.batch_size {batch_size} is not divisible by the {shards} parts that the mesh cuts a batch "
-            f"into (config.mesh.data x config.mesh.fsdp); use {sizes}, or another mesh"
-        )
     held = sharding.addressable_devices_indices_map((batch_size,)).values()
     return np.unique(np.concatenate([np.arange(batch_size, dtype=np.int64)[index] for index in held]))
 

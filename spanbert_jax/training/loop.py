@@ -59,10 +59,19 @@ class Result(NamedTuple):
 def run(config: Config, task: Task, workdir: epath.Path) -> Result:
     """Trains from the newest checkpoint in the workdir, or from the start, to the last step or a request to stop.
 
-    Raises UserError where the mesh, the batch and the devices do not fit together, or a checkpoint cannot be read.
+    Raises UserError where the mesh, the batch and the devices do not fit together, their memory is too small, or a
+    checkpoint cannot be read.
     """
-    with jax.set_mesh(sharding.mesh_of(config)):
-        return _run(config, task, workdir)
+    try:
+        with jax.set_mesh(sharding.mesh_of(config)):
+            return _run(config, task, workdir)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise UserError(
+            f"out of device memory ({str(error).splitlines()[0]}); cut the batch of {config.train.batch_size} rows into "
+            f"more microbatches: --config.train.accumulation={2 * config.train.accumulation}"
+        ) from error
 
 
 def _run(config: Config, task: Task, workdir: epath.Path) -> Result:

@@ -11,7 +11,7 @@ from typing import Any
 
 from etils import epath
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -40,6 +40,7 @@ class Stage:
                 TextColumn("[bold]{task.description}"),
                 BarColumn(bar_width=24),
                 TaskProgressColumn(),
+                TimeElapsedColumn(),
                 TextColumn("{task.fields[detail]}"),
                 console=self._console,
             )
@@ -57,7 +58,7 @@ class Stage:
             left = elapsed * (1 - fraction) / (fraction - self._first)
             timed = f"{detail} · {clock(left)} left"
         else:
-            timed = f"{detail} · {clock(elapsed)}"
+            timed = detail
         self._detail = detail
         if self._bar:
             total = None if fraction is None else 1.0

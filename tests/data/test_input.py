@@ -18,7 +18,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from spanbert_jax.config import Config, DataConfig, MaskingConfig, TrainConfig
 from spanbert_jax.data.input import eval_batches, train_batches
-from spanbert_jax.errors import UserError
 from spanbert_jax.text.tokenizer import Tokenizer
 
 LENGTH = 32
@@ -229,21 +228,6 @@ def test_only_the_rows_that_are_held_are_read() -> None:
     blocks, config = FakeBlocks(4000), make_config()
     next(iter(train_batches(config, blocks, TOKENIZER, one_device(), 0, 1)))  # type: ignore[arg-type]
     assert len(blocks.reads) == 8
-
-
-@pytest.mark.parametrize(("batch_size", "sizes"), [(3, "4"), (10, "8 or 12")])
-def test_a_batch_that_the_mesh_does_not_divide_is_refused_with_the_nearest_sizes(batch_size: int, sizes: str) -> None:
-    class Four:
-        num_devices = 4
-
-        def shard_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-            return (shape[0] // 4,)
-
-    config = dataclasses.replace(make_config(), train=TrainConfig(batch_size=batch_size))
-    with pytest.raises(
-        UserError, match=rf"batch_size {batch_size} is not divisible by the 4 parts.*; use {sizes}, or another mesh"
-    ):
-        train_batches(config, FakeBlocks(3), TOKENIZER, Four(), 0, 1)  # type: ignore[arg-type]
 
 
 def test_tensorflow_sees_no_accelerator() -> None:
