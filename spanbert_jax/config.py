@@ -298,9 +298,7 @@ def _check_masking(config: Config) -> None:
     if not 0 < masking.span_p < 1:
         raise UserError(f"config.masking.span_p is {masking.span_p}; it must lie between 0 and 1")
     if masking.span_max < masking.span_min:
-        raise UserError(
-            f"config.masking.span_max {masking.span_max} is under span_min {masking.span_min}; raise it"
-        )
+        raise UserError(f"config.masking.span_max {masking.span_max} is under span_min {masking.span_min}; raise it")
     if max_masked(config) < _largest_budget(config):
         raise UserError(
             f"config.masking.max_masked is {masking.max_masked}, but a block of {config.data.block_length - 2} pieces "

@@ -69,8 +69,8 @@ def run(config: Config, task: Task, workdir: epath.Path) -> Result:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise UserError(
-            f"out of device memory ({str(error).splitlines()[0]}); cut the batch of {config.train.batch_size} rows into "
-            f"more microbatches: --config.train.accumulation={2 * config.train.accumulation}"
+            f"out of device memory ({str(error).splitlines()[0]}); cut the batch of {config.train.batch_size} rows "
+            f"into more microbatches: --config.train.accumulation={2 * config.train.accumulation}"
         ) from error
 
 

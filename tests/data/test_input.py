@@ -1,6 +1,5 @@
 """Input: a batch is a pure function of the step, whatever the devices, the start or the neighbours."""
 
-import dataclasses
 import json
 import os
 import subprocess

@@ -1,9 +1,11 @@
 """Real runs of the command line in processes of their own, on English prose that every Python has."""
 
+import json
 import os
 import pydoc_data.topics
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -53,6 +55,38 @@ def run(workdir: Path, expect: int = 0, **fields: object) -> subprocess.Complete
     done = subprocess.run(command(workdir, **fields), cwd=ROOT, capture_output=True, text=True, env=environment())
     assert done.returncode == expect, done.stdout + done.stderr
     return done
+
+
+def start_two(workdir: Path, **fields: object) -> list[subprocess.Popen[str]]:
+    """Two processes of one run, which find each other as under SLURM."""
+    slurm = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
+    return [
+        subprocess.Popen(
+            [*command(workdir, **fields), "--distributed"],
+            cwd=ROOT,
+            env=environment() | slurm | {"SLURM_PROCID": rank, "SLURM_LOCALID": rank},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in ("0", "1")
+    ]
+
+
+def metrics(workdir: Path, name: str) -> dict[int, float]:
+    """step -> value of a metric in metrics.jsonl."""
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return {row["step"]: row[name] for row in rows if name in row}
+
+
+def wait_for(path: Path, process: subprocess.Popen[str], text: str = "") -> None:
+    """Waits until the file is there, with the text in it."""
+    for _ in range(2400):
+        if path.exists() and (not text or text in path.read_text()):
+            return
+        assert process.poll() is None, f"the run ended before {path} was there"
+        time.sleep(0.05)
+    raise AssertionError(f"no {path} after two minutes")
 
 
 def params(workdir: Path, step: int) -> dict[str, np.ndarray]:

@@ -4,11 +4,11 @@ import json
 import shutil
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.tasks import runs
 
@@ -43,7 +43,9 @@ def test_a_run_leaves_everything_in_its_workdir(finished: tuple[Path, str]) -> N
         "checkpoints",
     }
     assert json.loads((workdir / "config.json").read_text())["tokenizer"]["vocab_size"] == 600
-    assert list((workdir / "tensorboard").glob("events.*"))
+    events = EventAccumulator(str(workdir / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("held_out/sbo_accuracy")] == [6, 12]
     assert {int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()} == {4, 8, 12}
     assert f"Checkpoint:  {workdir}/checkpoints/12" in printed
     assert "always the commonest piece" in printed
@@ -78,7 +80,7 @@ def test_a_killed_run_goes_on_bitwise_from_its_last_checkpoint(
     workdir = tmp_path / "killed"
     command = runs.command(workdir, corpus__files=corpus, data__dir=finished[0] / "data")
     process = subprocess.Popen(command, cwd=runs.ROOT, env=runs.environment(), stdout=subprocess.DEVNULL)
-    wait_for(workdir / "checkpoints" / "4", process)
+    runs.wait_for(workdir / "checkpoints" / "4", process)
     process.kill()
     assert process.wait() == -signal.SIGKILL
     runs.run(workdir, corpus__files=corpus, data__dir=finished[0] / "data")
@@ -90,31 +92,19 @@ def test_a_killed_run_goes_on_bitwise_from_its_last_checkpoint(
 def test_a_run_asked_to_stop_saves_where_it_is_and_goes_on_bitwise(
     finished: tuple[Path, str], corpus: Path, tmp_path: Path
 ) -> None:
-    workdir = tmp_path / "stopped"
-    fields = {"corpus__files": corpus, "data__dir": finished[0] / "data", "train__checkpoint_every": 1000}
-    command = runs.command(workdir, **fields)
-    process = subprocess.Popen(
-        command, cwd=runs.ROOT, env=runs.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    wait_for(workdir / "metrics.jsonl", process, "mlm_loss")  # the first step is done
+    fields = {"corpus__files": corpus, "data__dir": finished[0] / "data", "train__steps": 300}
+    fields |= {"train__checkpoint_every": 1000, "train__eval_every": 1000, "train__log_every": 25}
+    command = runs.command(tmp_path / "stopped", **fields)
+    process = subprocess.Popen(command, cwd=runs.ROOT, env=runs.environment(), stdout=subprocess.PIPE, text=True)
+    runs.wait_for(tmp_path / "stopped" / "metrics.jsonl", process, "mlm_loss")  # the first step is done
     process.send_signal(signal.SIGTERM)
     printed, _ = process.communicate()
-    saved = [int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()]
-    if process.returncode == 75:
-        assert f"Stopped at step {saved[0]} of 12; the same command goes on." in printed
-    else:
-        pytest.fail(f"ended with {process.returncode} at {saved}: {printed}")
-    runs.run(workdir, **fields)
-    assert same_params(workdir, finished[0], 12)
-
-
-def wait_for(path: Path, process: subprocess.Popen, text: str = "") -> None:
-    for _ in range(1200):
-        if path.exists() and (not text or text in path.read_text()):
-            return
-        assert process.poll() is None, f"the run ended before {path} was there"
-        time.sleep(0.05)
-    raise AssertionError(f"no {path} after a minute")
+    assert process.returncode == 75, printed
+    (saved,) = [int(path.name) for path in (tmp_path / "stopped" / "checkpoints").iterdir() if path.name.isdigit()]
+    assert f"Stopped at step {saved} of 300; the same command goes on." in printed
+    runs.run(tmp_path / "stopped", **fields)
+    runs.run(tmp_path / "uninterrupted", **fields)
+    assert same_params(tmp_path / "stopped", tmp_path / "uninterrupted", 300)
 
 
 def test_a_workdir_of_another_configuration_is_refused_by_the_fields_that_differ(
