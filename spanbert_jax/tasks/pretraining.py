@@ -99,7 +99,7 @@ def prepare(config: Config, workdir: Path) -> tuple[Tokenizer, Path]:
 
 def _reporter(stage: Stage) -> Any:
     def show(fraction: float | None, documents: int, pieces: int) -> None:
-        stage.update(fraction, f"{documents:,} documents, {pieces:,} pieces")
+        stage.update(fraction, f"{documents:,} documents" + (f", {pieces:,} pieces" if pieces else ""))
 
     return show
 

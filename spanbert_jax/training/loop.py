@@ -107,6 +107,7 @@ def _run(config: Config, task: Task, workdir: epath.Path) -> Result:
         while True:
             if step == last or (step % config.train.eval_every == 0 and step > first):
                 log(window.finish(step))
+                stage.update(step / last, f"step {step:,} · evaluating on held-out blocks")
                 evaluation = _evaluate(task, eval_step, state["params"], layout)
                 if writer and step > first:
                     writer.write(step, evaluation)
