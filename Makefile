@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: pretrain test lint format clean
+.PHONY: pretrain test lint format
 
 pretrain: .venv/requirements
 	$(BIN)/python -m spanbert_jax.main --config configs/tiny.py
@@ -21,12 +21,9 @@ format: .venv/requirements-dev
 	$(BIN)/ruff check --fix .
 
 .venv/bin/python:
-	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; name one with make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else "Python 3.11 to 3.13 is needed (TensorFlow has no newer wheels); name one with make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
 
 .venv/requirements .venv/requirements-dev: .venv/requirements%: requirements%.txt requirements.txt | .venv/bin/python
 	$(BIN)/python -m pip install --disable-pip-version-check -r $<
 	touch $@
-
-clean:
-	rm -rf .venv runs

@@ -1,6 +1,6 @@
 """SpanBERT-base: 12 layers of width 768, single sequences of 512 pieces, spans masked, SBO.
 
-Command:   python -m spanbert_jax.main --config configs/base.py --workdir gs://BUCKET/base
+Command:   python -m spanbert_jax.main --config configs/base.py --workdir /mnt/shared/base
            --config.corpus.files='data/*.txt' takes your text instead of Wikipedia,
            --config.tokenizer.kind=wordpiece --config.tokenizer.vocab_file=vocab.txt BERT's vocabulary.
 Recipe:    the authors' for base (SpanBERT issue 6): 8 times the batch of large, 300,000 steps, learning rate 5e-4.

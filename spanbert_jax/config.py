@@ -88,7 +88,7 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ComputeConfig:
-    """How the same function is computed; nothing here changes what is learned."""
+    """How the same function is computed; only rounding depends on it."""
 
     dtype: str = "auto"  # "float32", "bfloat16", or "auto": bfloat16 on GPU and TPU
     unroll: bool = False  # unroll the layers (faster steps) instead of scanning them (faster compilation)
@@ -156,6 +156,8 @@ class Config:
 # Fields that may differ when a run goes on: they change where, how fast or how long, not what is computed at a step.
 MAY_CHANGE = (
     "corpus.workers",
+    "corpus.tfds_data_dir",
+    "tokenizer.vocab_file",  # its content is compared
     "data.dir",
     "compute.unroll",
     "compute.remat",
@@ -186,7 +188,6 @@ _CHOICES = {
 }
 
 _POSITIVE = (
-    "tokenizer.vocab_size",
     "tokenizer.sample_bytes",
     "masking.span_min",
     "masking.max_span_offset",
@@ -207,13 +208,31 @@ _POSITIVE = (
     "optimizer.gradient_divisor",
 )
 
+_NOT_NEGATIVE = (
+    "corpus.workers",
+    "masking.rate_steps",
+    "model.layer_norm_eps",
+    "model.init_std",
+    "optimizer.learning_rate",
+    "optimizer.warmup_steps",
+    "optimizer.weight_decay",
+    "optimizer.eps",
+    "optimizer.clip_norm",
+    "train.sbo_weight",
+    "train.eval_blocks",
+)
+
 _SHARES = (
     "corpus.held_out",
     "masking.mask_share",
     "masking.random_share",
     "model.dropout",
     "model.attention_dropout",
+    "optimizer.beta1",
+    "optimizer.beta2",
 )
+
+_SMALLEST_VOCABULARY = 300  # 256 bytes, the special pieces and a few characters
 
 
 def default_config() -> "ConfigDict":
@@ -275,8 +294,11 @@ def check(config: Config) -> None:
         if flat[name] not in choices:
             raise UserError(f"config.{name} is {flat[name]!r}; it must be one of {', '.join(map(repr, choices))}")
     for name in _POSITIVE:
-        if flat[name] <= 0:
+        if not flat[name] > 0:  # NaN is not
             raise UserError(f"config.{name} is {flat[name]}; it must be greater than 0")
+    for name in _NOT_NEGATIVE:
+        if not flat[name] >= 0:
+            raise UserError(f"config.{name} is {flat[name]}; it must not be negative")
     for name in _SHARES:
         if not 0 <= flat[name] < 1 and not (name.startswith("masking.") and flat[name] == 1):
             raise UserError(f"config.{name} is {flat[name]}; it is a share, from 0 to less than 1")
@@ -326,6 +348,10 @@ def _check_model(config: Config) -> None:
             f"config.data.block_length {data.block_length} is over the position table's {model.max_length} rows; "
             f"lower it, or raise config.model.max_length"
         )
+    if config.tokenizer.vocab_size < _SMALLEST_VOCABULARY:
+        raise UserError(
+            f"config.tokenizer.vocab_size is {config.tokenizer.vocab_size}; it must be at least {_SMALLEST_VOCABULARY}"
+        )
     if config.tokenizer.kind == "wordpiece" and not config.tokenizer.vocab_file:
         raise UserError(
             "config.tokenizer.kind is 'wordpiece' without a vocabulary; give one with "
@@ -339,21 +365,13 @@ def _check_model(config: Config) -> None:
 
 def _check_train(config: Config) -> None:
     train, optimizer = config.train, config.optimizer
-    if train.batch_size % train.accumulation:
-        raise UserError(
-            f"config.train.batch_size {train.batch_size} is not divisible by config.train.accumulation "
-            f"{train.accumulation}; use {-(-train.batch_size // train.accumulation) * train.accumulation}"
-        )
-    for name in ("warmup_steps", "weight_decay", "clip_norm", "learning_rate"):
-        if getattr(optimizer, name) < 0:
-            raise UserError(f"config.optimizer.{name} is {getattr(optimizer, name)}; it must not be negative")
+    if not 0 <= train.seed < 2**31:
+        raise UserError(f"config.train.seed is {train.seed}; it must lie between 0 and {2**31 - 1}")
     if optimizer.warmup_steps > train.steps:
         raise UserError(
             f"config.optimizer.warmup_steps {optimizer.warmup_steps} is over config.train.steps {train.steps}; "
             "the learning rate would never reach its peak: lower it"
         )
-    if train.sbo_weight < 0:
-        raise UserError(f"config.train.sbo_weight is {train.sbo_weight}; it must not be negative")
     if config.corpus.held_out <= 0:
         raise UserError("config.corpus.held_out is 0; evaluation needs a share of the documents, such as 0.005")
     if not config.corpus.files and not config.corpus.name:

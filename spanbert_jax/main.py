@@ -2,10 +2,11 @@
 
     python -m spanbert_jax.main --config configs/tiny.py [--workdir DIR] [--config.FIELD=VALUE ...]
 
-Invariant: importing this module is cheap (worker processes import it again), and a user's mistake ends in one line
-on stderr and exit status 1.
+Invariant: a user's mistake ends in one line on stderr and exit status 1, before the heavy libraries are imported where
+the configuration alone shows it.
 """
 
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -38,6 +39,9 @@ def run_app(main: Callable[[Config, str], int]) -> None:
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
+        except KeyboardInterrupt:
+            print("stopped; the same command goes on", file=sys.stderr)
+            return STOPPED_EARLY
 
     app.run(run, flags_parser=_parse)
 
@@ -74,11 +78,17 @@ def main(config: Config, workdir: str) -> int:
     if DISTRIBUTED.value:
         import jax
 
-        jax.distributed.initialize()
+        try:
+            jax.distributed.initialize()
+        except (RuntimeError, ValueError) as error:
+            raise UserError(
+                f"--distributed: the other processes cannot be found ({error}); it needs a TPU VM, SLURM, Open MPI or "
+                "Kubernetes. Leave it out on a single machine"
+            ) from error
     from spanbert_jax.tasks import pretraining
 
     tasks = {"pretraining": pretraining.run}
-    return 0 if tasks[config.task](config, workdir, config_file()) else STOPPED_EARLY
+    return 0 if tasks[config.task](config, workdir, shlex.join(sys.argv[1:])) else STOPPED_EARLY
 
 
 if __name__ == "__main__":

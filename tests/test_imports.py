@@ -17,7 +17,7 @@ ALLOWED = {
     "text": {"config", "errors"},
     "data": {"config", "errors", "text"},
     "model": {"config", "errors"},
-    "training": {"config", "errors", "data", "model"},
+    "training": {"config", "errors", "model"},
     "tasks": {"config", "errors", "text", "data", "model", "training"},
     "main": {"config", "errors", "tasks"},
 }

@@ -10,7 +10,10 @@ import json
 import sys
 from pathlib import Path
 
-import matplotlib
+try:
+    import matplotlib
+except ImportError:
+    sys.exit("error: matplotlib is missing; pip install -r requirements-dev.txt")
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

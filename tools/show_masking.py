@@ -68,7 +68,7 @@ def main(config: Config, workdir: str) -> int:
     """Prepares, reads and shows; returns the exit status."""
     from spanbert_jax.data.blocks import open_blocks
     from spanbert_jax.data.input import described_batches
-    from spanbert_jax.tasks.pretraining import prepare
+    from spanbert_jax.tasks.corpus import prepare
 
     if HTML.value and STATISTICS.value:
         raise UserError("--html shows blocks and --statistics numbers; give one of the two")

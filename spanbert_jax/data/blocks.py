@@ -72,26 +72,26 @@ class Blocks:
 
     def __init__(self, directory: Path, split: str, metadata: Metadata) -> None:
         self.metadata = metadata
-        self.num_blocks = metadata.counts[split]["blocks"]
+        self._count = metadata.counts[split]["blocks"]
         paths = sorted(directory.glob(f"{DATASET}-{split}.array_record-*"))
         options = "readahead_buffer_size:0,max_parallelism:0"  # best for random access, say array_record's own notes
         self._readers = [ArrayRecordReader(str(path), options) for path in paths]
         self._ends = np.cumsum([reader.num_records() for reader in self._readers])
         found = int(self._ends[-1]) if paths else 0
-        if found != self.num_blocks:
+        if found != self._count:
             raise UserError(
                 f"{directory}: split {split!r} has {found} blocks in {len(paths)} files, but its metadata "
-                f"says {self.num_blocks}; delete the directory, so that it is built again"
+                f"says {self._count}; delete the directory, so that it is built again"
             )
 
     def __len__(self) -> int:
-        return self.num_blocks
+        return self._count
 
     def read(self, indices: np.ndarray) -> list[bytes]:
-        """The serialised tf.train.Examples of int64[n] indices into [0, num_blocks), in the same order."""
+        """The serialised tf.train.Examples of int64[n] indices into [0, len), in the same order."""
         indices = np.asarray(indices, dtype=np.int64)
-        if len(indices) and not 0 <= indices.min() <= indices.max() < self.num_blocks:
-            raise IndexError(f"indices {indices.min()} to {indices.max()} of {self.num_blocks} blocks")
+        if len(indices) and not 0 <= indices.min() <= indices.max() < self._count:
+            raise IndexError(f"indices {indices.min()} to {indices.max()} of {self._count} blocks")
         shards = np.searchsorted(self._ends, indices, side="right")
         records: list[bytes] = [b""] * len(indices)
         for shard in np.unique(shards):
@@ -129,7 +129,7 @@ def check_blocks(metadata: Metadata, config: Config, tokenizer: Tokenizer) -> No
     """Raises UserError, saying what differs, where blocks are not the ones that `config` and `tokenizer` make."""
     wanted = {"tokenizer": tokenizer.fingerprint, "data.block_length": config.data.block_length}
     found = {"tokenizer": metadata.tokenizer_fingerprint, "data.block_length": metadata.block_length}
-    wanted |= {f"corpus.{name}": value for name, value in _source_fields(config.corpus).items()}
+    wanted |= {f"corpus.{name}": value for name, value in source_fields(config.corpus).items()}
     found |= {f"corpus.{name}": value for name, value in metadata.corpus.items()}
     different = [name for name in wanted if found.get(name) != wanted[name]]
     if different:
@@ -140,7 +140,7 @@ def check_blocks(metadata: Metadata, config: Config, tokenizer: Tokenizer) -> No
         )
 
 
-def _source_fields(corpus: CorpusConfig) -> dict[str, Any]:
+def source_fields(corpus: CorpusConfig) -> dict[str, Any]:
     """The fields that decide what the blocks hold."""
     fields = dataclasses.asdict(corpus)
     for name in ("workers", "tfds_data_dir", "name" if corpus.files else "document_break"):
@@ -233,7 +233,7 @@ def _write(config: Config, tokenizer: Tokenizer, build: Path, report: Report) ->
     return Metadata(
         tokenizer_fingerprint=tokenizer.fingerprint,
         block_length=config.data.block_length,
-        corpus=_source_fields(corpus),
+        corpus=source_fields(corpus),
         sources=sources,
         counts={
             split: dict(zip(("documents", "sentences", "pieces"), counts[split].tolist(), strict=True))
@@ -312,12 +312,13 @@ def _check_splits(corpus: CorpusConfig, writers: dict[str, _SplitWriter], counts
     total = sum(documents.values())
     if total == 0:
         raise UserError("the corpus holds no text; check config.corpus.files or config.corpus.name")
+    share = max(0.05, min(0.5, 2 / total))
     for split, writer in writers.items():
         if writer.blocks == 0:
             raise UserError(
                 f"the corpus has {total} documents, and config.corpus.held_out={corpus.held_out} puts "
                 f"{documents['train']} of them into training and {documents['held_out']} into evaluation, so that "
-                f"{split!r} has no blocks; give more documents, or another share, such as {max(0.05, 2 / total):.2g}"
+                f"{split!r} has no blocks; give more documents, or another share, such as {share:.2g}"
                 + (", or config.corpus.document_break='blank_line'" if corpus.document_break == "file" else "")
             )
 

@@ -30,7 +30,6 @@ MASK, RANDOM, KEPT = 0, 1, 2  # what may replace a masked piece
 _GAMMA = 0x9E3779B97F4A7C15  # splitmix64 (Steele et al. 2014): step of the counter, and the two multipliers below
 _SPANS, _REPLACEMENT, _RANDOM_PIECE = 1, 2, 3  # streams of draws of one row
 _MAX_CHUNK = 62  # draws a round: bits of an int64 that are neither the sign nor the mask so far
-_NEVER = 64  # the moment of a piece that no draw covers
 
 
 def mask_rate(masking: MaskingConfig, step: tf.Tensor) -> tf.Tensor:

@@ -69,7 +69,7 @@ def _find(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
             tried.append(f"{place or 'the default directory'} (no dataset of that name, nor does TFDS know one)")
         except Exception as error:  # whatever TFDS, TF's file systems and the dataset's own code raise
             tried.append(
-                f"{place or 'the default directory'} ({type(error).__name__}: {str(error).splitlines()[0][:200]})"
+                f"{place or 'the default directory'} ({type(error).__name__}: {str(error).partition(chr(10))[0][:200]})"
             )
     raise UserError(
         f"config.corpus.name: no prepared TFDS dataset {name!r} was found. Tried: {'; '.join(tried)}. {_INSTEAD}"

@@ -25,7 +25,7 @@ class Logits(NamedTuple):
     """Scores of the whole (padded) vocabulary for each masked position, float32 [batch, masked, vocab]."""
 
     mlm: jax.Array
-    sbo: jax.Array
+    sbo: jax.Array | None  # None where only MLM was asked for
 
 
 class MaskedLanguageModelHead(nn.Module):
@@ -82,13 +82,17 @@ class PretrainingModel(Encoder):
         self.mlm = MaskedLanguageModelHead(self.model, vocab, self.dtype)
         self.sbo = SpanBoundaryHead(self.model, vocab, self.max_span_offset, self.dtype)
 
-    def score(self, batch: Batch, state: Dropout | None) -> Logits:
+    def score(self, batch: Batch, state: Dropout | None, with_sbo: bool) -> Logits:
         """The scores of `apply`, below."""
         hidden = self.encode(batch["input_ids"], batch["lengths"], None, state)
+        is_id = jnp.arange(padded_vocab(self.vocab_size)) < self.vocab_size
+        if not with_sbo:
+            (masked,) = _at(hidden, batch["masked_positions"])
+            scores = constrain(_decode(self.mlm(masked), self.embeddings.word), "batch", "masked", "vocab")
+            return Logits(jnp.where(is_id, scores + self.mlm.bias, _NEVER), None)
         masked, left, right = _at(hidden, batch["masked_positions"], batch["span_left"], batch["span_right"])
         rows = jnp.concatenate([self.mlm(masked), self.sbo(left, right, batch["span_offset"])], axis=1)
         scores = constrain(_decode(rows, self.embeddings.word), "batch", "masked", "vocab")
-        is_id = jnp.arange(scores.shape[-1]) < self.vocab_size
         mlm, sbo = jnp.split(scores, 2, axis=1)
         return Logits(jnp.where(is_id, mlm + self.mlm.bias, _NEVER), jnp.where(is_id, sbo + self.sbo.bias, _NEVER))
 
@@ -144,7 +148,9 @@ def init_params(model: PretrainingModel, key: jax.Array) -> dict[str, Any]:
     out_shardings to make them where they belong."""
     one = jnp.ones((1, 1), jnp.int32)
     names = ("input_ids", "masked_positions", "span_left", "span_right", "span_offset")
-    return model.init(key, {"lengths": one[0], **{name: one * 0 for name in names}}, None, method="score")["params"]
+    return model.init(key, {"lengths": one[0], **{name: one * 0 for name in names}}, None, True, method="score")[
+        "params"
+    ]
 
 
 def apply(
@@ -153,12 +159,13 @@ def apply(
     batch: Batch,
     dropout_key: jax.Array | None = None,
     rows: jax.Array | None = None,
+    with_sbo: bool = True,
 ) -> Logits:
-    """Scores for the masked positions of a pre-training batch.
+    """Scores for the masked positions of a pre-training batch, of MLM and, `with_sbo`, of SBO.
 
     batch: input_ids int32 [batch, length]; lengths int32 [batch]; masked_positions, span_left, span_right, span_offset
     int32 [batch, masked], positions in the row; other entries are ignored. dropout_key, rows: as for `encode`.
     """
     state = dropout_state(dropout_key, rows, batch["input_ids"].shape[0])
-    logits: Any = model.apply({"params": params}, batch, state, method="score")
+    logits: Any = model.apply({"params": params}, batch, state, with_sbo, method="score")
     return logits

@@ -34,20 +34,22 @@ def objective(model: heads.PretrainingModel, sbo_weight: float, commonest: int) 
     def loss(
         params: Any, batch: Batch, counts: tuple[jax.Array, jax.Array], key: jax.Array | None, rows: jax.Array | None
     ) -> tuple[jax.Array, Sums]:
-        logits = heads.apply(model, params, batch, key, rows)
+        logits = heads.apply(model, params, batch, key, rows, with_sbo=sbo_weight > 0)
         labels = batch["masked_ids"]
         sums: Sums = {"pieces": jnp.sum(jnp.maximum(batch["lengths"] - 2, 0)).astype(jnp.float32)}
         sums["row_positions"] = jnp.sum(batch["lengths"]).astype(jnp.float32)
         sums["positions"] = jnp.asarray(batch["input_ids"].size, jnp.float32)
-        for name, scores, weights in (
-            ("mlm", logits.mlm, batch["masked_weights"]),
-            ("sbo", logits.sbo, batch["span_weights"]),
-        ):
+        scored = [("mlm", logits.mlm, batch["masked_weights"])]
+        if logits.sbo is not None:
+            scored.append(("sbo", logits.sbo, batch["span_weights"]))
+        for name, scores, weights in scored:
             sums[f"{name}_loss"], sums[f"{name}_correct"] = cross_entropy_sums(scores, labels, weights)
             sums[f"{name}_count"] = jnp.sum(weights)
             sums[f"{name}_commonest"] = jnp.sum((labels == commonest) * weights)
-        mlm = sums["mlm_loss"] / jnp.maximum(counts[0], 1.0)
-        return mlm + sbo_weight * sums["sbo_loss"] / (counts[1] + 1.0), sums
+        total = sums["mlm_loss"] / jnp.maximum(counts[0], 1.0)
+        if logits.sbo is not None:
+            total += sbo_weight * sums["sbo_loss"] / (counts[1] + 1.0)
+        return total, sums
 
     return Objective(totals, loss)
 

@@ -1,7 +1,7 @@
 """Files to documents: plain text, JSON lines and WikiExtractor's output, gzipped or not, in any mix.
 
 Invariant: the documents, in their order, depend on the files' names and contents alone, and memory stays bounded
-by `MAX_CHARS` whatever the size of a file or document.
+by `MAX_CHARS`, or a line of JSON, whatever the size of a file or document.
 """
 
 import codecs
@@ -43,6 +43,7 @@ class Document(NamedTuple):
 def make_documents(texts: Iterable[tuple[str, float | None]]) -> Iterator[Document]:
     """Each (text, fraction) as a Document, or several where it is over `MAX_CHARS`; blank ones are left out."""
     for text, fraction in texts:
+        text = text.encode("utf-8", "replace").decode()  # half characters, which Python allows and UTF-8 doesn't
         for document in _documents(_assemble(text.splitlines(keepends=True)), lambda: None):
             yield document._replace(fraction=fraction)
 
@@ -90,7 +91,8 @@ def read_files(paths: list[Path], document_break: str) -> Iterator[Document]:
 
     Args:
       paths: files; a name in .gz is unpacked, a name in .jsonl (before .gz) has a JSON object with a string `text`
-        on every line, a file whose first line begins with "<doc " is WikiExtractor's, all others are plain text.
+        on every line, and so has a file whose first line is one; a file whose first line begins with "<doc " is
+        WikiExtractor's; all others are plain text.
       document_break: in plain text, "blank_line" (documents are set apart by blank lines) or "file".
 
     Raises:
@@ -147,11 +149,22 @@ def _parse(path: Path, lines: Iterator[tuple[int, str]], document_break: str) ->
     if first is None:
         return
     lines = itertools.chain([first], lines)
-    if first[1].startswith("<doc "):
+    if _is_json_document(first[1]):
+        yield from _parse_jsonl(path, lines)
+    elif first[1].startswith("<doc "):
         yield from _parse_wiki(path, lines)
     else:
         for _, line in lines:
             yield None if document_break == "blank_line" and not line.strip() else line
+
+
+def _is_json_document(line: str) -> bool:
+    """Whether a file without .jsonl in its name has JSON lines all the same, such as WikiExtractor's with --json."""
+    try:
+        record = json.loads(line) if line.startswith("{") else None
+    except ValueError:
+        return False
+    return isinstance(record, dict) and isinstance(record.get("text"), str)
 
 
 def _parse_jsonl(path: Path, lines: Iterator[tuple[int, str]]) -> Iterator[str | None]:

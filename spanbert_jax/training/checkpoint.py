@@ -42,20 +42,22 @@ class Checkpoints:
 
     def metadata(self, step: int) -> dict[str, Any]:
         """The JSON that was saved with the state."""
-        return self._manager.restore(step, args=ocp.args.Composite(metadata=ocp.args.JsonRestore()))["metadata"]
+        return self._restore(step, metadata=ocp.args.JsonRestore())["metadata"]
 
     def restore(self, step: int, abstract: Any) -> Any:
         """The state, laid out as `abstract` (ShapeDtypeStructs with shardings) says, whatever mesh wrote it.
 
         Raises UserError where the files do not hold such a state.
         """
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+        return self._restore(step, state=ocp.args.StandardRestore(abstract))["state"]
+
+    def _restore(self, step: int, **items: Any) -> Any:
         try:
-            return self._manager.restore(step, args=args)["state"]
+            return self._manager.restore(step, args=ocp.args.Composite(**items))
         except (ValueError, KeyError, FileNotFoundError) as error:
             raise UserError(
-                f"{self._manager.directory}/{step}: this checkpoint does not hold the model of the configuration "
-                f"({str(error).splitlines()[0]}); delete that directory to go on from an earlier one"
+                f"{self._manager.directory}/{step}: this checkpoint is damaged, or not of this configuration's model "
+                f"({str(error).partition(chr(10))[0]}); delete that directory to go on from an earlier one"
             ) from error
 
     def save(self, step: int, state: Any, metadata: Mapping[str, Any], force: bool = False) -> bool:

@@ -6,23 +6,24 @@ Invariant: only the matrix products that the model's definition needs are counte
 
 from spanbert_jax.config import ModelConfig
 
-# Dense bf16 FLOP/s of one jax device, by a part of its device_kind; makers' data sheets.
+# Dense bf16 FLOP/s of one jax device, by its device_kind; makers' data sheets.
 _PEAKS = {
     "TPU v4": 275e12,
     "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5p": 459e12,
     "TPU v5": 459e12,
-    "TPU v6": 918e12,
-    "A100": 312e12,
-    "H100": 989e12,
-    "H200": 989e12,
+    "TPU v6 lite": 918e12,
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA A100-PCIE-40GB": 312e12,
+    "NVIDIA A100 80GB PCIe": 312e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H200": 989e12,
 }
 
 
 def peak_flops(device_kind: str) -> float | None:
     """Peak of the device, or None where it is not in the table: no MFU is better than a wrong one."""
-    return next((peak for name, peak in _PEAKS.items() if name in device_kind), None)
+    return _PEAKS.get(device_kind)
 
 
 def encoder_flops(model: ModelConfig, length: int) -> float:

@@ -69,7 +69,7 @@ def run(config: Config, task: Task, workdir: epath.Path) -> Result:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise UserError(
-            f"out of device memory ({str(error).splitlines()[0]}); cut the batch of {config.train.batch_size} rows "
+            f"out of memory ({str(error).partition(chr(10))[0]}); cut the batch of {config.train.batch_size} rows "
             f"into more microbatches: --config.train.accumulation={2 * config.train.accumulation}"
         ) from error
 
@@ -112,6 +112,7 @@ def _run(config: Config, task: Task, workdir: epath.Path) -> Result:
                 if writer and step > first:
                     writer.write(step, evaluation)
                 stage.say(f"Step {step:,}, held out: {task.describe(evaluation)}")
+                stage.update(step / last, f"step {step:,}")
                 window.start()
             stop = signals.asked or checkpoints.preempted(step)
             if step > first:
@@ -239,8 +240,8 @@ class _Window:
 
 
 class _StopSignals:
-    """Turns SIGTERM and the first Ctrl-C into a request to stop at the next step; with several processes, JAX's
-    preemption service does that for all of them at once."""
+    """Turns SIGTERM and the first Ctrl-C into a request to stop at the next step. With several processes JAX's
+    preemption service does that for SIGTERM, for all of them at once."""
 
     def __enter__(self) -> "_StopSignals":
         self.asked = False

@@ -58,7 +58,7 @@ class Stage:
             left = elapsed * (1 - fraction) / (fraction - self._first)
             timed = f"{detail} · {clock(left)} left"
         else:
-            timed = detail
+            timed = " · ".join(filter(None, [detail, "" if self._bar else clock(elapsed)]))
         self._detail = detail
         if self._bar:
             total = None if fraction is None else 1.0
@@ -84,6 +84,13 @@ class Stage:
             self._console.print(f"{self._title}: {clock(time.monotonic() - self._began)}{detail}", markup=False)
 
 
+def _is_kept(line: str, step: int) -> bool:
+    try:
+        return json.loads(line)["step"] <= step
+    except ValueError:  # half a line, of a run that was killed while it wrote it
+        return False
+
+
 class MetricsWriter:
     """Appends to <workdir>/metrics.jsonl and <workdir>/tensorboard."""
 
@@ -95,12 +102,14 @@ class MetricsWriter:
         self._event, self._summary = event_pb2.Event, summary_pb2.Summary
         path = workdir / "metrics.jsonl"
         if path.exists():
-            kept = [line for line in path.read_text().splitlines() if line and json.loads(line)["step"] <= step]
+            kept = [line for line in path.read_text().splitlines() if _is_kept(line, step)]
             aside = workdir / "metrics.jsonl.tmp"
             aside.write_text("".join(f"{line}\n" for line in kept))
             aside.replace(path)
         self._file = path.open("a")
         self._events = EventFileWriter(str(workdir / "tensorboard"))
+        started = event_pb2.SessionLog(status=event_pb2.SessionLog.START)  # TensorBoard drops later steps on seeing it
+        self._events.add_event(self._event(step=step + 1, wall_time=time.time(), session_log=started))
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """One line {"step": ..., name: value} and one event."""

@@ -69,10 +69,17 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def mesh_of(config: Config) -> Mesh:
     """The mesh of a configuration over all devices.
 
-    Raises UserError where it does not fit the devices, or a microbatch does not spread evenly over it.
+    Raises UserError where it does not fit the devices, or the model's sizes or a microbatch do not spread evenly.
     """
     mesh = make_mesh(config.mesh)
     check_batch(config.train.batch_size, config.train.accumulation, mesh)
+    for name in ("heads", "mlp", "embed"):
+        size, axis = getattr(config.model, name), MESH_AXIS[name]
+        if size % mesh.shape[axis]:
+            raise UserError(
+                f"config.model.{name} {size} is not divisible by the {mesh.shape[axis]} devices of config.mesh.{axis}; "
+                "choose a number of devices that divides it"
+            )
     return mesh
 
 

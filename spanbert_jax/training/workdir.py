@@ -23,17 +23,24 @@ def open_workdir(config: Config, path: str) -> epath.Path:
     Raises UserError where it belongs to another one, naming every field that differs, or cannot be written.
     """
     workdir = epath.Path(path)
+    make_directory(workdir, "--workdir")
+    if (workdir / _FILE).exists():
+        _check_same(config, workdir / _FILE)
+    return workdir
+
+
+def make_directory(path: os.PathLike[str], flag: str) -> None:
+    """Makes a directory, or checks that it may be written to; raises UserError, naming the flag to change."""
+    if "://" in os.fspath(path):
+        raise UserError(f"{os.fspath(path)}: only mounted directories work (NFS, gcsfuse); choose one with {flag}")
     try:
-        if (workdir / _FILE).exists():
-            _check_same(config, workdir / _FILE)
-        workdir.mkdir(parents=True, exist_ok=True)
-        if not os.access(workdir, os.W_OK) and "://" not in path:
+        os.makedirs(path, exist_ok=True)
+        if not os.access(path, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         raise UserError(
-            f"{workdir}: cannot write there ({error.strerror or error}); choose another --workdir"
+            f"{os.fspath(path)}: cannot write there ({error.strerror}); choose another directory with {flag}"
         ) from error
-    return workdir
 
 
 def claim_workdir(config: Config, workdir: epath.Path) -> None:

@@ -227,7 +227,3 @@ def test_only_the_rows_that_are_held_are_read() -> None:
     blocks, config = FakeBlocks(4000), make_config()
     next(iter(train_batches(config, blocks, TOKENIZER, one_device(), 0, 1)))  # type: ignore[arg-type]
     assert len(blocks.reads) == 8
-
-
-def test_tensorflow_sees_no_accelerator() -> None:
-    assert not tf.config.get_visible_devices("GPU")

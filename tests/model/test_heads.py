@@ -1,5 +1,6 @@
 """The pre-training heads against an independent float64 computation, their gradients, and their parameters."""
 
+import functools
 from typing import Any
 
 import jax
@@ -171,6 +172,18 @@ def test_ids_that_pad_the_vocabulary_have_probability_zero_whatever_their_parame
     for scores in jax.jit(lambda p: apply(model, p, batch))(params):
         assert np.all(scores[..., VOCAB:] == -1e9)
         assert np.all(jax.nn.softmax(scores)[..., VOCAB:] == 0)
+
+
+def test_without_sbo_the_mlm_scores_stay_and_nothing_of_sbo_is_computed(
+    model: PretrainingModel, params: dict[str, Any], batch: dict[str, np.ndarray]
+) -> None:
+    both, alone = (
+        jax.jit(functools.partial(apply, model, with_sbo=sbo)).lower(params, batch).compile() for sbo in (True, False)
+    )
+    np.testing.assert_allclose(both(params, batch).mlm, alone(params, batch).mlm, atol=1e-6)
+    assert alone(params, batch).sbo is None
+    heads_share = 1 - alone.cost_analysis()["flops"] / both.cost_analysis()["flops"]
+    assert heads_share > 0.1, heads_share
 
 
 def test_parameter_names_and_shapes_are_the_published_ones(model: PretrainingModel) -> None:

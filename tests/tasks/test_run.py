@@ -4,6 +4,7 @@ import json
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,22 @@ def test_a_second_call_finds_everything_and_says_the_same(finished: tuple[Path, 
     assert "vocabulary" in printed and "vocabulary" not in again
     assert (workdir / "metrics.jsonl").read_text() == before
     assert printed[printed.index("Checkpoint:") :] == again[again.index("Checkpoint:") :]
+
+
+def test_the_command_that_a_run_ends_with_works_as_it_is_printed(finished: tuple[Path, str]) -> None:
+    (command,) = [line.split("python ")[1] for line in finished[1].splitlines() if "show_masking" in line]
+    done = subprocess.run(
+        f"{sys.executable} {command} --rows 1", shell=True, cwd=runs.ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "Block 1:" in done.stdout, done.stderr
+
+
+def test_half_a_line_of_metrics_does_not_stop_a_resume(finished: tuple[Path, str], corpus: Path) -> None:
+    path = finished[0] / "metrics.jsonl"
+    whole = path.read_text()
+    path.write_text(whole + '{"step": 12, "train/ml')
+    runs.run(finished[0], corpus__files=corpus)
+    assert path.read_text() == whole
 
 
 def test_a_killed_run_goes_on_bitwise_from_its_last_checkpoint(
@@ -154,7 +171,7 @@ def test_a_checkpoint_of_other_data_is_refused_by_its_fingerprint(
         ({"corpus__files": "{tmp}/latin1.txt"}, "latin1.txt"),
         ({"corpus__files": "{tmp}/one.txt", "tokenizer__vocab_size": 335}, "held_out"),
         ({"corpus__files": "{tmp}/short.txt", "tokenizer__vocab_size": 20_000}, "vocab_size"),
-        ({"train__batch_size": 250, "mesh__data": 1, "train__accumulation": 4}, "use 252"),
+        ({"train__batch_size": 250, "mesh__data": 1, "train__accumulation": 4}, "use 248 or 252"),
         ({"masking__max_masked": 4}, "raise it, or leave it at 0"),
         ({"data__block_length": 128}, "over the position table's 64 rows"),
         ({"model__layer": 3}, 'Did you mean "layers"'),
@@ -182,4 +199,16 @@ def test_a_user_s_mistake_is_one_message_and_leaves_nothing(fields: dict, messag
 def test_a_directory_without_permission_is_one_message(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a directory")
     done = runs.run(tmp_path / "file" / "run", 1)
-    assert "cannot write there" in done.stderr and "choose another --workdir" in done.stderr
+    assert "cannot write there" in done.stderr and "choose another directory with --workdir" in done.stderr
+    runs.write_corpus(tmp_path / "topics.txt", topics=20)
+    done = runs.run(tmp_path / "run", 1, corpus__files=tmp_path / "topics.txt", data__dir=tmp_path / "file" / "data")
+    assert "choose another directory with --config.data.dir" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_folder_of_the_user_s_own_is_never_deleted(tmp_path: Path) -> None:
+    (tmp_path / "data" / "tokenizer").mkdir(parents=True)
+    (tmp_path / "data" / "tokenizer" / "thesis.tex").write_text("years of work")
+    runs.write_corpus(tmp_path / "topics.txt", topics=20)
+    done = runs.run(tmp_path / "run", 1, corpus__files=tmp_path / "topics.txt", data__dir=tmp_path / "data")
+    assert "holds no tokenizer of ours" in done.stderr
+    assert (tmp_path / "data" / "tokenizer" / "thesis.tex").read_text() == "years of work"

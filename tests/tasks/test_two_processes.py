@@ -26,6 +26,14 @@ def test_two_processes_have_the_losses_of_one(one: tuple[Path, Path], tmp_path: 
         assert runs.metrics(tmp_path / "two", name) == pytest.approx(runs.metrics(one[1], name), abs=1e-5)
 
 
+def test_a_mistake_that_the_first_process_finds_ends_the_others_too(tmp_path: Path) -> None:
+    processes = runs.start_two(tmp_path / "run", corpus__files="missing/*.txt")
+    printed = [process.communicate(timeout=120)[0] for process in processes]
+    assert [process.returncode for process in processes] == [1, 1], printed
+    assert "missing/*.txt" in printed[0]
+    assert "error: process 0 could not prepare the data" in printed[1] and "Traceback" not in "".join(printed)
+
+
 def test_a_signal_to_one_process_stops_both_at_one_checkpoint_that_one_process_goes_on_from(
     one: tuple[Path, Path], tmp_path: Path
 ) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from spanbert_jax.text import docstrings
 from spanbert_jax.text.docstrings import clean, extract, module_paths, read_docstrings
+from spanbert_jax.text.documents import make_documents
 from spanbert_jax.text.workers import Workers
 
 DOCSTRING = """Return the sum of two numbers, which may
@@ -53,6 +54,12 @@ def test_cleaning_keeps_prose_unwrapped_and_drops_code() -> None:
         "- the first of several items",
         "- the second of several items",
     ]
+
+
+def test_half_a_character_in_a_docstring_becomes_text_that_utf_8_can_hold() -> None:
+    (paragraph,) = clean("A docstring may hold half a character: \ud800 in the middle of it.")
+    (document,) = make_documents([(paragraph, None)])
+    assert document.text.encode("utf-8").decode() == document.text.replace("\ud800", "?")
 
 
 def test_docstrings_of_modules_classes_and_functions_are_found_in_order(tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ def texts_of(path: Path, document_break: str = "blank_line") -> list[str]:
         ("lines.jsonl", "\n".join(json.dumps({"id": 1, "text": text}) for text in TEXTS) + "\n\n"),
         ("lines.jsonl.gz", "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in TEXTS)),
         ("wiki_00", wiki(TEXTS)),
+        ("wiki_json_00", "".join(json.dumps({"id": "1", "text": text}) + "\n" for text in TEXTS)),
         ("wiki.txt.gz", "\n" + wiki(TEXTS)),
         ("unclosed", wiki(TEXTS).removesuffix("</doc>\n")),
     ],

@@ -1,0 +1,94 @@
+"""The configuration: what is refused, with which words, and that every file in configs/ loads."""
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spanbert_jax import config as configuration
+from spanbert_jax.config import Config
+from spanbert_jax.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def changed(**fields: Any) -> Config:
+    """The tiny configuration with fields (dots as __) changed."""
+    nested = importlib.import_module("configs.tiny").get_config().to_dict()
+    for name, value in fields.items():
+        section, field = name.split("__")
+        nested[section][field] = value
+    config = configuration.from_dict(nested)
+    configuration.check(config)
+    return config
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda path: path.stem)
+def test_every_configuration_loads_passes_its_checks_and_survives_json(path: Path) -> None:
+    config = configuration.from_dict(importlib.import_module(f"configs.{path.stem}").get_config().to_dict())
+    configuration.check(config)
+    assert configuration.from_dict(json.loads(configuration.to_json(config))) == config
+
+
+def test_base_and_large_are_the_published_models() -> None:
+    base, large = (
+        configuration.from_dict(importlib.import_module(f"configs.{name}").get_config().to_dict())
+        for name in ("base", "large")
+    )
+    assert (base.model.layers, base.model.embed, base.model.heads, base.model.mlp) == (12, 768, 12, 3072)
+    assert (large.model.layers, large.model.embed, large.model.heads, large.model.mlp) == (24, 1024, 16, 4096)
+    assert (large.optimizer.learning_rate, large.train.steps, large.optimizer.warmup_steps) == (1e-4, 2_400_000, 10_000)
+    assert (base.optimizer.learning_rate, base.train.steps, base.train.batch_size) == (5e-4, 300_000, 2048)
+    assert configuration.max_masked(base) == 80
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"corpus__workers": -1}, "config.corpus.workers is -1; it must not be negative"),
+        ({"train__eval_blocks": -5}, "config.train.eval_blocks is -5; it must not be negative"),
+        ({"train__seed": 2**64}, "config.train.seed is 18446744073709551616"),
+        ({"train__steps": 0}, "config.train.steps is 0; it must be greater than 0"),
+        ({"optimizer__beta1": 1.0}, "config.optimizer.beta1 is 1.0; it is a share"),
+        ({"optimizer__beta2": 1.5}, "config.optimizer.beta2 is 1.5"),
+        ({"optimizer__eps": -1e-8}, "config.optimizer.eps is -1e-08"),
+        ({"optimizer__learning_rate": float("nan")}, "config.optimizer.learning_rate is nan"),
+        ({"train__sbo_weight": float("nan")}, "config.train.sbo_weight is nan"),
+        ({"optimizer__warmup_steps": 5000}, "warmup_steps 5000 is over config.train.steps 2000"),
+        ({"optimizer__eps_placement": "before"}, "must be one of 'corrected', 'uncorrected'"),
+        ({"tokenizer__vocab_size": 1}, "it must be at least 300"),
+        ({"tokenizer__kind": "wordpiece"}, "give one with --config.tokenizer.vocab_file=vocab.txt"),
+        ({"tokenizer__lowercase": True}, "lowercase is for 'wordpiece'"),
+        ({"masking__rate": 0.0}, "config.masking.rate is 0.0; it must lie between 0 and 1"),
+        ({"masking__mask_share": 0.95}, "add up to 1.05"),
+        ({"masking__span_min": 11}, "span_max 10 is under span_min 11"),
+        ({"masking__span_p": 1.0}, "config.masking.span_p is 1.0"),
+        ({"masking__scheme": "subword"}, "set config.train.sbo_weight=0"),
+        ({"masking__max_masked": 18}, "has up to 19 masked ones at rate 0.15"),
+        ({"data__block_length": 256}, "block_length 256 is over the position table's 128 rows"),
+        ({"data__block_length": 4}, "it must be at least 8"),
+        ({"model__heads": 3}, "embed 128 is not divisible by config.model.heads 3; use 126"),
+        ({"model__dropout": 1.0}, "config.model.dropout is 1.0; it is a share"),
+        ({"corpus__held_out": 0.0}, "evaluation needs a share of the documents"),
+        ({"corpus__name": ""}, "give --config.corpus.files"),
+        ({"mesh__fsdp": -1}, "at most one of them is -1"),
+        ({"mesh__model": 0}, "sizes are at least 1"),
+    ],
+)
+def test_a_value_that_cannot_work_is_refused_with_the_numbers(fields: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match="^config") as error:
+        changed(**fields)
+    assert words in str(error.value)
+
+
+def test_the_slots_follow_the_largest_masking_rate() -> None:
+    assert configuration.max_masked(changed()) == 24
+    assert configuration.max_masked(changed(masking__final_rate=0.3)) == 24  # without rate_steps it never gets there
+    assert configuration.max_masked(changed(masking__final_rate=0.3, masking__rate_steps=10)) == 40
+
+
+def test_an_unknown_field_in_a_saved_configuration_is_named() -> None:
+    with pytest.raises(UserError, match="unknown field model.layer; known here: layers, embed"):
+        configuration.from_dict({"model": {"layer": 3}})
