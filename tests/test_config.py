@@ -78,7 +78,7 @@ def test_base_and_large_are_the_published_models() -> None:
     ],
 )
 def test_a_value_that_cannot_work_is_refused_with_the_numbers(fields: dict[str, Any], words: str) -> None:
-    with pytest.raises(UserError, match="^config") as error:
+    with pytest.raises(UserError, match=r"^config") as error:
         changed(**fields)
     assert words in str(error.value)
 
@@ -90,5 +90,5 @@ def test_the_slots_follow_the_largest_masking_rate() -> None:
 
 
 def test_an_unknown_field_in_a_saved_configuration_is_named() -> None:
-    with pytest.raises(UserError, match="unknown field model.layer; known here: layers, embed"):
+    with pytest.raises(UserError, match=r"unknown field model\.layer; known here: layers, embed"):
         configuration.from_dict({"model": {"layer": 3}})
