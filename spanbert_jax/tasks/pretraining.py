@@ -4,6 +4,8 @@ Invariant: every stage finds what an earlier start finished and goes on from it:
 """
 
 import importlib.metadata
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -83,14 +85,15 @@ def report(config: Config, workdir: epath.Path, arguments: str, result: loop.Res
                 f"{title}: loss {held_out[f'{name}_loss']:.3f}, accuracy {held_out[f'{name}_accuracy']:.1%} "
                 f"(always the commonest piece: {held_out[f'{name}_commonest']:.1%})"
             )
+    python = os.path.relpath(sys.executable) if sys.executable.startswith(os.getcwd()) else sys.executable
     return "\n".join(
         [
             *lines,
             "",
             "Next:",
-            f"  See the curves:           tensorboard --logdir {workdir}",
-            f"  See what it is asked:     python tools/show_masking.py {arguments}",
-            "  Pre-train on your text:   python -m spanbert_jax.main --config configs/base.py "
+            f"  See the curves:           {python} -m tensorboard.main --logdir {workdir}",
+            f"  See what it is asked:     {python} tools/show_masking.py {arguments}",
+            f"  Pre-train on your text:   {python} -m spanbert_jax.main --config configs/base.py "
             "--config.corpus.files='data/*.txt' --workdir runs/mine",
         ]
     )

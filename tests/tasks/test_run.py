@@ -4,7 +4,6 @@ import json
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -75,10 +74,9 @@ def test_a_second_call_finds_everything_and_says_the_same(finished: tuple[Path, 
 
 
 def test_the_command_that_a_run_ends_with_works_as_it_is_printed(finished: tuple[Path, str]) -> None:
-    (command,) = [line.split("python ")[1] for line in finished[1].splitlines() if "show_masking" in line]
-    done = subprocess.run(
-        f"{sys.executable} {command} --rows 1", shell=True, cwd=runs.ROOT, capture_output=True, text=True
-    )
+    (line,) = [line for line in finished[1].splitlines() if "show_masking" in line]
+    command = line.split(":", 1)[1] + " --rows 1"
+    done = subprocess.run(command, shell=True, cwd=runs.ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and "Block 1:" in done.stdout, done.stderr
 
 
