@@ -84,7 +84,7 @@ def _run(config: Config, task: Task, workdir: epath.Path) -> Result:
         _check_same_data(task, checkpoints.metadata(first), workdir)
         state = checkpoints.restore(first, abstract)
     else:
-        state = init_state(config, task.init, mesh)
+        state = init_state(config, task.init, abstract)
     train_step = make_train_step(config, task.objective, abstract)
     eval_step = make_eval_step(task.objective, mesh)
     batches = task.train_batches(layout, first, last)

@@ -51,10 +51,9 @@ def abstract_state(config: Config, init: Callable[[jax.Array], Any], mesh: Mesh)
     )
 
 
-def init_state(config: Config, init: Callable[[jax.Array], Any], mesh: Mesh) -> State:
-    """The state before the first step; each leaf is made on the devices that hold it."""
-    shapes = abstract_state(config, init, mesh)
-    return jax.jit(_init_state(config, init), out_shardings=jax.tree.map(lambda leaf: leaf.sharding, shapes))()
+def init_state(config: Config, init: Callable[[jax.Array], Any], abstract: State) -> State:
+    """The state before the first step, laid out as `abstract`; each leaf is made on the devices that hold it."""
+    return jax.jit(_init_state(config, init), out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract))()
 
 
 def _init_state(config: Config, init: Callable[[jax.Array], Any]) -> Callable[[], State]:

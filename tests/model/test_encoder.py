@@ -68,6 +68,33 @@ def to_transformers(params: dict[str, Any], vocab_size: int) -> dict[str, np.nda
     return state
 
 
+def transformers_mlm(params: dict[str, Any], model_config: ModelConfig, vocab_size: int, **options: Any) -> Any:
+    """transformers' BertForMaskedLM with our weights, all of them taken, and no dropout; in training mode."""
+    import torch
+    from transformers import BertConfig, BertForMaskedLM
+
+    model = BertForMaskedLM(
+        BertConfig(
+            vocab_size=vocab_size,
+            hidden_size=model_config.embed,
+            num_hidden_layers=model_config.layers,
+            num_attention_heads=model_config.heads,
+            intermediate_size=model_config.mlp,
+            max_position_embeddings=model_config.max_length,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            layer_norm_eps=1e-12,
+            **options,
+        )
+    )
+    state = {name: torch.tensor(np.array(x)) for name, x in to_transformers(params, vocab_size).items()}
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    assert not unexpected and set(missing) <= {"cls.predictions.decoder.weight", "cls.predictions.decoder.bias"} | {
+        name for name in missing if name.endswith(("position_ids", "token_type_ids"))
+    }
+    return model.train()
+
+
 @pytest.mark.parametrize(
     ("model_config", "vocab_size", "lengths"),
     [(ODD, 131, (37, 12, 1)), (ModelConfig(), 28_996, (24, 9))],
@@ -77,7 +104,6 @@ def test_hidden_states_and_mlm_logits_are_those_of_transformers(
     model_config: ModelConfig, vocab_size: int, lengths: tuple[int, ...]
 ) -> None:
     import torch
-    from transformers import BertConfig, BertForMaskedLM
 
     model = pretraining_model(Config(model=model_config, compute=F32), vocab_size, "cpu")
     params = random_params(model, 1)
@@ -90,21 +116,7 @@ def test_hidden_states_and_mlm_logits_are_those_of_transformers(
     hidden = jax.jit(lambda p, i, n, t: encode(model, p, i, n, t))(params, ids, np.array(lengths), types)
     logits = jax.jit(lambda p, b: apply(model, p, b))(params, inputs).mlm[..., :vocab_size]  # token types all 0
 
-    reference = BertForMaskedLM(
-        BertConfig(
-            vocab_size=vocab_size,
-            hidden_size=model_config.embed,
-            num_hidden_layers=model_config.layers,
-            num_attention_heads=model_config.heads,
-            intermediate_size=model_config.mlp,
-            max_position_embeddings=model_config.max_length,
-        )
-    ).eval()
-    state = {name: torch.tensor(np.array(x)) for name, x in to_transformers(params, vocab_size).items()}
-    missing, unexpected = reference.load_state_dict(state, strict=False)
-    assert not unexpected and set(missing) <= {"cls.predictions.decoder.weight", "cls.predictions.decoder.bias"} | {
-        name for name in missing if name.endswith(("position_ids", "token_type_ids"))
-    }
+    reference = transformers_mlm(params, model_config, vocab_size).eval()
     mask = torch.tensor(valid.astype(np.int64))
     for implementation in ("eager", "sdpa"):
         reference.set_attn_implementation(implementation)

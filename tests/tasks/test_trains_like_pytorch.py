@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import numpy as np
 import torch
-from transformers import BertConfig, BertForMaskedLM
 
 from spanbert_jax.config import Config
 from spanbert_jax.data.blocks import build_blocks, open_blocks
@@ -17,7 +16,7 @@ from spanbert_jax.tasks.pretraining_loss import objective
 from spanbert_jax.text.tokenizer import wordpiece_from_vocab
 from spanbert_jax.training import sharding
 from spanbert_jax.training.step import abstract_state, init_state, make_train_step
-from tests.model.test_encoder import to_transformers
+from tests.model.test_encoder import transformers_mlm
 from tests.synthetic import small_config
 
 STEPS = 50
@@ -29,9 +28,10 @@ def our_losses(config: Config, vocab_size: int, batches: list[dict]) -> tuple[li
     with jax.set_mesh(mesh):
         model = heads.pretraining_model(config, vocab_size, "cpu")
         init = lambda key: heads.init_params(model, key)  # noqa: E731
-        state = init_state(config, init, mesh)
+        abstract = abstract_state(config, init, mesh)
+        state = init_state(config, init, abstract)
         before = jax.tree.map(np.array, state["params"])
-        step = make_train_step(config, objective(model, 0.0, 0), abstract_state(config, init, mesh))
+        step = make_train_step(config, objective(model, 0.0, 0), abstract)
         losses = []
         for batch in batches:
             state, sums = step(state, batch)
@@ -41,26 +41,9 @@ def our_losses(config: Config, vocab_size: int, batches: list[dict]) -> tuple[li
 
 def torch_losses(config: Config, vocab_size: int, params: dict[str, Any], batches: list[dict]) -> list[float]:
     """The same with transformers' BertForMaskedLM and torch's AdamW, in eager mode."""
-    model_config, optimizer_config = config.model, config.optimizer
-    model = BertForMaskedLM(
-        BertConfig(
-            vocab_size=vocab_size,
-            hidden_size=model_config.embed,
-            num_hidden_layers=model_config.layers,
-            num_attention_heads=model_config.heads,
-            intermediate_size=model_config.mlp,
-            max_position_embeddings=model_config.max_length,
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-            layer_norm_eps=1e-12,
-            attn_implementation="eager",
-        )
-    )
-    weights = {
-        name: torch.tensor(np.ascontiguousarray(value)) for name, value in to_transformers(params, vocab_size).items()
-    }
-    missing, unexpected = model.load_state_dict(weights, strict=False)
-    assert not unexpected and all("decoder" in name for name in missing)  # the decoder is tied
+    optimizer_config = config.optimizer
+    model = transformers_mlm(params, config.model, vocab_size, attn_implementation="eager")
+    assert model.training
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=1.0, eps=optimizer_config.eps, weight_decay=optimizer_config.weight_decay
     )

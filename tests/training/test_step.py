@@ -28,8 +28,9 @@ def states(config: Config, steps: int, seed: int = 0) -> Iterator[tuple[Any, dic
     with jax.set_mesh(mesh):
         model = heads.pretraining_model(config, VOCAB, "cpu")
         target = objective(model, config.train.sbo_weight, commonest=7)
-        state = init_state(config, lambda key: heads.init_params(model, key), mesh)
-        step = make_train_step(config, target, abstract_state(config, lambda key: heads.init_params(model, key), mesh))
+        init = lambda key: heads.init_params(model, key)  # noqa: E731
+        abstract = abstract_state(config, init, mesh)
+        state, step = init_state(config, init, abstract), make_train_step(config, target, abstract)
         for number in range(steps):
             batch = jax.device_put(random_batch(config, seed + number), sharding.batch_sharding(mesh))
             state, sums = step(state, batch)
@@ -70,7 +71,7 @@ def test_dropout_differs_from_step_to_step() -> None:
     with jax.set_mesh(mesh):
         model = heads.pretraining_model(config, VOCAB, "cpu")
         init = lambda key: heads.init_params(model, key)  # noqa: E731
-        state = init_state(config, init, mesh)
+        state = init_state(config, init, abstract_state(config, init, mesh))
         step = make_train_step(config, objective(model, 1.0, 7), abstract_state(config, init, mesh))
         for _ in range(2):
             state, sums = step(state, random_batch(config, 0))
@@ -84,7 +85,7 @@ def test_the_loss_falls_on_one_batch() -> None:
     with jax.set_mesh(mesh):
         model = heads.pretraining_model(config, VOCAB, "cpu")
         init = lambda key: heads.init_params(model, key)  # noqa: E731
-        state, batch = init_state(config, init, mesh), random_batch(config, 0)
+        state, batch = init_state(config, init, abstract_state(config, init, mesh)), random_batch(config, 0)
         target = objective(model, 1.0, 7)
         step, evaluate = (
             make_train_step(config, target, abstract_state(config, init, mesh)),
