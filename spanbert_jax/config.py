@@ -142,6 +142,9 @@ class Config:
     """A whole experiment."""
 
     task: str = "pretraining"
+    init_from: str = (
+        ""  # a run, or a directory of Hugging Face's, whose weights, sizes and vocabulary this one starts with
+    )
     corpus: CorpusConfig = CorpusConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
     data: DataConfig = DataConfig()
@@ -260,6 +263,15 @@ def from_dict(fields: Mapping[str, Any]) -> Config:
     return build(Config, fields, "")
 
 
+def from_flat(flat: Mapping[str, Any]) -> Config:
+    """The Config that `flatten` made the dict of; raises UserError on an unknown field."""
+    fields: dict[str, Any] = {}
+    for path, value in flat.items():
+        section, _, name = path.rpartition(".")
+        (fields.setdefault(section, {}) if section else fields)[name] = value
+    return from_dict(fields)
+
+
 def flatten(config: Config) -> dict[str, Any]:
     """{"model.layers": 12, ...}"""
     flat: dict[str, Any] = {}
@@ -352,7 +364,12 @@ def _check_model(config: Config) -> None:
         raise UserError(
             f"config.tokenizer.vocab_size is {config.tokenizer.vocab_size}; it must be at least {_SMALLEST_VOCABULARY}"
         )
-    if config.tokenizer.kind == "wordpiece" and not config.tokenizer.vocab_file:
+    if config.init_from and config.tokenizer.vocab_file:
+        raise UserError(
+            f"config.init_from brings its own vocabulary, and config.tokenizer.vocab_file is "
+            f"{config.tokenizer.vocab_file!r}; leave that out"
+        )
+    if config.tokenizer.kind == "wordpiece" and not config.tokenizer.vocab_file and not config.init_from:
         raise UserError(
             "config.tokenizer.kind is 'wordpiece' without a vocabulary; give one with "
             "--config.tokenizer.vocab_file=vocab.txt, or train one with --config.tokenizer.kind=unigram"

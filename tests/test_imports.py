@@ -16,9 +16,10 @@ ALLOWED = {
     "config": {"errors"},
     "text": {"config", "errors"},
     "data": {"config", "errors", "text"},
+    "convert": {"config", "errors", "text", "data"},
     "model": {"config", "errors"},
     "training": {"config", "errors", "model"},
-    "tasks": {"config", "errors", "text", "data", "model", "training"},
+    "tasks": {"config", "errors", "text", "data", "convert", "model", "training"},
     "main": {"config", "errors", "tasks"},
 }
 ROOMS = {

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Sites of BERT's dropout; EMBEDDINGS belongs to no layer and uses layer 0.
-EMBEDDINGS, ATTENTION_PROBABILITIES, ATTENTION_OUTPUT, MLP_OUTPUT = range(4)
-_SITES = 4
+# Sites of BERT's dropout; EMBEDDINGS and HEAD (a task head's input) belong to no layer and use layer 0.
+EMBEDDINGS, ATTENTION_PROBABILITIES, ATTENTION_OUTPUT, MLP_OUTPUT, HEAD = range(5)
+_SITES = 5
 _SALTS = (np.uint32(0x9E3779B9), np.uint32(0x85EBCA6B))
 
 

@@ -93,10 +93,16 @@ class Embeddings(nn.Module):
 
     def setup(self) -> None:
         model, init = self.model, nn.initializers.normal(self.model.init_std)
-        self.word = self.param("word", init, (padded_vocab(self.vocab_size), model.embed))
+        self.word = self.param("word", self._init_word)
         self.position = self.param("position", init, (model.max_length, model.embed))
         self.token_type = self.param("token_type", init, (model.token_types, model.embed))
         self.norm = LayerNorm(model.layer_norm_eps)
+
+    def _init_word(self, key: jax.Array) -> jax.Array:
+        """The rows that only pad the table are 0 and, without a gradient, stay 0: checkpoints need not hold them."""
+        rows = padded_vocab(self.vocab_size)
+        table = nn.initializers.normal(self.model.init_std)(key, (rows, self.model.embed))
+        return jnp.where(jnp.arange(rows)[:, None] < self.vocab_size, table, 0)
 
     def __call__(self, input_ids: jax.Array, token_type_ids: jax.Array | None, state: Dropout | None) -> jax.Array:
         if token_type_ids is None:

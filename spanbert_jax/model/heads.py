@@ -84,7 +84,7 @@ class PretrainingModel(Encoder):
 
     def score(self, batch: Batch, state: Dropout | None, with_sbo: bool) -> Logits:
         """The scores of `apply`, below."""
-        hidden = self.encode(batch["input_ids"], batch["lengths"], None, state)
+        hidden = self.encode(batch["input_ids"], batch["lengths"], batch.get("token_type_ids"), state)
         is_id = jnp.arange(padded_vocab(self.vocab_size)) < self.vocab_size
         if not with_sbo:
             (masked,) = _at(hidden, batch["masked_positions"])
@@ -164,7 +164,8 @@ def apply(
     """Scores for the masked positions of a pre-training batch, of MLM and, `with_sbo`, of SBO.
 
     batch: input_ids int32 [batch, length]; lengths int32 [batch]; masked_positions, span_left, span_right, span_offset
-    int32 [batch, masked], positions in the row; other entries are ignored. dropout_key, rows: as for `encode`.
+    int32 [batch, masked], positions in the row (the last three only with_sbo); token_type_ids int32 [batch, length], or
+    none: all 0. Other entries are ignored. dropout_key, rows: as for `encode`.
     """
     state = dropout_state(dropout_key, rows, batch["input_ids"].shape[0])
     logits: Any = model.apply({"params": params}, batch, state, with_sbo, method="score")

@@ -19,6 +19,7 @@ from jax.experimental import multihost_utils
 from spanbert_jax.config import Config
 from spanbert_jax.data import blocks as block_data
 from spanbert_jax.errors import UserError
+from spanbert_jax.tasks.weights import open_weights
 from spanbert_jax.text import tokenizer as tokenizers
 from spanbert_jax.text.tokenizer import Tokenizer
 from spanbert_jax.training.progress import Stage
@@ -79,7 +80,7 @@ def _reporter(stage: Stage) -> Callable[[float | None, int, int], None]:
 def _make_tokenizer(config: Config, directory: Path) -> Tokenizer:
     """The tokenizer of a build that did not finish, if it was for the same text and settings, or a new one."""
     settings = {**dataclasses.asdict(config.tokenizer), "vocab_file": ""}
-    given = _given_tokenizer(config) if config.tokenizer.vocab_file else None
+    given = _given_tokenizer(config)
     made_from = json.dumps(
         [given.fingerprint] if given else [settings, block_data.source_fields(config.corpus)], sort_keys=True
     )
@@ -104,10 +105,12 @@ def _make_tokenizer(config: Config, directory: Path) -> Tokenizer:
 def _check_tokenizer(config: Config, found: Tokenizer, directory: Path) -> None:
     wanted = config.tokenizer
     elsewhere = "choose another --config.data.dir or --workdir"
-    if wanted.vocab_file:
-        # On another machine the file may be gone: the directory has all that it said.
-        if Path(wanted.vocab_file).exists() and found.fingerprint != _given_tokenizer(config).fingerprint:
-            raise UserError(f"{directory}: not the vocabulary of {wanted.vocab_file}; {elsewhere}")
+    source = wanted.vocab_file or config.init_from
+    if source:
+        # On another machine it may be gone: the directory has all that it said.
+        given = _given_tokenizer(config) if Path(source).exists() else None
+        if given and found.fingerprint != given.fingerprint:
+            raise UserError(f"{directory}: not the vocabulary of {source}; {elsewhere}")
     elif (found.kind, found.vocab_size) != (wanted.kind, wanted.vocab_size):
         raise UserError(
             f"{directory} holds a {found.kind} vocabulary of {found.vocab_size} pieces, and config.tokenizer asks for "
@@ -115,7 +118,13 @@ def _check_tokenizer(config: Config, found: Tokenizer, directory: Path) -> None:
         )
 
 
-def _given_tokenizer(config: Config) -> Tokenizer:
+def _given_tokenizer(config: Config) -> Tokenizer | None:
+    """The tokenizer that the configuration names; None where one is to be trained."""
+    if config.init_from:
+        with open_weights(Path(config.init_from)) as weights:
+            return weights.tokenizer
+    if not config.tokenizer.vocab_file:
+        return None
     path = Path(config.tokenizer.vocab_file)
     if config.tokenizer.kind == "wordpiece":
         return tokenizers.wordpiece_from_vocab(path, config.tokenizer.lowercase)

@@ -18,6 +18,7 @@ from spanbert_jax.data import blocks as block_data
 from spanbert_jax.data import input as input_data
 from spanbert_jax.model import heads
 from spanbert_jax.tasks.corpus import prepare
+from spanbert_jax.tasks.initial import adopt, initial_params
 from spanbert_jax.tasks.pretraining_loss import describe, metrics, objective
 from spanbert_jax.text.tokenizer import Tokenizer
 from spanbert_jax.training import flops, loop, sharding
@@ -29,6 +30,7 @@ def run(config: Config, path: str, arguments: str) -> bool:
 
     `arguments` are those of the command line, for the commands that the report ends with.
     """
+    config = adopt(config, Path(path))
     sharding.mesh_of(config)  # before hours of preparation, not after them
     workdir = open_workdir(config, path)
     tokenizer, data = prepare(config, Path(workdir))
@@ -68,6 +70,7 @@ def make_task(config: Config, tokenizer: Tokenizer, train: Any, held_out: Any) -
             "vocab_size": tokenizer.vocab_size,
             "versions": {name: importlib.metadata.version(name) for name in ("jax", "flax", "optax")},
         },
+        initial_params=initial_params(config, lambda: heads.init_params(model, jax.random.key(0))),
     )
 
 

@@ -26,7 +26,7 @@ from spanbert_jax.errors import UserError
 
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # in the order that names Tokenizer's attributes
 METADATA_FILE = "spanbert_tokenizer.json"
-_VOCABULARY_FILES = {"wordpiece": "vocab.txt", "unigram": "spiece.model", "bpe": "spiece.model"}
+VOCABULARY_FILES = {"wordpiece": "vocab.txt", "unigram": "spiece.model", "bpe": "spiece.model"}
 _SPACE = "▁"  # SentencePiece's mark of a word's beginning
 _CJK = (
     (0x3400, 0x4DBF),
@@ -49,6 +49,7 @@ class Tokenizer:
     Attributes:
       kind: "wordpiece", "unigram" or "bpe".
       lowercase: WordPiece only: text is lowercased and stripped of accents first, as BERT's uncased models do.
+      vocabulary: the bytes of the vocabulary's file.
       vocab_size: number of ids.
       pad_id, unk_id, cls_id, sep_id, mask_id: the special ids.
       fingerprint: sha256, in hex, of all that the ids depend on.
@@ -59,7 +60,7 @@ class Tokenizer:
 
     def __init__(self, kind: str, vocabulary: bytes, lowercase: bool = False, source: str = "the vocabulary") -> None:
         """Raises UserError, naming `source`, where the bytes are no vocabulary of that kind."""
-        self.kind, self.lowercase, self._vocabulary = kind, lowercase, vocabulary
+        self.kind, self.lowercase, self.vocabulary = kind, lowercase, vocabulary
         if kind == "wordpiece":
             self._engine: Any = _wordpiece_engine(vocabulary, lowercase, source)
             pieces = self._pieces = _read_vocab(vocabulary, source)
@@ -83,7 +84,7 @@ class Tokenizer:
         self.starts_word, self.ends_word, self.joins_next = np.ascontiguousarray(boundaries.T)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Tokenizer, (self.kind, self._vocabulary, self.lowercase)
+        return Tokenizer, (self.kind, self.vocabulary, self.lowercase)
 
     def encode(self, text: str) -> list[int]:
         """The ids of one text, without [CLS] and [SEP]."""
@@ -120,11 +121,11 @@ class Tokenizer:
     def save(self, directory: Path) -> None:
         """Writes the vocabulary, byte for byte, and spanbert_tokenizer.json, which makes the directory loadable."""
         directory.mkdir(parents=True, exist_ok=True)
-        (directory / _VOCABULARY_FILES[self.kind]).write_bytes(self._vocabulary)
+        (directory / VOCABULARY_FILES[self.kind]).write_bytes(self.vocabulary)
         metadata = {
             "kind": self.kind,
             "lowercase": self.lowercase,
-            "vocabulary": _VOCABULARY_FILES[self.kind],
+            "vocabulary": VOCABULARY_FILES[self.kind],
             "vocab_size": self.vocab_size,
             "fingerprint": self.fingerprint,
         }

@@ -1,13 +1,15 @@
-"""Checkpoints of a run: the state and, as JSON, all that says what the state is.
+"""Checkpoints of a run: the state and, as JSON, all that says what the state is; parameters alone, in and out.
 
 Invariant: a checkpoint named n is the state before batch n. It is saved on an interval, on preemption and at the
 end, asynchronously, and a step directory exists only when it is whole (Orbax renames it into place).
 """
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
@@ -78,3 +80,57 @@ class Checkpoints:
         """Waits for the saves under way."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def find_checkpoint(path: epath.Path) -> epath.Path:
+    """The directory of the newest checkpoint under a workdir, or of the one that `path` itself is.
+
+    Raises UserError where there is none.
+    """
+    if (path / "state").is_dir() and path.name.isdigit():
+        return path
+    folder = path / "checkpoints"
+    steps = [child for child in (folder.iterdir() if folder.is_dir() else ()) if child.name.isdigit()]
+    if not steps:
+        raise UserError(f"{path}: no checkpoint there; give a run's --workdir or one of its checkpoints/STEP")
+    return max(steps, key=lambda step: int(step.name))
+
+
+def read_metadata(checkpoint: epath.Path) -> dict[str, Any]:
+    """The JSON that was saved with a checkpoint that `find_checkpoint` found; raises UserError where it is damaged."""
+    with _readable(checkpoint), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+        return checkpointer.restore(checkpoint.resolve() / "metadata")
+
+
+def read_params(checkpoint: epath.Path) -> dict[str, Any]:
+    """The parameters as NumPy arrays, whatever mesh wrote them; the rest of the state is not read.
+
+    Raises UserError where the files are damaged.
+    """
+    with _readable(checkpoint), ocp.PyTreeCheckpointer() as checkpointer:
+        state = checkpoint.resolve() / "state"
+        tree = {"params": checkpointer.metadata(state).item_metadata.tree["params"]}
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        arguments = ocp.args.PyTreeRestore(tree, restore_args=as_numpy, partial_restore=True)
+        return checkpointer.restore(state, args=arguments)["params"]
+
+
+def write_params(directory: epath.Path, params: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
+    """A checkpoint 0 that holds parameters alone, to start other runs from.
+
+    Written in small chunks and files: buffers of Orbax's default sizes would take as much memory as BERT-base again.
+    """
+    chunks = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=2**21), params)
+    with ocp.CheckpointManager(epath.Path(directory).resolve()) as manager:
+        state = ocp.args.PyTreeSave({"params": params}, save_args={"params": chunks}, ocdbt_target_data_file_size=2**24)
+        manager.save(0, args=ocp.args.Composite(state=state, metadata=ocp.args.JsonSave(dict(metadata))))
+
+
+@contextlib.contextmanager
+def _readable(checkpoint: epath.Path) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise UserError(
+            f"{checkpoint}: this checkpoint is damaged ({str(error).partition(chr(10))[0]}); name an earlier one"
+        ) from error

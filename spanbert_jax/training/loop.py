@@ -30,6 +30,7 @@ from spanbert_jax.training.step import (
     init_state,
     make_eval_step,
     make_train_step,
+    with_params,
 )
 
 _STEPS_AHEAD = 3  # dispatched and not yet finished: the device is never idle, and few batches are held
@@ -46,6 +47,9 @@ class Task(NamedTuple):
     describe: Callable[[Mapping[str, float]], str]  # metrics -> a few words for the progress display
     row_flops: float  # model FLOPs of training on one row
     metadata: Mapping[str, Any]  # saved with every checkpoint
+    initial_params: Callable[[], Any] | None = (
+        None  # NumPy arrays, for part of the tree or all of it; else `init` alone
+    )
 
 
 class Result(NamedTuple):
@@ -85,6 +89,8 @@ def _run(config: Config, task: Task, workdir: epath.Path) -> Result:
         state = checkpoints.restore(first, abstract)
     else:
         state = init_state(config, task.init, abstract)
+        if task.initial_params:
+            state = with_params(state, task.initial_params())
     train_step = make_train_step(config, task.objective, abstract)
     eval_step = make_eval_step(task.objective, mesh)
     batches = task.train_batches(layout, first, last)

@@ -38,6 +38,9 @@ PARAMETER_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"sbo/dense_[12]/kernel", (None, "embed")),
     (r"sbo/dense_[12]/bias", (None,)),
     (r"(mlm/norm|sbo/norm_[12])/(scale|bias)", (None,)),
+    (r"pooler/kernel", ("embed", None)),
+    (r"(qa_outputs|classifier)/kernel", (None, None)),
+    (r"(pooler|qa_outputs|classifier)/bias", (None,)),
 )
 
 # Logical name -> mesh axis, for parameters (activations have their own table in model/axes.py).

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -54,6 +55,20 @@ def abstract_state(config: Config, init: Callable[[jax.Array], Any], mesh: Mesh)
 def init_state(config: Config, init: Callable[[jax.Array], Any], abstract: State) -> State:
     """The state before the first step, laid out as `abstract`; each leaf is made on the devices that hold it."""
     return jax.jit(_init_state(config, init), out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract))()
+
+
+def with_params(state: State, params: dict[str, Any]) -> State:
+    """The state with `params`, nested dicts of NumPy arrays that may lack whole groups, in the place of its own; every
+    process has all of them. Raises ValueError where a name or a shape is not the state's."""
+
+    def place(path: tuple[Any, ...], array: np.ndarray) -> jax.Array:
+        old = current.get(path)
+        if old is None or old.shape != array.shape:
+            raise ValueError(f"{sharding.path_name(path)} {array.shape}: the state has {old and old.shape}")
+        return jax.make_array_from_callback(old.shape, old.sharding, lambda index: array[index].astype(old.dtype))
+
+    current = dict(jax.tree_util.tree_leaves_with_path(state["params"]))
+    return {**state, "params": {**state["params"], **jax.tree_util.tree_map_with_path(place, params)}}
 
 
 def _init_state(config: Config, init: Callable[[jax.Array], Any]) -> Callable[[], State]:

@@ -4,9 +4,13 @@ Invariant: all that a workdir holds was computed with the configuration in its c
 `config.MAY_CHANGE`; a start with another one is refused before anything is touched.
 """
 
+import contextlib
 import errno
 import json
 import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
 
 import jax
 from etils import epath
@@ -62,3 +66,22 @@ def _check_same(config: Config, file: epath.Path) -> None:
     if differing:
         lines = "; ".join(f"config.{name} is {old[name]!r} there and {new[name]!r} now" for name in differing)
         raise UserError(f"{file}: this workdir belongs to another configuration: {lines}; choose another --workdir")
+
+
+@contextlib.contextmanager
+def new_directory(path: Path, flag: str) -> Iterator[Path]:
+    """A directory to write into that takes the name `path` when the block ends without an error, and else disappears.
+
+    Raises UserError, naming the flag to change, where `path` is there and not empty, or cannot be made.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{path}: exists and is not an empty directory; choose another {flag}, or remove it")
+    make_directory(path.parent, flag)
+    aside = path.with_name(f"{path.name}.tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    try:
+        yield aside
+        aside.replace(path)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)

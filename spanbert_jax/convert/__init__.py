@@ -1,0 +1,1 @@
+"""Other programs' checkpoints: names, shapes and files."""

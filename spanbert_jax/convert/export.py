@@ -1,0 +1,81 @@
+"""A directory for PyTorch users: what transformers' Auto classes load, and what they do not know beside it.
+
+Invariant: nothing random is in it. A head that was not trained is not written, so that the loader says it is missing;
+the span-boundary head, which transformers has no class for, stands in a file of its own that it does not look at.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from safetensors.numpy import save_file
+
+from spanbert_jax.config import ModelConfig
+from spanbert_jax.convert.huggingface import SBO, Params, to_tensors
+from spanbert_jax.convert.huggingface_config import architecture, to_fields
+from spanbert_jax.convert.model_card import model_card
+from spanbert_jax.convert.release import SBO_FILE
+from spanbert_jax.convert.tokenizer_files import write_tokenizer
+from spanbert_jax.text.tokenizer import Tokenizer
+
+DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """What is written: parameters of ours with what describes them."""
+
+    params: Params
+    model: ModelConfig
+    tokenizer: Tokenizer
+    labels: Sequence[str]  # of a classifier
+    training: Mapping[str, Any]  # "config" (flat), "step", "evaluation", ...: spanbert_jax.json, and the card
+    name: str  # the model's, in its card
+
+
+def write_export(export: Export, directory: Path, dtype: str, encoder_only: bool) -> tuple[str, tuple[str, ...]]:
+    """Writes all files into an existing directory; returns transformers' class and the groups of parameters written.
+
+    dtype: a key of DTYPES. encoder_only: leave out every head but a trained pooler. Raises UserError where a value is
+    not finite.
+    """
+    heads = [group for group in export.params if group not in ("embeddings", "encoder")]
+    name, kept = ("BertModel", ("pooler",)) if encoder_only else architecture(heads)
+    kept = tuple(head for head in heads if head in kept or (head == "sbo" and not encoder_only))
+    params = {group: export.params[group] for group in ("embeddings", "encoder", *kept)}
+    tensors = to_tensors(params, export.tokenizer.vocab_size, DTYPES[dtype])
+    sbo = {key: tensors.pop(key) for key in list(tensors) if key.startswith(SBO)}
+    if name == "BertModel":  # whose own files have no prefix
+        tensors = {key.removeprefix("bert."): tensor for key, tensor in tensors.items()}
+    _write_tensors(directory / "model.safetensors", tensors)
+    if sbo:
+        _write_tensors(directory / SBO_FILE, {_original(key): tensor for key, tensor in sbo.items()})
+    labels = export.labels if "classifier" in kept else ()
+    fields = to_fields(export.model, export.tokenizer.vocab_size, export.tokenizer.pad_id, name, labels, dtype)
+    _write_json(directory / "config.json", fields)
+    write_tokenizer(export.tokenizer, directory, export.model.max_length)
+    training = {**export.training, "tokenizer_fingerprint": export.tokenizer.fingerprint}
+    _write_json(directory / "spanbert_jax.json", training)
+    card = model_card(export.name, name, fields, training, bool(sbo), "pooler" in kept)
+    (directory / "README.md").write_text(card, encoding="utf-8")
+    return name, tuple(params)
+
+
+def _original(name: str) -> str:
+    """A span-boundary tensor's name as the authors' code has it: its LayerNorms have gamma and beta."""
+    if "layer_norm1." in name or "layer_norm2." in name:
+        return name.removesuffix("weight") + "gamma" if name.endswith("weight") else name.removesuffix("bias") + "beta"
+    return name
+
+
+def _write_tensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
+    save_file(tensors, path, metadata={"format": "pt"})  # transformers 4.57 refuses any other format
+    path.chmod(0o644)  # safetensors leaves it to its owner alone
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

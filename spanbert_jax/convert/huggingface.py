@@ -1,0 +1,226 @@
+"""Hugging Face's BERT: its tensor names, shapes and config.json, beside ours.
+
+Invariant: one table of views serves both directions. `named_views` shows every parameter of ours as the tensors that
+transformers has of it; exporting copies out of those views, importing copies into them, so both are bitwise and neither
+can lose what the other finds. Names and shapes: transformers 5.23, models/bert/modeling_bert.py; of the span-boundary
+head: the authors' models/pair_bert.py:338-402.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from spanbert_jax.config import ModelConfig
+from spanbert_jax.convert.tensor_files import Tensors
+from spanbert_jax.errors import UserError
+
+Params = dict[str, Any]  # nested dicts of NumPy arrays
+
+_WORD, _DECODER = "bert.embeddings.word_embeddings.weight", "cls.predictions.decoder"
+SBO = "cls.pair_target_predictions"
+
+# A head of ours, and how to tell that a file has it.
+HEADS = {
+    "pooler": "bert.pooler.",
+    "mlm": "cls.predictions.transform.",
+    "sbo": f"{SBO}.",
+    "qa_outputs": "qa_outputs.",
+    "classifier": "classifier.",
+}
+
+
+class Report(NamedTuple):
+    """What became of a file's tensors."""
+
+    taken: tuple[str, ...]  # the groups of ours that are filled: "embeddings", "encoder", "mlm", ...
+    missing: tuple[str, ...]  # heads of pre-training that the file lacks
+    left: tuple[str, ...]  # tensors that have no place here
+
+
+def shapes(model: ModelConfig, vocab_rows: int, heads: Mapping[str, int]) -> Params:
+    """The shape of every parameter of the encoder and of `heads`, which maps a head's name to the size that is its own:
+    labels for "classifier", offsets for "sbo"; any number for the others."""
+    e, f, n, layers = model.embed, model.mlp, model.heads, model.layers
+
+    def norm(*leading: int) -> Params:
+        return {"scale": (*leading, e), "bias": (*leading, e)}
+
+    def dense(inputs: int, outputs: int) -> Params:
+        return {"kernel": (inputs, outputs), "bias": (outputs,)}
+
+    tree: Params = {
+        "embeddings": {
+            "word": (vocab_rows, e),
+            "position": (model.max_length, e),
+            "token_type": (model.token_types, e),
+            "norm": norm(),
+        },
+        "encoder": {
+            "attention": {
+                "qkv": {"kernel": (layers, e, 3, n, e // n), "bias": (layers, 3, n, e // n)},
+                "output": {"kernel": (layers, n, e // n, e), "bias": (layers, e)},
+                "norm": norm(layers),
+            },
+            "mlp": {
+                "up": {"kernel": (layers, e, f), "bias": (layers, f)},
+                "down": {"kernel": (layers, f, e), "bias": (layers, e)},
+                "norm": norm(layers),
+            },
+        },
+    }
+    for head, size in heads.items():
+        tree[head] = {
+            "pooler": lambda size: dense(e, e),
+            "mlm": lambda size: {"dense": dense(e, e), "norm": norm(), "bias": (vocab_rows,)},
+            "sbo": lambda size: {
+                "offset": (size, model.span_offset_embed),
+                "dense_1": dense(2 * e + model.span_offset_embed, e),
+                "norm_1": norm(),
+                "dense_2": dense(e, e),
+                "norm_2": norm(),
+                "bias": (vocab_rows,),
+            },
+            "qa_outputs": lambda size: dense(e, 2),
+            "classifier": lambda size: dense(e, size),
+        }[head](size)
+    return tree
+
+
+def named_views(params: Params, vocab_size: int) -> dict[str, np.ndarray]:
+    """transformers' name -> the tensor, as a view of ours: writing to it writes to `params`.
+
+    The rows of the word table and of the vocabulary's biases that only pad it are in no view.
+    """
+    views: dict[str, np.ndarray] = {}
+
+    def norm(name: str, tree: Params, layer: int | tuple = ()) -> None:
+        views[f"{name}.weight"], views[f"{name}.bias"] = tree["scale"][layer], tree["bias"][layer]
+
+    def linear(name: str, kernel: np.ndarray, bias: np.ndarray, inputs: int) -> None:
+        """A torch Linear's weight is [out, in]; ours is [in, out], either side possibly in several axes."""
+        views[f"{name}.weight"], views[f"{name}.bias"] = kernel.reshape(inputs, -1).T, bias.reshape(-1)
+
+    def dense(name: str, tree: Params) -> None:
+        linear(name, tree["kernel"], tree["bias"], tree["kernel"].shape[0])
+
+    embeddings, embed = params["embeddings"], params["embeddings"]["word"].shape[1]
+    views[_WORD] = embeddings["word"][:vocab_size]
+    views["bert.embeddings.position_embeddings.weight"] = embeddings["position"]
+    views["bert.embeddings.token_type_embeddings.weight"] = embeddings["token_type"]
+    norm("bert.embeddings.LayerNorm", embeddings["norm"])
+    attention, mlp = params["encoder"]["attention"], params["encoder"]["mlp"]
+    for layer in range(len(mlp["norm"]["scale"])):
+        name = f"bert.encoder.layer.{layer}"
+        kernel, bias = attention["qkv"]["kernel"][layer], attention["qkv"]["bias"][layer]
+        for index, part in enumerate(("query", "key", "value")):
+            linear(f"{name}.attention.self.{part}", kernel[:, index], bias[index], embed)
+        linear(
+            f"{name}.attention.output.dense",
+            attention["output"]["kernel"][layer],
+            attention["output"]["bias"][layer],
+            embed,
+        )
+        norm(f"{name}.attention.output.LayerNorm", attention["norm"], layer)
+        linear(f"{name}.intermediate.dense", mlp["up"]["kernel"][layer], mlp["up"]["bias"][layer], embed)
+        down = mlp["down"]["kernel"][layer]
+        linear(f"{name}.output.dense", down, mlp["down"]["bias"][layer], down.shape[0])
+        norm(f"{name}.output.LayerNorm", mlp["norm"], layer)
+    if "pooler" in params:
+        dense("bert.pooler.dense", params["pooler"])
+    if "mlm" in params:
+        dense("cls.predictions.transform.dense", params["mlm"]["dense"])
+        norm("cls.predictions.transform.LayerNorm", params["mlm"]["norm"])
+        views["cls.predictions.bias"] = params["mlm"]["bias"][:vocab_size]
+    if "sbo" in params:
+        views[f"{SBO}.position_embeddings.weight"] = params["sbo"]["offset"]
+        for number in (1, 2):
+            dense(f"{SBO}.mlp_layer_norm.linear{number}", params["sbo"][f"dense_{number}"])
+            norm(f"{SBO}.mlp_layer_norm.layer_norm{number}", params["sbo"][f"norm_{number}"])
+        views[f"{SBO}.bias"] = params["sbo"]["bias"][:vocab_size]
+    for head in ("qa_outputs", "classifier"):
+        if head in params:
+            dense(head, params[head])
+    return views
+
+
+def canonical(name: str) -> str:
+    """The name in transformers' newest spelling: LayerNorm's gamma and beta are weight and bias, the encoder's names
+    begin with "bert."."""
+    name = re.sub(r"(?<=\.)gamma$", "weight", re.sub(r"(?<=\.)beta$", "bias", name))
+    return f"bert.{name}" if name.startswith(("embeddings.", "encoder.", "pooler.")) else name
+
+
+def from_tensors(
+    tensors: Tensors, model: ModelConfig, vocab_size: int, vocab_rows: int, source: str
+) -> tuple[Params, Report]:
+    """Our parameters, float32, from tensors under any of transformers' spellings; padding rows are 0.
+
+    Raises UserError, naming `source` and the tensor, where one is missing, has another shape, is not finite, or where
+    the decoder is not the word embeddings.
+    """
+    found = {canonical(name): read for name, read in tensors.items()}
+    if _WORD not in found:
+        raise UserError(f"{source}: no tensor {_WORD} (it has {_some(list(tensors))}); this is no BERT")
+    if f"{_DECODER}.bias" in found:
+        found.setdefault("cls.predictions.bias", found[f"{_DECODER}.bias"])
+    heads = {head: 0 for head, prefix in HEADS.items() if any(name.startswith(prefix) for name in found)}
+    for head, name in (("classifier", "classifier.weight"), ("sbo", f"{SBO}.position_embeddings.weight")):
+        if head in heads and name in found:
+            heads[head] = found[name]().shape[0]
+    params = _map(lambda shape: np.zeros(shape, np.float32), shapes(model, vocab_rows, heads))
+    views = named_views(params, vocab_size)
+    missing = [name for name in views if name not in found]
+    if missing:
+        raise UserError(f"{source}: {len(missing)} tensors are missing, {_some(missing)}; the file is not whole")
+    beyond = [name for name in found if name.startswith("bert.encoder.layer.") and name not in views]
+    if beyond:
+        raise UserError(
+            f"{source}: {_some(beyond)}: not in a BERT of {model.layers} layers, which its configuration says it is"
+        )
+    for name, view in views.items():
+        _fill(view, found[name](), name, source)
+    for head in ("predictions", "pair_target_predictions"):
+        decoder = f"cls.{head}.decoder.weight"
+        if decoder in found and not np.array_equal(found[decoder](), found[_WORD]()):
+            raise UserError(f"{source}: {decoder} differs from {_WORD}; here a decoder is always the word embeddings")
+    tied = {f"{_DECODER}.weight", f"{_DECODER}.bias", f"{SBO}.decoder.weight"}
+    left = [n for n in found if n not in views and n not in tied and not n.endswith("position_ids")]
+    absent = [head for head in ("mlm", "sbo") if head not in heads]
+    return params, Report(tuple(params), tuple(absent), tuple(sorted(left)))
+
+
+def _fill(view: np.ndarray, tensor: np.ndarray, name: str, source: str) -> None:
+    if name == _WORD and tensor.shape[0] != view.shape[0]:
+        raise UserError(
+            f"{source}: {name} has {tensor.shape[0]:,} rows, and the vocabulary {view.shape[0]:,} pieces; give the "
+            "vocabulary that these weights were trained with (--vocab)"
+        )
+    if tensor.shape != view.shape:
+        raise UserError(f"{source}: {name} has shape {tensor.shape}; expected {view.shape}")
+    view[...] = tensor
+    if not np.isfinite(view).all():
+        bad = int(np.size(view) - np.count_nonzero(np.isfinite(view)))
+        raise UserError(f"{source}: {name} has {bad} values that are not finite; such weights cannot be used")
+
+
+def to_tensors(params: Params, vocab_size: int, dtype: np.dtype) -> dict[str, np.ndarray]:
+    """transformers' names -> contiguous tensors of `dtype`, copied where they are not that already.
+
+    Raises UserError where a value is not finite.
+    """
+    tensors: dict[str, np.ndarray] = {}
+    for name, view in named_views(params, vocab_size).items():
+        if not np.isfinite(view).all():
+            raise UserError(f"parameter {name} has values that are not finite; this checkpoint cannot be exported")
+        tensors[name] = np.ascontiguousarray(view, dtype=dtype)
+    return tensors
+
+
+def _map(function: Any, tree: Any) -> Any:
+    return {k: _map(function, v) for k, v in tree.items()} if isinstance(tree, dict) else function(tree)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

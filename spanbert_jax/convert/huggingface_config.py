@@ -1,0 +1,118 @@
+"""Hugging Face's config.json of a BERT, to and from our `ModelConfig`.
+
+Invariant: a configuration that our encoder does not compute (another architecture, activation or position scheme) is
+refused, never approximated; a written one holds every field, since other readers have no defaults.
+"""
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from spanbert_jax.config import ModelConfig
+from spanbert_jax.errors import UserError
+
+# Ours -> Hugging Face's, of the fields that both have.
+_SIZES = {
+    "layers": "num_hidden_layers",
+    "embed": "hidden_size",
+    "heads": "num_attention_heads",
+    "mlp": "intermediate_size",
+    "max_length": "max_position_embeddings",
+    "token_types": "type_vocab_size",
+}
+_RATES = {
+    "dropout": "hidden_dropout_prob",
+    "attention_dropout": "attention_probs_dropout_prob",
+    "layer_norm_eps": "layer_norm_eps",
+    "init_std": "initializer_range",
+}
+
+# What a tree of ours is called there, by the heads it has; the first that fits.
+ARCHITECTURES = (
+    ("BertForQuestionAnswering", ("qa_outputs",)),
+    ("BertForSequenceClassification", ("pooler", "classifier")),
+    ("BertForTokenClassification", ("classifier",)),
+    ("BertForMaskedLM", ("mlm",)),
+    ("BertModel", ()),
+)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The fields of a config.json; raises UserError where it is missing or no JSON object."""
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); it says what the weights beside it are") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}); fetch it again") from error
+    if not isinstance(fields, dict):
+        raise UserError(f"{path}: holds a {type(fields).__name__}; expected the fields of a BERT's configuration")
+    return fields
+
+
+def to_model_config(fields: Mapping[str, Any], source: str) -> ModelConfig:
+    """The ModelConfig of a config.json's fields; fields that it lacks take BERT's defaults.
+
+    Raises UserError where the model is another architecture, or a size is missing or no number.
+    """
+    fixed = {
+        "model_type": ("bert", "bert"),
+        "hidden_act": ("gelu", "gelu"),
+        "position_embedding_type": ("absolute", "absolute"),
+        "is_decoder": (False, False),
+        "add_cross_attention": (False, False),
+    }
+    for name, (default, supported) in fixed.items():
+        if fields.get(name, default) != supported:
+            raise UserError(f"{source}: {name} is {fields[name]!r}; only {supported!r} is supported: BERT and SpanBERT")
+    values: dict[str, Any] = {}
+    for ours, theirs in _SIZES.items():
+        value = fields.get(theirs)
+        if not isinstance(value, int) or value < 1:
+            raise UserError(f"{source}: {theirs} is {value!r}; expected a whole number greater than 0")
+        values[ours] = value
+    for ours, theirs in _RATES.items():
+        value = fields.get(theirs, getattr(ModelConfig, ours))
+        if not isinstance(value, int | float):
+            raise UserError(f"{source}: {theirs} is {value!r}; expected a number")
+        values[ours] = float(value)
+    if values["embed"] % values["heads"]:
+        raise UserError(f"{source}: hidden_size {values['embed']} is not divisible by {values['heads']} heads")
+    return ModelConfig(**values)
+
+
+def labels_of(fields: Mapping[str, Any], count: int) -> tuple[str, ...]:
+    """The names of a classifier's `count` labels, in order; without any "LABEL_0", ..., as transformers has it."""
+    names = {int(number): str(name) for number, name in (fields.get("id2label") or {}).items()}
+    return tuple(names.get(i, f"LABEL_{i}") for i in range(count))
+
+
+def architecture(heads: Collection[str]) -> tuple[str, tuple[str, ...]]:
+    """(transformers' class, the heads that it has) for a tree of ours with `heads`."""
+    name, has = next(row for row in ARCHITECTURES if set(row[1]) <= set(heads))
+    return name, ("pooler",) if name == "BertModel" and "pooler" in heads else has
+
+
+def to_fields(
+    model: ModelConfig, vocab_size: int, pad_id: int, name: str, labels: Sequence[str], dtype: str
+) -> dict[str, Any]:
+    """Every field of the config.json of class `name`; `labels` are a classifier's."""
+    fields: dict[str, Any] = {
+        "architectures": [name],
+        "model_type": "bert",
+        "vocab_size": vocab_size,
+        **{theirs: getattr(model, ours) for ours, theirs in (_SIZES | _RATES).items()},
+        "hidden_act": "gelu",
+        "position_embedding_type": "absolute",
+        "classifier_dropout": None,
+        "pad_token_id": pad_id,
+        "is_decoder": False,
+        "use_cache": True,
+        "tie_word_embeddings": True,
+        "dtype": dtype,
+    }
+    if labels:
+        fields["id2label"] = {str(i): label for i, label in enumerate(labels)}
+        fields["label2id"] = {label: i for i, label in enumerate(labels)}
+    return fields

@@ -1,0 +1,103 @@
+"""The README.md of an exported model: front matter for the Hub, how to load it, how it was trained.
+
+Invariant: it says only what the export's own files hold.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+_PIPELINES = {
+    "BertForMaskedLM": "fill-mask",
+    "BertForTokenClassification": "token-classification",
+    "BertForSequenceClassification": "text-classification",
+    "BertForQuestionAnswering": "question-answering",
+    "BertModel": "feature-extraction",
+}
+
+_USES = {
+    "BertForMaskedLM": """from transformers import pipeline
+
+print(pipeline("fill-mask", model="DIRECTORY")("Paris is the [MASK] of France."))""",
+    "BertForTokenClassification": """from transformers import pipeline
+
+print(pipeline("token-classification", model="DIRECTORY")("Ada Lovelace lived in London."))""",
+    "BertForSequenceClassification": """from transformers import pipeline
+
+print(pipeline("text-classification", model="DIRECTORY")("A film to see twice."))""",
+    "BertForQuestionAnswering": """import torch
+from transformers import AutoModelForQuestionAnswering, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("DIRECTORY")
+model = AutoModelForQuestionAnswering.from_pretrained("DIRECTORY").eval()
+question, text = "Who lived in London?", "Ada Lovelace lived in London."
+inputs = tokenizer(question, text, return_tensors="pt", return_offsets_mapping=True)
+offsets = inputs.pop("offset_mapping")[0]
+with torch.no_grad():
+    scores = model(**inputs)
+in_text = torch.tensor([part == 1 for part in inputs.sequence_ids(0)])
+pairs = scores.start_logits[0, :, None] + scores.end_logits[0, None, :]  # [first, last]
+allowed = torch.ones_like(pairs).triu().tril(29).bool() & in_text[:, None] & in_text[None, :]
+first, last = divmod(int(pairs.where(allowed, torch.tensor(float("-inf"))).argmax()), pairs.shape[1])
+print(text[offsets[first, 0] : offsets[last, 1]])""",
+    "BertModel": """import torch
+from transformers import AutoModel, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("DIRECTORY")
+model = AutoModel.from_pretrained("DIRECTORY"POOLER).eval()
+with torch.no_grad():
+    print(model(**tokenizer("Paris is the capital of France.", return_tensors="pt")).last_hidden_state)""",
+}
+
+_SBO = """
+`sbo_head.safetensors` is the span-boundary head (Joshi et al. 2020, section 3.2) under the names of the authors' code,
+`cls.pair_target_predictions.*`. transformers has no class for it and ignores the file; training goes on with it in
+spanbert_jax: `--config.init_from=DIRECTORY`.
+"""
+
+_ENCODER = """
+The encoder alone, for one's own head; there is no pooler, because span pre-training has none:
+
+```python
+from transformers import AutoModel
+
+model = AutoModel.from_pretrained("DIRECTORY", add_pooling_layer=False)
+```
+"""
+
+
+def model_card(
+    name: str, architecture: str, fields: Mapping[str, Any], training: Mapping[str, Any], has_sbo: bool, pooler: bool
+) -> str:
+    """The card's text. fields: those of config.json. training: those of spanbert_jax.json."""
+    config: Mapping[str, Any] = training.get("config", {})
+    matter = {
+        "language": config.get("corpus.language"),
+        "library_name": "transformers",
+        "pipeline_tag": _PIPELINES[architecture],
+        "tags": ["bert", "spanbert", "spanbert_jax"],
+    }
+    front = [f"{key}: {json.dumps(value)}" for key, value in matter.items() if value]
+    use = (
+        _USES[architecture].replace("DIRECTORY", name).replace("POOLER", "" if pooler else ", add_pooling_layer=False")
+    )
+    sizes = (
+        f"BERT with {fields['num_hidden_layers']} layers of width {fields['hidden_size']}, "
+        f"{fields['num_attention_heads']} attention heads, {fields['vocab_size']:,} pieces, rows of up to "
+        f"{fields['max_position_embeddings']}"
+    )
+    lines = ["---", *front, "---", "", f"# {name}", "", f"{sizes}; trained with spanbert_jax.", ""]
+    lines += ["```python", use, "```", ""]
+    if architecture == "BertForMaskedLM":
+        lines.append(_ENCODER.strip().replace("DIRECTORY", name) + "\n")
+    if has_sbo:
+        lines.append(_SBO.strip().replace("DIRECTORY", name) + "\n")
+    lines += ["## Training", "", f"Step {training.get('step', 0):,}. All fields: `spanbert_jax.json`.", ""]
+    if training.get("evaluation"):
+        lines += ["| held out | |", "|---|---|"]
+        lines += [f"| {key} | {value:.4f} |" for key, value in training["evaluation"].items()] + [""]
+    if config:
+        lines += ["<details><summary>The run's configuration</summary>", "", "| field | value |", "|---|---|"]
+        lines += [f"| `{key}` | {json.dumps(value)} |" for key, value in config.items() if value != ""]
+        lines += ["", "</details>", ""]
+    return "\n".join(lines)

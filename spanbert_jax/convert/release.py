@@ -1,0 +1,130 @@
+"""Weights as others publish them: a Hugging Face directory, SpanBERT's archives, a TensorFlow-1 BERT.
+
+Invariant: what is in front of us decides how it is read, never a guess about what is not: sizes and casing come from
+the files, and a tensor is taken, or named as missing or left alone.
+"""
+
+import contextlib
+import dataclasses
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from spanbert_jax.config import ModelConfig
+from spanbert_jax.convert import fairseq, google_bert, huggingface
+from spanbert_jax.convert.huggingface_config import labels_of, read_config, to_model_config
+from spanbert_jax.convert.tensor_files import Tensors, read_tensors
+from spanbert_jax.convert.tokenizer_files import lowercase_of, read_tokenizer
+from spanbert_jax.errors import UserError
+from spanbert_jax.text.tokenizer import Tokenizer
+
+SBO_FILE = "sbo_head.safetensors"
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "model.pt")
+
+
+@dataclasses.dataclass(frozen=True)
+class Release:
+    """Weights that were not trained here; `load` reads the tensors."""
+
+    source: Path
+    kind: str  # what it is, for people
+    model: ModelConfig
+    tokenizer: Tokenizer
+    casing: str  # of a WordPiece: which, and why; for people
+    labels: tuple[str, ...]  # of a classifier
+    load: Callable[[int], tuple[huggingface.Params, huggingface.Report]]  # rows of the word table -> parameters
+
+
+@contextlib.contextmanager
+def open_release(path: Path, vocab: Path | None = None) -> Iterator[Release]:
+    """The weights in a directory, a file or a .tar.gz, with the vocabulary beside them or `vocab`, a file or directory.
+
+    Raises UserError where there are none, they are damaged or of another architecture, or no vocabulary fits.
+    """
+    with contextlib.ExitStack() as stack:
+        if path.name.endswith((".tar.gz", ".tgz", ".tar")):
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            found = _find(_unpack(path, folder))
+        else:
+            found = _find(path)
+        tensors, fields, left, kind = _read(found)
+        tokenizer = read_tokenizer(vocab or found.parent)
+        casing = ""
+        if tokenizer.kind == "wordpiece":
+            place = vocab or found.parent
+            pieces = [tokenizer.piece(i) for i in range(tokenizer.vocab_size)]
+            _, casing = lowercase_of(place if place.is_dir() else place.parent, pieces)
+        name = str(path if path.is_file() else found)
+        if fields.get("vocab_size", tokenizer.vocab_size) != tokenizer.vocab_size:
+            raise UserError(
+                f"{name}: made for {fields['vocab_size']:,} pieces, and the vocabulary in {vocab or found.parent} has "
+                f"{tokenizer.vocab_size:,}; give the one that it was trained with (--vocab)"
+            )
+        model = to_model_config(fields, name)
+
+        def load(vocab_rows: int) -> tuple[huggingface.Params, huggingface.Report]:
+            params, report = huggingface.from_tensors(tensors, model, tokenizer.vocab_size, vocab_rows, name)
+            return params, report._replace(left=(*report.left, *left))
+
+        labels = labels_of(fields, tensors["classifier.weight"]().shape[0]) if "classifier.weight" in tensors else ()
+        yield Release(path, kind, model, tokenizer, casing, labels, load)
+
+
+def _unpack(archive: Path, folder: Path) -> Path:
+    """The directory, in `folder`, in which the archive has its weights."""
+    try:
+        with tarfile.open(archive) as tar:
+            tar.extractall(folder, filter="data")
+    except (OSError, EOFError, tarfile.TarError) as error:
+        raise UserError(f"{archive}: cannot be unpacked ({error}); fetch it again") from error
+    places = [path.parent for path in sorted(folder.rglob("*")) if path.name in _WEIGHTS]
+    if not places:
+        raise UserError(f"{archive}: holds none of {', '.join(_WEIGHTS)}")
+    return places[0]
+
+
+def _find(path: Path) -> Path:
+    """The file of weights that `path` is or has; for TensorFlow the prefix of its files."""
+    if path.is_dir():
+        names = [path / name for name in _WEIGHTS if (path / name).is_file()]
+        names += [index.with_suffix("") for index in sorted(path.glob("*.ckpt.index"))]
+        if not names:
+            raise UserError(f"{path}: no weights there; expected one of {', '.join(_WEIGHTS)} or *.ckpt.index")
+        return names[0]
+    if path.suffix == ".index":
+        return path.with_suffix("")
+    if not path.is_file() and not path.with_name(f"{path.name}.index").is_file():
+        raise UserError(f"{path}: no such file or directory; give the weights to convert")
+    return path
+
+
+@contextlib.contextmanager
+def _naming(file: Path) -> Iterator[None]:
+    """Puts the file's name before errors that know only tensors."""
+    try:
+        yield
+    except UserError as error:
+        raise error if str(error).startswith(str(file)) else UserError(f"{file}: {error}") from error
+
+
+def _read(found: Path) -> tuple[Tensors, dict[str, Any], list[str], str]:
+    """(tensors under transformers' names, the fields of a config.json, tensors left alone, kind)."""
+    if found.with_name(f"{found.name}.index").is_file():
+        from spanbert_jax.data.tensorflow_checkpoint import read_checkpoint  # TensorFlow: seconds, and only here
+
+        with _naming(found):
+            tensors, left = google_bert.translate(read_checkpoint(found))
+        return tensors, google_bert.config_fields(found.parent / "bert_config.json"), left, "a TensorFlow-1 BERT"
+    tensors = read_tensors(found)
+    config = found.parent / "config.json"
+    if fairseq.is_fairseq(tensors):
+        with _naming(found):
+            tensors, left = fairseq.translate(tensors)
+            fields = read_config(config) if config.is_file() else fairseq.config_fields(tensors)
+        return tensors, fields, left, "a fairseq SpanBERT"
+    sbo = found.parent / SBO_FILE
+    if sbo.is_file():
+        tensors = {**tensors, **read_tensors(sbo)}
+    return tensors, read_config(config), [], "a Hugging Face BERT"

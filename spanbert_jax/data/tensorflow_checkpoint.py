@@ -1,0 +1,52 @@
+"""TensorFlow-1 checkpoints: PREFIX.index and PREFIX.data-*.
+
+Invariant: a tensor is read when it is asked for, and comes back as it was saved (TensorFlow compares its checksum) or
+as one UserError.
+"""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from spanbert_jax.errors import UserError
+
+# TensorFlow has no class for a damaged file: it raises one of these, as the damage lies.
+_DAMAGED = (tf.errors.OpError, RuntimeError, ValueError, IndexError)
+
+
+def read_checkpoint(prefix: Path) -> dict[str, Callable[[], np.ndarray]]:
+    """Each tensor's name in the checkpoint -> reads it, in the shape and dtype that it was saved in.
+
+    Raises UserError where a file is missing, or shorter than its tensors; a reader, where its bytes are damaged.
+    """
+    index = prefix.with_name(f"{prefix.name}.index")
+    if not index.is_file():
+        raise UserError(
+            f"{index}: no such file; a TensorFlow checkpoint is {prefix.name}.index and {prefix.name}.data-* in one "
+            f"directory, named here by {prefix} alone"
+        )
+    try:
+        reader = tf.train.load_checkpoint(str(prefix))
+        shapes, dtypes = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
+    except _DAMAGED as error:
+        raise UserError(f"{index}: not the index of a TensorFlow checkpoint ({error}); fetch it again") from error
+    files = sorted(prefix.parent.glob(f"{prefix.name}.data-*"))
+    if not files:
+        raise UserError(f"{prefix}.data-*: no such file, only {index.name}; the tensors are in it: fetch it too")
+    size = sum(path.stat().st_size for path in files)
+    needed = sum(int(np.prod(shape)) * dtypes[name].size for name, shape in shapes.items())
+    if size < needed:
+        names = ", ".join(path.name for path in files)
+        raise UserError(f"{prefix.parent}: {names}: {size} bytes; the tensors take {needed}. Fetch what is missing")
+    return {name: functools.partial(_read, reader, name, prefix) for name in sorted(shapes)}
+
+
+def _read(reader: Any, name: str, prefix: Path) -> np.ndarray:
+    try:
+        return np.asarray(reader.get_tensor(name))
+    except _DAMAGED as error:
+        raise UserError(f"{prefix}.data-*: tensor {name} is damaged ({error}); fetch the files again") from error

@@ -1,0 +1,56 @@
+"""What trained weights compute, as pure functions of (params, input_ids, lengths, token_type_ids).
+
+Invariant: the functions that fine-tuning, comparing and serving use are the same ones, without dropout, in float32.
+"""
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from spanbert_jax.config import ComputeConfig, Config
+from spanbert_jax.convert.huggingface_config import architecture
+from spanbert_jax.model import encoder, heads, task_heads
+
+Function = Callable[[Any, jax.Array, jax.Array, jax.Array], jax.Array]
+
+_TASKS = {
+    "BertForQuestionAnswering": "question_answering",
+    "BertForSequenceClassification": "sequence_classification",
+    "BertForTokenClassification": "token_classification",
+}
+
+
+def functions(config: Config, groups: Collection[str], vocab_size: int, labels: int) -> dict[str, Function]:
+    """ "encode": hidden states float32 [batch, length, embed]; "predict", where the parameter `groups` have a head that
+    was trained for it: the head's logits, of MLM [batch, length, vocab].
+
+    Both take params, input_ids int32 [batch, length], lengths int32 [batch], token_type_ids int32 [batch, length].
+    """
+    compute = ComputeConfig(dtype="float32")
+    base = encoder.Encoder(config.model, compute, vocab_size, jnp.dtype(jnp.float32))
+
+    def encode(params: Any, input_ids: jax.Array, lengths: jax.Array, token_type_ids: jax.Array) -> jax.Array:
+        return encoder.encode(base, params, input_ids, lengths, token_type_ids)
+
+    name, _ = architecture(groups)
+    if name == "BertModel":
+        return {"encode": encode}
+    whole = Config(model=config.model, compute=compute, masking=config.masking)
+    if name == "BertForMaskedLM":
+        model = heads.pretraining_model(whole, vocab_size, "cpu")
+
+        def masked_lm(params: Any, input_ids: jax.Array, lengths: jax.Array, token_type_ids: jax.Array) -> jax.Array:
+            everywhere = jnp.broadcast_to(jnp.arange(input_ids.shape[1], dtype=jnp.int32), input_ids.shape)
+            batch = {"input_ids": input_ids, "lengths": lengths, "token_type_ids": token_type_ids}
+            logits = heads.apply(model, params, {**batch, "masked_positions": everywhere}, with_sbo=False)
+            return logits.mlm[..., :vocab_size]
+
+        return {"encode": encode, "predict": masked_lm}
+    task = task_heads.task_model(_TASKS[name], whole, vocab_size, labels, "cpu")
+
+    def predict(params: Any, input_ids: jax.Array, lengths: jax.Array, token_type_ids: jax.Array) -> jax.Array:
+        return task_heads.apply(task, params, input_ids, lengths, token_type_ids)
+
+    return {"encode": encode, "predict": predict}

@@ -1,0 +1,93 @@
+"""Trained weights, wherever they come from: a run of ours, or what others publish.
+
+Invariant: whatever opens here can be exported, inspected, or trained further, and brings its own vocabulary.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+
+from spanbert_jax.config import Config, from_flat
+from spanbert_jax.convert.huggingface import Params, Report
+from spanbert_jax.convert.release import open_release
+from spanbert_jax.model.encoder import padded_vocab
+from spanbert_jax.text.tokenizer import Tokenizer, load_tokenizer
+from spanbert_jax.training.checkpoint import find_checkpoint, read_metadata, read_params
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """Trained weights; the tensors are read by `load` alone."""
+
+    source: str
+    kind: str  # what it is, for people
+    config: Config  # of the run; for others' weights the defaults with their model and vocabulary
+    tokenizer: Tokenizer
+    casing: str  # of another's WordPiece: which, and why; for people
+    labels: tuple[str, ...]  # of a classifier
+    step: int
+    metadata: dict[str, Any]  # as saved with a checkpoint of ours; else empty
+    load: Callable[[], tuple[Params, Report]]
+
+
+def is_run(path: Path) -> bool:
+    """Whether `path` is a workdir of ours or one of its checkpoints."""
+    return (path / "checkpoints").is_dir() or (path / "state").is_dir()
+
+
+@contextlib.contextmanager
+def open_weights(path: Path, vocab: Path | None = None) -> Iterator[Weights]:
+    """The weights of a run (a workdir: its newest checkpoint; or checkpoints/STEP), or of what `open_release` takes.
+
+    Raises UserError where there are none, they are damaged, or have no vocabulary that fits.
+    """
+    if is_run(path):
+        yield _open_run(path)
+        return
+    with open_release(path, vocab) as release:
+        tokenizer = release.tokenizer
+        config = Config(model=release.model)
+        config = dataclasses.replace(
+            config,
+            tokenizer=dataclasses.replace(
+                config.tokenizer, kind=tokenizer.kind, lowercase=tokenizer.lowercase, vocab_size=tokenizer.vocab_size
+            ),
+        )
+        rows = padded_vocab(tokenizer.vocab_size)
+        yield Weights(
+            str(path),
+            release.kind,
+            config,
+            tokenizer,
+            release.casing,
+            release.labels,
+            0,
+            {},
+            lambda: release.load(rows),
+        )
+
+
+def _open_run(path: Path) -> Weights:
+    checkpoint = find_checkpoint(epath.Path(path))
+    metadata = read_metadata(checkpoint)
+    tokenizer = load_tokenizer(Path(checkpoint.parent.parent) / "tokenizer")
+
+    def load() -> tuple[Params, Report]:
+        params = read_params(checkpoint)
+        return params, Report(tuple(params), tuple(head for head in ("mlm", "sbo") if head not in params), ())
+
+    return Weights(
+        str(checkpoint),
+        "a checkpoint of spanbert_jax",
+        from_flat(metadata["config"]),
+        tokenizer,
+        "",
+        tuple(metadata.get("labels", ())),
+        int(metadata["step"]),
+        metadata,
+        load,
+    )

@@ -1,0 +1,393 @@
+"""Tokenizers in Hugging Face's files: the ids transformers gives, and what is read back."""
+
+import io
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sentencepiece
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sentencepiece import sentencepiece_model_pb2
+
+from spanbert_jax.convert.tokenizer_files import differing, lowercase_of, read_tokenizer, write_tokenizer
+from spanbert_jax.errors import UserError
+from spanbert_jax.text.tokenizer import SPECIALS, Tokenizer, train_sentencepiece, wordpiece_from_vocab
+
+transformers = pytest.importorskip("transformers")
+
+KINDS = ["cased", "uncased", "unigram", "bpe"]
+MAX_LENGTH = 128
+
+
+def prose(shared_data: Path, names: Sequence[str]) -> list[str]:
+    lines = [line.strip() for name in names for line in (shared_data / "text" / name).read_text("utf-8").split("\n")]
+    return [line for line in lines if line and not line.startswith(("<doc ", "</doc>"))]
+
+
+@pytest.fixture(scope="module")
+def lines(shared_data: Path) -> list[str]:
+    """10,000 lines that the trained vocabularies have not seen."""
+    wiki = prose(shared_data, ["enwiki2015/wiki_31", "enwiki2015/wiki_44"])[:6000]
+    novels = prose(shared_data, ["novels/Blackmore_Lorna_1869.txt", "novels/Barclay_Rosary_1909.txt"])[:4000]
+    assert len(wiki + novels) == 10_000
+    return wiki + novels
+
+
+@pytest.fixture(scope="module")
+def made(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Tokenizer, Path]]:
+    """Our tokenizer of every kind, and the directory it was written to, a BERT's config.json beside it."""
+    text = prose(shared_data, ["enwiki2015/wiki_03"])
+    vocab = shared_data / "vocab"
+    tokenizers = {
+        "cased": wordpiece_from_vocab(vocab / "bert-base-cased-vocab.txt", lowercase=False),
+        "uncased": wordpiece_from_vocab(vocab / "bert-base-uncased-vocab.txt", lowercase=True),
+        "unigram": train_sentencepiece(text, "unigram", 2000),
+        "bpe": train_sentencepiece(text, "bpe", 2000),
+    }
+    found = {}
+    for name, tokenizer in tokenizers.items():
+        directory = tmp_path_factory.mktemp(name)
+        (directory / "config.json").write_text('{"model_type": "bert"}')
+        write_tokenizer(tokenizer, directory, MAX_LENGTH)
+        found[name] = tokenizer, directory
+    return found
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def written(request: pytest.FixtureRequest, made: dict[str, tuple[Tokenizer, Path]]) -> tuple[Tokenizer, Path]:
+    return made[request.param]
+
+
+@pytest.fixture(scope="module")
+def pair(written: tuple[Tokenizer, Path]) -> tuple[Tokenizer, Any]:
+    """(ours, transformers')."""
+    return written[0], transformers.AutoTokenizer.from_pretrained(written[1])
+
+
+def test_exported_tokenizer_gives_our_ids_on_10000_real_lines(pair: tuple[Tokenizer, Any], lines: list[str]) -> None:
+    ours, theirs = pair
+    ids = ours.encode_batch(lines)
+    assert sum(map(len, ids)) > 300_000
+    exported = theirs(lines, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+    assert [line for line, a, b in zip(lines, ids, exported, strict=True) if a != b] == []
+
+
+def test_differing_finds_the_lines_with_special_pieces_and_no_others(written: tuple[Tokenizer, Path]) -> None:
+    tokenizer, directory = written
+    plain = ["The cat, <0x41> ▁ [mask] (CLS)", "", "  two  spaces\there\n"]
+    special = [f"the {name} pieces" for name in SPECIALS]
+    found = differing(tokenizer, directory, [*plain, *special])
+    assert [line for line, _, _ in found] == special
+    for (line, ours, theirs), id in zip(found, special_ids(tokenizer), strict=True):
+        assert ours == tokenizer.encode(line)
+        assert id in theirs and (id == tokenizer.unk_id or id not in ours)
+
+
+def special_ids(tokenizer: Tokenizer) -> list[int]:
+    return [tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id]
+
+
+def test_special_pieces_and_lengths_are_ours_in_transformers(pair: tuple[Tokenizer, Any]) -> None:
+    ours, theirs = pair
+    theirs_ids = [theirs.pad_token_id, theirs.unk_token_id, theirs.cls_token_id]
+    assert [*theirs_ids, theirs.sep_token_id, theirs.mask_token_id] == special_ids(ours)
+    assert sorted(theirs.all_special_ids) == sorted(special_ids(ours))
+    assert len(theirs) == ours.vocab_size
+    assert theirs.model_max_length == MAX_LENGTH
+
+
+def test_one_text_and_pairs_are_framed_padded_and_truncated_as_bert_does(pair: tuple[Tokenizer, Any]) -> None:
+    ours, theirs = pair
+    a, b = ours.encode("The old cat sat."), ours.encode("It's raining, again!")
+    cls, sep = ours.cls_id, ours.sep_id
+    assert theirs("The old cat sat.")["input_ids"] == [cls, *a, sep]
+    both = theirs("The old cat sat.", "It's raining, again!")
+    assert both["input_ids"] == [cls, *a, sep, *b, sep]
+    assert both["token_type_ids"] == [0] * (len(a) + 2) + [1] * (len(b) + 1)
+    padded = theirs(["The old cat sat.", "The old cat sat. It's raining, again!"], padding=True)
+    missing = len(padded["input_ids"][1]) - len(a) - 2
+    assert missing > 3
+    assert padded["input_ids"][0] == [cls, *a, sep] + [ours.pad_id] * missing
+    assert padded["attention_mask"][0] == [1] * (len(a) + 2) + [0] * missing
+    long = "The old cat sat. " * 100
+    assert theirs(long, truncation=True)["input_ids"] == [cls, *ours.encode(long)[: MAX_LENGTH - 2], sep]
+
+
+@pytest.mark.parametrize(
+    "text", ["The old [MASK] sat.", "[MASK] old cat", "The old [MASK]. It", "The [MASK] [MASK] sat"]
+)
+def test_a_mask_in_text_stands_in_place_of_a_word(pair: tuple[Tokenizer, Any], text: str) -> None:
+    """What is around a mask is split as if the word were there: a fill-mask pipeline sees what training showed."""
+    ours, theirs = pair
+    word = ours.encode("It")  # one piece in every vocabulary here, and begins a word
+    assert len(word) == 1
+    whole = ours.encode(text.replace("[MASK]", "It"))
+    expected = [ours.mask_id if id == word[0] else id for id in whole[: -1 if text.endswith("It") else None]]
+    ids = theirs(text, add_special_tokens=False)["input_ids"]
+    assert ids[: len(expected)] == expected
+    filled = theirs.decode([word[0] if id == ours.mask_id else id for id in ids])
+    assert filled == ours.decode(whole)
+
+
+def test_decoding_leaves_special_pieces_out(pair: tuple[Tokenizer, Any]) -> None:
+    ours, theirs = pair
+    ids = theirs("The cat’s [MASK] 中 sat, (here)!")["input_ids"]
+    assert theirs.decode(ids, skip_special_tokens=True) == ours.decode(ids)
+
+
+def test_what_is_written_reads_back_as_the_same_tokenizer(written: tuple[Tokenizer, Path], tmp_path: Path) -> None:
+    tokenizer, directory = written
+    again = read_tokenizer(directory)
+    assert (again.kind, again.fingerprint) == (tokenizer.kind, tokenizer.fingerprint)
+    tokenizer.save(tmp_path)  # our own format is read in the same way
+    assert read_tokenizer(tmp_path).fingerprint == tokenizer.fingerprint
+    (vocabulary,) = [path for path in directory.iterdir() if path.name in ("vocab.txt", "spiece.model")]
+    assert vocabulary.read_bytes() == tokenizer.vocabulary
+    assert read_tokenizer(vocabulary).fingerprint == tokenizer.fingerprint
+
+
+SOME_TEXT = st.one_of(
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=20),
+    st.sampled_from([*SPECIALS, "[mask]", "##ing", " ", "İ", "ǅ", "é", "e\u0301", "\u00ad", "中文", "a" * 101]),
+)
+SPECIAL = re.compile("(" + "|".join(map(re.escape, SPECIALS)) + ")")
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(parts=st.lists(SOME_TEXT, max_size=6))
+@pytest.mark.parametrize("name", ["cased", "uncased"])
+def test_wordpiece_differs_from_ours_by_special_pieces_alone(
+    made: dict[str, tuple[Tokenizer, Path]], name: str, parts: list[str]
+) -> None:
+    ours, directory = made[name]
+    text = "".join(parts)
+    expected: list[int] = []
+    for part in SPECIAL.split(text):
+        expected += [special_ids(ours)[SPECIALS.index(part)]] if part in SPECIALS else ours.encode(part)
+    assert _auto(directory)(text, add_special_tokens=False)["input_ids"] == expected
+
+
+_LOADED: dict[Path, Any] = {}
+
+
+def _auto(directory: Path) -> Any:
+    if directory not in _LOADED:
+        _LOADED[directory] = transformers.AutoTokenizer.from_pretrained(directory)
+    return _LOADED[directory]
+
+
+# Characters that no neighbour joins: no combining marks, joiners, Hangul letters or sound marks.
+WHOLE = st.one_of(
+    st.characters(min_codepoint=0, max_codepoint=0x2FF),
+    st.characters(min_codepoint=0x370, max_codepoint=0x52F, exclude_categories=["Mn", "Me"]),
+    st.characters(min_codepoint=0x2010, max_codepoint=0x2BFF, exclude_categories=["Mn", "Me"]),
+    st.characters(min_codepoint=0x3041, max_codepoint=0x9FFF, exclude_categories=["Mn", "Me", "Lm", "Sk"]),
+    st.characters(min_codepoint=0x1F300, max_codepoint=0x1F3FA),
+    st.sampled_from(" \u00a0ﬁ①Ａ｡▁\ufeff\ufffd<0x41>"),
+)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(text=st.text(WHOLE, max_size=40).filter(lambda text: not SPECIAL.search(text)))
+@pytest.mark.parametrize("name", ["unigram", "bpe"])
+def test_sentencepiece_gives_our_ids_for_any_text_without_combining_characters(
+    made: dict[str, tuple[Tokenizer, Path]], name: str, text: str
+) -> None:
+    assert differing(*made[name], [text]) == []
+
+
+def other_model(lines: Sequence[str], kind: str, **options: Any) -> Tokenizer:
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines),
+        model_writer=model,
+        model_type=kind,
+        vocab_size=600,
+        pad_id=3,
+        pad_piece="[PAD]",
+        control_symbols=["[CLS]", "[SEP]", "[MASK]"],
+        hard_vocab_limit=False,
+        minloglevel=2,
+        **options,
+    )
+    return Tokenizer(kind, model.getvalue())
+
+
+@pytest.mark.parametrize("kind", ["unigram", "bpe"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"normalization_rule_name": "identity"},
+        {"normalization_rule_name": "nmt_nfkc_cf", "byte_fallback": True},
+        {"add_dummy_prefix": False, "remove_extra_whitespaces": False},
+        {"user_defined_symbols": ["<sep>"]},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_sentencepiece_models_from_elsewhere_keep_their_ids(
+    lines: list[str], tmp_path: Path, kind: str, options: dict[str, Any]
+) -> None:
+    tokenizer = other_model(lines[::10], kind, **options)
+    write_tokenizer(tokenizer, tmp_path, 512)
+    text = [*lines[1:2000:4], "  two  spaces  here ", "one<sep>two<sep> three"]
+    assert differing(tokenizer, tmp_path, text) == []
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    ids, first = tokenizer.encode("a cat"), len(tokenizer.encode("a"))
+    assert theirs("a cat")["input_ids"] == [tokenizer.cls_id, *ids, tokenizer.sep_id]
+    masked = theirs("a [MASK] cat", add_special_tokens=False)["input_ids"]
+    assert masked == [*ids[:first], tokenizer.mask_id, *ids[first:]]
+    assert theirs.unk_token_id == tokenizer.unk_id == 0
+
+
+def test_bpe_merges_in_the_order_of_scores_whatever_that_of_ids(
+    made: dict[str, tuple[Tokenizer, Path]], lines: list[str], tmp_path: Path
+) -> None:
+    tokenizer = made["bpe"][0]
+    proto = sentencepiece_model_pb2.ModelProto.FromString(tokenizer.vocabulary)
+    merged = [piece for piece in proto.pieces if piece.type == 1 and len(piece.piece) > 1]
+    for piece, score in zip(merged, [piece.score for piece in reversed(merged)], strict=True):
+        piece.score = score
+    reversed_model = Tokenizer("bpe", proto.SerializeToString())
+    write_tokenizer(reversed_model, tmp_path, 512)
+    assert reversed_model.encode_batch(lines[:500]) != tokenizer.encode_batch(lines[:500])
+    assert differing(reversed_model, tmp_path, lines[:500]) == []
+
+
+def test_a_sentencepiece_that_ends_words_with_spaces_is_refused_and_nothing_written(
+    lines: list[str], tmp_path: Path
+) -> None:
+    tokenizer = other_model(lines[::10], "unigram", treat_whitespace_as_suffix=True)
+    with pytest.raises(UserError, match="treat_whitespace_as_suffix"):
+        write_tokenizer(tokenizer, tmp_path, 512)
+    assert not list(tmp_path.iterdir())
+
+
+def test_wordpiece_of_a_tokenizer_json_equals_the_independent_cases_of_tiny_bert(
+    shared_data: Path, tmp_path: Path
+) -> None:
+    folder = shared_data / "checkpoints" / "tiny_bert_hf"
+    cases = json.loads((folder / "hf_tokenizer_cases.json").read_text())["wordpiece"]["cases"]
+    shutil.copy(folder / "tiny_wordpiece_tokenizer.json", tmp_path / "tokenizer.json")
+    tokenizer = read_tokenizer(tmp_path)
+    plain = [case for case in cases if "[CLS]" not in case["text"]]  # in text it is text; theirs makes it an id
+    assert len(plain) == len(cases) - 1 > 5
+    for case in plain:
+        assert tokenizer.encode(case["text"]) == case["ids"]
+    (tmp_path / "out").mkdir()
+    write_tokenizer(tokenizer, tmp_path / "out", 512)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    for case in cases:  # written again, it takes "[CLS]" as they do
+        assert theirs(case["text"], add_special_tokens=False)["input_ids"] == case["ids"]
+        assert theirs.decode(case["ids"], skip_special_tokens=True) == case["decoded"]
+
+
+@pytest.mark.parametrize("name", ["cased", "uncased"])
+def test_what_transformers_saves_reads_back_as_the_same_tokenizer(
+    made: dict[str, tuple[Tokenizer, Path]], tmp_path: Path, name: str
+) -> None:
+    tokenizer, directory = made[name]
+    transformers.AutoTokenizer.from_pretrained(directory).save_pretrained(tmp_path)
+    assert not (tmp_path / "vocab.txt").exists()
+    assert read_tokenizer(tmp_path).fingerprint == tokenizer.fingerprint
+    (tmp_path / "tokenizer_config.json").unlink()  # the normalizer in tokenizer.json says it too
+    assert read_tokenizer(tmp_path).fingerprint == tokenizer.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("vocab", "config", "lowercase", "why"),
+    [
+        ("cased", None, False, r"cased: 8366 of 28890 pieces have capital letters$"),  # SpanBERT as it was released
+        (
+            "cased",
+            {"do_lower_case": True},
+            False,
+            r"8366 of .* although tokenizer_config.json says do_lower_case true$",
+        ),
+        ("cased", {"do_lower_case": False}, False, r"8366 of 28890 pieces have capital letters$"),
+        ("uncased", None, True, r"lowercased: 0 of \d+ pieces have capital letters, and no file says otherwise$"),
+        ("uncased", {"model_max_length": 512}, True, "no file says otherwise$"),
+        ("uncased", {"do_lower_case": True}, True, "^lowercased: tokenizer_config.json says so$"),
+        ("uncased", {"do_lower_case": False}, False, "^cased: tokenizer_config.json says so$"),
+        ("uncased", {"do_lower_case": True, "strip_accents": False}, True, "strip_accents False is ignored$"),
+        ("cased", {"tokenize_chinese_chars": False}, False, "Chinese characters are set apart"),
+    ],
+)
+def test_casing_is_the_vocabularys_before_what_the_files_say(
+    shared_data: Path, tmp_path: Path, vocab: str, config: dict[str, Any] | None, lowercase: bool, why: str
+) -> None:
+    shutil.copy(shared_data / "vocab" / f"bert-base-{vocab}-vocab.txt", tmp_path / "vocab.txt")
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    if config is not None:
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer = read_tokenizer(tmp_path)
+    assert tokenizer.lowercase is lowercase
+    pieces = [tokenizer.piece(i) for i in range(tokenizer.vocab_size)]
+    found, said = lowercase_of(tmp_path, pieces)
+    assert found is lowercase and re.search(why, said)
+
+
+def test_a_few_capitals_do_not_make_a_vocabulary_cased(tmp_path: Path) -> None:
+    pieces = [*SPECIALS, "[unused1]", "[UNUSED2]", "İ", *(f"word{i}" for i in range(500))]
+    assert lowercase_of(tmp_path, pieces)[0]
+    assert not lowercase_of(tmp_path, [*pieces, *(f"Word{i}" for i in range(10))])[0]
+
+
+def test_a_normalizer_within_a_sequence_says_the_casing(tmp_path: Path) -> None:
+    bert = {"type": "BertNormalizer", "lowercase": False}
+    content = {"normalizer": {"type": "Sequence", "normalizers": [{"type": "NFC"}, bert]}}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    assert lowercase_of(tmp_path, ["a", "b"]) == (False, "cased: tokenizer.json says so")
+
+
+WORDPIECE = {"type": "WordPiece", "continuing_subword_prefix": "##", "unk_token": "[UNK]"}
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "has no vocabulary .*released archives have none.*--vocab vocab.txt"),
+        ({"tokenizer.json": {"model": {"type": "BPE", "vocab": {}}}}, "holds a BPE model.*--vocab"),
+        ({"tokenizer.json": {"model": None}}, "holds a nameless model"),
+        ({"tokenizer.json": {"model": WORDPIECE}}, r"no readable vocabulary \(KeyError\('vocab'\)\)"),
+        ({"tokenizer.json": {"model": WORDPIECE | {"vocab": {"a": 0, "b": 2}}}}, "2 pieces whose ids are not 0 to 1"),
+        (
+            {"tokenizer.json": {"model": WORDPIECE | {"vocab": {"a": 0}}}},
+            r"tokenizer.json has 1 pieces and lacks \[PAD\]",
+        ),
+        ({"tokenizer.json": []}, "no object"),
+        ({"a.model": {}, "b.model": {}}, r"2 SentencePiece models \(a.model, b.model\); name one"),
+        ({"spiece.model": {}, "b.model": {}}, "spiece.model .* is not a SentencePiece model"),
+    ],
+)
+def test_a_directory_without_a_usable_vocabulary_is_refused(
+    tmp_path: Path, files: dict[str, Any], message: str
+) -> None:
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    with pytest.raises(UserError, match=message) as caught:
+        read_tokenizer(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_damaged_files_are_refused_by_name(shared_data: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot read .*nowhere"):
+        read_tokenizer(tmp_path / "nowhere")
+    shutil.copy(shared_data / "vocab" / "bert-base-cased-vocab.txt", tmp_path / "vocab.txt")
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": tr')
+    with pytest.raises(UserError, match=r"cannot read .*tokenizer_config\.json as JSON"):
+        read_tokenizer(tmp_path)
+    tokenizer = wordpiece_from_vocab(tmp_path / "vocab.txt", lowercase=False)
+    with pytest.raises(UserError, match=r"cannot read .*tokenizer.json"):
+        differing(tokenizer, tmp_path, ["a"])
+
+
+def test_a_unigram_tokenizer_json_alone_is_refused(shared_data: Path, tmp_path: Path) -> None:
+    source = shared_data / "checkpoints" / "tiny_bert_hf" / "tiny_unigram_tokenizer.json"
+    shutil.copy(source, tmp_path / "tokenizer.json")
+    with pytest.raises(UserError, match=r"holds a Unigram model.*SentencePiece .model"):
+        read_tokenizer(tmp_path)

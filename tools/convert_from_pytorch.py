@@ -1,0 +1,92 @@
+"""Makes a checkpoint of ours from weights that others publish.
+
+    python tools/convert_from_pytorch.py --input DIR_OR_FILE --output runs/imported
+
+DIR_OR_FILE: a Hugging Face BERT or SpanBERT directory (safetensors or pytorch_model.bin), SpanBERT's archives
+(spanbert_hf.tar.gz, spanbert_large_with_head.tar.gz) or the model.pt in one, or a TensorFlow-1 BERT (bert_model.ckpt).
+
+Invariant: every tensor of the input is taken, or named as left alone; the output appears when it is complete.
+"""
+
+import argparse
+import collections
+import dataclasses
+import re
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from absl import logging
+from etils import epath
+
+from spanbert_jax.config import flatten, to_json
+from spanbert_jax.errors import UserError
+from spanbert_jax.tasks.weights import is_run, open_weights
+from spanbert_jax.training.checkpoint import write_params
+from spanbert_jax.training.progress import Stage
+from spanbert_jax.training.workdir import new_directory
+
+HEADS = {"mlm": "masked language model", "sbo": "span boundary"}
+
+
+def summary(names: tuple[str, ...]) -> str:
+    """All names, but where more than four end alike how many of those there are."""
+    endings = {name: re.split(r"[./]", name)[-1] for name in names}
+    counts = collections.Counter(endings.values())
+    alone = [name for name in names if counts[endings[name]] <= 4]
+    return ", ".join(alone + [f"{count} x */{ending}" for ending, count in counts.items() if count > 4])
+
+
+def convert(source: Path, output: Path, vocab: Path | None) -> None:
+    """Imports, and says what became of everything."""
+    if is_run(source):
+        raise UserError(f"{source} is a checkpoint of ours already; name it with --config.init_from")
+    with Stage(f"Reading {source}"), open_weights(source, vocab) as weights:
+        params, report = weights.load()
+    model, tokenizer = weights.config.model, weights.tokenizer
+    metadata = {
+        "task": "imported",
+        "imported_from": str(source),
+        "step": 0,
+        "config": flatten(weights.config),
+        "tokenizer_fingerprint": tokenizer.fingerprint,
+        "vocab_size": tokenizer.vocab_size,
+        "labels": list(weights.labels),
+        "left_alone": list(report.left),
+    }
+    with Stage(f"Writing {output}"), new_directory(output, "--output") as directory:
+        (directory / "config.json").write_text(to_json(dataclasses.replace(weights.config, init_from=str(source))))
+        tokenizer.save(directory / "tokenizer")
+        write_params(epath.Path(directory) / "checkpoints", params, metadata)
+    print(
+        f"{source}: {weights.kind}, {model.layers} layers x {model.embed}, {model.heads} heads; "
+        f"{tokenizer.vocab_size:,} pieces ({tokenizer.kind})"
+    )
+    if weights.casing:
+        print(f"Text: {weights.casing}")
+    print(f"Taken: {', '.join(report.taken)}" + (f" ({', '.join(weights.labels)})" if weights.labels else ""))
+    for head in report.missing:
+        print(f"Missing: {head}, the {HEADS[head]} head; pre-training from here initialises it freshly")
+    if report.left:
+        print(f"Left alone, {len(report.left)} tensors: {summary(report.left)}")
+    print(f"\nGo on from it:  python -m spanbert_jax.main --config configs/base.py --config.init_from={output}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--input", type=Path, required=True, help="the weights")
+    parser.add_argument("--output", type=Path, required=True, help="a directory to make")
+    parser.add_argument("--vocab", type=Path, help="vocab.txt or .model, where none is beside the weights")
+    logging.set_verbosity(logging.ERROR)
+    arguments = parser.parse_args()
+    try:
+        convert(arguments.input, arguments.output, arguments.vocab)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

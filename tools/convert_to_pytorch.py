@@ -1,0 +1,206 @@
+"""Writes a checkpoint as a directory for PyTorch users: what transformers' Auto classes load.
+
+    python tools/convert_to_pytorch.py --checkpoint runs/tiny --output export/
+
+Invariant: the directory appears when all of it is written. Neither torch nor transformers is needed to write it; where
+they are installed (requirements-torch.txt) they load it, and the largest difference is printed.
+"""
+
+import argparse
+import importlib.util
+import json
+import pydoc_data.topics
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import jax
+import numpy as np
+from absl import logging
+
+import spanbert_jax
+from spanbert_jax.config import Config
+from spanbert_jax.convert.export import DTYPES, Export, write_export
+from spanbert_jax.convert.tokenizer_files import differing
+from spanbert_jax.errors import UserError
+from spanbert_jax.tasks.inference import functions
+from spanbert_jax.tasks.weights import Weights, open_weights
+from spanbert_jax.text.tokenizer import Tokenizer
+from spanbert_jax.training.progress import Stage
+from spanbert_jax.training.workdir import new_directory
+
+LINES, ROWS = 10_000, 8
+TOLERANCE = 1e-4  # of the largest value; float32 rounding stays under a tenth of it
+
+
+def real_lines(path: Path | None) -> list[str]:
+    """At most LINES lines of `path`, or of the Python documentation that every Python has."""
+    try:
+        text = path.read_text(encoding="utf-8") if path else "\n".join(pydoc_data.topics.topics.values())
+    except (OSError, ValueError) as error:
+        raise UserError(f"--text {path}: cannot be read as UTF-8 text ({error})") from error
+    lines = [line.strip() for line in text.splitlines() if line.strip()][:LINES]
+    if not lines:
+        raise UserError(f"--text {path}: no lines in it")
+    return lines
+
+
+def training_of(weights: Weights) -> dict[str, Any]:
+    """What is known of the training: for spanbert_jax.json and the card."""
+    known = {name: value for name, value in weights.metadata.items() if name not in ("left_alone", "labels")}
+    known["exported_by"] = f"spanbert_jax {spanbert_jax.__version__}"
+    if "imported_from" in known:
+        del known["config"]  # sizes apart, its fields are defaults
+    if "config" not in known:
+        return {"step": weights.step, "imported_from": weights.source, **known}
+    log = Path(weights.source).parent.parent / "metrics.jsonl"
+    rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    at_step = (row for row in rows if row["step"] == weights.step)
+    held_out = {name: value for row in at_step for name, value in row.items() if name.startswith("held_out/")}
+    return known | ({"evaluation": held_out} if held_out else {})
+
+
+def tokenizer_report(tokenizer: Tokenizer, directory: Path, lines: list[str]) -> str:
+    """How the exported tokenizer does on real lines, with every case that differs up to ten."""
+    cases = differing(tokenizer, directory, lines)
+    said = f"Tokenizer: on {len(lines):,} real lines, {len(cases)} differ ({len(cases) / len(lines):.2%})"
+    for line, ours, theirs in cases[:10]:
+        first = next((i for i, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), 0)
+        pieces = [" ".join(map(tokenizer.piece, ids[first : first + 6])) for ids in (ours, theirs)]
+        said += f"\n  {line[:60]!r}: {pieces[0]} ... here, {pieces[1]} ... there"
+    return said
+
+
+def rows_of(tokenizer: Tokenizer, lines: list[str], length: int) -> tuple[np.ndarray, np.ndarray]:
+    """input_ids int32 [ROWS, length] and lengths int32 [ROWS]: rows of different lengths, cut from the lines."""
+    pieces = [piece for ids in tokenizer.encode_batch(lines[: ROWS * length]) for piece in ids]
+    ids = np.full((ROWS, length), tokenizer.pad_id, np.int32)
+    lengths = np.linspace(min(4, length), length, ROWS).astype(np.int32)
+    for row, count in enumerate(lengths):
+        body = np.resize(pieces[row * length :] or pieces, count - 2)
+        ids[row, :count] = [tokenizer.cls_id, *body, tokenizer.sep_id]
+    return ids, lengths
+
+
+def ours(export: Export, groups: tuple[str, ...], dtype: str, inputs: list[np.ndarray]) -> dict[str, np.ndarray]:
+    """What our functions give for (input_ids, lengths, token_type_ids), on parameters rounded to the export's dtype."""
+    params = jax.tree.map(
+        lambda x: x.astype(DTYPES[dtype]).astype(np.float32), {group: export.params[group] for group in groups}
+    )
+    computed = functions(Config(model=export.model), groups, export.tokenizer.vocab_size, len(export.labels))
+    return {name: np.asarray(jax.jit(function)(params, *inputs)) for name, function in computed.items()}
+
+
+def theirs(name: str, directory: Path, pooler: bool, inputs: list[np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
+    """What transformers' class gives, eager and sdpa, for (input_ids, attention_mask, token_type_ids).
+
+    Raises UserError where it finds a tensor missing or too many in the export.
+    """
+    import torch
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    options: dict[str, Any] = {} if pooler or name != "BertModel" else {"add_pooling_layer": False}
+    model, info = getattr(transformers, name).from_pretrained(
+        directory, dtype=torch.float32, output_loading_info=True, **options
+    )
+    wrong = [f"{what} {sorted(names)}" for what, names in info.items() if names]
+    if wrong:
+        raise UserError(f"{directory}: transformers' {name} does not find what it expects: {'; '.join(wrong)}")
+    outputs = {}
+    for implementation in ("eager", "sdpa"):
+        model.eval().set_attn_implementation(implementation)
+        with torch.no_grad():
+            output = model(*(torch.tensor(x.astype(np.int64)) for x in inputs), output_hidden_states=True)
+        outputs[implementation] = {"encode": output.hidden_states[-1].numpy()}
+        if name == "BertForQuestionAnswering":
+            outputs[implementation]["predict"] = torch.stack([output.start_logits, output.end_logits], -1).numpy()
+        elif name != "BertModel":
+            outputs[implementation]["predict"] = output.logits.numpy()
+    return outputs
+
+
+def compare(export: Export, directory: Path, name: str, groups: tuple[str, ...], dtype: str, lines: list[str]) -> str:
+    """What to print of our outputs against transformers' on real text; raises UserError where they do not agree."""
+    ids, lengths = rows_of(export.tokenizer, lines, min(128, export.model.max_length))
+    valid = np.arange(ids.shape[1]) < lengths[:, None]
+    second = (np.arange(ids.shape[1]) >= lengths[:, None] // 2) & valid & (export.model.token_types > 1)
+    types = second.astype(np.int32)
+    expected = ours(export, groups, dtype, [ids, lengths, types])
+    said = [f"Compared with transformers' {name} on {ROWS} rows of real text, largest difference:"]
+    for implementation, outputs in theirs(name, directory, "pooler" in groups, [ids, valid, types]).items():
+        found = []
+        for what, title in (("encode", "hidden states"), ("predict", "logits")):
+            if what not in outputs:
+                continue
+            a, b = (x[valid] if x.shape[:2] == valid.shape else x for x in (expected[what], outputs[what]))
+            difference, largest = float(np.abs(a - b).max()), float(np.abs(b).max())
+            if not difference <= TOLERANCE * max(1.0, largest):
+                raise UserError(
+                    f"{directory}: {title} differ from transformers' {name} ({implementation}) by {difference:.1e}, "
+                    f"where values go up to {largest:.3g}; do not use this export, and report it"
+                )
+            found.append(f"{title} {difference:.1e} (values up to {largest:.3g})")
+        said.append(f"  {implementation + ':':7}{', '.join(found)}")
+    return "\n".join(said)
+
+
+def convert(arguments: argparse.Namespace) -> None:
+    """Exports, compares, and says what it did."""
+    can_compare = all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
+    if arguments.verify and not can_compare:
+        raise UserError("--verify needs torch and transformers: pip install -r requirements-torch.txt")
+    lines = real_lines(arguments.text)
+    with open_weights(arguments.checkpoint) as weights:
+        with Stage(f"Reading {weights.source}"):
+            params, _ = weights.load()
+        export = Export(
+            params, weights.config.model, weights.tokenizer, weights.labels, training_of(weights), arguments.output.name
+        )
+        with Stage(f"Writing {arguments.output}"), new_directory(arguments.output, "--output") as directory:
+            name, groups = write_export(export, directory, arguments.dtype, arguments.encoder_only)
+    for file in sorted(arguments.output.iterdir()):
+        print(f"  {file.name:24}{file.stat().st_size:>14,} bytes")
+    print(f"Holds: {', '.join(groups)}; for transformers' {name}")
+    if left := [group for group in params if group not in groups]:
+        print(f"Left out: {', '.join(left)}")
+    print(tokenizer_report(export.tokenizer, arguments.output, lines))
+    if can_compare:
+        with Stage("Comparing with PyTorch"):
+            said = compare(export, arguments.output, name, groups, arguments.dtype, lines)
+        print(said)
+    else:
+        print("Not compared with PyTorch: torch and transformers are not installed (requirements-torch.txt)")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--checkpoint", type=Path, required=True, help="a workdir (its newest checkpoint), or checkpoints/STEP"
+    )
+    parser.add_argument("--output", type=Path, required=True, help="a directory to make")
+    parser.add_argument("--dtype", choices=list(DTYPES), default="float32", help="of the written weights")
+    parser.add_argument(
+        "--encoder-only",
+        action="store_true",
+        help="leave out the heads: transformers then has none to report as unexpected",
+    )
+    parser.add_argument(
+        "--verify", action="store_true", help="fail where torch and transformers are missing, instead of not comparing"
+    )
+    parser.add_argument(
+        "--text", type=Path, help="real text to compare on, in the model's language; default: Python's documentation"
+    )
+    logging.set_verbosity(logging.ERROR)
+    try:
+        convert(parser.parse_args())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
