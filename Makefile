@@ -25,5 +25,5 @@ format: .venv/requirements-dev
 	$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
 
 .venv/requirements .venv/requirements-dev: .venv/requirements%: requirements%.txt requirements.txt requirements-torch.txt | .venv/bin/python
-	$(BIN)/python -m pip install --disable-pip-version-check -r $<
+	$(BIN)/python -m pip install --disable-pip-version-check --use-pep517 -r $<
 	touch $@

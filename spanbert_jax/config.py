@@ -44,10 +44,12 @@ class TokenizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Blocks on disk."""
+    """Blocks on disk; for fine-tuning, labelled files."""
 
     dir: str = ""  # where the blocks are, or will be built; "" is <workdir>/data
     block_length: int = 512  # pieces in a row, [CLS] and [SEP] included (paper section 4.2)
+    train: str = ""  # fine-tuning: a file, or a TFDS name such as "squad"
+    dev: str = ""  # fine-tuning: the same, for evaluation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +69,56 @@ class MaskingConfig:
     boundaries: str = "external"  # SBO predicts from the pieces just outside ("external") or inside the span
     max_masked: int = 0  # slots for masked pieces in a row; 0: the largest budget, padded to a multiple of 8
     max_span_offset: int = 15  # pieces of a merged span that SBO predicts (code README; its default is 20)
+
+
+@dataclasses.dataclass(frozen=True)
+class FinetuningConfig:
+    """What all fine-tuning tasks share. Defaults are the paper's (appendix B) and the code's."""
+
+    epochs: float = 4.0  # code: 4 for question answering, 10 for classification and relations
+    warmup_share: float = 0.1  # of all steps
+    eval_every_epochs: float = 0.1  # 0: at config.train.eval_every steps
+    trials: int = 1  # runs with seeds train.seed, train.seed + 1, ...
+    lengths: int = 8  # shapes that rows are padded to, chosen to pad them least
+
+
+@dataclasses.dataclass(frozen=True)
+class QuestionAnsweringConfig:
+    """Windows and answers (code: run_squad.py)."""
+
+    stride: int = 128  # pieces from one window of a long text to the next
+    max_question: int = 64  # pieces; the rest of a question is cut
+    max_answer: int = 30  # pieces
+    n_best: int = 20  # best spans that are listed beside the answer
+    unanswerable: bool = False  # SQuAD 2.0: "" may be the answer
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassificationConfig:
+    """One or two texts to a label or a number."""
+
+    name: str = "sst2"  # a GLUE task, which fixes columns and metrics, or "custom"
+    text: str = "text"  # custom: names of columns, or JSON fields
+    second: str = ""
+    label: str = "label"
+
+
+@dataclasses.dataclass(frozen=True)
+class TaggingConfig:
+    """Named entities."""
+
+    head: str = "token"  # "token": a tag for each word; "span": a type for each span, which may nest
+    scheme: str = "auto"  # of the files: "IOB1", "IOB2", "BILOU" or "auto"
+    max_width: int = 10  # span head: words in an entity
+    document_context: bool = False  # fill a row with the sentences around the one that is tagged
+
+
+@dataclasses.dataclass(frozen=True)
+class RelationConfig:
+    """The relation between two entities of a sentence."""
+
+    format: str = "tacred"  # "tacred" (JSON) or "semeval" (SemEval-2010 Task 8's text)
+    entities: str = "mask"  # "mask": a special piece of their role and type instead of them; "markers" around them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +158,7 @@ class OptimizerConfig:
     beta2: float = 0.999
     eps: float = 1e-8
     eps_placement: str = "corrected"  # added to the bias-corrected root (PyTorch, optax), or "uncorrected" (code)
+    bias_correction: bool = True  # of Adam's moments; the code's fine-tuning has none
     weight_decay: float = 0.1  # paper; the code's README says 0.01
     decay_scope: str = "all"  # "all" parameters (code), or "matrices": no biases, no LayerNorm
     clip_norm: float = 1.0  # of the global gradient norm (code); 0: none
@@ -154,7 +207,14 @@ class Config:
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
     mesh: MeshConfig = MeshConfig()
+    finetuning: FinetuningConfig = FinetuningConfig()
+    question_answering: QuestionAnsweringConfig = QuestionAnsweringConfig()
+    classification: ClassificationConfig = ClassificationConfig()
+    tagging: TaggingConfig = TaggingConfig()
+    relation: RelationConfig = RelationConfig()
 
+
+FINETUNING = ("question_answering", "sequence_classification", "token_classification", "relation_extraction")
 
 # Fields that may differ when a run goes on: they change where, how fast or how long, not what is computed at a step.
 MAY_CHANGE = (
@@ -176,7 +236,7 @@ MAY_CHANGE = (
 )
 
 _CHOICES = {
-    "task": ("pretraining",),
+    "task": ("pretraining", *FINETUNING),
     "corpus.document_break": ("blank_line", "file"),
     "corpus.sentences": ("sentencex", "none"),
     "tokenizer.kind": ("unigram", "bpe", "wordpiece"),
@@ -185,6 +245,10 @@ _CHOICES = {
     "masking.boundaries": ("external", "internal"),
     "compute.dtype": ("auto", "float32", "bfloat16"),
     "compute.remat": ("none", "dots", "full"),
+    "tagging.head": ("token", "span"),
+    "tagging.scheme": ("auto", "IOB1", "IOB2", "BILOU"),
+    "relation.format": ("tacred", "semeval"),
+    "relation.entities": ("mask", "markers"),
     "optimizer.decay_from": ("start", "warmup_end"),
     "optimizer.eps_placement": ("corrected", "uncorrected"),
     "optimizer.decay_scope": ("all", "matrices"),
@@ -209,6 +273,14 @@ _POSITIVE = (
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "optimizer.gradient_divisor",
+    "finetuning.epochs",
+    "finetuning.trials",
+    "finetuning.lengths",
+    "question_answering.stride",
+    "question_answering.max_question",
+    "question_answering.max_answer",
+    "question_answering.n_best",
+    "tagging.max_width",
 )
 
 _NOT_NEGATIVE = (
@@ -223,6 +295,7 @@ _NOT_NEGATIVE = (
     "optimizer.clip_norm",
     "train.sbo_weight",
     "train.eval_blocks",
+    "finetuning.eval_every_epochs",
 )
 
 _SHARES = (
@@ -233,6 +306,7 @@ _SHARES = (
     "model.attention_dropout",
     "optimizer.beta1",
     "optimizer.beta2",
+    "finetuning.warmup_share",
 )
 
 _SMALLEST_VOCABULARY = 300  # 256 bytes, the special pieces and a few characters
@@ -314,9 +388,13 @@ def check(config: Config) -> None:
     for name in _SHARES:
         if not 0 <= flat[name] < 1 and not (name.startswith("masking.") and flat[name] == 1):
             raise UserError(f"config.{name} is {flat[name]}; it is a share, from 0 to less than 1")
-    _check_masking(config)
     _check_model(config)
     _check_train(config)
+    if config.task == "pretraining":
+        _check_masking(config)
+        _check_pretraining(config)
+    else:
+        _check_finetuning(config)
 
 
 def _check_masking(config: Config) -> None:
@@ -360,10 +438,6 @@ def _check_model(config: Config) -> None:
             f"config.data.block_length {data.block_length} is over the position table's {model.max_length} rows; "
             f"lower it, or raise config.model.max_length"
         )
-    if config.tokenizer.vocab_size < _SMALLEST_VOCABULARY:
-        raise UserError(
-            f"config.tokenizer.vocab_size is {config.tokenizer.vocab_size}; it must be at least {_SMALLEST_VOCABULARY}"
-        )
     if config.init_from and config.tokenizer.vocab_file:
         raise UserError(
             f"config.init_from brings its own vocabulary, and config.tokenizer.vocab_file is "
@@ -380,10 +454,12 @@ def _check_model(config: Config) -> None:
         )
 
 
-def _check_train(config: Config) -> None:
+def _check_pretraining(config: Config) -> None:
     train, optimizer = config.train, config.optimizer
-    if not 0 <= train.seed < 2**31:
-        raise UserError(f"config.train.seed is {train.seed}; it must lie between 0 and {2**31 - 1}")
+    if config.tokenizer.vocab_size < _SMALLEST_VOCABULARY and not config.init_from:
+        raise UserError(
+            f"config.tokenizer.vocab_size is {config.tokenizer.vocab_size}; it must be at least {_SMALLEST_VOCABULARY}"
+        )
     if optimizer.warmup_steps > train.steps:
         raise UserError(
             f"config.optimizer.warmup_steps {optimizer.warmup_steps} is over config.train.steps {train.steps}; "
@@ -393,6 +469,29 @@ def _check_train(config: Config) -> None:
         raise UserError("config.corpus.held_out is 0; evaluation needs a share of the documents, such as 0.005")
     if not config.corpus.files and not config.corpus.name:
         raise UserError("config.corpus has neither files nor a name; give --config.corpus.files='data/*.txt'")
+
+
+def _check_finetuning(config: Config) -> None:
+    for role in ("train", "dev"):
+        if not getattr(config.data, role):
+            raise UserError(f"config.data.{role} is empty; give a file, or a TFDS name: --config.data.{role}=FILE")
+    if not config.init_from and not config.tokenizer.vocab_file:
+        raise UserError(
+            "config.init_from is empty, and so is config.tokenizer.vocab_file; name the weights to fine-tune with "
+            "--config.init_from=DIRECTORY, or, to start from nothing, a vocabulary"
+        )
+    qa = config.question_answering
+    if config.task == "question_answering" and qa.max_question + 3 + qa.stride > config.data.block_length:
+        raise UserError(
+            f"config.data.block_length {config.data.block_length} is under max_question {qa.max_question} + 3 special "
+            f"pieces + stride {qa.stride}: windows would leave out parts of a text; raise it, or lower one of them"
+        )
+
+
+def _check_train(config: Config) -> None:
+    train = config.train
+    if not 0 <= train.seed < 2**31:
+        raise UserError(f"config.train.seed is {train.seed}; it must lie between 0 and {2**31 - 1}")
     axes = dataclasses.asdict(config.mesh)
     if sum(size == -1 for size in axes.values()) > 1 or any(size < 1 and size != -1 for size in axes.values()):
         raise UserError(f"config.mesh is {axes}; sizes are at least 1, and at most one of them is -1")

@@ -85,10 +85,9 @@ def main(config: Config, workdir: str) -> int:
                 f"--distributed: the other processes cannot be found ({error}); it needs a TPU VM, SLURM, Open MPI or "
                 "Kubernetes. Leave it out on a single machine"
             ) from error
-    from spanbert_jax.tasks import pretraining
+    from spanbert_jax.tasks import registry
 
-    tasks = {"pretraining": pretraining.run}
-    return 0 if tasks[config.task](config, workdir, shlex.join(sys.argv[1:])) else STOPPED_EARLY
+    return 0 if registry.run(config, workdir, shlex.join(sys.argv[1:])) else STOPPED_EARLY
 
 
 if __name__ == "__main__":

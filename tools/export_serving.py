@@ -279,8 +279,8 @@ def readme(model: Model, kind: str, directory: Path, name: str) -> str:
         what = "a BERT encoder as StableHLO, for JAX"
         # docs.jax.dev/en/latest/export/export.html#compatibility-guarantees
         needs = (
-            f"Needs `pip install jax=={jax.__version__} safetensors tokenizers`; for {', '.join(PLATFORMS)}. JAX promises "
-            "to read such\nfiles for six months: keep the checkpoint, to export it again."
+            f"Needs `pip install jax=={jax.__version__} safetensors tokenizers`; for {', '.join(PLATFORMS)}. JAX "
+            "promises to read such\nfiles for six months: keep the checkpoint, to export it again."
         )
         parameters = "Parameters: one flat dict, the tensors of `params.safetensors`, which every function takes first."
     else:
@@ -298,7 +298,7 @@ def readme(model: Model, kind: str, directory: Path, name: str) -> str:
 
 {needs}
 
-Inputs, int32, for any batch and any length up to {model.max_length}:
+Inputs, int32, for any batch and any length up to {model.max_length} (more is an error of refining shapes):
 
 - `input_ids` [batch, length]: [CLS], pieces, [SEP], and padding: any ids of the vocabulary
 - `lengths` [batch]: ids in each row before the padding, at least 1; what the padding is changes nothing

@@ -21,6 +21,13 @@ Params = dict[str, Any]  # nested dicts of NumPy arrays
 _WORD, _DECODER = "bert.embeddings.word_embeddings.weight", "cls.predictions.decoder"
 SBO = "cls.pair_target_predictions"
 
+# Second copies of tensors, which many files have.
+_TIED = {
+    f"{_DECODER}.weight": _WORD,
+    f"{_DECODER}.bias": "cls.predictions.bias",
+    f"{SBO}.decoder.weight": _WORD,
+}
+
 # A head of ours, and how to tell that a file has it.
 HEADS = {
     "pooler": "bert.pooler.",
@@ -165,10 +172,11 @@ def from_tensors(
         raise UserError(f"{source}: no tensor {_WORD} (it has {_some(list(tensors))}); this is no BERT")
     if f"{_DECODER}.bias" in found:
         found.setdefault("cls.predictions.bias", found[f"{_DECODER}.bias"])
+    _check_tied(found, source)
     heads = {head: 0 for head, prefix in HEADS.items() if any(name.startswith(prefix) for name in found)}
     for head, name in (("classifier", "classifier.weight"), ("sbo", f"{SBO}.position_embeddings.weight")):
         if head in heads and name in found:
-            heads[head] = found[name]().shape[0]
+            heads[head] = (found[name]().shape or (0,))[0]
     params = _map(lambda shape: np.zeros(shape, np.float32), shapes(model, vocab_rows, heads))
     views = named_views(params, vocab_size)
     missing = [name for name in views if name not in found]
@@ -181,18 +189,20 @@ def from_tensors(
         )
     for name, view in views.items():
         _fill(view, found[name](), name, source)
-    for head in ("predictions", "pair_target_predictions"):
-        decoder = f"cls.{head}.decoder.weight"
-        if decoder in found and not np.array_equal(found[decoder](), found[_WORD]()):
-            raise UserError(f"{source}: {decoder} differs from {_WORD}; here a decoder is always the word embeddings")
-    tied = {f"{_DECODER}.weight", f"{_DECODER}.bias", f"{SBO}.decoder.weight"}
-    left = [n for n in found if n not in views and n not in tied and not n.endswith("position_ids")]
+    left = [n for n in found if n not in views and n not in _TIED and not n.endswith("position_ids")]
     absent = [head for head in ("mlm", "sbo") if head not in heads]
     return params, Report(tuple(params), tuple(absent), tuple(sorted(left)))
 
 
+def _check_tied(found: Tensors, source: str) -> None:
+    """Raises UserError where a second copy of what is one parameter here is not equal to the first."""
+    for copy, original in _TIED.items():
+        if copy in found and not np.array_equal(found[copy](), found[original](), equal_nan=True):
+            raise UserError(f"{source}: {copy} differs from {original}; here the two are always one")
+
+
 def _fill(view: np.ndarray, tensor: np.ndarray, name: str, source: str) -> None:
-    if name == _WORD and tensor.shape[0] != view.shape[0]:
+    if name == _WORD and tensor.ndim == 2 and tensor.shape[0] != view.shape[0]:
         raise UserError(
             f"{source}: {name} has {tensor.shape[0]:,} rows, and the vocabulary {view.shape[0]:,} pieces; give the "
             "vocabulary that these weights were trained with (--vocab)"

@@ -82,9 +82,15 @@ def to_model_config(fields: Mapping[str, Any], source: str) -> ModelConfig:
     return ModelConfig(**values)
 
 
-def labels_of(fields: Mapping[str, Any], count: int) -> tuple[str, ...]:
-    """The names of a classifier's `count` labels, in order; without any "LABEL_0", ..., as transformers has it."""
-    names = {int(number): str(name) for number, name in (fields.get("id2label") or {}).items()}
+def labels_of(fields: Mapping[str, Any], count: int, source: str) -> tuple[str, ...]:
+    """The names of a classifier's `count` labels, in order; without any "LABEL_0", ..., as transformers has it.
+
+    Raises UserError where id2label is no mapping of numbers to names.
+    """
+    try:
+        names = {int(number): str(name) for number, name in (fields.get("id2label") or {}).items()}
+    except (AttributeError, ValueError) as error:
+        raise UserError(f'{source}: id2label is {fields["id2label"]!r}; expected {{"0": NAME, ...}}') from error
     return tuple(names.get(i, f"LABEL_{i}") for i in range(count))
 
 
@@ -107,7 +113,10 @@ def to_fields(
         "position_embedding_type": "absolute",
         "classifier_dropout": None,
         "pad_token_id": pad_id,
+        "bos_token_id": None,
+        "eos_token_id": None,
         "is_decoder": False,
+        "add_cross_attention": False,
         "use_cache": True,
         "tie_word_embeddings": True,
         "dtype": dtype,

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -50,26 +51,34 @@ def open_release(path: Path, vocab: Path | None = None) -> Iterator[Release]:
         else:
             found = _find(path)
         tensors, fields, left, kind = _read(found)
+        name = str(path if path.is_file() else found)
+        model = to_model_config(fields, name)  # before the vocabulary: another architecture has another one
         tokenizer = read_tokenizer(vocab or found.parent)
         casing = ""
         if tokenizer.kind == "wordpiece":
             place = vocab or found.parent
             pieces = [tokenizer.piece(i) for i in range(tokenizer.vocab_size)]
             _, casing = lowercase_of(place if place.is_dir() else place.parent, pieces)
-        name = str(path if path.is_file() else found)
         if fields.get("vocab_size", tokenizer.vocab_size) != tokenizer.vocab_size:
             raise UserError(
                 f"{name}: made for {fields['vocab_size']:,} pieces, and the vocabulary in {vocab or found.parent} has "
                 f"{tokenizer.vocab_size:,}; give the one that it was trained with (--vocab)"
             )
-        model = to_model_config(fields, name)
+        model = dataclasses.replace(model, span_offset_embed=_span_offset_embed(tensors, model))
 
         def load(vocab_rows: int) -> tuple[huggingface.Params, huggingface.Report]:
             params, report = huggingface.from_tensors(tensors, model, tokenizer.vocab_size, vocab_rows, name)
             return params, report._replace(left=(*report.left, *left))
 
-        labels = labels_of(fields, tensors["classifier.weight"]().shape[0]) if "classifier.weight" in tensors else ()
+        classifier = tensors["classifier.weight"]() if "classifier.weight" in tensors else None
+        labels = labels_of(fields, len(classifier), name) if classifier is not None and classifier.ndim else ()
         yield Release(path, kind, model, tokenizer, casing, labels, load)
+
+
+def _span_offset_embed(tensors: Tensors, model: ModelConfig) -> int:
+    """The width of the span-boundary head's table, which no config.json has."""
+    table = f"{huggingface.SBO}.position_embeddings.weight"
+    return tensors[table]().shape[-1] if table in tensors and tensors[table]().ndim == 2 else model.span_offset_embed
 
 
 def _unpack(archive: Path, folder: Path) -> Path:
@@ -77,7 +86,9 @@ def _unpack(archive: Path, folder: Path) -> Path:
     try:
         with tarfile.open(archive) as tar:
             tar.extractall(folder, filter="data")
-    except (OSError, EOFError, tarfile.TarError) as error:
+            while tar.fileobj and tar.fileobj.read(2**20):  # to the end, where gzip has its checksum
+                pass
+    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
         raise UserError(f"{archive}: cannot be unpacked ({error}); fetch it again") from error
     places = [path.parent for path in sorted(folder.rglob("*")) if path.name in _WEIGHTS]
     if not places:

@@ -81,7 +81,7 @@ def _read_pickle(path: Path) -> Tensors:
         raise UserError(f"{path}: holds a {type(loaded).__name__} without tensors; expected a model's state_dict")
 
     def reader(tensor: Any) -> Callable[[], np.ndarray]:
-        return lambda: (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+        return lambda: (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).detach().numpy()
 
     return {name: reader(tensor) for name, tensor in tensors.items()}
 

@@ -27,7 +27,7 @@ def read_tfds(name: str, data_dir: str) -> Iterator[Document]:
     Looks in `data_dir`, or where that is "", in TFDS's default directory and then in TFDS's public bucket.
     Raises UserError where the dataset is in none of them, or has no feature `text`.
     """
-    builder = _find(name, data_dir)
+    builder = find_builder(name, data_dir, "config.corpus.name", _INSTEAD)
     if "text" not in (builder.info.features or ()):
         raise UserError(
             f"config.corpus.name: the TFDS dataset {name!r} has no feature 'text', only "
@@ -53,7 +53,8 @@ def _examples(builder: tfds.core.DatasetBuilder, split: str) -> Iterator[Any]:
     return iter(tfds.as_numpy(builder.as_dataset(split, decoders=tfds.decode.PartialDecoding({"text": True}))))
 
 
-def _find(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
+def find_builder(name: str, data_dir: str, asked: str, instead: str = "") -> tfds.core.DatasetBuilder:
+    """The builder of a prepared dataset; raises UserError, from `asked` to `instead`, where there is none."""
     tried: list[str] = []
     for place in [data_dir] if data_dir else ["", BUCKET]:
         obstacle = _unreachable(place)
@@ -72,7 +73,7 @@ def _find(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
                 f"{place or 'the default directory'} ({type(error).__name__}: {str(error).partition(chr(10))[0][:200]})"
             )
     raise UserError(
-        f"config.corpus.name: no prepared TFDS dataset {name!r} was found. Tried: {'; '.join(tried)}. {_INSTEAD}"
+        f"{asked}: no prepared TFDS dataset {name!r} was found. Tried: {'; '.join(tried)}. {instead}".rstrip()
     )
 
 

@@ -80,7 +80,7 @@ def _reporter(stage: Stage) -> Callable[[float | None, int, int], None]:
 def _make_tokenizer(config: Config, directory: Path) -> Tokenizer:
     """The tokenizer of a build that did not finish, if it was for the same text and settings, or a new one."""
     settings = {**dataclasses.asdict(config.tokenizer), "vocab_file": ""}
-    given = _given_tokenizer(config)
+    given = given_tokenizer(config)
     made_from = json.dumps(
         [given.fingerprint] if given else [settings, block_data.source_fields(config.corpus)], sort_keys=True
     )
@@ -108,7 +108,7 @@ def _check_tokenizer(config: Config, found: Tokenizer, directory: Path) -> None:
     source = wanted.vocab_file or config.init_from
     if source:
         # On another machine it may be gone: the directory has all that it said.
-        given = _given_tokenizer(config) if Path(source).exists() else None
+        given = given_tokenizer(config) if Path(source).exists() else None
         if given and found.fingerprint != given.fingerprint:
             raise UserError(f"{directory}: not the vocabulary of {source}; {elsewhere}")
     elif (found.kind, found.vocab_size) != (wanted.kind, wanted.vocab_size):
@@ -118,7 +118,7 @@ def _check_tokenizer(config: Config, found: Tokenizer, directory: Path) -> None:
         )
 
 
-def _given_tokenizer(config: Config) -> Tokenizer | None:
+def given_tokenizer(config: Config) -> Tokenizer | None:
     """The tokenizer that the configuration names; None where one is to be trained."""
     if config.init_from:
         with open_weights(Path(config.init_from)) as weights:

@@ -1,6 +1,6 @@
 """What trained weights compute, as pure functions of (params, input_ids, lengths, token_type_ids).
 
-Invariant: the functions that fine-tuning, comparing and serving use are the same ones, without dropout, in float32.
+Invariant: what is compared with PyTorch is what is served: the same functions, without dropout, in float32.
 """
 
 from collections.abc import Callable, Collection
@@ -22,6 +22,16 @@ _TASKS = {
 }
 
 
+def _exact(function: Function) -> Function:
+    """The function with float32 products, which accelerators otherwise round to TF32 or bfloat16."""
+
+    def exact(params: Any, input_ids: jax.Array, lengths: jax.Array, token_type_ids: jax.Array) -> jax.Array:
+        with jax.default_matmul_precision("highest"):
+            return function(params, input_ids, lengths, token_type_ids)
+
+    return exact
+
+
 def functions(config: Config, groups: Collection[str], vocab_size: int, labels: int) -> dict[str, Function]:
     """ "encode": hidden states float32 [batch, length, embed]; "predict", where the parameter `groups` have a head that
     was trained for it: the head's logits, of MLM [batch, length, vocab].
@@ -36,7 +46,7 @@ def functions(config: Config, groups: Collection[str], vocab_size: int, labels: 
 
     name, _ = architecture(groups)
     if name == "BertModel":
-        return {"encode": encode}
+        return {"encode": _exact(encode)}
     whole = Config(model=config.model, compute=compute, masking=config.masking)
     if name == "BertForMaskedLM":
         model = heads.pretraining_model(whole, vocab_size, "cpu")
@@ -47,10 +57,10 @@ def functions(config: Config, groups: Collection[str], vocab_size: int, labels: 
             logits = heads.apply(model, params, {**batch, "masked_positions": everywhere}, with_sbo=False)
             return logits.mlm[..., :vocab_size]
 
-        return {"encode": encode, "predict": masked_lm}
+        return {"encode": _exact(encode), "predict": _exact(masked_lm)}
     task = task_heads.task_model(_TASKS[name], whole, vocab_size, labels, "cpu")
 
     def predict(params: Any, input_ids: jax.Array, lengths: jax.Array, token_type_ids: jax.Array) -> jax.Array:
         return task_heads.apply(task, params, input_ids, lengths, token_type_ids)
 
-    return {"encode": encode, "predict": predict}
+    return {"encode": _exact(encode), "predict": _exact(predict)}

@@ -47,10 +47,11 @@ def adopt(config: Config, workdir: Path) -> Config:
     return adopted
 
 
-def initial_params(config: Config, init: Callable[[], Any]) -> Callable[[], Any] | None:
+def initial_params(config: Config, init: Callable[[], Any], labels: tuple[str, ...] = ()) -> Callable[[], Any] | None:
     """Reads those of the weights in `init_from` that a model made by `init` has; None where there is no `init_from`.
 
-    The reader raises UserError where a head has other sizes there than here.
+    A classifier is taken where its labels are `labels`. The reader raises UserError where a head has other sizes there
+    than here.
     """
     if not config.init_from:
         return None
@@ -59,7 +60,8 @@ def initial_params(config: Config, init: Callable[[], Any]) -> Callable[[], Any]
         with open_weights(Path(config.init_from)) as weights:
             params, _ = weights.load()
         wanted = jax.eval_shape(init)
-        params = {group: tree for group, tree in params.items() if group in wanted}
+        other = {"classifier"} if weights.labels != labels else set()
+        params = {group: tree for group, tree in params.items() if group in wanted and group not in other}
         shapes = {path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(wanted)}
         for path, leaf in jax.tree_util.tree_leaves_with_path(params):
             if shapes[path_name(path)] != leaf.shape:

@@ -50,14 +50,18 @@ def make_task(config: Config, tokenizer: Tokenizer, train: Any, held_out: Any) -
     row_flops = flops.encoder_flops(config.model, config.data.block_length) + flops.pretraining_head_flops(
         config.model, tokenizer.vocab_size, masked, sbo
     )
+    commonest = int(np.argmax(train.metadata.piece_counts))
+    goal = objective(model, config.train.sbo_weight, commonest)
     return loop.Task(
         init=lambda key: heads.init_params(model, key),
-        objective=objective(model, config.train.sbo_weight, int(np.argmax(train.metadata.piece_counts))),
+        objective=goal,
         train_batches=lambda layout, first, last: input_data.train_batches(
             config, train, tokenizer, layout, first, last
         ),
-        eval_batches=lambda layout: input_data.eval_batches(
-            config, held_out, tokenizer, layout, config.train.eval_blocks
+        evaluate=loop.summed_evaluation(
+            goal,
+            lambda layout: input_data.eval_batches(config, held_out, tokenizer, layout, config.train.eval_blocks),
+            lambda totals: metrics(totals, config.train.sbo_weight),
         ),
         metrics=lambda totals: metrics(totals, config.train.sbo_weight),
         describe=describe,
@@ -96,6 +100,7 @@ def report(config: Config, workdir: epath.Path, arguments: str, result: loop.Res
             "Next:",
             f"  See the curves:           {python} -m tensorboard.main --logdir {workdir}",
             f"  See what it is asked:     {python} tools/show_masking.py {arguments}",
+            f"  Hand it to PyTorch users: {python} tools/convert_to_pytorch.py --checkpoint {workdir} --output export",
             f"  Pre-train on your text:   {python} -m spanbert_jax.main --config configs/base.py "
             "--config.corpus.files='data/*.txt' --workdir runs/mine",
         ]

@@ -36,7 +36,7 @@ class Weights:
 
 def is_run(path: Path) -> bool:
     """Whether `path` is a workdir of ours or one of its checkpoints."""
-    return (path / "checkpoints").is_dir() or (path / "state").is_dir()
+    return any((path / name).is_dir() for name in ("checkpoints", "best", "state"))
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ import types
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 
@@ -49,8 +49,8 @@ class Encoded(NamedTuple):
 class Workers:
     """A pool of processes; use as a context manager."""
 
-    def __init__(self, count: int, encoder: Encoder | None = None) -> None:
-        """Args: count: of processes, 0 for one a core; encoder: what `encode` uses."""
+    def __init__(self, count: int, encoder: Encoder | Callable[[Any], Any] | None = None) -> None:
+        """Args: count: of processes, 0 for one a core; encoder: what `encode` uses, or the function of `call`."""
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         self.count = count or cores or 1
         self._pool = ProcessPoolExecutor(
@@ -92,10 +92,10 @@ def _no_main_module() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
-_encoder: Encoder | None = None  # this process's
+_encoder: Encoder | Callable[[Any], Any] | None = None  # this process's
 
 
-def _start(encoder: Encoder | None) -> None:
+def _start(encoder: Encoder | Callable[[Any], Any] | None) -> None:
     global _encoder
     _encoder = encoder
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -111,9 +111,15 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
+def call(task: Any) -> Any:
+    """What this process's function makes of a task; it was sent to the process once, whatever it holds."""
+    assert callable(_encoder)
+    return _encoder(task)
+
+
 def encode(task: list[tuple[str, bool]]) -> Encoded:
     """Blocks of a few documents, each (text, whether it is held out), by this process's encoder."""
-    assert _encoder is not None
+    assert isinstance(_encoder, Encoder)
     tokenizer = _encoder.tokenizer
     sentences = [split_sentences(text, _encoder.language, _encoder.splitter) for text, _ in task]
     pieces = iter(tokenizer.encode_batch([sentence for document in sentences for sentence in document]))

@@ -83,13 +83,14 @@ class Checkpoints:
 
 
 def find_checkpoint(path: epath.Path) -> epath.Path:
-    """The directory of the newest checkpoint under a workdir, or of the one that `path` itself is.
+    """The checkpoint that `path` is, or the newest of those in it; of a workdir the best, where one was kept, or else
+    the newest.
 
     Raises UserError where there is none.
     """
     if (path / "state").is_dir() and path.name.isdigit():
         return path
-    folder = path / "checkpoints"
+    folder = next((path / name for name in ("best", "checkpoints") if (path / name).is_dir()), path)
     steps = [child for child in (folder.iterdir() if folder.is_dir() else ()) if child.name.isdigit()]
     if not steps:
         raise UserError(f"{path}: no checkpoint there; give a run's --workdir or one of its checkpoints/STEP")
@@ -115,15 +116,18 @@ def read_params(checkpoint: epath.Path) -> dict[str, Any]:
         return checkpointer.restore(state, args=arguments)["params"]
 
 
-def write_params(directory: epath.Path, params: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
-    """A checkpoint 0 that holds parameters alone, to start other runs from.
+def write_params(directory: epath.Path, params: Mapping[str, Any], metadata: Mapping[str, Any], step: int = 0) -> None:
+    """A checkpoint of parameters alone, to predict with or to start other runs from; the only one in `directory`.
 
     Written in small chunks and files: buffers of Orbax's default sizes would take as much memory as BERT-base again.
     """
     chunks = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=2**21), params)
-    with ocp.CheckpointManager(epath.Path(directory).resolve()) as manager:
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=checkpoint_managers.LatestN(1), cleanup_tmp_directories=True
+    )
+    with ocp.CheckpointManager(epath.Path(directory).resolve(), options=options) as manager:
         state = ocp.args.PyTreeSave({"params": params}, save_args={"params": chunks}, ocdbt_target_data_file_size=2**24)
-        manager.save(0, args=ocp.args.Composite(state=state, metadata=ocp.args.JsonSave(dict(metadata))))
+        manager.save(step, args=ocp.args.Composite(state=state, metadata=ocp.args.JsonSave(dict(metadata))))
 
 
 @contextlib.contextmanager

@@ -5,6 +5,8 @@ window before. So a checkpoint named n is the state before batch n, and the devi
 """
 
 import collections
+import functools
+import math
 import signal
 import threading
 import time
@@ -19,7 +21,7 @@ from jax.sharding import Mesh, NamedSharding
 from spanbert_jax.config import Config
 from spanbert_jax.errors import UserError
 from spanbert_jax.training import sharding
-from spanbert_jax.training.checkpoint import Checkpoints
+from spanbert_jax.training.checkpoint import Checkpoints, find_checkpoint, read_metadata, write_params
 from spanbert_jax.training.flops import peak_flops
 from spanbert_jax.training.progress import MetricsWriter, Stage
 from spanbert_jax.training.step import (
@@ -42,14 +44,13 @@ class Task(NamedTuple):
     init: Callable[[jax.Array], Any]  # key -> params
     objective: Objective
     train_batches: Callable[[NamedSharding, int, int], Iterator[Batch]]  # (layout, first step, last step)
-    eval_batches: Callable[[NamedSharding], Iterator[Batch]]
-    metrics: Callable[[Mapping[str, float]], dict[str, float]]  # summed sums -> what they mean
+    evaluate: Callable[[Any, NamedSharding], dict[str, float]]  # (params, layout) -> "held_out/..." metrics
+    metrics: Callable[[Mapping[str, float]], dict[str, float]]  # a window's summed sums -> what they mean
     describe: Callable[[Mapping[str, float]], str]  # metrics -> a few words for the progress display
     row_flops: float  # model FLOPs of training on one row
     metadata: Mapping[str, Any]  # saved with every checkpoint
-    initial_params: Callable[[], Any] | None = (
-        None  # NumPy arrays, for part of the tree or all of it; else `init` alone
-    )
+    initial_params: Callable[[], Any] | None = None  # NumPy arrays, for some groups of the tree or all; else `init`'s
+    best: str = ""  # the evaluation's metric whose highest value is kept, as parameters alone, under best/
 
 
 class Result(NamedTuple):
@@ -92,7 +93,7 @@ def _run(config: Config, task: Task, workdir: epath.Path) -> Result:
         if task.initial_params:
             state = with_params(state, task.initial_params())
     train_step = make_train_step(config, task.objective, abstract)
-    eval_step = make_eval_step(task.objective, mesh)
+    best = _best_so_far(task, workdir)
     batches = task.train_batches(layout, first, last)
     primary = jax.process_index() == 0
     writer = MetricsWriter(workdir, first) if primary else None
@@ -114,7 +115,11 @@ def _run(config: Config, task: Task, workdir: epath.Path) -> Result:
             if step == last or (step % config.train.eval_every == 0 and step > first):
                 log(window.finish(step))
                 stage.update(step / last, f"step {step:,} · evaluating on held-out blocks")
-                evaluation = _evaluate(task, eval_step, state["params"], layout)
+                evaluation = task.evaluate(state["params"], layout)
+                if task.best and not evaluation[task.best] <= best:  # a correlation may be NaN; then anything is better
+                    best = evaluation[task.best]
+                    saved = {**task.metadata, "step": step, "evaluation": evaluation}
+                    write_params(workdir / "best", state["params"], saved, step)
                 if writer and step > first:
                     writer.write(step, evaluation)
                 stage.say(f"Step {step:,}, held out: {task.describe(evaluation)}")
@@ -157,16 +162,32 @@ def _check_same_data(task: Task, saved: Mapping[str, Any], workdir: epath.Path) 
         )
 
 
-def _evaluate(task: Task, eval_step: Any, params: Any, layout: NamedSharding) -> dict[str, float]:
-    totals: collections.Counter[str] = collections.Counter()
-    pending: collections.deque[Sums] = collections.deque()
-    for batch in task.eval_batches(layout):
-        pending.append(eval_step(params, batch))
-        if len(pending) > _STEPS_AHEAD:
-            _add(totals, pending.popleft())
-    for sums in pending:
-        _add(totals, sums)
-    return {f"held_out/{name}": value for name, value in task.metrics(totals).items()}
+def _best_so_far(task: Task, workdir: epath.Path) -> float:
+    if not task.best or not (workdir / "best").exists():
+        return -math.inf
+    return float(read_metadata(find_checkpoint(workdir / "best"))["evaluation"][task.best])
+
+
+def summed_evaluation(
+    objective: Objective,
+    batches: Callable[[NamedSharding], Iterator[Batch]],
+    metrics: Callable[[Mapping[str, float]], dict[str, float]],
+) -> Callable[[Any, NamedSharding], dict[str, float]]:
+    """An evaluation that adds up the objective's sums over all batches and takes `metrics` of them."""
+    step = functools.cache(lambda mesh: make_eval_step(objective, mesh))
+
+    def evaluate(params: Any, layout: NamedSharding) -> dict[str, float]:
+        totals: collections.Counter[str] = collections.Counter()
+        pending: collections.deque[Sums] = collections.deque()
+        for batch in batches(layout):
+            pending.append(step(layout.mesh)(params, batch))
+            if len(pending) > _STEPS_AHEAD:
+                _add(totals, pending.popleft())
+        for sums in pending:
+            _add(totals, sums)
+        return {f"held_out/{name}": value for name, value in metrics(totals).items()}
+
+    return evaluate
 
 
 def _add(totals: collections.Counter[str], sums: Sums) -> None:

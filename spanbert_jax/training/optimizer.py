@@ -3,6 +3,7 @@
 Invariant: with the defaults an update equals torch.optim.AdamW's on the same gradient, clipped to the global norm.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -36,6 +37,13 @@ def decays(path: tuple[Any, ...]) -> bool:
 
 
 def _adam(config: OptimizerConfig) -> optax.GradientTransformation:
+    if not config.bias_correction:
+        uncorrected = dataclasses.replace(config, bias_correction=True, eps_placement="uncorrected")
+
+        def undo(count: jax.Array) -> jax.Array:
+            return (1 - config.beta1 ** (count + 1.0)) / jnp.sqrt(1 - config.beta2 ** (count + 1.0))
+
+        return optax.chain(_adam(uncorrected), optax.scale_by_schedule(undo))  # m / (sqrt(v) + eps)
     if config.eps_placement == "corrected":
         return optax.scale_by_adam(config.beta1, config.beta2, config.eps)
 

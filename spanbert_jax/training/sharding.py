@@ -41,6 +41,10 @@ PARAMETER_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"pooler/kernel", ("embed", None)),
     (r"(qa_outputs|classifier)/kernel", (None, None)),
     (r"(pooler|qa_outputs|classifier)/bias", (None,)),
+    (r"spans/kernel", ("embed", None, None)),
+    (r"spans/width", (None, None)),
+    (r"spans/attention", (None,)),
+    (r"spans/norm/(scale|bias)", (None,)),
 )
 
 # Logical name -> mesh axis, for parameters (activations have their own table in model/axes.py).

@@ -341,5 +341,5 @@ def test_a_tfds_dataset_without_text_is_refused(monkeypatch: pytest.MonkeyPatch)
         tfds.testing.mock_data(num_examples=3),
         pytest.raises(UserError, match="has no feature 'text', only image, label"),
     ):
-        monkeypatch.setattr(tfds_source, "_find", lambda name, data_dir: tfds.builder("mnist"))
+        monkeypatch.setattr(tfds_source, "find_builder", lambda name, data_dir, *_: tfds.builder("mnist"))
         tfds_source.read_tfds("mnist", "")

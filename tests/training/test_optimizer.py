@@ -1,5 +1,7 @@
 """The optimizer against torch.optim.AdamW and against fairseq's update written out in NumPy."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -100,3 +102,26 @@ def test_the_learning_rate_at_the_steps_that_the_recipe_names() -> None:
         np.testing.assert_allclose(at(update - 1), rate, rtol=1e-2 if update == 2_400_000 else 1e-5)
     from_peak = learning_rate(OptimizerConfig(learning_rate=1.0, warmup_steps=10, decay_from="warmup_end"), 20)
     np.testing.assert_allclose([from_peak(9), from_peak(10), from_peak(15)], [1.0, 1.0, 0.5])
+
+
+def test_without_bias_correction_an_update_is_that_of_the_fine_tuning_code() -> None:
+    config = OptimizerConfig(
+        learning_rate=0.1, warmup_steps=1, clip_norm=0.0, weight_decay=0.01, decay_scope="matrices", eps=1e-6
+    )
+    ours = train(dataclasses.replace(config, bias_correction=False), 6, total=10)
+    params = {name: np.ones_like(x) for name, x in flat(gradients(1)[0]).items()}
+    first = {name: np.zeros_like(x) for name, x in params.items()}
+    second = {name: np.zeros_like(x) for name, x in params.items()}
+    schedule = learning_rate(config, 10)
+    for step, (grads, expected) in enumerate(zip(gradients(6), ours, strict=True)):
+        for name, grad in flat(grads).items():
+            first[name] = 0.9 * first[name] + 0.1 * grad
+            second[name] = 0.999 * second[name] + 0.001 * grad**2
+            decay = 0.01 * params[name] if name == "dense/kernel" else 0.0
+            update = first[name] / (np.sqrt(second[name]) + 1e-6) + decay
+            params[name] = params[name] - float(schedule(step)) * update
+            np.testing.assert_allclose(flat(expected)[name], params[name], rtol=2e-5, atol=1e-6)
+
+
+def flat(tree: dict[str, dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {f"{outer}/{inner}": np.asarray(x) for outer, leaves in tree.items() for inner, x in leaves.items()}

@@ -6,7 +6,7 @@ from jax.sharding import AbstractMesh, PartitionSpec
 
 from spanbert_jax.config import MeshConfig
 from spanbert_jax.errors import UserError
-from spanbert_jax.model import heads
+from spanbert_jax.model import heads, spans, task_heads
 from spanbert_jax.training import sharding
 from spanbert_jax.training.optimizer import make_optimizer
 from tests.synthetic import VOCAB, small_config
@@ -20,7 +20,14 @@ def small_params() -> dict:
 def test_every_parameter_matches_exactly_one_row_and_every_row_a_parameter() -> None:
     import re
 
-    leaves = jax.tree_util.tree_leaves_with_path(small_params())
+    trees = [small_params()]
+    for task in ("question_answering", "token_classification", "sequence_classification"):
+        model = task_heads.task_model(task, small_config(), VOCAB, 3, "cpu")
+        trees.append(jax.eval_shape(lambda model=model: task_heads.init_params(model, jax.random.key(0))))
+    span_model = spans.span_model(small_config(), VOCAB, 3, "cpu")
+    trees.append(jax.eval_shape(lambda: spans.init_params(span_model, jax.random.key(0))))
+    leaves = jax.tree_util.tree_leaves_with_path(trees)
+    leaves = [(path[1:], leaf) for path, leaf in leaves]
     names = {sharding.path_name(path): leaf for path, leaf in leaves}
     for name, leaf in names.items():
         assert len(sharding.parameter_axes(name)) == leaf.ndim
@@ -29,8 +36,8 @@ def test_every_parameter_matches_exactly_one_row_and_every_row_a_parameter() -> 
 
 
 def test_a_parameter_that_no_row_knows_stops_the_start() -> None:
-    with pytest.raises(ValueError, match="pooler/kernel matches 0 rows"):
-        sharding.parameter_axes("pooler/kernel")
+    with pytest.raises(ValueError, match="pooler/weight matches 0 rows"):
+        sharding.parameter_axes("pooler/weight")
 
 
 def test_a_parameter_that_two_rows_know_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,84 @@
+"""Rows of different lengths in batches of a handful of shapes.
+
+Invariant: a batch is a pure function of (seed, step), each row comes exactly once an epoch, and every batch has
+`batch_size` rows, of one of the lengths chosen; what is left at the end of an epoch is empty rows, -1.
+"""
+
+import functools
+
+import numpy as np
+
+_MULTIPLE = 8  # of every length: what matrix units like
+
+
+def choose_lengths(row_lengths: np.ndarray, count: int, longest: int) -> tuple[int, ...]:
+    """At most `count` lengths, multiples of 8 (the last may be `longest`), that pad these rows least.
+
+    row_lengths: int [rows], each at most `longest`. Dynamic programming over the candidates: exact.
+    """
+    candidates = np.minimum(np.unique(-(-row_lengths // _MULTIPLE) * _MULTIPLE), longest)
+    rows = np.searchsorted(np.sort(row_lengths), candidates, side="right")  # rows that fit each candidate
+    rows = np.concatenate([[0], rows])
+    # cost[j]: least positions for the rows that fit candidate j - 1, with the lengths used so far
+    cost = np.where(rows == 0, 0.0, np.inf)
+    choices: list[np.ndarray] = []
+    for _ in range(min(count, len(candidates))):
+        through = cost[:, None] + (rows[None, 1:] - rows[:, None]) * candidates[None, :]  # [from, to]
+        through = np.where(np.arange(len(rows))[:, None] <= np.arange(len(candidates))[None, :], through, np.inf)
+        choices.append(np.argmin(through, axis=0))
+        cost = np.concatenate([[np.inf], np.min(through, axis=0)])
+    chosen, place = [], len(candidates)
+    for choice in reversed(choices):
+        if place:
+            chosen.append(int(candidates[place - 1]))
+            place = int(choice[place - 1])
+    return tuple(reversed(chosen))
+
+
+class BucketedOrder:
+    """Which rows each training step takes."""
+
+    def __init__(self, row_lengths: np.ndarray, lengths: tuple[int, ...], batch_size: int, seed: int):
+        """row_lengths: int [rows], none over the last of `lengths`, which ascend."""
+        self._lengths, self._batch_size, self._seed = lengths, batch_size, seed
+        bucket = np.searchsorted(lengths, row_lengths)
+        self._rows = [np.flatnonzero(bucket == i) for i in range(len(lengths))]
+        self.steps_per_epoch = -(-len(row_lengths) // batch_size)
+        self._epoch = functools.lru_cache(maxsize=2)(self._make_epoch)
+
+    def batch(self, step: int) -> tuple[np.ndarray, int]:
+        """(int64 [batch_size] row numbers, -1 for an empty one; the length that all of them fit) at a step."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        return self._epoch(epoch)[place]
+
+    def _make_epoch(self, epoch: int) -> list[tuple[np.ndarray, int]]:
+        """A bucket's rows are shuffled and cut into batches; those left over go on into the next longer bucket."""
+        random = np.random.default_rng([self._seed, epoch])
+        batches: list[tuple[np.ndarray, int]] = []
+        left = np.zeros(0, np.int64)
+        for rows, length in zip(self._rows, self._lengths, strict=True):
+            rows = random.permutation(np.concatenate([left, rows]))
+            whole = len(rows) // self._batch_size * self._batch_size
+            batches += [(part, length) for part in rows[:whole].reshape(-1, self._batch_size)]
+            left = rows[whole:]
+        if len(left):
+            empty = np.full(self._batch_size - len(left), -1, np.int64)
+            batches.append((np.concatenate([left, empty]), self._lengths[-1]))
+        return [batches[place] for place in random.permutation(len(batches))]
+
+
+def sorted_batches(
+    row_lengths: np.ndarray, lengths: tuple[int, ...], positions: int, multiple: int
+) -> list[tuple[np.ndarray, int]]:
+    """Every row once, shortest first, in batches of about `positions` positions: (row numbers, -1 for none; length).
+
+    Batches of one length all have the same number of rows, a multiple of `multiple`.
+    """
+    batches = []
+    order = np.argsort(row_lengths, kind="stable")
+    bucket = np.searchsorted(lengths, row_lengths[order])
+    for place, length in enumerate(lengths):
+        rows, size = order[bucket == place], max(positions // length // multiple, 1) * multiple
+        rows = np.concatenate([rows, np.full(-len(rows) % size, -1, np.int64)])
+        batches += [(part, length) for part in rows.reshape(-1, size)]
+    return batches

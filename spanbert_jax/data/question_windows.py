@@ -1,0 +1,96 @@
+"""Rows of a question with a text: [CLS] question [SEP] window of the text [SEP], token type 1 from the window on.
+
+Invariant: every piece of a text is in at least one of its windows, and in exactly one of them `max_context` is 1: the
+window in which the piece has most text on its poorer side (code: run_squad.py, _check_is_max_context).
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from spanbert_jax.data.question_answering import Example
+from spanbert_jax.data.rows import Row
+from spanbert_jax.text.tokenizer import Tokenizer
+
+Offsets = list[tuple[int, int]]  # of each piece: its first character, and the one after its last
+
+
+@dataclasses.dataclass(frozen=True)
+class QuestionWindows:
+    """Makes one row or more of each question.
+
+    A row's lists, one value a piece: "input_ids"; "token_type_ids"; "start_char" and "end_char", the piece's characters
+    in the context, -1 outside the window; "max_context". Its numbers: "answer_start" and "answer_end", the positions of
+    the answer's first and last piece, 0 where the window has not all of it.
+    """
+
+    tokenizer: Tokenizer
+    length: int  # pieces of a row, special ones included; at least max_question + 3 + stride
+    stride: int  # pieces from one window to the next
+    max_question: int  # pieces; the rest is cut
+    labelled: bool  # with answers; else they are 0
+
+    def __call__(self, examples: Sequence[Example]) -> list[list[Row]]:
+        """The rows of each example, in the order of their windows; an empty text has one."""
+        questions = self.tokenizer.encode_batch([example.question for example in examples])
+        contexts = dict.fromkeys(example.context for example in examples)  # several questions have the same
+        encoded = {context: self.tokenizer.encode_with_offsets(context) for context in contexts}
+        return [
+            self._rows(example, question, *encoded[example.context])
+            for example, question in zip(examples, questions, strict=True)
+        ]
+
+    def _rows(self, example: Example, question: list[int], pieces: list[int], offsets: Offsets) -> list[Row]:
+        cls, sep = self.tokenizer.cls_id, self.tokenizer.sep_id
+        head = [cls, *question[: self.max_question], sep]
+        outside, starts, ends = [-1] * len(head), [start for start, _ in offsets], [end for _, end in offsets]
+        spans = windows(len(pieces), self.length - len(head) - 1, self.stride)
+        answer = answer_pieces(example, offsets) if self.labelled else None
+        rows: list[Row] = []
+        for (first, last), context in zip(spans, max_context(spans), strict=True):
+            shift = len(head) - first
+            whole = answer is not None and first <= answer[0] and answer[1] < last
+            row: Row = {
+                "input_ids": [*head, *pieces[first:last], sep],
+                "token_type_ids": [0] * len(head) + [1] * (last - first + 1),
+                "start_char": [*outside, *starts[first:last], -1],
+                "end_char": [*outside, *ends[first:last], -1],
+                "max_context": [*[0] * len(head), *context, 0],
+                "answer_start": answer[0] + shift if answer and whole else 0,
+                "answer_end": answer[1] + shift if answer and whole else 0,
+                "cut": int(len(question) > self.max_question),
+            }
+            rows.append(row)
+        return rows
+
+
+def windows(pieces: int, room: int, stride: int) -> list[tuple[int, int]]:
+    """(first piece, the one after the last) of each window of `room` pieces; only the last one is shorter."""
+    last = max(-(-(pieces - room) // stride), 0)  # the number of the first window that reaches the end
+    return [(i * stride, min(i * stride + room, pieces)) for i in range(last + 1)]
+
+
+def max_context(spans: Sequence[tuple[int, int]]) -> list[list[int]]:
+    """For each window, 1 at its pieces that have most context there, else 0; the first one of equal windows.
+
+    The context is that on the poorer side; windows' lengths, times 0.01, decide between near equals (as in BERT).
+    """
+    pieces = spans[-1][1]
+    best, owner = np.full(pieces, -1.0), np.zeros(pieces, np.int64)
+    for number, (first, last) in enumerate(spans):
+        left = np.arange(last - first)
+        score = np.minimum(left, left[::-1]) + 0.01 * (last - first)
+        better = score > best[first:last]
+        best[first:last][better], owner[first:last][better] = score[better], number
+    return [(owner[first:last] == number).astype(int).tolist() for number, (first, last) in enumerate(spans)]
+
+
+def answer_pieces(example: Example, offsets: Offsets) -> tuple[int, int] | None:
+    """(first, last) piece that has characters of the first answer; None where there is no answer, or no such piece."""
+    if not example.answers:
+        return None
+    first, text = example.answers[0]
+    last = first + len(text)
+    covering = [piece for piece, (start, end) in enumerate(offsets) if start < last and first < end and start < end]
+    return (covering[0], covering[-1]) if covering else None

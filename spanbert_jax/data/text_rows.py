@@ -1,0 +1,43 @@
+"""Rows of one text or two: [CLS] a [SEP], or [CLS] a [SEP] b [SEP] with token type 1 from b on.
+
+Invariant: a row is never longer than `length`; of two texts the longer one loses pieces first, from its end (code:
+run_glue.py, _truncate_seq_pair).
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from spanbert_jax.data.rows import Row
+from spanbert_jax.text.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class TextRows:
+    """Makes one row of each example with `text`, `second` (or None) and `label`."""
+
+    tokenizer: Tokenizer
+    length: int  # pieces, special ones included
+    labels: tuple[str, ...]
+    regression: bool
+
+    def __call__(self, examples: Sequence[Any]) -> list[list[Row]]:
+        """The rows of each example; a label that is None gives 0."""
+        first = self.tokenizer.encode_batch([example.text for example in examples])
+        second = self.tokenizer.encode_batch([example.second or "" for example in examples])
+        return [[self._row(*parts)] for parts in zip(examples, first, second, strict=True)]
+
+    def _row(self, example: Any, first: list[int], second: list[int]) -> Row:
+        cls, sep = self.tokenizer.cls_id, self.tokenizer.sep_id
+        pair = example.second is not None
+        room = self.length - (3 if pair else 2)
+        cut = len(first) + len(second) > room
+        first = first[: max(room - len(second), -(-room // 2))] if pair else first[:room]
+        second = second[: room - len(first)]
+        ids = [cls, *first, sep, *((*second, sep) if pair else ())]
+        if self.regression:
+            label: int | float = float(example.label or 0.0)
+        else:
+            label = 0 if example.label is None else self.labels.index(example.label)
+        types = [0] * (len(first) + 2) + [1] * (len(ids) - len(first) - 2)
+        return {"input_ids": ids, "token_type_ids": types, "label": label, "cut": int(cut)}

@@ -1,0 +1,148 @@
+"""Rows of sentences whose words are tagged, or whose spans of words are.
+
+Invariant: each word of a sentence is tagged in exactly one row, and begins spans in that row alone, however long the
+sentence is; a word always has a piece.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+
+from spanbert_jax.data.rows import Row
+from spanbert_jax.text.tokenizer import Tokenizer
+
+Span = tuple[int, int, str]  # first word, word after the last, type
+
+
+@dataclasses.dataclass(frozen=True)
+class WordExample:
+    """A sentence with its entities, and the words around it that a row may be filled with."""
+
+    id: str
+    words: tuple[str, ...]
+    spans: tuple[Span, ...] = ()  # may nest; one type a span
+    before: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class WordRows:
+    """Makes the rows of each `WordExample`: [CLS], a run of its words with the words around them, [SEP].
+
+    Every word is encoded by itself. A row tags the words [start, end) of the sentence; most rows tag all of them.
+    Columns of both heads are input_ids and token_type_ids. Those for the token head, with a value at a tagged word's
+    first piece, else -1: "label", and "word", the word's number. Those for the span head have slots, the words of the
+    sentence from `start` to the row's end: "first" and "last", the pieces at a slot's ends, or -1; "span_1" to
+    "span_N", the label of the span of so many words that begins at a slot, 0 where it is no entity; and, one a row,
+    "starts", how many slots begin spans, and "first_word", the number of slot 0's word.
+    """
+
+    tokenizer: Tokenizer
+    length: int  # pieces, [CLS] and [SEP] included
+    labels: tuple[str, ...]  # token head: "O" and the tags of IOB2; span head: "O" and the types
+    head: str  # "token" or "span"
+    max_width: int  # span head: words in a span
+
+    def __call__(self, examples: Sequence[WordExample]) -> list[list[Row]]:
+        """The rows of each example."""
+        words = list(dict.fromkeys(word for e in examples for word in (*e.before, *e.words, *e.after)))
+        encoded = self.tokenizer.encode_batch(words)
+        # A word of nothing but control characters has no pieces. What a row has no room for is cut from a word's end.
+        pieces = {
+            word: ids[: self.length - 2] or [self.tokenizer.unk_id] for word, ids in zip(words, encoded, strict=True)
+        }
+        return [list(self._rows(example, pieces)) for example in examples]
+
+    def _rows(self, example: WordExample, pieces: Mapping[str, list[int]]) -> Iterator[Row]:
+        around = [pieces[word] for word in (*example.before, *example.words, *example.after)]
+        offset = len(example.before)  # of the sentence in `around`
+        sizes = [len(word) for word in around]
+        labels = {label: number for number, label in enumerate(self.labels)}
+        tags = _tags(example) if self.head == "token" else []
+        for start, end, reach in self._cuts(sizes[offset : offset + len(example.words)]):
+            low, high = _widen(sizes, offset + start, offset + reach, self.length - 2)
+            ids, first = [self.tokenizer.cls_id], []
+            for word in around[low:high]:
+                first.append(len(ids))
+                ids += word
+            row: Row = {"input_ids": [*ids, self.tokenizer.sep_id], "token_type_ids": [0] * (len(ids) + 1)}
+            first = first[offset + start - low : offset + len(example.words) - low]  # of the slots
+            if self.head == "token":
+                row["label"], row["word"] = ([-1] * len(row["input_ids"]) for _ in range(2))
+                for number, piece in zip(range(start, end), first, strict=False):
+                    row["label"][piece], row["word"][piece] = labels[tags[number]], number
+            else:
+                last = [
+                    piece + len(pieces[word]) - 1 for piece, word in zip(first, example.words[start:], strict=False)
+                ]
+                row |= self._span_columns(example, start, end, first, last, labels, len(row["input_ids"]))
+            yield row
+
+    def _cuts(self, sizes: list[int]) -> Iterator[tuple[int, int, int]]:
+        """(start, end, reach) of each row: it tags the words [start, end), and has those up to `reach`, where spans
+        that begin in it may end. Of several rows each keeps a quarter free for the words around."""
+        room = self.length - 2
+        if sum(sizes) <= room:
+            yield 0, len(sizes), len(sizes)
+            return
+        start = reach = 0
+        while reach < len(sizes):
+            reach, used = start, 0
+            while reach < len(sizes):
+                used += sizes[reach]
+                if used > (room if reach < start + self.max_width else room * 3 // 4):
+                    break
+                reach += 1
+            end = len(sizes) if reach == len(sizes) else max(reach - self.max_width + 1, start + 1)
+            yield start, end, reach
+            start = end
+
+    def _span_columns(
+        self,
+        example: WordExample,
+        start: int,
+        end: int,
+        first: list[int],
+        last: list[int],
+        labels: Mapping[str, int],
+        length: int,
+    ) -> Row:
+        columns = [[0] * length for _ in range(self.max_width)]
+        for begins, ends, kind in example.spans:
+            if start <= begins < end and ends <= start + len(first) and ends - begins <= self.max_width:
+                columns[ends - begins - 1][begins - start] = labels[kind]
+        fill = [-1] * (length - len(first))
+        return {
+            "first": first + fill,
+            "last": last + fill,
+            **{f"span_{width}": column for width, column in enumerate(columns, start=1)},
+            "starts": end - start,
+            "first_word": start,
+        }
+
+
+def _widen(sizes: list[int], low: int, high: int, room: int) -> tuple[int, int]:
+    """The words [low, high) with as many on both sides, alternately, as there is room for."""
+    used = sum(sizes[low:high])
+    left = right = True
+    while left or right:
+        left = left and low > 0 and used + sizes[low - 1] <= room
+        if left:
+            low -= 1
+            used += sizes[low]
+        right = right and high < len(sizes) and used + sizes[high] <= room
+        if right:
+            used += sizes[high]
+            high += 1
+    return low, high
+
+
+def _tags(example: WordExample) -> list[str]:
+    """IOB2; raises ValueError where spans overlap, since a word has one tag."""
+    tags = ["O"] * len(example.words)
+    for start, end, kind in example.spans:
+        if any(tag != "O" for tag in tags[start:end]):
+            raise ValueError(
+                f"{example.id}: entity {(start, end, kind)} overlaps another; the token head has one a word"
+            )
+        tags[start:end] = [f"B-{kind}", *[f"I-{kind}"] * (end - start - 1)]
+    return tags

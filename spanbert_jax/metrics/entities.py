@@ -1,0 +1,223 @@
+"""Precision, recall and F1 of entities, as seqeval gives them, and the entities that tags of a scheme stand for.
+
+Invariant: an entity is (first word, word after the last, type), and counts only if all three are right; scores are
+shares, 0 to 1, and 0 where there is nothing to divide by. On tags that keep to their scheme's rules, all readings here
+agree.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+
+Span = tuple[int, int, str]
+_Tag = tuple[str, str]  # the letter, L as E and U as S; the type
+_OUTSIDE: _Tag = ("O", "_")
+
+
+class _Scheme(NamedTuple):
+    """The letters of a scheme's entities, and which of them a whole one has: at its ends, and if it is one word."""
+
+    letters: str
+    first: str
+    last: str
+    only: str
+
+
+_SCHEMES = {
+    "IOB1": _Scheme("BI", "I", "I", "I"),
+    "IOB2": _Scheme("BI", "B", "I", "B"),
+    "IOBES": _Scheme("BIES", "B", "E", "S"),
+    "BILOU": _Scheme("BILU", "B", "L", "U"),
+}
+
+
+class TagError(ValueError):
+    """A tag that is none, or that breaks its scheme's rules; `position` is its index in the sentence."""
+
+    def __init__(self, position: int, tag: str, why: str) -> None:
+        super().__init__(f"tag {position + 1} of the sentence, {tag!r}, {why}")
+        self.position = position
+
+
+def evaluate(golds: Sequence[Collection[Span]], predictions: Sequence[Collection[Span]]) -> dict[str, float]:
+    """Scores of the entities of sentences, each a set of spans, which may overlap and nest.
+
+    Returns the micro average as "precision", "recall", "f1", "support" (how many golds); the mean over types and the
+    one weighted by support as "macro_f1", "weighted_f1" and so on; each type that occurs as "PER/f1" and so on. Raises
+    ValueError if the numbers of sentences differ.
+    """
+    if len(golds) != len(predictions):
+        raise ValueError(f"{len(golds)} gold sentences and {len(predictions)} predicted ones: one for each is needed")
+    present: Counter[str] = Counter()
+    predicted: Counter[str] = Counter()
+    correct: Counter[str] = Counter()
+    for gold, prediction in zip(golds, predictions, strict=True):
+        present.update(name for _, _, name in set(gold))
+        predicted.update(name for _, _, name in set(prediction))
+        correct.update(name for _, _, name in set(gold) & set(prediction))
+    types = sorted(present | predicted)
+    by_type = [_scores(correct[name], predicted[name], present[name]) for name in types]
+    metrics = _scores(correct.total(), predicted.total(), present.total())
+    support = [scores["support"] for scores in by_type]
+    for score in ("precision", "recall", "f1"):
+        values = [scores[score] for scores in by_type]
+        metrics[f"macro_{score}"] = float(np.average(values)) if values else 0.0
+        metrics[f"weighted_{score}"] = float(np.average(values, weights=support)) if any(support) else 0.0
+    for name, scores in zip(types, by_type, strict=True):
+        metrics |= {f"{name}/{score}": value for score, value in scores.items()}
+    return metrics
+
+
+def evaluate_tags(
+    golds: Sequence[Sequence[str]], predictions: Sequence[Sequence[str]], scheme: str | None = None
+) -> dict[str, float]:
+    """`evaluate` of tagged sentences: seqeval's default mode (conlleval's), or with a scheme its strict mode.
+
+    Raises ValueError if sentences differ in number or length, TagError (one too) for what is no tag.
+    """
+    lengths = [[len(sentence) for sentence in side] for side in (golds, predictions)]
+    if lengths[0] != lengths[1]:
+        raise ValueError("gold and predicted sentences differ in number or length: one tag for each word is needed")
+    sides = [[spans(s) if scheme is None else strict_spans(s, scheme) for s in side] for side in (golds, predictions)]
+    return evaluate(*sides)
+
+
+def spans(tags: Sequence[str]) -> list[Span]:
+    """Every entity that the tags of a sentence can be read as, whatever their scheme: seqeval's default mode.
+
+    An entity starts at B, S, U, after an entity's end and where the type changes; it ends before the next one or O. (L
+    and U mean E and S here; seqeval's default mode knows no BILOU.) A tag without a type has type "_". Raises TagError
+    for what is no tag.
+    """
+    return _spans(_parse(tags, "BIESLU"))
+
+
+def strict_spans(tags: Sequence[str], scheme: str) -> list[Span]:
+    """The entities that are whole by a scheme's own rules, all else dropped: seqeval's strict mode.
+
+    In IOB1, as in seqeval's patterns, a B that is not directly after an entity of its type starts nothing, and a single
+    B directly before a B of another type is no entity. Raises TagError for what is no tag of the scheme, ValueError for
+    an unknown scheme.
+    """
+    parsed = [_OUTSIDE, *_parse(tags, _scheme(scheme).letters), _OUTSIDE]
+    found = []
+    start = 1
+    while start <= len(tags):
+        end = start + 1
+        if not _starts(parsed[start - 1], parsed[start], scheme):
+            start = end
+            continue
+        while _continues(parsed[end - 1], parsed[end]):
+            end += 1
+        if _is_whole(parsed[end - 1], parsed[end], scheme):
+            found.append((start - 1, end - 1, parsed[start][1]))
+        start = end
+    return found
+
+
+def checked_spans(tags: Sequence[str], scheme: str) -> list[Span]:
+    """The entities of a sentence whose tags keep to the scheme; TagError at the first tag that does not.
+
+    The rules: IOB1 starts an entity with I, and with B only directly after one of its type; IOB2 always with B; IOBES
+    (BILOU) is S (U), or B, any I, E (L), all of one type.
+    """
+    parsed = _parse(tags, _scheme(scheme).letters)
+    for position, (before, tag) in enumerate(pairwise([_OUTSIDE, *parsed, _OUTSIDE])):
+        why = _fault(before, tag, scheme)
+        if why:
+            # An entity that the sentence's end cuts off is the fault of its last tag.
+            position = min(position, len(tags) - 1)
+            raise TagError(position, tags[position], why)
+    return _spans(parsed)
+
+
+def tags_from_spans(found: Iterable[Span], length: int, scheme: str) -> list[str]:
+    """The tags of a sentence of `length` words: `checked_spans` the other way; ValueError for spans that overlap."""
+    _, first, last, only = _scheme(scheme)
+    tags = ["O"] * length
+    before: Span = (0, 0, "")
+    for start, end, name in sorted(found):
+        if not before[1] <= start < end <= length:
+            raise ValueError(f"entity ({start}, {end}, {name}) overlaps another or the sentence's end")
+        inside = [first, *"I" * (end - start - 2), last] if end - start > 1 else [only]
+        if scheme == "IOB1" and (start, name) == before[1:]:
+            inside[0] = "B"
+        tags[start:end] = [f"{letter}-{name}" for letter in inside]
+        before = (start, end, name)
+    return tags
+
+
+def _parse(tags: Sequence[str], letters: str) -> list[_Tag]:
+    parsed = []
+    for position, tag in enumerate(tags):
+        if tag == "O":
+            parsed.append(_OUTSIDE)
+        elif tag[:1] in set(letters) and tag[1:2] in ("", "-"):
+            parsed.append((tag[0].translate({ord("L"): "E", ord("U"): "S"}), tag[2:] or "_"))
+        else:
+            raise TagError(position, tag, f'is no tag: "O" or one of {", ".join(letters)} with "-" and a type is')
+    return parsed
+
+
+def _spans(parsed: Sequence[_Tag]) -> list[Span]:
+    found: list[Span] = []
+    for position, (before, (letter, name)) in enumerate(pairwise([_OUTSIDE, *parsed])):
+        if letter == "O":
+            continue
+        if letter in "BS" or before[0] in "OES" or before[1] != name:
+            found.append((position, position + 1, name))
+        else:
+            found[-1] = (found[-1][0], position + 1, name)
+    return found
+
+
+def _starts(before: _Tag, tag: _Tag, scheme: str) -> bool:
+    if scheme == "IOB1":
+        joined = before[0] in "BI" and before[1] == tag[1]
+        return joined if tag[0] == "B" else tag[0] == "I" and not (joined and before[0] == "I")
+    return tag[0] in "BS"
+
+
+def _continues(before: _Tag, tag: _Tag) -> bool:
+    return tag[0] in "IE" and before[0] in "BI" and before[1] == tag[1]
+
+
+def _is_whole(last: _Tag, after: _Tag, scheme: str) -> bool:
+    if scheme == "IOB1":
+        return not (last[0] == after[0] == "B" and last[1] != after[1])
+    return scheme == "IOB2" or last[0] in "ES"
+
+
+def _fault(before: _Tag, tag: _Tag, scheme: str) -> str:
+    """What is wrong with a tag after another, or ""."""
+    joined = before[0] in "BI" and before[1] == tag[1]
+    if scheme == "IOB1" and tag[0] == "B" and not joined:
+        return f"does not follow an entity of type {tag[1]}: IOB1 starts any other entity with I-{tag[1]}"
+    if scheme == "IOB2" and tag[0] == "I" and not joined:
+        return f"continues no entity: IOB2 starts one with B-{tag[1]}"
+    if scheme in ("IOBES", "BILOU"):
+        is_open = before[0] in "BI"
+        _, first, last, only = _SCHEMES[scheme]
+        if is_open and not _continues(before, tag):
+            return f"leaves an entity of type {before[1]} without its end: {scheme} ends it with {last}-{before[1]}"
+        if not is_open and tag[0] in "IE":
+            return (
+                f"continues no entity: {scheme} starts one with {first}-{tag[1]}, or {only}-{tag[1]} if it is one word"
+            )
+    return ""
+
+
+def _scheme(name: str) -> _Scheme:
+    if name not in _SCHEMES:
+        raise ValueError(f"unknown tag scheme {name!r}; there are {', '.join(_SCHEMES)}")
+    return _SCHEMES[name]
+
+
+def _scores(correct: int, predicted: int, present: int) -> dict[str, float]:
+    precision = correct / predicted if predicted else 0.0
+    recall = correct / present if present else 0.0
+    f1 = 2 * precision * recall / (precision + recall) if correct else 0.0
+    return {"precision": precision, "recall": recall, "f1": f1, "support": present}

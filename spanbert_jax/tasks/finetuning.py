@@ -1,0 +1,101 @@
+"""What a fine-tuning task supplies: its reader, rows, head, loss, decoding and metrics.
+
+Invariant: the runner, the predictor and the evaluator know a task by this class alone; none asks which it is.
+"""
+
+import abc
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import jax
+import numpy as np
+
+from spanbert_jax.config import Config
+from spanbert_jax.data.rows import Featurise, Rows
+from spanbert_jax.errors import UserError
+from spanbert_jax.text.tokenizer import Tokenizer
+from spanbert_jax.training.step import Batch, Objective
+
+Role = Literal["train", "dev", "predict"]
+Prediction = dict[str, Any]  # what one example's answer is, JSON: "id", offsets, text, score, ...
+
+
+class FineTuning(abc.ABC):
+    """What one task supplies; an instance is a task with its configuration, vocabulary and labels."""
+
+    task: ClassVar[str]  # config.task, and the checkpoint's
+    best: str  # the metric of which the highest value is kept
+    padding: ClassVar[Mapping[str, int]] = {}  # of ragged columns, where it is not 0
+
+    def __init__(self, config: Config, tokenizer: Tokenizer, labels: tuple[str, ...], special: Mapping[str, int]):
+        """labels: in the classifier's order. special: ids of the vocabulary that stand for something of the task's."""
+        self.config, self.tokenizer, self.labels, self.special = config, tokenizer, labels, dict(special)
+
+    @classmethod
+    @abc.abstractmethod
+    def read(cls, config: Config, source: str, role: Role) -> tuple[list[Any], list[str]]:
+        """(examples, warnings) of a file or TFDS name; role: "train", "dev", or "predict", which needs no labels."""
+
+    @classmethod
+    def labels_of(cls, config: Config, examples: Sequence[Any]) -> tuple[str, ...]:
+        """The labels of the training examples, in the classifier's order; none where a task has no such."""
+        return ()
+
+    @classmethod
+    def special_of(cls, config: Config, tokenizer: Tokenizer, examples: Sequence[Any]) -> dict[str, int]:
+        """What `special` is for these training examples."""
+        return {}
+
+    def check(self, examples: Sequence[Any], source: str) -> None:  # noqa: B027  # most tasks have nothing to check
+        """Raises UserError, naming `source`, where dev's examples do not fit what was learnt from train's."""
+
+    @abc.abstractmethod
+    def featuriser(self, role: Role) -> Featurise:
+        """Makes rows of examples, in worker processes: without JAX or TensorFlow."""
+
+    @abc.abstractmethod
+    def model(self, platform: str) -> Any:
+        """The model, for `jax.Device.platform`."""
+
+    @abc.abstractmethod
+    def init_params(self, model: Any, key: jax.Array) -> Any:
+        """Fresh parameters."""
+
+    @abc.abstractmethod
+    def objective(self, model: Any) -> Objective:
+        """The loss, whose sums have "loss", "count" and "pieces"."""
+
+    @abc.abstractmethod
+    def outputs(self, model: Any, params: Any, batch: Batch) -> dict[str, jax.Array]:
+        """What decoding needs: arrays [batch, ...], without dropout."""
+
+    @abc.abstractmethod
+    def decode(
+        self,
+        examples: Sequence[Any],
+        rows: Rows,
+        outputs: Sequence[Mapping[str, np.ndarray]],
+        tuned: Mapping[str, float],
+    ) -> list[Prediction]:
+        """One prediction an example. outputs: of each row. tuned: the kept evaluation's metrics; empty in the first."""
+
+    @abc.abstractmethod
+    def metrics(self, examples: Sequence[Any], predictions: Sequence[Prediction]) -> dict[str, float]:
+        """The community's metrics, by name, `best` among them."""
+
+    @abc.abstractmethod
+    def write(self, examples: Sequence[Any], predictions: Sequence[Prediction], directory: Path) -> Path:
+        """Writes the community's own file of predictions; returns its path."""
+
+
+def plain_lines(source: str) -> list[tuple[int, str]]:
+    """(number from 0, text) of the lines of a text file that have any; raises UserError where it has none."""
+    try:
+        text = Path(source).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{source}: cannot be read as UTF-8 text ({error})") from error
+    lines = [line.strip() for line in text.split("\n") if line.strip()]
+    if not lines:
+        raise UserError(f"{source}: no text in it; give an example a line")
+    return list(enumerate(lines))

@@ -1,0 +1,206 @@
+"""A fine-tuning run: data to rows, training with the best checkpoint kept, predictions and a table, for each trial.
+
+Invariant: as in pre-training, a batch is a pure function of (seed, step), and a run goes on from its last checkpoint.
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from jax.sharding import NamedSharding
+from rich.console import Console
+from rich.table import Table
+
+from spanbert_jax.config import Config, flatten
+from spanbert_jax.data.buckets import BucketedOrder, choose_lengths
+from spanbert_jax.data.rows import Rows, fingerprint
+from spanbert_jax.errors import UserError
+from spanbert_jax.tasks.corpus import given_tokenizer
+from spanbert_jax.tasks.finetuning import FineTuning, Role
+from spanbert_jax.tasks.initial import adopt, initial_params
+from spanbert_jax.tasks.prediction import Predictor, kept_metrics, rows_of, to_global, warn_of_cuts, write_jsonl
+from spanbert_jax.text.tokenizer import Tokenizer, load_tokenizer
+from spanbert_jax.training import flops, loop, sharding
+from spanbert_jax.training.checkpoint import find_checkpoint, read_metadata, read_params
+from spanbert_jax.training.step import Batch
+from spanbert_jax.training.workdir import claim_workdir, make_directory, open_workdir
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """A task with its examples and rows."""
+
+    task: FineTuning
+    train: Rows
+    examples: list[Any]  # of dev
+    dev: Rows
+    fingerprint: str
+
+
+def run(kind: type[FineTuning], config: Config, path: str) -> bool:
+    """Trains every trial from where its workdir stands, and reports; False where it was asked to stop."""
+    config = adopt(config, Path(path))
+    sharding.mesh_of(config)
+    workdir = open_workdir(config, path)
+    tokenizer = _tokenizer(config, Path(workdir))
+    data = _prepare(kind, config, tokenizer, Path(workdir) / "rows")
+    claim_workdir(config, workdir)
+    results = []
+    for trial in range(config.finetuning.trials):
+        place = workdir / f"trial_{trial}" if config.finetuning.trials > 1 else workdir
+        make_directory(place, "--workdir")
+        one = _resolve(config, data.train, config.train.seed + trial)
+        if not loop.run(one, _loop_task(one, data, tokenizer), place).finished:
+            if jax.process_index() == 0:
+                print("\nStopped; the same command goes on.")
+            return False
+        if place != workdir and jax.process_index() == 0:
+            shutil.copytree(workdir / "tokenizer", place / "tokenizer", dirs_exist_ok=True)
+        results.append(_predict(one, data, Path(place)))
+    if jax.process_index() == 0:
+        _report(data.task, results, Path(workdir))
+    return True
+
+
+def _tokenizer(config: Config, workdir: Path) -> Tokenizer:
+    """The weights' or the given vocabulary, kept in the workdir; a run that goes on takes it from there."""
+    kept = workdir / "tokenizer"
+    if not kept.exists() and jax.process_index() == 0:
+        tokenizer = given_tokenizer(config)
+        assert tokenizer is not None  # config.check
+        tokenizer.save(kept)
+    _wait()
+    return load_tokenizer(kept)
+
+
+def _wait() -> None:
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices("prepared")
+
+
+def _prepare(kind: type[FineTuning], config: Config, tokenizer: Tokenizer, cache: Path) -> Data:
+    roles: tuple[Role, Role] = ("train", "dev")
+    read = {role: kind.read(config, getattr(config.data, role), role) for role in roles}
+    for role, (examples, warnings) in read.items():
+        if not examples:
+            raise UserError(f"config.data.{role} {getattr(config.data, role)}: no examples in it")
+        for warning in warnings if jax.process_index() == 0 else ():
+            print(f"warning: {warning}")
+    train, dev = read["train"][0], read["dev"][0]
+    task = kind(config, tokenizer, kind.labels_of(config, train), kind.special_of(config, tokenizer, train))
+    task.check(dev, config.data.dev)
+    first = jax.process_index() == 0
+    rows = [rows_of(task, read[role][0], getattr(config.data, role), role, cache, first) for role in roles]
+    if first:
+        for role, built in zip(roles, rows, strict=True):
+            warn_of_cuts(built, read[role][0], getattr(config.data, role))
+    mark = fingerprint(config.data.train, {"dev": fingerprint(config.data.dev, {})})
+    if jax.process_index() == 0:
+        labels = f", {len(task.labels)} labels" if task.labels else ""
+        print(f"{len(train):,} training examples in {len(rows[0]):,} rows, {len(dev):,} for evaluation{labels}")
+    return Data(task, rows[0], dev, rows[1], mark)
+
+
+def _resolve(config: Config, rows: Rows, seed: int) -> Config:
+    """The configuration of one trial, its epochs turned into steps."""
+    per_epoch = -(-len(rows) // config.train.batch_size)
+    tuning = config.finetuning
+    steps = max(round(tuning.epochs * per_epoch), 1)
+    every = max(round(tuning.eval_every_epochs * per_epoch), 1) if tuning.eval_every_epochs else config.train.eval_every
+    warmup = round(tuning.warmup_share * steps)
+    return dataclasses.replace(
+        config,
+        train=dataclasses.replace(config.train, steps=steps, eval_every=every, seed=seed),
+        optimizer=dataclasses.replace(config.optimizer, warmup_steps=warmup),
+    )
+
+
+def _loop_task(config: Config, data: Data, tokenizer: Tokenizer) -> loop.Task:
+    task = data.task
+    model = task.model(jax.default_backend())
+    lengths = choose_lengths(data.train.lengths, config.finetuning.lengths, config.data.block_length)
+    order = BucketedOrder(data.train.lengths, lengths, config.train.batch_size, config.train.seed)
+    predictors: dict[NamedSharding, Predictor] = {}
+
+    def train_batches(layout: NamedSharding, first: int, last: int) -> Iterator[Batch]:
+        for step in range(first, last):
+            indices, length = order.batch(step)
+            yield to_global(data.train.collate(indices, length, task.padding), layout)
+
+    def evaluate(params: Any, layout: NamedSharding) -> dict[str, float]:
+        if layout not in predictors:
+            predictors[layout] = Predictor(task, layout)
+        predictions = task.decode(data.examples, data.dev, predictors[layout].outputs(params, data.dev), {})
+        return {f"held_out/{name}": value for name, value in task.metrics(data.examples, predictions).items()}
+
+    def metrics(totals: Mapping[str, float]) -> dict[str, float]:
+        return {"loss": totals["loss"] / max(totals["count"], 1.0)}
+
+    def describe(values: Mapping[str, float]) -> str:
+        if "train/loss" in values:
+            return f"loss {values['train/loss']:.3f}"
+        return f"{task.best} {values[f'held_out/{task.best}']:.2f}"
+
+    return loop.Task(
+        init=lambda key: task.init_params(model, key),
+        objective=task.objective(model),
+        train_batches=train_batches,
+        evaluate=evaluate,
+        metrics=metrics,
+        describe=describe,
+        row_flops=flops.encoder_flops(config.model, round(float(np.mean(data.train.lengths)))),
+        metadata={
+            "task": task.task,
+            "config": flatten(config),
+            "labels": list(task.labels),
+            "special": task.special,
+            "data_fingerprint": data.fingerprint,
+            "tokenizer_fingerprint": tokenizer.fingerprint,
+            "vocab_size": tokenizer.vocab_size,
+            "versions": {name: importlib.metadata.version(name) for name in ("jax", "flax", "optax")},
+        },
+        initial_params=initial_params(config, lambda: task.init_params(model, jax.random.key(0)), task.labels),
+        best=f"held_out/{task.best}",
+    )
+
+
+def _predict(config: Config, data: Data, place: Path) -> dict[str, float]:
+    """Predictions of the best checkpoint, written; its metrics."""
+    checkpoint = find_checkpoint(epath.Path(place))
+    tuned = kept_metrics(read_metadata(checkpoint))
+    mesh = sharding.mesh_of(config)
+    with jax.set_mesh(mesh):
+        outputs = Predictor(data.task, sharding.batch_sharding(mesh)).outputs(read_params(checkpoint), data.dev)
+    predictions = data.task.decode(data.examples, data.dev, outputs, tuned)
+    if jax.process_index() == 0:
+        write_jsonl(predictions, place / "predictions.jsonl")
+        file = data.task.write(data.examples, predictions, place)
+        print(f"\nBest checkpoint: {checkpoint}\nPredictions:     {file} and {place / 'predictions.jsonl'}")
+    return data.task.metrics(data.examples, predictions)
+
+
+def _report(task: FineTuning, results: list[dict[str, float]], workdir: Path) -> None:
+    """Prints the metrics of every trial, and keeps them in results.json, which says that the run is finished."""
+    aside = workdir / "results.json.tmp"
+    aside.write_text(json.dumps({"best": task.best, "trials": results}, indent=2) + "\n")
+    aside.replace(workdir / "results.json")
+    table = Table("metric", *([f"trial {i}" for i in range(len(results))] if len(results) > 1 else ["dev"]), box=None)
+    if len(results) > 1:
+        table.add_column("mean")
+        table.add_column("deviation")
+    for name in results[0]:
+        values = [result[name] for result in results]
+        more = [f"{np.mean(values):.2f}", f"{np.std(values, ddof=1):.2f}"] if len(values) > 1 else []
+        table.add_row(name, *(f"{value:.2f}" for value in values), *more, style="bold" if name == task.best else None)
+    print()
+    Console(highlight=False, soft_wrap=True).print(table)
+    print(f"\nPredict:  python tools/predict.py --checkpoint {workdir} --input FILE --output predictions.json")

@@ -1,0 +1,120 @@
+"""Running a fine-tuned model over rows of every length, short ones not paid for as long ones.
+
+Invariant: each row is computed once, and what comes back is in the rows' order, whatever the batches were.
+"""
+
+import functools
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from spanbert_jax.config import flatten
+from spanbert_jax.data.buckets import choose_lengths, sorted_batches
+from spanbert_jax.data.rows import Rows, build_rows, fingerprint, load_rows, save_rows
+from spanbert_jax.tasks.finetuning import FineTuning, Prediction, Role
+from spanbert_jax.training.progress import Stage
+
+Outputs = list[dict[str, np.ndarray]]  # of each row
+
+_POSITIONS = 8192  # in a batch; 16 rows of 512
+
+
+class Predictor:
+    """A task's model, compiled once for each of a handful of shapes."""
+
+    def __init__(self, task: FineTuning, layout: NamedSharding):
+        """layout: of a batch's rows over the devices."""
+        self._task, self._layout = task, layout
+        self._shards = layout.mesh.shape["data"] * layout.mesh.shape["fsdp"]
+        model = task.model(layout.mesh.devices.flat[0].platform)
+        everywhere = NamedSharding(layout.mesh, PartitionSpec())
+        self._compute = jax.jit(functools.partial(task.outputs, model), out_shardings=everywhere)
+
+    def outputs(self, params: Any, rows: Rows, show: Callable[[float], None] = lambda _: None) -> Outputs:
+        """What `FineTuning.outputs` gives for every row."""
+        if not len(rows):
+            return []
+        config = self._task.config
+        lengths = choose_lengths(rows.lengths, config.finetuning.lengths, config.data.block_length)
+        batches = sorted_batches(rows.lengths, lengths, _POSITIONS, self._shards)
+        results: Outputs = [{} for _ in range(len(rows))]
+        for done, (indices, length) in enumerate(batches, start=1):
+            batch = to_global(rows.collate(indices, length, self._task.padding), self._layout)
+            computed = {name: np.asarray(value) for name, value in self._compute(params, batch).items()}
+            for place, row in enumerate(indices):
+                if row >= 0:
+                    results[row] = {name: value[place] for name, value in computed.items()}
+            show(done / len(batches))
+        return results
+
+
+def to_global(batch: dict[str, np.ndarray], layout: NamedSharding) -> dict[str, jax.Array]:
+    """The batch, which every process has whole, as global arrays of which each device holds its rows."""
+    return {
+        name: jax.make_array_from_callback(value.shape, layout, lambda index, value=value: value[index])  # type: ignore[misc]
+        for name, value in batch.items()
+    }
+
+
+def rows_of(
+    task: FineTuning, examples: Sequence[Any], source: str, role: Role, cache: Path | None, enabled: bool
+) -> Rows:
+    """The examples' rows: from the cache, where it has them for this data, vocabulary and configuration, or built, with
+    progress where `enabled`."""
+    settings = {
+        "task": task.task,
+        "role": role,
+        "tokenizer": task.tokenizer.fingerprint,
+        "labels": task.labels,
+        "special": task.special,
+        "config": {
+            name: value
+            for name, value in flatten(task.config).items()
+            if name.split(".")[0] in ("data", "question_answering", "classification", "tagging", "relation")
+            and name not in ("data.dir", "data.train", "data.dev")
+        },
+    }
+    path = cache / f"{role}-{fingerprint(source, settings)[:16]}.npz" if cache else None
+    if path and path.exists():
+        return load_rows(path)
+    with Stage(f"Building rows of {source}", enabled=enabled) as stage:
+        rows = build_rows(
+            examples,
+            task.featuriser(role),
+            task.config.corpus.workers,
+            lambda done: stage.update(done, f"{done * len(examples):,.0f} examples"),
+        )
+    if path and jax.process_index() == 0:
+        save_rows(rows, path)
+    return rows
+
+
+def warn_of_cuts(rows: Rows, examples: Sequence[Any], source: str) -> None:
+    """Says on stderr how many examples lost text because it did not fit, and which was the first."""
+    cut = np.unique(rows.example[rows.plain["cut"] > 0]) if "cut" in rows.plain else rows.example[:0]
+    if len(cut):
+        print(
+            f"warning: {source}: {len(cut):,} of {len(examples):,} examples are longer than a row takes and were cut; "
+            f"the first: {examples[cut[0]].id}",
+            file=sys.stderr,
+        )
+
+
+def kept_metrics(metadata: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics of the evaluation that a checkpoint was kept for; none where there was no such."""
+    return {name.removeprefix("held_out/"): value for name, value in metadata.get("evaluation", {}).items()}
+
+
+def write_jsonl(predictions: Sequence[Prediction], path: Path) -> None:
+    """One JSON object a line."""
+    aside = path.with_name(f"{path.name}.tmp")
+    with aside.open("w", encoding="utf-8") as file:
+        for prediction in predictions:
+            file.write(json.dumps(prediction, ensure_ascii=False) + "\n")
+    aside.replace(path)

@@ -1,0 +1,246 @@
+"""Extractive question answering: the span of a text that answers a question, or none (SQuAD 1.1, 2.0, MRQA).
+
+Invariant: an answer is context[start:end] to the character, whatever the text and the vocabulary. Facts: SpanBERT's
+run_squad.py and run_mrqa.py, which join pieces again instead.
+"""
+
+import functools
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
+from spanbert_jax.config import Config
+from spanbert_jax.data import question_answering
+from spanbert_jax.data.question_answering import Example
+from spanbert_jax.data.question_windows import QuestionWindows
+from spanbert_jax.data.rows import Featurise, Rows
+from spanbert_jax.errors import UserError
+from spanbert_jax.metrics import squad
+from spanbert_jax.model import task_heads
+from spanbert_jax.tasks.finetuning import FineTuning, Prediction, Role
+from spanbert_jax.tasks.pretraining_loss import cross_entropy_sums
+from spanbert_jax.training.step import Batch, Objective, Sums
+
+_AT_ONCE = 256  # rows whose spans are searched together
+
+
+class Spans(NamedTuple):
+    """Spans of rows: the row of each, its first and last position, and its score; [n] each."""
+
+    row: np.ndarray  # int64
+    first: np.ndarray  # int64
+    last: np.ndarray  # int64
+    score: np.ndarray  # float64
+
+
+class QuestionAnswering(FineTuning):
+    """The task of configs/squad.py, configs/squad2.py and configs/mrqa.py."""
+
+    task = "question_answering"
+
+    def __init__(self, config: Config, *arguments: Any):
+        super().__init__(config, *arguments)
+        self.best = "best_f1" if config.question_answering.unanswerable else "f1"
+
+    @classmethod
+    def read(cls, config: Config, source: str, role: Role) -> tuple[list[Any], list[str]]:
+        """question_answering.read; raises UserError for questions without answers where all should have one."""
+        if role == "predict" and source.endswith(".txt"):
+            raise UserError(
+                f"{source}: a question needs its text; give --input FILE, SQuAD's JSON without answers, or JSON lines "
+                'such as {"question": "...", "context": "..."}'
+            )
+        examples, warnings = question_answering.read(source, role)
+        without = [example.id for example in examples if example.impossible or not example.gold_texts]
+        if without and role != "predict" and not config.question_answering.unanswerable:
+            raise UserError(
+                f"{source}: {len(without)} of {len(examples)} questions have no answer, the first is {without[0]}; for "
+                "such data (SQuAD 2.0) use configs/squad2.py, or --config.question_answering.unanswerable=True"
+            )
+        return examples, warnings
+
+    def featuriser(self, role: Role) -> Featurise:
+        wanted = self.config.question_answering
+        return QuestionWindows(
+            self.tokenizer, self.config.data.block_length, wanted.stride, wanted.max_question, labelled=role == "train"
+        )
+
+    def model(self, platform: str) -> Any:
+        return task_heads.task_model("question_answering", self.config, self.tokenizer.vocab_size, 0, platform)
+
+    def init_params(self, model: Any, key: jax.Array) -> Any:
+        return task_heads.init_params(model, key)
+
+    def objective(self, model: Any) -> Objective:
+        return span_objective(model)
+
+    def outputs(self, model: Any, params: Any, batch: Batch) -> dict[str, jax.Array]:
+        logits = task_heads.apply(model, params, batch["input_ids"], batch["lengths"], batch["token_type_ids"])
+        return {"start": logits[..., 0], "end": logits[..., 1]}
+
+    def decode(
+        self,
+        examples: Sequence[Example],
+        rows: Rows,
+        outputs: Sequence[Mapping[str, np.ndarray]],
+        tuned: Mapping[str, float],
+    ) -> list[Prediction]:
+        """{"id", "text", "start", "end", "score", "n_best"}: the best span of all windows; characters; summed logits.
+
+        n_best: the best spans, of those with the same text the best one, and their probabilities among themselves. With
+        questions that have no answer there are also "no_answer_score", by how much no answer is better than the best
+        answer, and no answer among n_best; where that score is over tuned["best_f1_thresh"] the text is "".
+        """
+        wanted = self.config.question_answering
+        spans = find_spans(rows, outputs, wanted.max_answer, wanted.n_best)
+        order = np.lexsort((spans.last, spans.first, spans.row, -spans.score, rows.example[spans.row]))
+        bounds = np.searchsorted(rows.example[spans.row[order]], np.arange(len(examples) + 1))
+        chars = [
+            rows.ragged[name][0][rows.ragged[name][1][spans.row] + place]
+            for name, place in (("start_char", spans.first), ("end_char", spans.last))
+        ]
+        columns = [values[order].tolist() for values in (*chars, spans.score)]
+        nothing = np.full(len(examples), np.inf)  # the score of no answer: the least of the windows' (code)
+        np.minimum.at(nothing, rows.example, [float(out["start"][0]) + float(out["end"][0]) for out in outputs])
+        threshold = tuned.get("best_f1_thresh", math.inf)
+        predictions = []
+        for number, example in enumerate(examples):
+            part = slice(bounds[number], min(bounds[number] + wanted.n_best, bounds[number + 1]))
+            found = _distinct(example.context, zip(*(column[part] for column in columns), strict=True))
+            no_answer = float(nothing[number]) if wanted.unanswerable else None
+            predictions.append(_prediction(example.id, found, no_answer, threshold))
+        return predictions
+
+    def metrics(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> dict[str, float]:
+        """What the official script says of the texts: SQuAD 1.1's, which is MRQA's, or 2.0's.
+
+        2.0's best_* are over all thresholds of the no-answer score, so of the best answers and not of the texts.
+        """
+        golds = {example.id: example.gold_texts for example in examples}
+        texts = {prediction["id"]: prediction["text"] for prediction in predictions}
+        if not self.config.question_answering.unanswerable:
+            return squad.evaluate_v1(golds, texts)
+        answers = {
+            prediction["id"]: next((entry["text"] for entry in prediction["n_best"] if entry["text"]), "")
+            for prediction in predictions
+        }
+        table = squad.evaluate_v2(golds, answers, _no_answer_scores(predictions), na_threshold=math.inf)
+        return table if texts == answers else table | squad.evaluate_v2(golds, texts)
+
+    def write(self, examples: Sequence[Example], predictions: Sequence[Prediction], directory: Path) -> Path:
+        """SQuAD's predictions.json, {id: text}; where questions may have no answer, null_odds.json, {id: score} too."""
+        path = directory / "predictions.json"
+        texts = {prediction["id"]: prediction["text"] for prediction in predictions}
+        path.write_text(json.dumps(texts, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        if self.config.question_answering.unanswerable:
+            scores = json.dumps(_no_answer_scores(predictions), indent=1)
+            (directory / "null_odds.json").write_text(scores + "\n", encoding="utf-8")
+        return path
+
+
+def _no_answer_scores(predictions: Sequence[Prediction]) -> dict[str, float]:
+    return {prediction["id"]: prediction["no_answer_score"] for prediction in predictions}
+
+
+def _distinct(context: str, spans: Iterable[tuple[int, int, float]]) -> list[Prediction]:
+    """Of (start, end, score), best first, those with a text that none before has (code: the n-best list)."""
+    found: dict[str, Prediction] = {}
+    for start, end, score in spans:
+        text = context[start:end]
+        if text not in found:
+            found[text] = {"text": text, "start": start, "end": end, "score": score}
+    return list(found.values())
+
+
+def _prediction(id: str, found: list[Prediction], no_answer: float | None, threshold: float) -> Prediction:
+    """no_answer: its score; None where every question has an answer. A text without pieces has "" at score 0 (code)."""
+    nothing: Prediction = {"text": "", "start": 0, "end": 0, "score": 0.0 if no_answer is None else no_answer}
+    best = found[0] if found else {**nothing, "score": 0.0}
+    prediction = {"id": id, **best}
+    if no_answer is not None:
+        score = no_answer - best["score"]
+        prediction = {"id": id, **(nothing if score > threshold else best), "no_answer_score": score}
+        found = sorted([*found, nothing], key=lambda entry: -entry["score"])
+    scores = np.array([entry["score"] for entry in found])
+    odds = np.exp(scores - scores.max(initial=-np.inf))
+    for entry, probability in zip(found, (odds / odds.sum()).tolist(), strict=True):
+        entry["probability"] = probability
+    return {**prediction, "n_best": found}
+
+
+def find_spans(rows: Rows, outputs: Sequence[Mapping[str, np.ndarray]], max_answer: int, n_best: int) -> Spans:
+    """The `n_best` spans of each row, in any order: of all those that begin where `max_context` is 1."""
+    parts = []
+    for begin in range(0, len(rows), _AT_ONCE):
+        numbers = range(begin, min(begin + _AT_ONCE, len(rows)))
+        shape = (len(numbers), int(max(rows.lengths[number] for number in numbers)))
+        start, end = np.full(shape, -np.inf), np.full(shape, -np.inf)
+        for place, number in enumerate(numbers):
+            # A piece without characters (a SentencePiece space, all but the last byte of a character) is no end.
+            inside = rows.column("end_char", number) > rows.column("start_char", number)
+            may_start = inside & (rows.column("max_context", number) == 1)
+            length = rows.lengths[number]
+            start[place, :length] = np.where(may_start, outputs[number]["start"][:length], -np.inf)
+            end[place, :length] = np.where(inside, outputs[number]["end"][:length], -np.inf)
+        found = best_spans(start, end, max_answer, n_best)
+        parts.append(found._replace(row=found.row + begin))
+    return Spans(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+
+
+def best_spans(start: np.ndarray, end: np.ndarray, max_answer: int, n_best: int) -> Spans:
+    """The `n_best` spans of each row, of at most `max_answer` positions, with the highest start + end, in any order.
+
+    start, end: float64 [rows, length], -inf where a span may not begin or end. Exact: the starts of the n best spans
+    are among the n starts whose best span is highest. (The code combines the 20 best starts with the 20 best ends,
+    and so finds none where these do not fit together.)
+    """
+    rows, length = start.shape
+    width = min(max_answer, length)
+    ends = np.pad(end, ((0, 0), (0, width - 1)), constant_values=-np.inf)
+    best = start + functools.reduce(np.maximum, (ends[:, i : i + length] for i in range(width)))
+    starts = _highest(best, n_best)
+    reach = sliding_window_view(ends, width, axis=1)[np.arange(rows)[:, None], starts]  # [rows, starts, width]
+    sums = (np.take_along_axis(start, starts, 1)[:, :, None] + reach).reshape(rows, -1)
+    chosen = _highest(sums, n_best)
+    score = np.take_along_axis(sums, chosen, 1)
+    first = np.take_along_axis(starts, chosen // width, 1)
+    valid = np.isfinite(score)
+    return Spans(np.nonzero(valid)[0], first[valid], (first + chosen % width)[valid], score[valid])
+
+
+def _highest(values: np.ndarray, count: int) -> np.ndarray:
+    """[rows, columns] -> the columns of the `count` highest in each row, or of all of them; int64 [rows, count]."""
+    if count >= values.shape[1]:
+        return np.broadcast_to(np.arange(values.shape[1]), values.shape)
+    return np.argpartition(-values, count - 1, axis=1)[:, :count]
+
+
+def span_objective(model: Any) -> Objective:
+    """Mean over the rows of (cross-entropy of the first position + cross-entropy of the last) / 2."""
+
+    def totals(batch: Batch) -> jax.Array:
+        return jnp.sum(batch["weights"])
+
+    def loss(
+        params: Any, batch: Batch, count: jax.Array, key: jax.Array | None, rows: jax.Array | None
+    ) -> tuple[jax.Array, Sums]:
+        apply = functools.partial(task_heads.apply, model, params, batch["input_ids"], batch["lengths"])
+        logits = apply(batch["token_type_ids"], key, rows)
+        positions = jnp.arange(logits.shape[1])
+        inside = positions < batch["lengths"][:, None]
+        summed = jnp.zeros(())
+        for end, name in enumerate(("answer_start", "answer_end")):
+            scores = jnp.where(inside, logits[..., end], -1e30)  # finite: an empty row has no position inside
+            summed += cross_entropy_sums(scores, batch[name], batch["weights"])[0] / 2
+        pieces = jnp.sum(batch["lengths"]).astype(jnp.float32)
+        sums = {"loss": summed, "count": jnp.sum(batch["weights"]), "pieces": pieces}
+        return summed / jnp.maximum(count, 1.0), sums
+
+    return Objective(totals, loss)

@@ -1,0 +1,313 @@
+"""Named-entity recognition: a tag for each word, or a type for each span of words.
+
+Invariant: inside are spans of words, and IOB2 where there must be tags, whatever the file's scheme; an entity's text is
+exactly what its offsets cut out of the sentence, its words joined by a space.
+"""
+
+import itertools
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from spanbert_jax.config import Config
+from spanbert_jax.data import tagged_words
+from spanbert_jax.data.example_files import find_file, read_lines
+from spanbert_jax.data.rows import Featurise, Rows
+from spanbert_jax.data.word_rows import Span, WordExample, WordRows
+from spanbert_jax.errors import UserError
+from spanbert_jax.metrics import entities
+from spanbert_jax.model import spans, task_heads
+from spanbert_jax.tasks.finetuning import FineTuning, Prediction, Role
+from spanbert_jax.tasks.pretraining_loss import cross_entropy_sums
+from spanbert_jax.text.tokenizer import Tokenizer
+from spanbert_jax.training.step import Batch, Objective, Sums
+
+_BLANK = re.compile(r"\s")
+
+Found = tuple[float, Span]  # an entity with its score
+
+
+class TokenClassification(FineTuning):
+    """The task of configs/ner.py."""
+
+    task = "token_classification"
+    best = "f1"
+    padding: ClassVar[Mapping[str, int]] = {"label": -1, "word": -1, "first": -1, "last": -1}
+
+    @classmethod
+    def read(cls, config: Config, source: str, role: Role) -> tuple[list[Any], list[str]]:
+        """`WordExample`s of CoNLL's columns or a TFDS name; to predict for, of a .txt too, with a sentence a line."""
+        if role == "predict" and source.endswith(".txt") and not _has_columns(source):
+            sentences, warnings = _read_text(source)
+        else:
+            sentences, warnings = tagged_words.read(source, role, scheme=config.tagging.scheme)
+        room = config.data.block_length if config.tagging.document_context else 0
+        examples = [
+            example
+            for _, group in itertools.groupby(sentences, lambda one: one.document)
+            for example in _with(group, room)
+        ]
+        wide = [(e, s) for e in examples for s in e.spans if s[1] - s[0] > config.tagging.max_width]
+        if wide and config.tagging.head == "span":
+            example, (start, end, _) = wide[0]
+            warnings.append(
+                f"{len(wide):,} entities are over config.tagging.max_width {config.tagging.max_width} words, and can "
+                f"not be found; the first: {source}, line {int(example.id) + start}, {end - start} words"
+            )
+        return examples, warnings
+
+    @classmethod
+    def labels_of(cls, config: Config, examples: Sequence[Any]) -> tuple[str, ...]:
+        """Token head: "O" and the tags of IOB2, sorted. Span head: "O", and the types, sorted."""
+        types = sorted({kind for example in examples for _, _, kind in example.spans})
+        if not types:
+            raise UserError(f"config.data.train {config.data.train} has no entities in it: all tags are O")
+        if config.tagging.head == "span":
+            return ("O", *types)
+        return tuple(sorted(["O", *(f"{letter}-{kind}" for letter in "BI" for kind in types)]))
+
+    @classmethod
+    def special_of(cls, config: Config, tokenizer: Tokenizer, examples: Sequence[Any]) -> dict[str, int]:
+        """{"nested": whether entities are in entities, so that predictions may be}."""
+        nested = any(
+            b[0] < a[1] for example in examples for a, b in itertools.pairwise(sorted(example.spans, key=_outer_first))
+        )
+        return {"nested": int(nested)}
+
+    def check(self, examples: Sequence[Any], source: str) -> None:
+        """Raises UserError where dev has types that train has not."""
+        is_span = self.config.tagging.head == "span"
+        known = set(self.labels[1:]) if is_span else {label[2:] for label in self.labels if label != "O"}
+        found = {kind: example for example in reversed(examples) for _, _, kind in example.spans if kind not in known}
+        if found:
+            kind = min(found)
+            raise UserError(
+                f"{source}: entities of type {', '.join(sorted(found))} (the first {kind} in the sentence of line "
+                f"{found[kind].id}), which config.data.train has not; its types are {', '.join(sorted(known))}"
+            )
+
+    def featuriser(self, role: Role) -> Featurise:
+        tagging = self.config.tagging
+        return WordRows(self.tokenizer, self.config.data.block_length, self.labels, tagging.head, tagging.max_width)
+
+    def model(self, platform: str) -> Any:
+        labels, vocab_size = len(self.labels), self.tokenizer.vocab_size
+        if self.config.tagging.head == "span":
+            return spans.span_model(self.config, vocab_size, labels, platform)
+        return task_heads.task_model(self.task, self.config, vocab_size, labels, platform)
+
+    def init_params(self, model: Any, key: jax.Array) -> Any:
+        return (spans if self.config.tagging.head == "span" else task_heads).init_params(model, key)
+
+    def objective(self, model: Any) -> Objective:
+        return span_objective(model) if self.config.tagging.head == "span" else token_objective(model)
+
+    def outputs(self, model: Any, params: Any, batch: Batch) -> dict[str, jax.Array]:
+        """The best label of each position [batch, length], or span [batch, words, max_width], and its probability."""
+        if self.config.tagging.head == "span":
+            logits = spans.apply(model, params, batch)
+            valid = spans.valid_spans(batch["first"], batch["starts"], model.max_width)
+        else:
+            logits = task_heads.apply(model, params, batch["input_ids"], batch["lengths"], batch["token_type_ids"])
+            valid = batch["word"] >= 0
+        return {
+            "label": jnp.where(valid, jnp.argmax(logits, axis=-1), 0),
+            "score": jnp.max(jax.nn.softmax(logits), axis=-1),
+        }
+
+    def decode(
+        self,
+        examples: Sequence[Any],
+        rows: Rows,
+        outputs: Sequence[Mapping[str, np.ndarray]],
+        tuned: Mapping[str, float],
+    ) -> list[Prediction]:
+        """{"id", "text", "entities": [{"type", "start", "end", "start_word", "end_word", "text", "score"}, ...]}.
+
+        Ends are exclusive, offsets count characters. The token head's have "tags" too, as they came from it, and an
+        entity's score is the mean over its words.
+        """
+        found: list[list[Any]] = [[] for _ in examples]
+        for row, output in enumerate(outputs):
+            found[rows.example[row]] += self._of_row(rows, row, output)
+        predictions = []
+        for example, parts in zip(examples, found, strict=True):
+            more = {}
+            if self.config.tagging.head == "span":
+                kept = resolve(parts, bool(self.special["nested"]))
+            else:
+                tags = [label for _, label, _ in sorted(parts)]
+                scores = [score for _, _, score in sorted(parts)]
+                kept = [(float(np.mean(scores[s[0] : s[1]])), s) for s in entities.spans(tags)]
+                more = {"tags": tags}
+            predictions.append({"id": example.id, **_located(example.words, kept), **more})
+        return predictions
+
+    def _of_row(self, rows: Rows, row: int, output: Mapping[str, np.ndarray]) -> list[Any]:
+        """Token head: (word, tag, score) of each tagged word. Span head: `Found` of each span that is an entity."""
+        labels, scores = output["label"], output["score"]
+        if self.config.tagging.head == "span":
+            offset = int(rows.plain["first_word"][row])
+            return [
+                (
+                    float(scores[slot, width]),
+                    (offset + slot, offset + slot + width + 1, self.labels[labels[slot, width]]),
+                )
+                for slot, width in np.argwhere(labels > 0).tolist()
+            ]
+        words = rows.column("word", row)
+        places = np.flatnonzero(words >= 0).tolist()
+        return [(int(words[place]), self.labels[labels[place]], float(scores[place])) for place in places]
+
+    def metrics(self, examples: Sequence[Any], predictions: Sequence[Prediction]) -> dict[str, float]:
+        """In percent: precision, recall and F1 over all entities, as seqeval's default mode and conlleval have them;
+        F1 in seqeval's strict mode; F1 of each type."""
+        golds = [example.spans for example in examples]
+        found = [_spans_of(prediction) for prediction in predictions]
+        scores = entities.evaluate(golds, found)
+        strict = [
+            entities.strict_spans(prediction["tags"], "IOB2") if "tags" in prediction else one
+            for prediction, one in zip(predictions, found, strict=True)
+        ]
+        values = {name: scores[name] for name in ("precision", "recall", "f1")}
+        values["strict_f1"] = entities.evaluate(golds, strict)["f1"]
+        values |= {f"f1/{name.removesuffix('/f1')}": scores[name] for name in scores if name.endswith("/f1")}
+        return {name: 100 * value for name, value in values.items()}
+
+    def write(self, examples: Sequence[Any], predictions: Sequence[Prediction], directory: Path) -> Path:
+        """conlleval's input: "word gold predicted", tags in IOB2; of nested entities the outermost."""
+        path = directory / "predictions.conll"
+        with path.open("w", encoding="utf-8") as file:
+            for example, prediction in zip(examples, predictions, strict=True):
+                tags = [_flat_tags(found, len(example.words)) for found in (example.spans, _spans_of(prediction))]
+                for word, gold, predicted in zip(example.words, *tags, strict=True):
+                    file.write(f"{_BLANK.sub('_', word)} {gold} {predicted}\n")
+                file.write("\n")
+        return path
+
+
+def token_objective(model: Any) -> Objective:
+    """Mean cross-entropy over the first pieces of words."""
+
+    def totals(batch: Batch) -> jax.Array:
+        return jnp.sum(batch["label"] >= 0).astype(jnp.float32)
+
+    def loss(
+        params: Any, batch: Batch, count: jax.Array, key: jax.Array | None, rows: jax.Array | None
+    ) -> tuple[jax.Array, Sums]:
+        inputs = (batch["input_ids"], batch["lengths"], batch["token_type_ids"])
+        logits = task_heads.apply(model, params, *inputs, key, rows)
+        return _mean(logits, batch["label"], batch["label"] >= 0, count, batch)
+
+    return Objective(totals, loss)
+
+
+def span_objective(model: Any) -> Objective:
+    """Mean cross-entropy over spans, most of which are no entity."""
+
+    def totals(batch: Batch) -> jax.Array:
+        return jnp.sum(spans.valid_spans(batch["first"], batch["starts"], model.max_width)).astype(jnp.float32)
+
+    def loss(
+        params: Any, batch: Batch, count: jax.Array, key: jax.Array | None, rows: jax.Array | None
+    ) -> tuple[jax.Array, Sums]:
+        logits = spans.apply(model, params, batch, key, rows)
+        labels = jnp.stack([batch[f"span_{width}"] for width in range(1, model.max_width + 1)], axis=-1)
+        valid = spans.valid_spans(batch["first"], batch["starts"], model.max_width)
+        return _mean(logits, labels, valid, count, batch)
+
+    return Objective(totals, loss)
+
+
+def _mean(
+    logits: jax.Array, labels: jax.Array, valid: jax.Array, count: jax.Array, batch: Batch
+) -> tuple[jax.Array, Sums]:
+    weights = valid.astype(jnp.float32)
+    summed, _ = cross_entropy_sums(logits, labels, weights)
+    pieces = jnp.sum(batch["lengths"]).astype(jnp.float32)
+    return summed / jnp.maximum(count, 1.0), {"loss": summed, "count": jnp.sum(weights), "pieces": pieces}
+
+
+def resolve(found: Iterable[Found], may_nest: bool) -> list[Found]:
+    """The entities, in order, that are left where the one with the highest score goes first and keeps out all that
+    cross it, or, unless they may nest, overlap it."""
+    kept: list[Found] = []
+    for score, span in sorted(found, key=lambda one: (-one[0], one[1])):
+        if not any(_in_conflict(span, other, may_nest) for _, other in kept):
+            kept.append((score, span))
+    return sorted(kept, key=lambda one: _outer_first(one[1]))
+
+
+def _in_conflict(a: Span, b: Span, may_nest: bool) -> bool:
+    if a[1] <= b[0] or b[1] <= a[0]:
+        return False
+    inside = (a[0] >= b[0] and a[1] <= b[1]) or (b[0] >= a[0] and b[1] <= a[1])
+    return not (may_nest and inside)
+
+
+def _outer_first(span: Span) -> tuple[int, int, str]:
+    return span[0], -span[1], span[2]
+
+
+def _flat_tags(found: Iterable[Span], length: int) -> list[str]:
+    kept: list[Span] = []
+    for span in sorted(found, key=_outer_first):
+        if not kept or span[0] >= kept[-1][1]:
+            kept.append(span)
+    return entities.tags_from_spans(kept, length, "IOB2")
+
+
+def _spans_of(prediction: Prediction) -> list[Span]:
+    return [(entity["start_word"], entity["end_word"], entity["type"]) for entity in prediction["entities"]]
+
+
+def _located(words: Sequence[str], found: Iterable[Found]) -> dict[str, Any]:
+    """The sentence's text and its entities, with the characters they are at."""
+    text = " ".join(words)
+    starts = [0, *itertools.accumulate(len(word) + 1 for word in words)]
+    located = []
+    for score, (first, end_word, kind) in found:
+        start, end = starts[first], starts[end_word] - 1
+        place = {"start": start, "end": end, "start_word": first, "end_word": end_word}
+        located.append({"type": kind, **place, "text": text[start:end], "score": score})
+    return {"text": text, "entities": located}
+
+
+def _with(sentences: Iterable[tagged_words.Sentence], room: int) -> list[WordExample]:
+    """The examples of a document, each with up to `room` words of it on either side."""
+    document = list(sentences)
+    words = [word for sentence in document for word in sentence.words]
+    examples, place = [], 0
+    for sentence in document:
+        end = place + len(sentence.words)
+        around = tuple(words[max(place - room, 0) : place]), tuple(words[end : end + room])
+        found = tuple(entities.spans(sentence.tags))
+        examples.append(WordExample(str(sentence.line), sentence.words, found, *around))
+        place = end
+    return examples
+
+
+def _has_columns(source: str) -> bool:
+    """Whether a .txt is CoNLL's columns after all, as its first line shows."""
+    path = find_file(source, ())
+    return path is not None and any(line.startswith("-DOCSTART-") for _, line in itertools.islice(read_lines(path), 1))
+
+
+def _read_text(source: str) -> tuple[list[tagged_words.Sentence], list[str]]:
+    """A sentence a line, its words between white space; a blank line ends a document. No warnings."""
+    path = find_file(source, ())
+    assert path is not None  # only a TFDS name has none
+    sentences, document = [], 0
+    for number, line in read_lines(path):
+        words = tuple(line.split())
+        document += not words
+        if words:
+            sentences.append(tagged_words.Sentence(words, (), document, number))
+    if not sentences:
+        raise UserError(f"{source} has no words; give a file with a sentence on every line")
+    return sentences, []

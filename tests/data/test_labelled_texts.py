@@ -1,0 +1,272 @@
+"""Every shape of file gives its rows with nothing lost, and what is wrong is told with its line."""
+
+import csv
+import gzip
+import importlib.resources
+import importlib.resources.abc
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tensorflow_datasets as tfds
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from spanbert_jax.data import tfds_source
+from spanbert_jax.data.example_files import Warnings
+from spanbert_jax.data.labelled_texts import Example, read
+from spanbert_jax.errors import UserError
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=30).map(lambda text: text + "x")
+ON_DISK = settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def write(path: Path, content: str) -> str:
+    data = content.encode()
+    path.write_bytes(gzip.compress(data) if path.name.endswith(".gz") else data)
+    return str(path)
+
+
+def prepare_tfds(
+    name: str, downloads: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file_format: str = "tfrecord"
+) -> None:
+    """TFDS's own builder of the set, prepared from our files in place of its downloads, is what readers find."""
+    # TFDS wants the backport to prepare a set; Python's own is the same
+    monkeypatch.setitem(sys.modules, "importlib_resources", importlib.resources)
+    monkeypatch.setattr(tfds.download.DownloadManager, "download_and_extract", lambda self, urls: downloads)
+    builder = tfds.builder(name, data_dir=tmp_path / "tfds", file_format=file_format)
+    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(register_checksums=False))
+    monkeypatch.setattr(
+        tfds_source, "find_builder", lambda name, data_dir, *_: tfds.builder(name, data_dir=tmp_path / "tfds")
+    )
+
+
+# As GLUE ships them: columns, headers or none, quotes that nothing closes, CoLA's mark, MRPC's BOM, MNLI's five labels.
+GLUE_FILES = {
+    "cola": ('gj04\t1\t\tThe "sailors rode.\nks08\t0\t*\tIt was.\n', [("0", 'The "sailors rode.', None, "1")]),
+    "sst2": ("sentence\tlabel\nhide new secretions \t0\n", [("0", "hide new secretions ", None, "0")]),
+    "mrpc": (
+        '\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String\r\n1\t70\t71\t" Yes , he said .\tNo .\r\n',
+        [("0", '" Yes , he said .', "No .", "1")],
+    ),
+    "qqp": (
+        "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n7\t1\t2\tHow?\tWhy?\t1\n",
+        [("7", "How?", "Why?", "1")],
+    ),
+    "stsb": (
+        "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2\tscore\n"
+        "3\tmain\tMSRvid\t2012\t0001\tnone\tnone\tA plane.\tA jet.\t4.800\n",
+        [("3", "A plane.", "A jet.", 4.8)],
+    ),
+    "mnli": (
+        "index\tpromptID\tpairID\tgenre\tsentence1_binary_parse\tsentence2_binary_parse\tsentence1_parse\t"
+        "sentence2_parse\tsentence1\tsentence2\tlabel1\tlabel2\tlabel3\tlabel4\tlabel5\tgold_label\n"
+        "9\t1\t1c\tslate\t(\t(\t(\t(\tOne.\tTwo.\tneutral\tneutral\tentailment\tneutral\tneutral\tneutral\n",
+        [("9", "One.", "Two.", "neutral")],
+    ),
+    "qnli": ("index\tquestion\tsentence\tlabel\n4\tWho?\tHe.\tentailment\n", [("4", "Who?", "He.", "entailment")]),
+    "rte": ("index\tsentence1\tsentence2\tlabel\n5\tA.\tB.\tnot_entailment\n", [("5", "A.", "B.", "not_entailment")]),
+    "wnli": ("index\tsentence1\tsentence2\tlabel\n0\tA.\tB.\t1\n", [("0", "A.", "B.", "1")]),
+}
+
+
+@pytest.mark.parametrize("task", GLUE_FILES)
+@pytest.mark.parametrize("name", ["dev_matched.tsv", "train.tsv.gz"])
+def test_the_files_of_all_nine_glue_tasks_are_read_as_they_are(tmp_path: Path, task: str, name: str) -> None:
+    content, expected = GLUE_FILES[task]
+    examples, warnings = read(write(tmp_path / name, content), task=task)
+    assert examples[:1] == [Example(*row) for row in expected] and warnings == []
+    assert len(examples) == (2 if task == "cola" else 1)
+
+
+@pytest.mark.parametrize(
+    ("task", "content"),
+    [
+        ("cola", "index\tsentence\n0\tBill whistled.\n"),
+        ("qqp", "id\tquestion1\tquestion2\n0\tBill whistled.\tWhy?\n"),
+        ("sst2", "index\tsentence\n0\tBill whistled.\n"),
+    ],
+)
+def test_test_sets_without_labels_are_read_to_predict_and_refused_to_train(
+    tmp_path: Path, task: str, content: str
+) -> None:
+    path = write(tmp_path / "test.tsv", content)
+    examples, _ = read(path, "predict", task=task)
+    assert [(one.id, one.text, one.label) for one in examples] == [("0", "Bill whistled.", None)]
+    with pytest.raises(UserError, match=r"test.tsv, line 2: no '(label|is_duplicate)', only '(index|id)'"):
+        read(path, task=task)
+
+
+@pytest.mark.parametrize(
+    ("folder", "name", "count"),
+    [
+        ("sst2", "train", 60614),
+        ("sst2", "dev", 6735),
+        ("sst2", "test", 872),
+        ("rte", "train", 2127),
+        ("rte", "dev", 277),
+    ],
+)
+def test_real_glue_files_are_read_whole(shared_data: Path, folder: str, name: str, count: int) -> None:
+    path = shared_data / folder / f"{name}.tsv"
+    examples, warnings = read(str(path), task=folder)
+    with open(path, encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    assert [[one.text, one.second, one.label] for one in examples] == [
+        [row["sentence"], None, row["label"]]
+        if folder == "sst2"
+        else [row["sentence1"], row["sentence2"], row["label"]]
+        for row in rows
+    ]
+    assert len(examples) == count and warnings == []
+
+
+def test_rows_that_real_sets_are_known_for_are_counted_and_the_first_is_named(tmp_path: Path) -> None:
+    header = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n"
+    broken = header + "1\t1\t2\tHow?\tWhy?\t1\n2\t3\t4\tWas he\n real?\tWho?\t0\n3\t5\t6\tWhen?\t\t0\n"
+    examples, warnings = read(write(tmp_path / "train.tsv", broken), task="qqp")
+    assert [one.id for one in examples] == ["1", "3"]
+    assert warnings == [
+        f"2 row(s) have too few columns and are left out; the first: {tmp_path}/train.tsv, line 3",
+        f"1 row(s) have an empty text; the first: {tmp_path}/train.tsv, line 5",
+    ]
+    mnli = "sentence1\tsentence2\tgold_label\nA\tB\t-\nA\tC\tneutral\n"
+    examples, warnings = read(write(tmp_path / "m.tsv", mnli), task="mnli")
+    assert [one.second for one in examples] == ["C"] and "no gold label" in warnings[0] and "line 2" in warnings[0]
+
+
+@ON_DISK
+@given(rows=st.lists(st.tuples(TEXTS, TEXTS, TEXTS), min_size=1, max_size=8))
+@pytest.mark.parametrize(("end", "quoting"), [("\n", csv.QUOTE_ALL), ("\r\n", csv.QUOTE_MINIMAL)])
+def test_csv_and_json_lines_give_the_texts_that_were_written(
+    tmp_path: Path, end: str, quoting: Any, rows: list[Any]
+) -> None:
+    file = io.StringIO(newline="")
+    csv.writer(file, lineterminator=end, quoting=quoting).writerows(
+        [("class", "premise", "note", "claim"), *((c, a, "", b) for a, b, c in rows)]
+    )
+    own = {"text": "premise", "second": "claim", "label": "class"}
+    expected = [Example(str(i), a, b, c) for i, (a, b, c) in enumerate(rows)]
+    assert read(write(tmp_path / "a.csv", file.getvalue()), **own)[0] == expected
+    lines = [json.dumps({"premise": a, "claim": b, "class": c}) + end for a, b, c in rows]
+    assert read(write(tmp_path / "a.jsonl.gz", "".join(lines)), **own)[0] == expected
+
+
+@ON_DISK
+@given(rows=st.lists(st.tuples(TEXTS, TEXTS).filter(lambda row: not set("\t\n") & set("".join(row))), min_size=1))
+def test_tab_separated_rows_keep_quotes_and_odd_line_ends_inside_of_texts(tmp_path: Path, rows: list[Any]) -> None:
+    path = write(tmp_path / "a.tsv", "text\tlabel\n" + "".join(f"{a}\t{b}\n" for a, b in rows))
+    assert [(one.text, one.label) for one in read(path)[0]] == rows
+
+
+def test_ids_come_from_the_file_and_integers_are_labels(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "a.jsonl", '{"id": "a", "text": "x", "label": 1}\n\n{"id": 7, "text": "\\ud83d", "label": "1"}\n'
+    )
+    assert read(path)[0] == [Example("a", "x", None, "1"), Example("7", "\ufffd", None, "1")]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "task", "message"),
+    [
+        ("a.tsv", "", "custom", "a.tsv has no rows"),
+        ("a.tsv", "text\tlabel\n", "custom", "a.tsv has no rows"),
+        ("a.tsv", "text\tlabel\na\tb\nc\n", "custom", r"line 3: 1 columns, but the header has 2 \(text, label\)"),
+        ("a.tsv", "sentence\tlabel\na\tb\tc\n", "sst2", "line 2: 3 columns"),
+        ("a.tsv", "id\tqid1\nx\ty\tz\n", "qqp", "line 2: 3 columns"),
+        ("a.csv", 'text,label\n"a\nb",1\nc\n', "custom", "line 4: 1 columns, but the header has 2"),
+        ("a.csv", 'text,label\na,1\n"b,1\nc,2\n', "custom", "line 3: no CSV"),
+        ("a.tsv", "body\tlabel\na\tb\n", "custom", "line 2: no 'text', only 'body', 'label'"),
+        ("a.tsv", "text\tlabel\ttext\na\tb\tc\n", "custom", "line 1: the header has 'text' twice"),
+        ("a.tsv", "text\tlabel\na\t\n", "custom", "line 2: the label in 'label' is ''"),
+        ("a.jsonl", '{"text": "a", "label": 0.5}', "custom", "line 1: the label in 'label' is 0.5"),
+        ("a.jsonl", '{"text": "a", "label": true}', "custom", "line 1: 'label' is true"),
+        ("a.jsonl", '{"text": 3, "label": "b"}', "custom", "line 1: 'text' is 3; 'text' must be there, as text"),
+        ("a.jsonl", '{"text": "a", "label": "b"}\n{', "custom", "line 2: not JSON"),
+        ("a.jsonl", "[1]", "custom", "line 1: a list; a .jsonl file has one object a line"),
+        ("a.tsv", "id\ttext\tlabel\n1\ta\tb\n1\tc\td\n", "custom", "line 3: the id '1' has come before"),
+        ("a.tsv", "sentence1\tsentence2\tscore\na\tb\thigh\n", "stsb", "line 2: 'score' is 'high', which is no number"),
+        ("a.tsv", "sentence1\tsentence2\tscore\na\tb\tnan\n", "stsb", "line 2: 'score' is 'nan', which is no number"),
+        ("a.tsv", "text\tlabel\n", "sst5", "unknown classification task 'sst5'"),
+    ],
+)
+def test_a_bad_file_is_told_with_its_line(tmp_path: Path, name: str, content: str, task: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read(write(tmp_path / name, content), task=task)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("a.tsv", b"text\tlabel\na\tb\n\xe9\tc\n", "a.tsv, line 3: byte 0xe9 is not UTF-8; convert it, .* -f LATIN1"),
+        ("a.tsv", "text\tlabel\n".encode("utf-16"), "a.tsv, line 1: byte 0xf[ef] is not UTF-8; .* -f UTF-16"),
+        ("a.tsv.gz", gzip.compress(b"text\tlabel\n" + b"a\tb\n" * 9)[:-9], r"a.tsv.gz, after line \d+: broken gzip"),
+        ("a.tsv.gz", b"text\tlabel\n", "a.tsv.gz, after line 0: broken gzip"),
+    ],
+)
+def test_bytes_that_are_no_text_are_told(tmp_path: Path, name: str, data: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(UserError, match=message):
+        read(str(tmp_path / name))
+
+
+def test_what_is_neither_file_nor_tfds_name_is_told_without_a_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tfds_source, "find_builder", None)
+    with pytest.raises(UserError, match=f"{tmp_path} is a directory; name a file in it"):
+        read(str(tmp_path))
+    with pytest.raises(UserError, match=r"trian.tsv does not exist, and no TFDS name that this task reads \(glue\)"):
+        read("trian.tsv", task="sst2")
+    with pytest.raises(UserError, match="glue/sst2 does not exist; give the path"):
+        read("glue/sst2", task="custom")
+
+
+def test_a_tfds_set_that_is_nowhere_says_where_it_was_sought(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tfds_source, "_STORAGE_URL", "http://127.0.0.1:9")  # nothing listens there
+    monkeypatch.setenv("NO_GCE_CHECK", "true")
+    with pytest.raises(UserError) as caught:
+        read("glue/sst2", task="sst2")
+    message = str(caught.value)
+    assert message.startswith("glue/sst2 is no file: no prepared TFDS dataset 'glue/sst2' was found. Tried: ")
+    assert tfds_source.BUCKET in message and "Connection refused" in message and "corpus" not in message
+
+
+@pytest.mark.parametrize("task", ["sst2", "stsb", "rte"])
+def test_glue_from_tfds_gives_the_labels_of_the_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str
+) -> None:
+    folder = tmp_path / {"sst2": "SST-2", "stsb": "STS-B", "rte": "RTE"}[task]
+    folder.mkdir()
+    header, row = GLUE_FILES[task][0].splitlines()
+    for split, count in (("train", 3), ("dev", 2), ("test", 1)):
+        write(folder / f"{split}.tsv", "\n".join([header, *[row] * count]) + "\n")
+    if task == "sst2":
+        write(folder / "test.tsv", "index\tsentence\n0\tx\n")
+    prepare_tfds(f"glue/{task}", str(tmp_path), tmp_path, monkeypatch)
+    (_, text, second, label), *_ = GLUE_FILES[task][1]
+    for role, count in (("train", 3), ("dev", 2), ("predict", 2)):
+        examples, warnings = read(f"glue/{task}", role, task=task)
+        assert sorted(examples, key=lambda one: one.id) == [
+            Example(str(i), text, second, None if role == "predict" else label) for i in range(count)
+        ]
+        assert warnings == []
+    assert len(read(f"glue/{task}:train[:2]", "dev", task=task)[0]) == 2
+    with pytest.raises(UserError, match=f"is GLUE's {task}, but the task is cola; name the data glue/cola"):
+        read(f"glue/{task}", task="cola")
+    with pytest.raises(UserError, match=f"glue/{task} has no split 'tset', only "):
+        read(f"glue/{task}:tset", task=task)
+    if task == "sst2":
+        with pytest.raises(UserError, match=r"example 0 has no label \(-1\)"):
+            read("glue/sst2:test", "dev", task="sst2")
+
+
+def test_warnings_are_one_line_a_kind_with_count_and_first_place() -> None:
+    warnings = Warnings()
+    assert warnings.lines() == []
+    for i in range(1200):
+        warnings.add("odd one(s)" if i % 2 else "even one(s)", f"line {i}")
+    assert warnings.lines() == ["600 even one(s); the first: line 0", "600 odd one(s); the first: line 1"]

@@ -1,0 +1,399 @@
+"""tools/convert_to_pytorch.py and tools/convert_from_pytorch.py, as a user runs them: there and back, and misused."""
+
+import contextlib
+import io
+import json
+import os
+import pickle
+import re
+import shutil
+import string
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from unittest import mock
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from etils import epath
+from safetensors.numpy import load_file, save_file
+
+from spanbert_jax.config import Config, ModelConfig, flatten, from_dict
+from spanbert_jax.convert.huggingface import Params, shapes
+from spanbert_jax.model.encoder import padded_vocab
+from spanbert_jax.text.tokenizer import SPECIALS, Tokenizer, load_tokenizer
+from spanbert_jax.training.checkpoint import find_checkpoint, read_metadata, read_params, write_params
+from tests.tasks import runs
+from tools import convert_from_pytorch, convert_to_pytorch
+
+MODEL = ModelConfig(layers=2, embed=48, heads=4, mlp=64, max_length=40, span_offset_embed=20)
+ABOUT = "spanbert_jax.json"
+TEXT = "Where is the Amazon?\nIt is in Brazil, mostly; a part of it is elsewhere.\n"
+
+
+def wordpiece(lowercase: bool) -> Tokenizer:
+    letters = string.ascii_lowercase + ("" if lowercase else string.ascii_uppercase)
+    whole = [*SPECIALS, *string.digits, *string.punctuation, *letters, "the", "of"]
+    return Tokenizer("wordpiece", "\n".join([*whole, *(f"##{x}" for x in letters), "##ing", ""]).encode(), lowercase)
+
+
+def random_params(lowercase: bool = False, **heads: int) -> Params:
+    """Random everywhere, but in the rows that only pad the vocabulary."""
+    rng, vocab_size = np.random.default_rng(len(heads)), wordpiece(lowercase).vocab_size
+
+    def leaf(path: tuple[Any, ...], shape: tuple[int, ...]) -> np.ndarray:
+        array = rng.normal(float(path[-1].key == "scale"), 0.05, shape).astype(np.float32)
+        if shape[0] == padded_vocab(vocab_size):
+            array[vocab_size:] = 0
+        return array
+
+    tree = shapes(MODEL, padded_vocab(vocab_size), heads)
+    return jax.tree_util.tree_map_with_path(leaf, tree, is_leaf=lambda node: isinstance(node, tuple))
+
+
+def write_run(workdir: Path, params: Params, lowercase: bool = False, labels: tuple[str, ...] = ()) -> Path:
+    """What a run leaves, as far as the tools read it."""
+    wordpiece(lowercase).save(workdir / "tokenizer")
+    metadata = {"task": "any", "step": 7, "config": flatten(Config(model=MODEL)), "labels": list(labels)}
+    write_params(epath.Path(workdir / "checkpoints"), params, metadata)
+    return workdir
+
+
+def call(tool: ModuleType, *arguments: object) -> tuple[int, str, str]:
+    """Runs the tool's main in this process: (status, stdout, stderr)."""
+    with (
+        mock.patch.object(sys, "argv", [str(tool.__file__), *map(str, arguments)]),
+        contextlib.redirect_stdout(io.StringIO()) as out,
+        contextlib.redirect_stderr(io.StringIO()) as err,
+    ):
+        status = tool.main()
+    return status, out.getvalue(), err.getvalue()
+
+
+def export(checkpoint: Path, output: Path, *flags: object) -> str:
+    """Exports, compared with transformers on TEXT; returns what is printed."""
+    text = output.with_name("text.txt")
+    text.write_text(TEXT * 20, encoding="utf-8")
+    arguments = ("--checkpoint", checkpoint, "--output", output, "--text", text, "--verify", *flags)
+    status, out, err = call(convert_to_pytorch, *arguments)
+    assert status == 0 and err == "", err
+    return out
+
+
+def import_(source: Path, output: Path, *flags: object) -> str:
+    status, out, err = call(convert_from_pytorch, "--input", source, "--output", output, *flags)
+    assert status == 0 and err == "", err
+    return out
+
+
+def process(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, cwd=runs.ROOT, capture_output=True, text=True, env=runs.environment())
+
+
+def assert_same(a: Params, b: Params) -> None:
+    """The same names, dtypes, shapes and bytes."""
+    first, second = (dict(jax.tree_util.tree_leaves_with_path(tree)) for tree in (a, b))
+    assert first.keys() == second.keys()
+    for path, x in first.items():
+        y = second[path]
+        assert (x.dtype, x.shape, x.tobytes()) == (y.dtype, y.shape, y.tobytes()), path
+
+
+def files(directory: Path) -> dict[str, bytes]:
+    """All but the two files that say where the weights come from."""
+    return {path.name: path.read_bytes() for path in directory.iterdir() if path.name not in ("README.md", ABOUT)}
+
+
+def differences(printed: str) -> list[float]:
+    """The largest differences from transformers that are printed: of hidden states and logits, eager and sdpa."""
+    line = r"^  {}: +hidden states (\S+) \(values up to \S+\), logits (\S+) \(values up to \S+\)$"
+    return [float(x) for name in ("eager", "sdpa") for x in re.findall(line.format(name), printed, re.M)[0]]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a really trained run/, and export/, imported/ and again/ that the tools made of it in turn."""
+    folder = tmp_path_factory.mktemp("trained")
+    runs.write_corpus(folder / "topics.txt", topics=30)
+    runs.run(folder / "run", corpus__files=folder / "topics.txt", train__steps=4, train__eval_every=4)
+    for tool, *arguments in (
+        ("convert_to_pytorch.py", "--verify", "--checkpoint", folder / "run", "--output", folder / "export"),
+        ("convert_from_pytorch.py", "--input", folder / "export", "--output", folder / "imported"),
+    ):
+        done = process(f"tools/{tool}", *arguments)
+        assert done.returncode == 0 and done.stderr == "", done.stderr
+        (folder / tool).write_text(done.stdout)
+    export(folder / "imported", folder / "again")
+    return folder
+
+
+def test_a_trained_run_is_verified_and_comes_back_bitwise(trained: Path) -> None:
+    printed = (trained / "convert_to_pytorch.py").read_text()
+    assert max(differences(printed)) <= 2e-5
+    lines, differing = re.findall(r"Tokenizer: on (\d+),\d+ real lines, \d+ differ \((\S+)%\)", printed)[0]
+    assert int(lines) >= 5 and float(differing) < 0.2  # thousands
+    listed = re.findall(r"^  (\S+) +([\d,]+) bytes$", printed, re.M)
+    assert dict(listed) == {path.name: f"{path.stat().st_size:,}" for path in (trained / "export").iterdir()}
+    assert "Taken: embeddings, encoder, mlm, sbo\n" in (trained / "convert_from_pytorch.py").read_text()
+
+    assert_same(runs.params(trained / "run", 4), runs.params(trained / "imported", 0))
+    assert files(trained / "export") == files(trained / "again")
+
+
+def test_transformers_loads_a_trained_run_s_export_with_nothing_missing(trained: Path) -> None:
+    from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+    model, info = AutoModelForMaskedLM.from_pretrained(trained / "export", output_loading_info=True)
+    assert not any(info.values()) and type(model).__name__ == "BertForMaskedLM"
+    word = runs.params(trained / "run", 4)["['embeddings']['word']"]
+    assert np.array_equal(model.bert.embeddings.word_embeddings.weight.detach().numpy(), word[:600])
+    tokenizer, ours = AutoTokenizer.from_pretrained(trained / "export"), load_tokenizer(trained / "run" / "tokenizer")
+    for line in TEXT.splitlines():
+        assert tokenizer(line)["input_ids"] == [ours.cls_id, *ours.encode(line), ours.sep_id]
+
+
+def test_an_export_says_which_training_it_comes_from(trained: Path) -> None:
+    said, again = (json.loads((trained / name / ABOUT).read_text()) for name in ("export", "again"))
+    assert said["step"] == 4
+    assert said["config"] == flatten(from_dict(json.loads((trained / "run" / "config.json").read_text())))
+    assert said["evaluation"]["held_out/mlm_loss"] == runs.metrics(trained / "run", "held_out/mlm_loss")[4]
+    assert again["imported_from"] == str(trained / "export") and "config" not in again
+
+
+def test_a_run_that_was_killed_while_it_wrote_metrics_is_exported(bert: Path, tmp_path: Path) -> None:
+    """As a run goes on after that (tests/tasks/test_run.py), it is exported."""
+    shutil.copytree(bert, tmp_path / "run")
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 7, "held_out/mlm_loss": 1.0}\n{"step": 7, "train/ml')
+    export(tmp_path / "run", tmp_path / "export")
+
+
+KINDS: dict[str, tuple[dict[str, int], tuple[str, ...]]] = {  # the heads, with what is their own size, and the labels
+    "BertForMaskedLM": ({"mlm": 0, "sbo": 9}, ()),
+    "BertForQuestionAnswering": ({"qa_outputs": 0}, ()),
+    "BertForSequenceClassification": ({"pooler": 0, "classifier": 3}, ("no", "per haps", "yes")),
+    "BertForTokenClassification": ({"classifier": 3}, ("no", "per haps", "yes")),
+}
+
+
+@pytest.mark.parametrize(("name", "lowercase"), [(name, i % 2 == 0) for i, name in enumerate(KINDS)])
+def test_a_run_with_any_head_is_verified_and_comes_back_bitwise(name: str, lowercase: bool, tmp_path: Path) -> None:
+    import transformers
+
+    heads, labels = KINDS[name]
+    params = random_params(lowercase, **heads)
+    printed = export(write_run(tmp_path / "run", params, lowercase, labels), tmp_path / "export")
+    assert f"for transformers' {name}" in printed and "Left out" not in printed
+    assert "Tokenizer: on 40 real lines, 0 differ (0.00%)" in printed and max(differences(printed)) <= 2e-5
+    config = json.loads((tmp_path / "export" / "config.json").read_text())
+    assert config.get("id2label", {}) == {str(i): label for i, label in enumerate(labels)}
+    model, info = getattr(transformers, name).from_pretrained(tmp_path / "export", output_loading_info=True)
+    assert not any(info.values()) and (not labels or model.config.label2id == {"no": 0, "per haps": 1, "yes": 2})
+
+    printed = import_(tmp_path / "export", tmp_path / "imported")
+    taken = ", ".join(["embeddings", "encoder", *heads]) + (" (no, per haps, yes)" if labels else "")
+    assert re.findall("Taken: (.*)", printed) == [taken]
+    assert re.findall(r"Missing: (\w+)", printed) == ([] if "mlm" in heads else ["mlm", "sbo"])
+    checkpoint = find_checkpoint(epath.Path(tmp_path / "imported"))
+    assert_same(read_params(checkpoint), params)
+    assert tuple(read_metadata(checkpoint)["labels"]) == labels
+    assert load_tokenizer(tmp_path / "imported" / "tokenizer").fingerprint == wordpiece(lowercase).fingerprint
+    export(tmp_path / "imported", tmp_path / "again")
+    assert files(tmp_path / "export") == files(tmp_path / "again")
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with every head of pre-training, BERT's and SpanBERT's."""
+    return write_run(tmp_path_factory.mktemp("bert") / "run", random_params(pooler=0, mlm=0, sbo=15))
+
+
+@pytest.fixture(scope="module")
+def exported(bert: Path) -> Path:
+    printed = export(bert, bert.with_name("export"))
+    assert "Holds: embeddings, encoder, mlm, sbo; for transformers' BertForMaskedLM\nLeft out: pooler\n" in printed
+    return bert.with_name("export")
+
+
+def test_encoder_only_writes_no_head_but_the_pooler_and_says_so(bert: Path, tmp_path: Path) -> None:
+    from transformers import AutoModel
+
+    printed = export(bert, tmp_path / "export", "--encoder-only")
+    assert "Holds: embeddings, encoder, pooler; for transformers' BertModel\nLeft out: mlm, sbo\n" in printed
+    assert not (tmp_path / "export" / "sbo_head.safetensors").exists()
+    _, info = AutoModel.from_pretrained(tmp_path / "export", output_loading_info=True)
+    assert not any(info.values())
+
+
+def test_a_bfloat16_export_is_the_rounded_weights_compared_as_such(bert: Path, exported: Path, tmp_path: Path) -> None:
+    assert (
+        max(differences(export(bert, tmp_path / "export", "--dtype", "bfloat16"))) <= 2e-5
+    )  # ours is rounded too, so rounding does not show
+    for name in ("model.safetensors", "sbo_head.safetensors"):
+        whole = {key: array.astype(ml_dtypes.bfloat16) for key, array in load_file(exported / name).items()}
+        assert_same(load_file(tmp_path / "export" / name), whole)
+
+
+def test_without_torch_an_export_is_written_and_said_not_to_be_compared(bert: Path, tmp_path: Path) -> None:
+    """In a process of its own, where neither can be imported. A pickle, and --verify, need them and say so."""
+    (tmp_path / "pytorch_model.bin").write_bytes(b"anything")
+    script = (
+        "import json, sys\n"
+        "sys.modules['torch'] = sys.modules['transformers'] = None\n"
+        "from tools import convert_from_pytorch, convert_to_pytorch\n"
+        "for tool, *sys.argv in json.loads(sys.argv[1]):\n"
+        "    print('status', locals()[tool].main())\n"
+    )
+    to, by = ["convert_to_pytorch", "", f"--checkpoint={bert}"], ["convert_from_pytorch", "", f"--input={tmp_path}"]
+    outputs = [f"--output={tmp_path}/{name}" for name in ("export", "verified", "imported")]
+    calls = [[*to, outputs[0]], [*to, outputs[1], "--verify"], [*by, outputs[2]]]
+    done = process("-c", script, json.dumps(calls))
+    assert re.findall(r"status (\d)", done.stdout) == ["0", "1", "1"], done.stderr
+    assert "Not compared with PyTorch: torch and transformers are not installed (requirements-torch.txt)" in done.stdout
+    verify, pickled = done.stderr.splitlines()
+    assert "error: --verify needs torch and transformers" in verify and "error: " in pickled
+    assert "pytorch_model.bin is a PyTorch pickle" in pickled and done.stderr.count("requirements-torch.txt") == 2
+    assert {path.name for path in tmp_path.iterdir()} == {"pytorch_model.bin", "export"}
+
+
+def test_a_tensorflow_checkpoint_is_accounted_for_tensor_by_tensor(shared_data: Path, tmp_path: Path) -> None:
+    source = shared_data / "checkpoints/tiny_bert_tf1"
+    printed = import_(source, tmp_path / "imported")
+    assert "a TensorFlow-1 BERT, 2 layers x 4, 4 heads; 15 pieces (wordpiece)" in printed
+    assert "Text: lowercased: 0 of 10 pieces" in printed and "Taken: embeddings, encoder, pooler, mlm\n" in printed
+    assert re.findall(r"Missing: (.*?);", printed) == ["sbo, the span boundary head"]
+    # 139 tensors: 44 taken, the two of next sentence prediction, global_step, and two slots for each of the 46.
+    (left,) = re.findall(r"Left alone, 95 tensors: (.*)", printed)
+    named = {"cls.seq_relationship.bias", "cls.seq_relationship.weight", "global_step"}
+    assert set(left.split(", ")) == {"46 x */adam_m", "46 x */adam_v", *named}
+    left_alone = read_metadata(find_checkpoint(epath.Path(tmp_path / "imported")))["left_alone"]
+    assert len(set(left_alone)) == 95 and "bert/pooler/dense/kernel/adam_m" in left_alone
+    assert "Left out: pooler\n" in export(tmp_path / "imported", tmp_path / "export")
+
+
+def test_a_vocabulary_may_lie_elsewhere(shared_data: Path, tmp_path: Path) -> None:
+    source, vocab = tmp_path / "bert", shared_data / "checkpoints/tiny_bert_tf1/vocab.txt"
+    shutil.copytree(vocab.parent, source, ignore=shutil.ignore_patterns("vocab.txt"))
+    assert "--vocab vocab.txt" in refused(convert_from_pytorch, tmp_path / "imported", "--input", source)
+    import_(source / "bert_model.ckpt", tmp_path / "imported", "--vocab", vocab)
+    assert (tmp_path / "imported" / "tokenizer" / "vocab.txt").read_bytes() == vocab.read_bytes()
+
+
+def refused(tool: ModuleType, output: Path, *arguments: object) -> str:
+    """The one line of an error; nothing is written."""
+    before = sorted(output.parent.rglob("*"))
+    status, _, err = call(tool, *arguments, "--output", output)
+    assert status == 1 and err.startswith("error: ") and err.count("\n") == 1, err
+    assert sorted(output.parent.rglob("*")) == before
+    return err.strip()
+
+
+Damage = Callable[[Path], object]
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def field(**fields: Any) -> Damage:
+    """Changes fields of config.json."""
+
+    def damage(folder: Path) -> None:
+        whole = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(whole | fields))
+
+    return damage
+
+
+def tensor(name: str, change: Callable[[np.ndarray], np.ndarray | None]) -> Damage:
+    """Changes a tensor, or removes it where `change` gives None."""
+
+    def damage(folder: Path) -> None:
+        tensors = load_file(folder / "model.safetensors")
+        changed = change(tensors.pop(name))
+        tensors |= {} if changed is None else {name: np.ascontiguousarray(changed)}
+        save_file(tensors, folder / "model.safetensors")
+
+    return damage
+
+
+class Code:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (Path("was-run"),)
+
+
+def pickle_with_code(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"bert.pooler.dense.weight": Code()}, protocol=2))
+
+
+DENSE, WORD = "bert.encoder.layer.1.output.dense.weight", "bert.embeddings.word_embeddings.weight"
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (field(model_type="roberta"), r": model_type is 'roberta'"),
+        (lambda folder: truncate(folder / "model.safetensors"), r"model.safetensors: not a whole safetensors file"),
+        (pickle_with_code, r"pytorch_model.bin: not a pickle of weights alone"),
+        (field(num_hidden_layers=3), r"16 tensors are missing, bert.encoder.layer.2."),
+        (field(num_hidden_layers=1), r"encoder.layer.1.* not in a BERT of 1 layers"),
+        (tensor(DENSE, lambda old: None), f"1 tensors are missing, {DENSE}"),
+        (tensor(DENSE, lambda old: old.T), rf"{DENSE} has shape \(64, 48\); expected \(48, 64\)"),
+        (tensor(DENSE, lambda old: old * np.nan), f"{DENSE} has 3072 values that are not finite"),
+        (tensor(WORD, lambda old: old[:-1]), f"{WORD} has 153 rows, and the vocabulary 154 pieces"),
+        (field(vocab_size=153), r"made for 153 pieces, and the vocabulary in .* has 154"),
+    ],
+)
+def test_weights_that_cannot_be_used_are_one_message_and_leave_nothing(
+    damage: Damage, message: str, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(exported, tmp_path / "bad")
+    damage(tmp_path / "bad")
+    assert re.search(message, refused(convert_from_pytorch, tmp_path / "imported", "--input", tmp_path / "bad"))
+    assert not Path("was-run").exists()
+
+
+@pytest.mark.parametrize("tool", [convert_to_pytorch, convert_from_pytorch])
+def test_wrong_arguments_are_one_message_and_leave_nothing(
+    tool: ModuleType, bert: Path, exported: Path, tmp_path: Path
+) -> None:
+    source = ("--checkpoint", bert) if tool is convert_to_pytorch else ("--input", exported)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("years of work")
+    assert "mine: exists and is not an empty directory" in refused(tool, tmp_path / "mine", *source)
+    assert (tmp_path / "mine" / "thesis.tex").read_text() == "years of work"
+    assert "thesis.tex: exists" in refused(tool, tmp_path / "mine" / "thesis.tex", *source)
+    assert "absent: no such file" in refused(tool, tmp_path / "out", source[0], tmp_path / "absent")
+    assert "mine: no weights there" in refused(tool, tmp_path / "out", source[0], tmp_path / "mine")
+
+
+def test_what_only_one_of_the_tools_takes_is_one_message_too(bert: Path, tmp_path: Path) -> None:
+    assert "a checkpoint of ours already" in refused(convert_from_pytorch, tmp_path / "out", "--input", bert)
+    refusal = refused(convert_to_pytorch, tmp_path / "out", "--checkpoint", bert, "--text", tmp_path / "absent.txt")
+    assert "absent.txt: cannot be read as UTF-8 text" in refusal
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    assert "run: no checkpoint there" in refused(convert_to_pytorch, tmp_path / "out", "--checkpoint", tmp_path / "run")
+
+
+def test_a_checkpoint_with_a_value_that_is_not_finite_is_not_exported(tmp_path: Path) -> None:
+    params = random_params()
+    params["encoder"]["mlp"]["up"]["kernel"][1, 2, 3] = np.inf
+    refusal = refused(convert_to_pytorch, tmp_path / "export", "--checkpoint", write_run(tmp_path / "run", params))
+    assert "bert.encoder.layer.1.intermediate.dense.weight has values that are not finite" in refusal
+
+
+@pytest.mark.parametrize("damaged", ["0/state/ocdbt.process_0/d/*", "0/state/manifest.ocdbt", "0/metadata/metadata"])
+def test_a_truncated_checkpoint_is_one_message_and_leaves_nothing(damaged: str, bert: Path, tmp_path: Path) -> None:
+    """In a process of its own, whose stderr has everything, of whatever thread."""
+    shutil.copytree(bert, tmp_path / "run")
+    truncate(max((tmp_path / "run" / "checkpoints").glob(damaged), key=lambda path: path.stat().st_size))
+    done = process("tools/convert_to_pytorch.py", "--checkpoint", tmp_path / "run", "--output", tmp_path / "export")
+    assert done.stderr.startswith(f"error: {tmp_path}/run") and done.stderr.count("\n") == 1, done.stderr
+    assert done.returncode == 1 and [path.name for path in tmp_path.iterdir()] == ["run"]

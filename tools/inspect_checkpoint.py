@@ -1,0 +1,128 @@
+"""Prints what a checkpoint holds: step, configuration, tokenizer, and every parameter with its shape, axes and norm.
+
+    python tools/inspect_checkpoint.py runs/tiny
+    python tools/inspect_checkpoint.py DIR_OR_FILE_OF_OTHERS [--vocab vocab.txt]
+
+Invariant: nothing is written, and what others publish is shown as it would be imported.
+"""
+
+import argparse
+import math
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import jax
+import numpy as np
+from absl import logging
+from rich.console import Console
+from rich.table import Table
+
+from spanbert_jax.config import Config, flatten
+from spanbert_jax.convert.huggingface import Params
+from spanbert_jax.errors import UserError
+from spanbert_jax.tasks.weights import Weights, open_weights
+from spanbert_jax.training.optimizer import learning_rate
+from spanbert_jax.training.sharding import parameter_axes, path_name
+
+# Sums of the released models' learning rates over their steps: 2.4 million of 1e-4 (large) and 300,000 of 5e-4 (base),
+# falling linearly (Joshi et al. 2020, section 4.2, and the authors' answer to issue 6 of their repository).
+RELEASED = {"large": 120.0, "base": 75.0}
+
+
+def parameter_table(params: Params) -> Table:
+    """A row for every array, after one for its group."""
+    table = Table("parameter", "shape", "axes", "values", "norm", "rms", box=None)
+    for column in table.columns:
+        column.no_wrap = True
+    for column in table.columns[3:]:
+        column.justify = "right"
+    for group, tree in params.items():
+        leaves = jax.tree.leaves(tree)
+        norm, size = math.sqrt(sum(np.sum(np.square(leaf, dtype=np.float64)) for leaf in leaves)), _size(tree)
+        table.add_row(group, "", "", f"{size:,}", f"{norm:.4g}", f"{norm / math.sqrt(size):.3g}", style="bold")
+        for path, leaf in jax.tree_util.tree_leaves_with_path({group: tree}):
+            name, norm = path_name(path), math.sqrt(np.sum(np.square(leaf, dtype=np.float64)))
+            axes = ", ".join(axis or "-" for axis in parameter_axes(name))
+            shape = " x ".join(map(str, leaf.shape))
+            table.add_row(
+                f"  {name}", shape, axes, f"{leaf.size:,}", f"{norm:.4g}", f"{norm / math.sqrt(leaf.size):.3g}"
+            )
+    return table
+
+
+def _size(params: Params) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def token_type_note(params: Params, weights: Weights) -> list[str]:
+    """What the second token type's vector says of the training.
+
+    Pre-training on single sequences never uses it, so it gets no gradient and only decays: its root mean square is
+    init_std * exp(-weight_decay * sum of learning rates).
+    """
+    table = params["embeddings"]["token_type"]
+    if len(table) < 2:
+        return []
+    norms = [float(np.linalg.norm(row)) for row in table[:2]]
+    rms = norms[1] / math.sqrt(table.shape[1])
+    lines = [f"Token types: norm of row 0 {norms[0]:.4g}, of row 1 {norms[1]:.4g} (rms {rms:.3g})"]
+    config, steps = weights.config, weights.step
+    if weights.metadata.get("task") == "pretraining" and not config.init_from:
+        rates = jax.vmap(learning_rate(config.optimizer, config.train.steps))(np.arange(steps))
+        expected = config.model.init_std * math.exp(-config.optimizer.weight_decay * float(rates.sum()))
+        lines.append(f"  decayed alone for {steps:,} steps it would have an rms of about {expected:.3g}")
+    elif not weights.metadata or "imported_from" in weights.metadata:
+        for decay in (0.01, 0.1):
+            decayed = (f"{0.02 * math.exp(-decay * total):.2g} in {size}" for size, total in RELEASED.items())
+            lines.append(f"  SpanBERT trained with weight decay {decay} would have an rms of {', '.join(decayed)}")
+        lines.append("  (row 1 gets no gradient from single sequences and only decays; BERT's, from pairs, is trained)")
+    return lines
+
+
+def show(source: Path, vocab: Path | None, console: Console) -> None:
+    """Prints everything."""
+    with open_weights(source, vocab) as weights:
+        params, report = weights.load()
+    tokenizer, metadata = weights.tokenizer, weights.metadata
+    size = _size(params)
+    console.print(f"[bold]{weights.source}[/]: {weights.kind}, step {weights.step:,}")
+    console.print(f"{size:,} parameters ({size * 4 / 2**20:,.1f} MiB in float32): {', '.join(report.taken)}")
+    if "imported_from" in metadata:
+        console.print(
+            f"Imported from {metadata['imported_from']}; {len(metadata['left_alone'])} tensors left alone there"
+        )
+    casing = f"; {weights.casing}" if weights.casing else "; lowercases" if tokenizer.lowercase else ""
+    console.print(f"Tokenizer: {tokenizer.kind}, {tokenizer.vocab_size:,} pieces, {tokenizer.fingerprint[:16]}{casing}")
+    if weights.labels:
+        console.print(f"Labels: {', '.join(weights.labels)}")
+    if "versions" in metadata:
+        console.print("Written by " + ", ".join(f"{name} {version}" for name, version in metadata["versions"].items()))
+    default = flatten(Config())
+    changed = [f"{k}={v!r}" for k, v in flatten(weights.config).items() if v != default[k]]
+    console.print("Configuration, where it differs from the defaults:", *changed, sep="\n  ")
+    console.print()
+    console.print(parameter_table(params))
+    console.print(*token_type_note(params, weights), sep="\n")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path, help="a workdir, one of its checkpoints/STEP, or weights of others")
+    parser.add_argument("--vocab", type=Path, help="vocab.txt or .model, where none is beside the weights of others")
+    logging.set_verbosity(logging.ERROR)
+    arguments = parser.parse_args()
+    try:
+        console = Console(highlight=False, soft_wrap=True)
+        if not console.is_terminal:
+            console.width = 140  # for a file or a pager, whose width is not known
+        show(arguments.checkpoint, arguments.vocab, console)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""Predictions of a fine-tuned model for new examples.
+
+    python tools/predict.py --checkpoint runs/squad --input questions.json --output predictions.json
+    echo "A film to see twice." | python tools/predict.py --checkpoint runs/sst2
+
+Without --input, plain text is read from standard input, an example a line, where the task allows it; without --output,
+JSON lines are printed. A .jsonl output gets JSON lines (offsets, scores, text); any other name the community's format.
+
+Invariant: every example gets one prediction, in the order of the input, whatever the batches were.
+"""
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import json
+
+import jax
+from absl import logging
+
+from spanbert_jax.config import Config
+from spanbert_jax.errors import UserError
+from spanbert_jax.tasks.finetuning import FineTuning, Prediction, Role
+from spanbert_jax.tasks.prediction import Predictor, kept_metrics, rows_of, warn_of_cuts, write_jsonl
+from spanbert_jax.tasks.registry import finetuning_task
+from spanbert_jax.tasks.weights import open_weights
+from spanbert_jax.training import sharding
+from spanbert_jax.training.progress import Stage
+from spanbert_jax.training.workdir import make_directory
+
+
+def predict(checkpoint: Path, source: str, role: Role) -> tuple[FineTuning, list[Any], list[Prediction]]:
+    """(task, examples, predictions) of a data file or TFDS name by the best checkpoint of a run.
+
+    Raises UserError where the checkpoint is no fine-tuned one, or the data cannot be read.
+    """
+    with open_weights(checkpoint) as weights:
+        metadata = weights.metadata
+        kind = finetuning_task(metadata.get("task", "of others' weights"))
+        task = kind(weights.config, weights.tokenizer, weights.labels, metadata.get("special", {}))
+        params, _ = weights.load()
+    examples, warnings = task.read(weights.config, source, role)
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    if role == "dev":
+        task.check(examples, source)
+    rows = rows_of(task, examples, source, role, None, sys.stderr.isatty())
+    warn_of_cuts(rows, examples, source)
+    mesh = sharding.make_mesh(Config().mesh)
+    with jax.set_mesh(mesh), Stage("Predicting", enabled=sys.stderr.isatty()) as stage:
+        predictor = Predictor(task, sharding.batch_sharding(mesh))
+        outputs = predictor.outputs(params, rows, lambda done: stage.update(done, f"{done * len(rows):,.0f} rows"))
+    return task, examples, task.decode(examples, rows, outputs, kept_metrics(metadata))
+
+
+def _write(task: FineTuning, examples: list[Any], predictions: list[Prediction], output: Path) -> None:
+    """The community's file as `output`, and what belongs to it (SQuAD 2.0's null_odds.json) beside it."""
+    make_directory(output.parent, "--output")
+    with tempfile.TemporaryDirectory(dir=output.parent) as folder:
+        written = task.write(examples, predictions, Path(folder))
+        for path in Path(folder).iterdir():
+            path.replace(output if path == written else output.with_name(path.name))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--checkpoint", type=Path, required=True, help="a fine-tuning run's workdir (its best checkpoint)"
+    )
+    parser.add_argument(
+        "--input", help="a file as for training, labels may be missing; default: text on standard input"
+    )
+    parser.add_argument("--output", type=Path, help="default: JSON lines on standard output")
+    logging.set_verbosity(logging.ERROR)
+    arguments = parser.parse_args()
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            source = arguments.input
+            if source is None:
+                path = Path(folder) / "standard_input.txt"
+                path.write_text(sys.stdin.read(), encoding="utf-8")
+                source = str(path)
+            task, examples, predictions = predict(arguments.checkpoint, source, "predict")
+            if arguments.output is None:
+                for prediction in predictions:
+                    print(json.dumps(prediction, ensure_ascii=False))
+            elif arguments.output.suffix == ".jsonl":
+                write_jsonl(predictions, arguments.output)
+            else:
+                _write(task, examples, predictions, arguments.output)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if arguments.output:
+        print(f"{len(predictions):,} predictions in {arguments.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

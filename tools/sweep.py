@@ -1,0 +1,77 @@
+"""Fine-tunes over a grid of learning rates, batch sizes and seeds, and prints a table.
+
+    python tools/sweep.py --config configs/squad.py --workdir runs/sweep --learning-rates 1e-5,2e-5,3e-5 \\
+        --batch-sizes 16,32 --seeds 1,2,3 -- --config.init_from=DIRECTORY --config.data.train=... --config.data.dev=...
+
+What follows -- is given to every run. The paper's grids: learning rates 5e-6 to 5e-5, batches of 16 and 32.
+
+Invariant: a run is a directory of its own, named by its point of the grid; the same command goes on from there.
+"""
+
+import argparse
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def command(config: str, place: Path, rate: str, batch: str, seed: str, rest: list[str]) -> list[str]:
+    """The command line of one run."""
+    point = {"optimizer.learning_rate": rate, "train.batch_size": batch, "train.seed": seed}
+    flags = [f"--config.{name}={value}" for name, value in point.items()]
+    return [sys.executable, "-m", "spanbert_jax.main", "--config", config, "--workdir", str(place), *rest, *flags]
+
+
+def table_of(results: dict[tuple[str, str], list[float]], metric: str) -> Table:
+    """A row for each learning rate and batch size: the mean over seeds, deviation, every value; the best is bold."""
+    best = max(results, key=lambda point: float(np.mean(results[point])))
+    table = Table("learning rate", "batch", f"{metric}, mean", "deviation", "seeds", box=None)
+    for point, values in results.items():
+        deviation = f"{np.std(values, ddof=1):.2f}" if len(values) > 1 else "-"
+        each = ", ".join(f"{value:.2f}" for value in values)
+        table.add_row(*point, f"{np.mean(values):.2f}", deviation, each, style="bold" if point == best else None)
+    return table
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True)
+    parser.add_argument("--workdir", type=Path, required=True, help="a directory for each run is made in it")
+    parser.add_argument("--learning-rates", default="5e-6,1e-5,2e-5,3e-5,5e-5")
+    parser.add_argument("--batch-sizes", default="16,32")
+    parser.add_argument("--seeds", default="1")
+    parser.add_argument("rest", nargs="*", help="flags of spanbert_jax.main, after --")
+    arguments = parser.parse_args()
+    lists = [text.split(",") for text in (arguments.learning_rates, arguments.batch_sizes, arguments.seeds)]
+    grid = list(itertools.product(*lists))
+    results: dict[tuple[str, str], list[float]] = {}
+    metric = ""
+    for number, (rate, batch, seed) in enumerate(grid, start=1):
+        place = arguments.workdir / f"rate_{rate}-batch_{batch}-seed_{seed}"
+        file = place / "results.json"
+        if not file.exists():
+            print(f"[{number} of {len(grid)}] {place}", flush=True)
+            status = subprocess.run(
+                command(arguments.config, place, rate, batch, seed, arguments.rest), cwd=ROOT
+            ).returncode
+            if status:
+                print(
+                    f"error: the run in {place} ended with status {status}; the same command goes on", file=sys.stderr
+                )
+                return status
+        result = json.loads(file.read_text())
+        metric = result["best"]
+        results.setdefault((rate, batch), []).append(float(np.mean([trial[metric] for trial in result["trials"]])))
+    Console(highlight=False, soft_wrap=True).print(table_of(results, metric))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
