@@ -78,7 +78,6 @@ class FinetuningConfig:
     epochs: float = 4.0  # code: 4 for question answering, 10 for classification and relations
     warmup_share: float = 0.1  # of all steps
     eval_every_epochs: float = 0.1  # 0: at config.train.eval_every steps
-    trials: int = 1  # runs with seeds train.seed, train.seed + 1, ...
     lengths: int = 8  # shapes that rows are padded to, chosen to pad them least
 
 
@@ -109,6 +108,9 @@ class TaggingConfig:
 
     head: str = "token"  # "token": a tag for each word; "span": a type for each span, which may nest
     scheme: str = "auto"  # of the files: "IOB1", "IOB2", "BILOU" or "auto"
+    delimiter: str = ""  # between columns; "": white space
+    word_column: int = 0
+    tag_column: int = -1  # the last one
     max_width: int = 10  # span head: words in an entity
     document_context: bool = False  # fill a row with the sentences around the one that is tagged
 
@@ -195,9 +197,8 @@ class Config:
     """A whole experiment."""
 
     task: str = "pretraining"
-    init_from: str = (
-        ""  # a run, or a directory of Hugging Face's, whose weights, sizes and vocabulary this one starts with
-    )
+    trials: int = 1  # fine-tuning: runs with seeds train.seed, train.seed + 1, ...
+    init_from: str = ""  # a run, or a directory of Hugging Face's: weights, sizes and vocabulary to start with
     corpus: CorpusConfig = CorpusConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
     data: DataConfig = DataConfig()
@@ -218,6 +219,8 @@ FINETUNING = ("question_answering", "sequence_classification", "token_classifica
 
 # Fields that may differ when a run goes on: they change where, how fast or how long, not what is computed at a step.
 MAY_CHANGE = (
+    "trials",
+    "finetuning.eval_every_epochs",
     "corpus.workers",
     "corpus.tfds_data_dir",
     "tokenizer.vocab_file",  # its content is compared
@@ -245,6 +248,7 @@ _CHOICES = {
     "masking.boundaries": ("external", "internal"),
     "compute.dtype": ("auto", "float32", "bfloat16"),
     "compute.remat": ("none", "dots", "full"),
+    "classification.name": ("custom", "cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli"),
     "tagging.head": ("token", "span"),
     "tagging.scheme": ("auto", "IOB1", "IOB2", "BILOU"),
     "relation.format": ("tacred", "semeval"),
@@ -274,7 +278,7 @@ _POSITIVE = (
     "train.keep_checkpoints",
     "optimizer.gradient_divisor",
     "finetuning.epochs",
-    "finetuning.trials",
+    "trials",
     "finetuning.lengths",
     "question_answering.stride",
     "question_answering.max_question",

@@ -42,23 +42,24 @@ def convert(source: Path, output: Path, vocab: Path | None) -> None:
     """Imports, and says what became of everything."""
     if is_run(source):
         raise UserError(f"{source} is a checkpoint of ours already; name it with --config.init_from")
-    with Stage(f"Reading {source}"), open_weights(source, vocab) as weights:
-        params, report = weights.load()
-    model, tokenizer = weights.config.model, weights.tokenizer
-    metadata = {
-        "task": "imported",
-        "imported_from": str(source),
-        "step": 0,
-        "config": flatten(weights.config),
-        "tokenizer_fingerprint": tokenizer.fingerprint,
-        "vocab_size": tokenizer.vocab_size,
-        "labels": list(weights.labels),
-        "left_alone": list(report.left),
-    }
-    with Stage(f"Writing {output}"), new_directory(output, "--output") as directory:
-        (directory / "config.json").write_text(to_json(dataclasses.replace(weights.config, init_from=str(source))))
-        tokenizer.save(directory / "tokenizer")
-        write_params(epath.Path(directory) / "checkpoints", params, metadata)
+    with new_directory(output, "--output") as directory:
+        with Stage(f"Reading {source}"), open_weights(source, vocab) as weights:
+            params, report = weights.load()
+        model, tokenizer = weights.config.model, weights.tokenizer
+        metadata = {
+            "task": "imported",
+            "imported_from": str(source),
+            "step": 0,
+            "config": flatten(weights.config),
+            "tokenizer_fingerprint": tokenizer.fingerprint,
+            "vocab_size": tokenizer.vocab_size,
+            "labels": list(weights.labels),
+            "left_alone": list(report.left),
+        }
+        with Stage(f"Writing {output}"):
+            (directory / "config.json").write_text(to_json(dataclasses.replace(weights.config, init_from=str(source))))
+            tokenizer.save(directory / "tokenizer")
+            write_params(epath.Path(directory) / "checkpoints", params, metadata)
     print(
         f"{source}: {weights.kind}, {model.layers} layers x {model.embed}, {model.heads} heads; "
         f"{tokenizer.vocab_size:,} pieces ({tokenizer.kind})"

@@ -2,8 +2,8 @@
 
     python tools/convert_to_pytorch.py --checkpoint runs/tiny --output export/
 
-Invariant: the directory appears when all of it is written. Neither torch nor transformers is needed to write it; where
-they are installed (requirements-torch.txt) they load it, and the largest difference is printed.
+Invariant: the directory appears when all of it is written and compared. Writing needs neither torch nor transformers;
+where they are installed (requirements-torch.txt) they load it, and the largest difference is printed.
 """
 
 import argparse
@@ -56,7 +56,8 @@ def training_of(weights: Weights) -> dict[str, Any]:
     if "config" not in known:
         return {"step": weights.step, "imported_from": weights.source, **known}
     log = Path(weights.source).parent.parent / "metrics.jsonl"
-    rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    lines = log.read_text().splitlines() if log.exists() else []
+    rows = [json.loads(line) for line in lines if line.endswith("}")]  # a killed run's last one may be half a line
     at_step = (row for row in rows if row["step"] == weights.step)
     held_out = {name: value for row in at_step for name, value in row.items() if name.startswith("held_out/")}
     return known | ({"evaluation": held_out} if held_out else {})
@@ -140,7 +141,7 @@ def compare(export: Export, directory: Path, name: str, groups: tuple[str, ...],
             if not difference <= TOLERANCE * max(1.0, largest):
                 raise UserError(
                     f"{directory}: {title} differ from transformers' {name} ({implementation}) by {difference:.1e}, "
-                    f"where values go up to {largest:.3g}; do not use this export, and report it"
+                    f"where values go up to {largest:.3g}; nothing is kept of this export: please report it"
                 )
             found.append(f"{title} {difference:.1e} (values up to {largest:.3g})")
         said.append(f"  {implementation + ':':7}{', '.join(found)}")
@@ -153,32 +154,33 @@ def convert(arguments: argparse.Namespace) -> None:
     if arguments.verify and not can_compare:
         raise UserError("--verify needs torch and transformers: pip install -r requirements-torch.txt")
     lines = real_lines(arguments.text)
-    with open_weights(arguments.checkpoint) as weights:
+    with new_directory(arguments.output, "--output") as directory, open_weights(arguments.checkpoint) as weights:
         with Stage(f"Reading {weights.source}"):
             params, _ = weights.load()
         export = Export(
             params, weights.config.model, weights.tokenizer, weights.labels, training_of(weights), arguments.output.name
         )
-        with Stage(f"Writing {arguments.output}"), new_directory(arguments.output, "--output") as directory:
+        with Stage(f"Writing {arguments.output}"):
             name, groups = write_export(export, directory, arguments.dtype, arguments.encoder_only)
-    for file in sorted(arguments.output.iterdir()):
-        print(f"  {file.name:24}{file.stat().st_size:>14,} bytes")
-    print(f"Holds: {', '.join(groups)}; for transformers' {name}")
-    if left := [group for group in params if group not in groups]:
-        print(f"Left out: {', '.join(left)}")
-    print(tokenizer_report(export.tokenizer, arguments.output, lines))
-    if can_compare:
-        with Stage("Comparing with PyTorch"):
-            said = compare(export, arguments.output, name, groups, arguments.dtype, lines)
-        print(said)
-    else:
-        print("Not compared with PyTorch: torch and transformers are not installed (requirements-torch.txt)")
+        report = [f"  {file.name:24}{file.stat().st_size:>14,} bytes" for file in sorted(directory.iterdir())]
+        report.append(f"Holds: {', '.join(groups)}; for transformers' {name}")
+        if left := [group for group in params if group not in groups]:
+            report.append(f"Left out: {', '.join(left)}")
+        report.append(tokenizer_report(export.tokenizer, directory, lines))
+        if can_compare:
+            with Stage("Comparing with PyTorch"):
+                report.append(compare(export, directory, name, groups, arguments.dtype, lines))
+        else:
+            report.append(
+                "Not compared with PyTorch: torch and transformers are not installed (requirements-torch.txt)"
+            )
+    print(*report, sep="\n")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--checkpoint", type=Path, required=True, help="a workdir (its newest checkpoint), or checkpoints/STEP"
+        "--checkpoint", type=Path, required=True, help="a workdir (its best or newest checkpoint), or checkpoints/STEP"
     )
     parser.add_argument("--output", type=Path, required=True, help="a directory to make")
     parser.add_argument("--dtype", choices=list(DTYPES), default="float32", help="of the written weights")

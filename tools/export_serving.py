@@ -70,9 +70,7 @@ def read_model(weights: Weights) -> Model:
 
     def from_flat(function: Call) -> Call:
         def call(params: dict[str, jax.Array], *inputs: jax.Array) -> jax.Array:
-            # Else an accelerator multiplies float32 in TF32 or bfloat16, 1e-3 away.
-            with jax.default_matmul_precision("highest"):
-                return function(jax.tree.unflatten(structure, [params[name] for name in flat]), *inputs)
+            return function(jax.tree.unflatten(structure, [params[name] for name in flat]), *inputs)
 
         return call
 
@@ -336,7 +334,7 @@ def export_weights(checkpoint: Path, output: Path, kind: str) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--checkpoint", type=Path, required=True, help="a workdir (its newest checkpoint), or checkpoints/STEP"
+        "--checkpoint", type=Path, required=True, help="a workdir (its best or newest checkpoint), or checkpoints/STEP"
     )
     parser.add_argument("--output", type=Path, required=True, help="a directory to make")
     parser.add_argument("--format", choices=list(FORMATS), required=True, help="what serves it: JAX, or TensorFlow")

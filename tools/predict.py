@@ -53,13 +53,14 @@ def predict(checkpoint: Path, source: str, role: Role) -> tuple[FineTuning, list
     mesh = sharding.make_mesh(Config().mesh)
     with jax.set_mesh(mesh), Stage("Predicting", enabled=sys.stderr.isatty()) as stage:
         predictor = Predictor(task, sharding.batch_sharding(mesh))
-        outputs = predictor.outputs(params, rows, lambda done: stage.update(done, f"{done * len(rows):,.0f} rows"))
+        outputs = predictor.outputs(
+            predictor.place(params), rows, lambda done: stage.update(done, f"{done * len(rows):,.0f} rows")
+        )
     return task, examples, task.decode(examples, rows, outputs, kept_metrics(metadata))
 
 
 def _write(task: FineTuning, examples: list[Any], predictions: list[Prediction], output: Path) -> None:
     """The community's file as `output`, and what belongs to it (SQuAD 2.0's null_odds.json) beside it."""
-    make_directory(output.parent, "--output")
     with tempfile.TemporaryDirectory(dir=output.parent) as folder:
         written = task.write(examples, predictions, Path(folder))
         for path in Path(folder).iterdir():
@@ -78,11 +79,15 @@ def main() -> int:
     logging.set_verbosity(logging.ERROR)
     arguments = parser.parse_args()
     try:
+        if arguments.output is not None:
+            make_directory(arguments.output.parent, "--output")
+            if arguments.output.is_dir():
+                raise UserError(f"{arguments.output} is a directory; name a file with --output")
         with tempfile.TemporaryDirectory() as folder:
             source = arguments.input
             if source is None:
                 path = Path(folder) / "standard_input.txt"
-                path.write_text(sys.stdin.read(), encoding="utf-8")
+                path.write_bytes(sys.stdin.buffer.read())  # a reader that knows lines says what is no UTF-8
                 source = str(path)
             task, examples, predictions = predict(arguments.checkpoint, source, "predict")
             if arguments.output is None:

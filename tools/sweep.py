@@ -11,6 +11,7 @@ Invariant: a run is a directory of its own, named by its point of the grid; the 
 import argparse
 import itertools
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -54,13 +55,12 @@ def main() -> int:
     results: dict[tuple[str, str], list[float]] = {}
     metric = ""
     for number, (rate, batch, seed) in enumerate(grid, start=1):
-        place = arguments.workdir / f"rate_{rate}-batch_{batch}-seed_{seed}"
+        place = arguments.workdir.resolve() / f"rate_{rate}-batch_{batch}-seed_{seed}"
         file = place / "results.json"
         if not file.exists():
             print(f"[{number} of {len(grid)}] {place}", flush=True)
-            status = subprocess.run(
-                command(arguments.config, place, rate, batch, seed, arguments.rest), cwd=ROOT
-            ).returncode
+            run = command(arguments.config, place, rate, batch, seed, arguments.rest)
+            status = subprocess.run(run, env=os.environ | {"PYTHONPATH": str(ROOT)}).returncode
             if status:
                 print(
                     f"error: the run in {place} ended with status {status}; the same command goes on", file=sys.stderr

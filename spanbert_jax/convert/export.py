@@ -15,11 +15,12 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from spanbert_jax.config import ModelConfig
-from spanbert_jax.convert.huggingface import SBO, Params, to_tensors
+from spanbert_jax.convert.huggingface import HEADS, SBO, Params, to_tensors
 from spanbert_jax.convert.huggingface_config import architecture, to_fields
 from spanbert_jax.convert.model_card import model_card
 from spanbert_jax.convert.release import SBO_FILE
 from spanbert_jax.convert.tokenizer_files import write_tokenizer
+from spanbert_jax.errors import UserError
 from spanbert_jax.text.tokenizer import Tokenizer
 
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
@@ -41,9 +42,12 @@ def write_export(export: Export, directory: Path, dtype: str, encoder_only: bool
     """Writes all files into an existing directory; returns transformers' class and the groups of parameters written.
 
     dtype: a key of DTYPES. encoder_only: leave out every head but a trained pooler. Raises UserError where a value is
-    not finite.
+    not finite, or transformers has no such head.
     """
     heads = [group for group in export.params if group not in ("embeddings", "encoder")]
+    unknown = [head for head in heads if head not in HEADS]
+    if unknown and not encoder_only:
+        raise UserError(f"transformers has no class with the head {unknown[0]!r}; export the encoder: --encoder-only")
     name, kept = ("BertModel", ("pooler",)) if encoder_only else architecture(heads)
     kept = tuple(head for head in heads if head in kept or (head == "sbo" and not encoder_only))
     params = {group: export.params[group] for group in ("embeddings", "encoder", *kept)}

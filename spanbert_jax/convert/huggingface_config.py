@@ -96,7 +96,8 @@ def labels_of(fields: Mapping[str, Any], count: int, source: str) -> tuple[str, 
 
 def architecture(heads: Collection[str]) -> tuple[str, tuple[str, ...]]:
     """(transformers' class, the heads that it has) for a tree of ours with `heads`."""
-    name, has = next(row for row in ARCHITECTURES if set(row[1]) <= set(heads))
+    known = set(heads) - ({"classifier"} if "spans" in heads else set())  # which classifies spans, not tokens
+    name, has = next(row for row in ARCHITECTURES if set(row[1]) <= known)
     return name, ("pooler",) if name == "BertModel" and "pooler" in heads else has
 
 

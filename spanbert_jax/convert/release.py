@@ -35,6 +35,7 @@ class Release:
     tokenizer: Tokenizer
     casing: str  # of a WordPiece: which, and why; for people
     labels: tuple[str, ...]  # of a classifier
+    span_boundary: tuple[int, int] | None  # (offsets, width) of the span-boundary head's table
     load: Callable[[int], tuple[huggingface.Params, huggingface.Report]]  # rows of the word table -> parameters
 
 
@@ -52,7 +53,9 @@ def open_release(path: Path, vocab: Path | None = None) -> Iterator[Release]:
             found = _find(path)
         tensors, fields, left, kind = _read(found)
         name = str(path if path.is_file() else found)
-        model = to_model_config(fields, name)  # before the vocabulary: another architecture has another one
+        config = found.parent / "config.json"
+        # Before the vocabulary: another architecture has another one.
+        model = to_model_config(fields, str(config) if config.is_file() else name)
         tokenizer = read_tokenizer(vocab or found.parent)
         casing = ""
         if tokenizer.kind == "wordpiece":
@@ -64,7 +67,9 @@ def open_release(path: Path, vocab: Path | None = None) -> Iterator[Release]:
                 f"{name}: made for {fields['vocab_size']:,} pieces, and the vocabulary in {vocab or found.parent} has "
                 f"{tokenizer.vocab_size:,}; give the one that it was trained with (--vocab)"
             )
-        model = dataclasses.replace(model, span_offset_embed=_span_offset_embed(tensors, model))
+        span_boundary = _span_boundary(tensors)
+        if span_boundary:
+            model = dataclasses.replace(model, span_offset_embed=span_boundary[1])
 
         def load(vocab_rows: int) -> tuple[huggingface.Params, huggingface.Report]:
             params, report = huggingface.from_tensors(tensors, model, tokenizer.vocab_size, vocab_rows, name)
@@ -72,13 +77,14 @@ def open_release(path: Path, vocab: Path | None = None) -> Iterator[Release]:
 
         classifier = tensors["classifier.weight"]() if "classifier.weight" in tensors else None
         labels = labels_of(fields, len(classifier), name) if classifier is not None and classifier.ndim else ()
-        yield Release(path, kind, model, tokenizer, casing, labels, load)
+        yield Release(path, kind, model, tokenizer, casing, labels, span_boundary, load)
 
 
-def _span_offset_embed(tensors: Tensors, model: ModelConfig) -> int:
-    """The width of the span-boundary head's table, which no config.json has."""
-    table = f"{huggingface.SBO}.position_embeddings.weight"
-    return tensors[table]().shape[-1] if table in tensors and tensors[table]().ndim == 2 else model.span_offset_embed
+def _span_boundary(tensors: Tensors) -> tuple[int, int] | None:
+    """The shape of the span-boundary head's table, of which no config.json speaks."""
+    name = f"{huggingface.SBO}.position_embeddings.weight"
+    table = tensors[name]() if name in tensors else None
+    return (table.shape[0], table.shape[1]) if table is not None and table.ndim == 2 else None
 
 
 def _unpack(archive: Path, folder: Path) -> Path:
@@ -107,7 +113,7 @@ def _find(path: Path) -> Path:
     if path.suffix == ".index":
         return path.with_suffix("")
     if not path.is_file() and not path.with_name(f"{path.name}.index").is_file():
-        raise UserError(f"{path}: no such file or directory; give the weights to convert")
+        raise UserError(f"{path}: no such file or directory; give a checkpoint of ours, or weights of others")
     return path
 
 

@@ -14,8 +14,11 @@ _MULTIPLE = 8  # of every length: what matrix units like
 def choose_lengths(row_lengths: np.ndarray, count: int, longest: int) -> tuple[int, ...]:
     """At most `count` lengths, multiples of 8 (the last may be `longest`), that pad these rows least.
 
-    row_lengths: int [rows], each at most `longest`. Dynamic programming over the candidates: exact.
+    row_lengths: int [rows]. Dynamic programming over the candidates: exact. Raises ValueError where a row is over
+    `longest`.
     """
+    if row_lengths.max() > longest:
+        raise ValueError(f"a row of {row_lengths.max()} pieces, and {longest} is the longest that was asked for")
     candidates = np.minimum(np.unique(-(-row_lengths // _MULTIPLE) * _MULTIPLE), longest)
     rows = np.searchsorted(np.sort(row_lengths), candidates, side="right")  # rows that fit each candidate
     rows = np.concatenate([[0], rows])
@@ -70,7 +73,8 @@ class BucketedOrder:
 def sorted_batches(
     row_lengths: np.ndarray, lengths: tuple[int, ...], positions: int, multiple: int
 ) -> list[tuple[np.ndarray, int]]:
-    """Every row once, shortest first, in batches of about `positions` positions: (row numbers, -1 for none; length).
+    """Every row once, shortest first, in batches of at most about `positions` positions: (row numbers, -1 for none;
+    length).
 
     Batches of one length all have the same number of rows, a multiple of `multiple`.
     """
@@ -78,7 +82,11 @@ def sorted_batches(
     order = np.argsort(row_lengths, kind="stable")
     bucket = np.searchsorted(lengths, row_lengths[order])
     for place, length in enumerate(lengths):
-        rows, size = order[bucket == place], max(positions // length // multiple, 1) * multiple
+        rows = order[bucket == place]
+        count = -(-len(rows) // (max(positions // length // multiple, 1) * multiple))  # of batches
+        size = -(-len(rows) // (max(count, 1) * multiple)) * multiple  # few rows do not pay for many
+        if not count:
+            continue
         rows = np.concatenate([rows, np.full(-len(rows) % size, -1, np.int64)])
         batches += [(part, length) for part in rows.reshape(-1, size)]
     return batches

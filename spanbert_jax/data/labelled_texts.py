@@ -1,7 +1,5 @@
 """One or two texts with a label or a number: GLUE's files, a user's own TSV, CSV or JSON lines, and GLUE from TFDS.
 
-Below, what all readers of fine-tuning data share: lines, JSON, TFDS examples, counted warnings.
-
 Invariant: every row of a file becomes an example, is counted in a warning, or is an error that names its line.
 """
 

@@ -1,7 +1,8 @@
 """Rows of sentences with two entities, which special pieces stand for or stand around.
 
-Invariant: both entities are in the row, whole where they fit; of a sentence that is too long, the words farthest from
-them are cut. Facts: SpanBERT's run_tacred.py, feature modes "ner" (mask) and "text" (markers).
+Invariant: both entities are in the row. Of a sentence that is too long, the words farthest from them are cut, then what
+lies between them; of an entity that takes over half of a row, its middle. Facts: SpanBERT's run_tacred.py, feature
+modes "ner" (mask) and "text" (markers).
 """
 
 import dataclasses
@@ -74,7 +75,8 @@ class RelationRows:
             place = end
         chunks += words[place:]
         ids = _window(chunks, entity_chunks[0], entity_chunks[1], self.length - 2)
-        cut = len(ids) < sum(map(len, chunks))
+        whole = sum(map(len, words)) if self.entities == "markers" else sum(map(len, chunks)) - 4
+        cut = len(ids) < whole + 4
         label = 0 if example.label is None else self.labels.index(example.label)
         ids = [self.tokenizer.cls_id, *ids, self.tokenizer.sep_id]
         return {"input_ids": ids, "token_type_ids": [0] * len(ids), "label": label, "cut": int(cut)}
@@ -83,6 +85,9 @@ class RelationRows:
         if self.entities == "mask":
             return [self.special.get(f"{role}={kind}", self.special[role])]
         inside = [piece for word in words for piece in word]
+        room = (self.length - 2) // 2 - 2  # so that both entities fit with their markers
+        if len(inside) > room:
+            inside = inside[: room - room // 2] + inside[len(inside) - room // 2 :]
         return [self.special[f"{role}_START"], *inside, self.special[f"{role}_END"]]
 
 
@@ -102,7 +107,6 @@ def _window(chunks: list[list[int]], first: int, second: int, room: int) -> list
     pieces = [piece for chunk in chunks[start:end] for piece in chunk]
     over = len(pieces) - room
     if over > 0:  # too much between the entities: cut there
-        middle = len(chunks[first]) + (len(pieces) - len(chunks[first]) - len(chunks[second])) // 2
-        low = max(middle - over // 2, 0)
+        low = len(chunks[first]) + (len(pieces) - len(chunks[first]) - len(chunks[second]) - over) // 2
         pieces = pieces[:low] + pieces[low + over :]
     return pieces

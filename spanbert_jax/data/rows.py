@@ -93,7 +93,7 @@ def build_rows(examples: Sequence[Any], featurise: Featurise, workers: int, show
 def fingerprint(source: str, settings: Mapping[str, Any]) -> str:
     """Of a data file's content (a name that is no file stands for itself) and of the settings its rows depend on."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    path = Path(source)
+    path = Path(source).expanduser()
     digest.update(path.read_bytes() if path.is_file() else source.encode())
     return digest.hexdigest()
 

@@ -22,6 +22,8 @@ class WordExample:
     spans: tuple[Span, ...] = ()  # may nest; one type a span
     before: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
+    text: str = ""  # that the words were found in, if it is not the words with a space between them
+    places: tuple[tuple[int, int], ...] = ()  # in `text`: first character of each word, the one after its last
 
 
 @dataclasses.dataclass(frozen=True)

@@ -85,17 +85,21 @@ class FineTuning(abc.ABC):
         """The community's metrics, by name, `best` among them."""
 
     @abc.abstractmethod
+    def baseline(self, train: Sequence[Any], examples: Sequence[Any]) -> list[Prediction]:
+        """A guess without a model, from the training examples: what the metrics are to be compared with."""
+
+    @abc.abstractmethod
     def write(self, examples: Sequence[Any], predictions: Sequence[Prediction], directory: Path) -> Path:
         """Writes the community's own file of predictions; returns its path."""
 
 
 def plain_lines(source: str) -> list[tuple[int, str]]:
-    """(number from 0, text) of the lines of a text file that have any; raises UserError where it has none."""
+    """(number from 1, text) of the lines of a text file that have any; raises UserError where it has none."""
     try:
         text = Path(source).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{source}: cannot be read as UTF-8 text ({error})") from error
-    lines = [line.strip() for line in text.split("\n") if line.strip()]
+    lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
     if not lines:
         raise UserError(f"{source}: no text in it; give an example a line")
-    return list(enumerate(lines))
+    return lines

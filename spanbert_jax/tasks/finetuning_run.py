@@ -41,6 +41,7 @@ class Data:
     train: Rows
     examples: list[Any]  # of dev
     dev: Rows
+    baseline: dict[str, float]  # the metrics of a guess without a model
     fingerprint: str
 
 
@@ -53,8 +54,8 @@ def run(kind: type[FineTuning], config: Config, path: str) -> bool:
     data = _prepare(kind, config, tokenizer, Path(workdir) / "rows")
     claim_workdir(config, workdir)
     results = []
-    for trial in range(config.finetuning.trials):
-        place = workdir / f"trial_{trial}" if config.finetuning.trials > 1 else workdir
+    for trial in range(config.trials):
+        place = workdir / f"trial_{trial}" if config.trials > 1 else workdir
         make_directory(place, "--workdir")
         one = _resolve(config, data.train, config.train.seed + trial)
         if not loop.run(one, _loop_task(one, data, tokenizer), place).finished:
@@ -65,17 +66,25 @@ def run(kind: type[FineTuning], config: Config, path: str) -> bool:
             shutil.copytree(workdir / "tokenizer", place / "tokenizer", dirs_exist_ok=True)
         results.append(_predict(one, data, Path(place)))
     if jax.process_index() == 0:
-        _report(data.task, results, Path(workdir))
+        _report(data.task, results, data.baseline, Path(workdir))
     return True
 
 
 def _tokenizer(config: Config, workdir: Path) -> Tokenizer:
-    """The weights' or the given vocabulary, kept in the workdir; a run that goes on takes it from there."""
+    """The weights' or the given vocabulary, kept in the workdir, from where a run that goes on takes it.
+
+    One that was left by a start which failed before it claimed the workdir is made anew.
+    """
     kept = workdir / "tokenizer"
-    if not kept.exists() and jax.process_index() == 0:
-        tokenizer = given_tokenizer(config)
+    if not (kept.exists() and (workdir / "config.json").exists()):
+        tokenizer = given_tokenizer(config)  # in every process, so that a mistake ends all of them
         assert tokenizer is not None  # config.check
-        tokenizer.save(kept)
+        if jax.process_index() == 0:
+            aside = workdir / "tokenizer.tmp"
+            for old in (aside, kept):
+                shutil.rmtree(old, ignore_errors=True)
+            tokenizer.save(aside)
+            aside.rename(kept)
     _wait()
     return load_tokenizer(kept)
 
@@ -107,7 +116,8 @@ def _prepare(kind: type[FineTuning], config: Config, tokenizer: Tokenizer, cache
     if jax.process_index() == 0:
         labels = f", {len(task.labels)} labels" if task.labels else ""
         print(f"{len(train):,} training examples in {len(rows[0]):,} rows, {len(dev):,} for evaluation{labels}")
-    return Data(task, rows[0], dev, rows[1], mark)
+    baseline = task.metrics(dev, task.baseline(train, dev))
+    return Data(task, rows[0], dev, rows[1], baseline, mark)
 
 
 def _resolve(config: Config, rows: Rows, seed: int) -> Config:
@@ -179,7 +189,8 @@ def _predict(config: Config, data: Data, place: Path) -> dict[str, float]:
     tuned = kept_metrics(read_metadata(checkpoint))
     mesh = sharding.mesh_of(config)
     with jax.set_mesh(mesh):
-        outputs = Predictor(data.task, sharding.batch_sharding(mesh)).outputs(read_params(checkpoint), data.dev)
+        predictor = Predictor(data.task, sharding.batch_sharding(mesh))
+        outputs = predictor.outputs(predictor.place(read_params(checkpoint)), data.dev)
     predictions = data.task.decode(data.examples, data.dev, outputs, tuned)
     if jax.process_index() == 0:
         write_jsonl(predictions, place / "predictions.jsonl")
@@ -188,19 +199,24 @@ def _predict(config: Config, data: Data, place: Path) -> dict[str, float]:
     return data.task.metrics(data.examples, predictions)
 
 
-def _report(task: FineTuning, results: list[dict[str, float]], workdir: Path) -> None:
+def _report(task: FineTuning, results: list[dict[str, float]], baseline: dict[str, float], workdir: Path) -> None:
     """Prints the metrics of every trial, and keeps them in results.json, which says that the run is finished."""
     aside = workdir / "results.json.tmp"
-    aside.write_text(json.dumps({"best": task.best, "trials": results}, indent=2) + "\n")
+    aside.write_text(json.dumps({"best": task.best, "trials": results, "baseline": baseline}, indent=2) + "\n")
     aside.replace(workdir / "results.json")
     table = Table("metric", *([f"trial {i}" for i in range(len(results))] if len(results) > 1 else ["dev"]), box=None)
     if len(results) > 1:
         table.add_column("mean")
         table.add_column("deviation")
+    table.add_column("a guess without a model")
     for name in results[0]:
         values = [result[name] for result in results]
         more = [f"{np.mean(values):.2f}", f"{np.std(values, ddof=1):.2f}"] if len(values) > 1 else []
-        table.add_row(name, *(f"{value:.2f}" for value in values), *more, style="bold" if name == task.best else None)
+        guess = f"{baseline[name]:.2f}" if name in baseline else ""
+        cells = [*(f"{value:.2f}" for value in values), *more, guess]
+        table.add_row(name, *cells, style="bold" if name == task.best else None)
     print()
     Console(highlight=False, soft_wrap=True).print(table)
-    print(f"\nPredict:  python tools/predict.py --checkpoint {workdir} --input FILE --output predictions.json")
+    best = max(range(len(results)), key=lambda trial: results[trial][task.best])
+    place = workdir / f"trial_{best}" if len(results) > 1 else workdir
+    print(f"\nPredict:  python tools/predict.py --checkpoint {place} --input FILE --output predictions.json")

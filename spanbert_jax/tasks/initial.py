@@ -5,17 +5,17 @@ initialised and said to be.
 """
 
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+from etils import epath
 
-from spanbert_jax.config import Config, check, from_dict
+from spanbert_jax.config import Config, check
 from spanbert_jax.errors import UserError
 from spanbert_jax.tasks.weights import open_weights
-from spanbert_jax.training.sharding import path_name
+from spanbert_jax.training.workdir import read_config
 
 _OWN = ("dropout", "attention_dropout", "init_std", "span_offset_embed")  # of ModelConfig: the run's, not the weights'
 
@@ -28,11 +28,12 @@ def adopt(config: Config, workdir: Path) -> Config:
     """
     if not config.init_from:
         return config
-    saved = workdir / "config.json"
-    known = from_dict(json.loads(saved.read_text())) if saved.exists() else None
+    saved = epath.Path(workdir) / "config.json"
+    known = read_config(saved) if saved.exists() else None
     if known is None or known.init_from != config.init_from:
         with open_weights(Path(config.init_from)) as weights:
             known = weights.config
+            _check_span_boundary(config, weights.span_boundary)
             if jax.process_index() == 0:
                 model, vocabulary = known.model, weights.tokenizer
                 print(
@@ -47,11 +48,20 @@ def adopt(config: Config, workdir: Path) -> Config:
     return adopted
 
 
+def _check_span_boundary(config: Config, there: tuple[int, int] | None) -> None:
+    here = (config.masking.max_span_offset, config.model.span_offset_embed)
+    if config.task == "pretraining" and config.train.sbo_weight and there is not None and there != here:
+        raise UserError(
+            f"{config.init_from}: its span-boundary head has {there[0]} offsets of width {there[1]}, and this "
+            f"configuration {here[0]} of {here[1]}; set --config.masking.max_span_offset={there[0]} "
+            f"--config.model.span_offset_embed={there[1]}"
+        )
+
+
 def initial_params(config: Config, init: Callable[[], Any], labels: tuple[str, ...] = ()) -> Callable[[], Any] | None:
     """Reads those of the weights in `init_from` that a model made by `init` has; None where there is no `init_from`.
 
-    A classifier is taken where its labels are `labels`. The reader raises UserError where a head has other sizes there
-    than here.
+    A head is taken where its sizes are the same, a classifier where its labels are `labels` besides.
     """
     if not config.init_from:
         return None
@@ -61,15 +71,8 @@ def initial_params(config: Config, init: Callable[[], Any], labels: tuple[str, .
             params, _ = weights.load()
         wanted = jax.eval_shape(init)
         other = {"classifier"} if weights.labels != labels else set()
-        params = {group: tree for group, tree in params.items() if group in wanted and group not in other}
-        shapes = {path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(wanted)}
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-            if shapes[path_name(path)] != leaf.shape:
-                raise UserError(
-                    f"{config.init_from}: its {path_name(path)} has shape {leaf.shape}, and this configuration's "
-                    f"{shapes[path_name(path)]}; set config.masking.max_span_offset and config.model.span_offset_embed "
-                    "to what it has"
-                )
+        here, there = (jax.tree.map(lambda leaf: leaf.shape, tree) for tree in (wanted, params))
+        params = {group: params[group] for group in params if here.get(group) == there[group] and group not in other}
         if jax.process_index() == 0:
             fresh = [group for group in wanted if group not in params]
             print(f"Taken: {', '.join(params)}; freshly initialised: {', '.join(fresh) or 'nothing'}")

@@ -33,8 +33,12 @@ class Predictor:
         self._task, self._layout = task, layout
         self._shards = layout.mesh.shape["data"] * layout.mesh.shape["fsdp"]
         model = task.model(layout.mesh.devices.flat[0].platform)
-        everywhere = NamedSharding(layout.mesh, PartitionSpec())
-        self._compute = jax.jit(functools.partial(task.outputs, model), out_shardings=everywhere)
+        self._everywhere = NamedSharding(layout.mesh, PartitionSpec())
+        self._compute = jax.jit(functools.partial(task.outputs, model), out_shardings=self._everywhere)
+
+    def place(self, params: Any) -> Any:
+        """NumPy parameters, put on every device once and not with every batch."""
+        return jax.device_put(params, self._everywhere)
 
     def outputs(self, params: Any, rows: Rows, show: Callable[[float], None] = lambda _: None) -> Outputs:
         """What `FineTuning.outputs` gives for every row."""

@@ -7,6 +7,7 @@ run_squad.py and run_mrqa.py, which join pieces again instead.
 import functools
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +29,7 @@ from spanbert_jax.tasks.finetuning import FineTuning, Prediction, Role
 from spanbert_jax.tasks.pretraining_loss import cross_entropy_sums
 from spanbert_jax.training.step import Batch, Objective, Sums
 
+_NAME = re.compile(r"[A-Z][\w'-]*(?: [A-Z][\w'-]*)+")
 _AT_ONCE = 256  # rows whose spans are searched together
 
 
@@ -127,12 +129,19 @@ class QuestionAnswering(FineTuning):
         texts = {prediction["id"]: prediction["text"] for prediction in predictions}
         if not self.config.question_answering.unanswerable:
             return squad.evaluate_v1(golds, texts)
+        if any("no_answer_score" not in prediction for prediction in predictions):  # a file of texts alone
+            return squad.evaluate_v2(golds, texts)
         answers = {
             prediction["id"]: next((entry["text"] for entry in prediction["n_best"] if entry["text"]), "")
             for prediction in predictions
         }
         table = squad.evaluate_v2(golds, answers, _no_answer_scores(predictions), na_threshold=math.inf)
         return table if texts == answers else table | squad.evaluate_v2(golds, texts)
+
+    def baseline(self, train: Sequence[Example], examples: Sequence[Example]) -> list[Prediction]:
+        """The first run of two words or more with capitals, as names have them, or the first word."""
+        texts = ((one, _NAME.search(one.context) or re.match(r"\S*", one.context)) for one in examples)
+        return [{"id": one.id, "text": found[0] if found else ""} for one, found in texts]
 
     def write(self, examples: Sequence[Example], predictions: Sequence[Prediction], directory: Path) -> Path:
         """SQuAD's predictions.json, {id: text}; where questions may have no answer, null_odds.json, {id: score} too."""

@@ -4,6 +4,7 @@ Invariant: labels are numbered as `labels_of` orders them, and the checkpoint ke
 run_glue.py; GLUE's metrics.
 """
 
+import collections
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,6 +25,8 @@ from spanbert_jax.tasks.finetuning import FineTuning, Prediction, Role, plain_li
 from spanbert_jax.tasks.pretraining_loss import cross_entropy_sums
 from spanbert_jax.training.step import Batch, Objective, Sums
 
+_PAIRS = ("mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
+
 
 class SequenceClassification(FineTuning):
     """The task of configs/glue.py and configs/classify.py."""
@@ -38,9 +41,11 @@ class SequenceClassification(FineTuning):
     @classmethod
     def read(cls, config: Config, source: str, role: Role) -> tuple[list[Any], list[str]]:
         """labelled_texts.read with the configuration's columns; of a .txt to predict, each line is a text."""
-        if role == "predict" and source.endswith(".txt"):
-            return [labelled_texts.Example(str(n), text, None, None) for n, text in plain_lines(source)], []
         wanted = config.classification
+        if role == "predict" and source.endswith(".txt"):
+            if wanted.second or wanted.name in _PAIRS:
+                raise UserError(f"{source}: this task has two texts; give --input a file with both columns")
+            return [labelled_texts.Example(str(n), text, None, None) for n, text in plain_lines(source)], []
         columns = {"text": wanted.text, "second": wanted.second, "label": wanted.label}
         return labelled_texts.read(source, role, task=wanted.name, **columns)
 
@@ -115,6 +120,13 @@ class SequenceClassification(FineTuning):
                 "macro_f1": classification.macro_f1(golds, found),
             }
         return classification.glue(self.config.classification.name, golds, found)
+
+    def baseline(self, train: Sequence[Any], examples: Sequence[Any]) -> list[Prediction]:
+        """Always the commonest label; of scores their mean."""
+        if self.regression:
+            return [{"id": e.id, "score": float(np.mean([one.label for one in train]))} for e in examples]
+        commonest, count = collections.Counter(one.label for one in train).most_common(1)[0]
+        return [{"id": e.id, "label": commonest, "score": count / len(train)} for e in examples]
 
     def write(self, examples: Sequence[Any], predictions: Sequence[Prediction], directory: Path) -> Path:
         """GLUE's submission format: index, TAB, prediction."""

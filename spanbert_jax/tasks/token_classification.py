@@ -4,9 +4,10 @@ Invariant: inside are spans of words, and IOB2 where there must be tags, whateve
 exactly what its offsets cut out of the sentence, its words joined by a space.
 """
 
+import collections
 import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,7 +17,7 @@ import numpy as np
 
 from spanbert_jax.config import Config
 from spanbert_jax.data import tagged_words
-from spanbert_jax.data.example_files import find_file, read_lines
+from spanbert_jax.data.example_files import field, find_file, read_jsonl, read_lines
 from spanbert_jax.data.rows import Featurise, Rows
 from spanbert_jax.data.word_rows import Span, WordExample, WordRows
 from spanbert_jax.errors import UserError
@@ -28,6 +29,7 @@ from spanbert_jax.text.tokenizer import Tokenizer
 from spanbert_jax.training.step import Batch, Objective, Sums
 
 _BLANK = re.compile(r"\s")
+_WORD = re.compile(r"\w(?:\S*\w)?|[^\w\s]")  # "U.S", "don't", ","
 
 Found = tuple[float, Span]  # an entity with its score
 
@@ -41,17 +43,22 @@ class TokenClassification(FineTuning):
 
     @classmethod
     def read(cls, config: Config, source: str, role: Role) -> tuple[list[Any], list[str]]:
-        """`WordExample`s of CoNLL's columns or a TFDS name; to predict for, of a .txt too, with a sentence a line."""
-        if role == "predict" and source.endswith(".txt") and not _has_columns(source):
-            sentences, warnings = _read_text(source)
+        """`WordExample`s of CoNLL's columns, a TFDS name, or a .jsonl, whose entities may nest; to predict for, also of
+        a .txt with a sentence a line."""
+        warnings: list[str] = []
+        if source.endswith(".jsonl"):
+            examples = _read_spans(source, role)
+        elif role == "predict" and source.endswith(".txt") and not _has_columns(source):
+            examples = _read_text(source)
         else:
-            sentences, warnings = tagged_words.read(source, role, scheme=config.tagging.scheme)
-        room = config.data.block_length if config.tagging.document_context else 0
-        examples = [
-            example
-            for _, group in itertools.groupby(sentences, lambda one: one.document)
-            for example in _with(group, room)
-        ]
+            tagging = config.tagging
+            columns = {"column": tagging.tag_column, "word_column": tagging.word_column}
+            sentences, warnings = tagged_words.read(
+                source, role, scheme=tagging.scheme, delimiter=tagging.delimiter, **columns
+            )
+            room = config.data.block_length if tagging.document_context else 0
+            groups = itertools.groupby(sentences, lambda one: one.document)
+            examples = [example for _, group in groups for example in _with(group, room)]
         wide = [(e, s) for e in examples for s in e.spans if s[1] - s[0] > config.tagging.max_width]
         if wide and config.tagging.head == "span":
             example, (start, end, _) = wide[0]
@@ -145,7 +152,7 @@ class TokenClassification(FineTuning):
                 scores = [score for _, _, score in sorted(parts)]
                 kept = [(float(np.mean(scores[s[0] : s[1]])), s) for s in entities.spans(tags)]
                 more = {"tags": tags}
-            predictions.append({"id": example.id, **_located(example.words, kept), **more})
+            predictions.append({"id": example.id, **_located(example, kept), **more})
         return predictions
 
     def _of_row(self, rows: Rows, row: int, output: Mapping[str, np.ndarray]) -> list[Any]:
@@ -178,6 +185,17 @@ class TokenClassification(FineTuning):
         values["strict_f1"] = entities.evaluate(golds, strict)["f1"]
         values |= {f"f1/{name.removesuffix('/f1')}": scores[name] for name in scores if name.endswith("/f1")}
         return {name: 100 * value for name, value in values.items()}
+
+    def baseline(self, train: Sequence[Any], examples: Sequence[Any]) -> list[Prediction]:
+        """What training has as an entity, with the type it has most often; longest first, from the left."""
+        types: dict[tuple[str, ...], collections.Counter[str]] = collections.defaultdict(collections.Counter)
+        for one in train:
+            for start, end, kind in one.spans:
+                types[one.words[start:end]][kind] += 1
+        widest = max(map(len, types))
+        return [
+            {"id": e.id, **_located(e, [(1.0, span) for span in _looked_up(e.words, types, widest)])} for e in examples
+        ]
 
     def write(self, examples: Sequence[Any], predictions: Sequence[Prediction], directory: Path) -> Path:
         """conlleval's input: "word gold predicted", tags in IOB2; of nested entities the outermost."""
@@ -262,17 +280,30 @@ def _flat_tags(found: Iterable[Span], length: int) -> list[str]:
     return entities.tags_from_spans(kept, length, "IOB2")
 
 
+def _looked_up(words: Sequence[str], types: Mapping[Any, collections.Counter[str]], widest: int) -> Iterator[Span]:
+    place = 0
+    while place < len(words):
+        ends = range(min(place + widest, len(words)), place, -1)
+        end = next((end for end in ends if tuple(words[place:end]) in types), None)
+        if end:
+            yield place, end, types[tuple(words[place:end])].most_common(1)[0][0]
+        place = end or place + 1
+
+
 def _spans_of(prediction: Prediction) -> list[Span]:
     return [(entity["start_word"], entity["end_word"], entity["type"]) for entity in prediction["entities"]]
 
 
-def _located(words: Sequence[str], found: Iterable[Found]) -> dict[str, Any]:
+def _located(example: WordExample, found: Iterable[Found]) -> dict[str, Any]:
     """The sentence's text and its entities, with the characters they are at."""
-    text = " ".join(words)
-    starts = [0, *itertools.accumulate(len(word) + 1 for word in words)]
+    text, places = example.text, example.places
+    if not places:
+        text = " ".join(example.words)
+        starts = itertools.accumulate((len(word) + 1 for word in example.words), initial=0)
+        places = tuple((start, start + len(word)) for start, word in zip(starts, example.words, strict=False))
     located = []
     for score, (first, end_word, kind) in found:
-        start, end = starts[first], starts[end_word] - 1
+        start, end = places[first][0], places[end_word - 1][1]
         place = {"start": start, "end": end, "start_word": first, "end_word": end_word}
         located.append({"type": kind, **place, "text": text[start:end], "score": score})
     return {"text": text, "entities": located}
@@ -298,16 +329,39 @@ def _has_columns(source: str) -> bool:
     return path is not None and any(line.startswith("-DOCSTART-") for _, line in itertools.islice(read_lines(path), 1))
 
 
-def _read_text(source: str) -> tuple[list[tagged_words.Sentence], list[str]]:
-    """A sentence a line, its words between white space; a blank line ends a document. No warnings."""
+def _read_text(source: str) -> list[WordExample]:
+    """A sentence a line; punctuation marks at a word's ends are words, as in columns."""
     path = find_file(source, ())
     assert path is not None  # only a TFDS name has none
-    sentences, document = [], 0
+    examples = []
     for number, line in read_lines(path):
-        words = tuple(line.split())
-        document += not words
-        if words:
-            sentences.append(tagged_words.Sentence(words, (), document, number))
-    if not sentences:
+        text = line.rstrip("\r\n")
+        places = tuple(match.span() for match in _WORD.finditer(text))
+        if places:
+            words = tuple(text[start:end] for start, end in places)
+            examples.append(WordExample(str(number), words, text=text, places=places))
+    if not examples:
         raise UserError(f"{source} has no words; give a file with a sentence on every line")
-    return sentences, []
+    return examples
+
+
+def _read_spans(source: str, role: Role) -> list[WordExample]:
+    """An object a line: "words", and unless it is to predict for "entities", [first word, the one after the last, type]
+    each."""
+    path = find_file(source, ())
+    assert path is not None  # only a TFDS name has none
+    examples = []
+    for place, record in read_jsonl(path):
+        words = tuple(field(record, "words", list, place))
+        spans = [] if role == "predict" else field(record, "entities", list, place)
+        for span in spans:
+            whole = isinstance(span, list) and len(span) == 3 and all(isinstance(end, int) for end in span[:2])
+            if not whole or not 0 <= span[0] < span[1] <= len(words):
+                raise UserError(f"{place}: entity {span} is none of {len(words)} words; expected [first, end, type]")
+        if not words or not all(isinstance(word, str) for word in words):
+            raise UserError(f"{place}: 'words' is {words[:3]}; expected the sentence's words, one at least")
+        name = str(record.get("id", place.rpartition(" ")[2]))
+        examples.append(WordExample(name, words, tuple((start, end, str(kind)) for start, end, kind in spans)))
+    if not examples:
+        raise UserError(f"{source} has no sentences; give a file with an object on every line")
+    return examples

@@ -16,7 +16,7 @@ from spanbert_jax.convert.huggingface import Params, Report
 from spanbert_jax.convert.release import open_release
 from spanbert_jax.model.encoder import padded_vocab
 from spanbert_jax.text.tokenizer import Tokenizer, load_tokenizer
-from spanbert_jax.training.checkpoint import find_checkpoint, read_metadata, read_params
+from spanbert_jax.training.checkpoint import find_checkpoint, read_metadata, read_params, read_shapes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Weights:
     tokenizer: Tokenizer
     casing: str  # of another's WordPiece: which, and why; for people
     labels: tuple[str, ...]  # of a classifier
+    span_boundary: tuple[int, int] | None  # (offsets, width) of the span-boundary head's table
     step: int
     metadata: dict[str, Any]  # as saved with a checkpoint of ours; else empty
     load: Callable[[], tuple[Params, Report]]
@@ -41,7 +42,8 @@ def is_run(path: Path) -> bool:
 
 @contextlib.contextmanager
 def open_weights(path: Path, vocab: Path | None = None) -> Iterator[Weights]:
-    """The weights of a run (a workdir: its newest checkpoint; or checkpoints/STEP), or of what `open_release` takes.
+    """The weights of a run (a workdir: its best checkpoint, or its newest; or one of them), or of what `open_release`
+    takes.
 
     Raises UserError where there are none, they are damaged, or have no vocabulary that fits.
     """
@@ -65,6 +67,7 @@ def open_weights(path: Path, vocab: Path | None = None) -> Iterator[Weights]:
             tokenizer,
             release.casing,
             release.labels,
+            release.span_boundary,
             0,
             {},
             lambda: release.load(rows),
@@ -75,6 +78,7 @@ def _open_run(path: Path) -> Weights:
     checkpoint = find_checkpoint(epath.Path(path))
     metadata = read_metadata(checkpoint)
     tokenizer = load_tokenizer(Path(checkpoint.parent.parent) / "tokenizer")
+    shapes = read_shapes(checkpoint)
 
     def load() -> tuple[Params, Report]:
         params = read_params(checkpoint)
@@ -87,6 +91,7 @@ def _open_run(path: Path) -> Weights:
         tokenizer,
         "",
         tuple(metadata.get("labels", ())),
+        shapes["sbo"]["offset"] if "sbo" in shapes else None,
         int(metadata["step"]),
         metadata,
         load,

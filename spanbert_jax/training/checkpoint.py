@@ -5,6 +5,7 @@ end, asynchronously, and a step directory exists only when it is whole (Orbax re
 """
 
 import contextlib
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -90,11 +91,16 @@ def find_checkpoint(path: epath.Path) -> epath.Path:
     """
     if (path / "state").is_dir() and path.name.isdigit():
         return path
-    folder = next((path / name for name in ("best", "checkpoints") if (path / name).is_dir()), path)
-    steps = [child for child in (folder.iterdir() if folder.is_dir() else ()) if child.name.isdigit()]
-    if not steps:
+    found = next((step for name in ("best", "checkpoints", ".") if (step := newest_step(path / name))), None)
+    if found is None:
         raise UserError(f"{path}: no checkpoint there; give a run's --workdir or one of its checkpoints/STEP")
-    return max(steps, key=lambda step: int(step.name))
+    return found
+
+
+def newest_step(folder: epath.Path) -> epath.Path | None:
+    """The newest whole checkpoint directly in a folder; None where there is none."""
+    steps = [child for child in (folder.iterdir() if folder.is_dir() else ()) if child.name.isdigit()]
+    return max(steps, key=lambda step: int(step.name), default=None)
 
 
 def read_metadata(checkpoint: epath.Path) -> dict[str, Any]:
@@ -110,10 +116,24 @@ def read_params(checkpoint: epath.Path) -> dict[str, Any]:
     """
     with _readable(checkpoint), ocp.PyTreeCheckpointer() as checkpointer:
         state = checkpoint.resolve() / "state"
-        tree = {"params": checkpointer.metadata(state).item_metadata.tree["params"]}
+        tree = {"params": _saved_tree(checkpointer, state)["params"]}
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
         arguments = ocp.args.PyTreeRestore(tree, restore_args=as_numpy, partial_restore=True)
         return checkpointer.restore(state, args=arguments)["params"]
+
+
+def read_shapes(checkpoint: epath.Path) -> dict[str, Any]:
+    """The parameters' shapes alone; raises UserError where the files are damaged."""
+    with _readable(checkpoint), ocp.PyTreeCheckpointer() as checkpointer:
+        tree = _saved_tree(checkpointer, checkpoint.resolve() / "state")["params"]
+    return jax.tree.map(lambda leaf: tuple(leaf.shape), tree)
+
+
+def _saved_tree(checkpointer: ocp.PyTreeCheckpointer, state: epath.Path) -> Any:
+    metadata = checkpointer.metadata(state).item_metadata
+    if metadata is None:
+        raise ValueError(f"{state} does not say what it holds")
+    return metadata.tree
 
 
 def write_params(directory: epath.Path, params: Mapping[str, Any], metadata: Mapping[str, Any], step: int = 0) -> None:
@@ -126,15 +146,22 @@ def write_params(directory: epath.Path, params: Mapping[str, Any], metadata: Map
         preservation_policy=checkpoint_managers.LatestN(1), cleanup_tmp_directories=True
     )
     with ocp.CheckpointManager(epath.Path(directory).resolve(), options=options) as manager:
+        for old in manager.all_steps():
+            if old >= step:  # of a run that went back to an earlier checkpoint; Orbax would keep it, and skip this one
+                manager.delete(old)
         state = ocp.args.PyTreeSave({"params": params}, save_args={"params": chunks}, ocdbt_target_data_file_size=2**24)
         manager.save(step, args=ocp.args.Composite(state=state, metadata=ocp.args.JsonSave(dict(metadata))))
 
 
 @contextlib.contextmanager
 def _readable(checkpoint: epath.Path) -> Iterator[None]:
+    # Orbax gives up at the first error and closes its event loop; each read that was under way then prints a traceback.
+    hook = sys.unraisablehook
+    sys.unraisablehook = lambda late: None if "Event loop is closed" in str(late.exc_value) else hook(late)
     try:
         yield
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise UserError(
             f"{checkpoint}: this checkpoint is damaged ({str(error).partition(chr(10))[0]}); name an earlier one"
         ) from error
+    sys.unraisablehook = hook  # only after success: late reads may come at any time

@@ -21,7 +21,7 @@ from jax.sharding import Mesh, NamedSharding
 from spanbert_jax.config import Config
 from spanbert_jax.errors import UserError
 from spanbert_jax.training import sharding
-from spanbert_jax.training.checkpoint import Checkpoints, find_checkpoint, read_metadata, write_params
+from spanbert_jax.training.checkpoint import Checkpoints, newest_step, read_metadata, write_params
 from spanbert_jax.training.flops import peak_flops
 from spanbert_jax.training.progress import MetricsWriter, Stage
 from spanbert_jax.training.step import (
@@ -116,7 +116,7 @@ def _run(config: Config, task: Task, workdir: epath.Path) -> Result:
                 log(window.finish(step))
                 stage.update(step / last, f"step {step:,} · evaluating on held-out blocks")
                 evaluation = task.evaluate(state["params"], layout)
-                if task.best and not evaluation[task.best] <= best:  # a correlation may be NaN; then anything is better
+                if task.best and evaluation[task.best] > best:  # never of NaN, which a correlation may be
                     best = evaluation[task.best]
                     saved = {**task.metadata, "step": step, "evaluation": evaluation}
                     write_params(workdir / "best", state["params"], saved, step)
@@ -163,9 +163,8 @@ def _check_same_data(task: Task, saved: Mapping[str, Any], workdir: epath.Path) 
 
 
 def _best_so_far(task: Task, workdir: epath.Path) -> float:
-    if not task.best or not (workdir / "best").exists():
-        return -math.inf
-    return float(read_metadata(find_checkpoint(workdir / "best"))["evaluation"][task.best])
+    best = newest_step(workdir / "best")
+    return float(read_metadata(best)["evaluation"][task.best]) if task.best and best else -math.inf
 
 
 def summed_evaluation(

@@ -64,7 +64,9 @@ def with_params(state: State, params: dict[str, Any]) -> State:
     def place(path: tuple[Any, ...], array: np.ndarray) -> jax.Array:
         old = current.get(path)
         if old is None or old.shape != array.shape:
-            raise ValueError(f"{sharding.path_name(path)} {array.shape}: the state has {old and old.shape}")
+            raise ValueError(
+                f"{sharding.path_name(path)} {array.shape}: the state has {None if old is None else old.shape}"
+            )
         return jax.make_array_from_callback(old.shape, old.sharding, lambda index: array[index].astype(old.dtype))
 
     current = dict(jax.tree_util.tree_leaves_with_path(state["params"]))

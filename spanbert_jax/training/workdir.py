@@ -9,6 +9,7 @@ import errno
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -56,11 +57,16 @@ def claim_workdir(config: Config, workdir: epath.Path) -> None:
         aside.replace(workdir / _FILE)
 
 
-def _check_same(config: Config, file: epath.Path) -> None:
+def read_config(file: epath.Path) -> Config:
+    """The configuration in a workdir's config.json; raises UserError where it is none."""
     try:
-        old = flatten(from_dict(json.loads(file.read_text())))
+        return from_dict(json.loads(file.read_text()))
     except ValueError as error:
         raise UserError(f"{file}: not a configuration ({error}); delete it or choose another --workdir") from error
+
+
+def _check_same(config: Config, file: epath.Path) -> None:
+    old = flatten(read_config(file))
     new = flatten(config)
     differing = [name for name in new if new[name] != old[name] and name not in MAY_CHANGE]
     if differing:
@@ -77,9 +83,8 @@ def new_directory(path: Path, flag: str) -> Iterator[Path]:
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path}: exists and is not an empty directory; choose another {flag}, or remove it")
     make_directory(path.parent, flag)
-    aside = path.with_name(f"{path.name}.tmp")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
+    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    aside.chmod(0o755)  # mkdtemp's is for its owner alone
     try:
         yield aside
         aside.replace(path)

@@ -1,7 +1,10 @@
 """A fine-tuning run as a user sees it: trained, stopped and gone on with, evaluated, and used to predict."""
 
 import csv
+import importlib
+import importlib.util
 import json
+import os
 import random
 import signal
 import subprocess
@@ -10,7 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from jax import monitoring
 
+from spanbert_jax.config import from_dict
+from spanbert_jax.data.buckets import BucketedOrder
+from spanbert_jax.tasks import finetuning_run
+from spanbert_jax.tasks.sequence_classification import SequenceClassification
 from tests.tasks import runs
 
 WORDS = [f"w{i}" for i in range(20)]
@@ -85,8 +93,9 @@ def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
 
 def test_a_run_learns_keeps_its_best_and_says_where_everything_is(finished: tuple[Path, str]) -> None:
     workdir, printed = finished
-    (trial,) = json.loads((workdir / "results.json").read_text())["trials"]
-    assert trial["accuracy"] > 80  # half of the texts have the word
+    results = json.loads((workdir / "results.json").read_text())
+    (trial,) = results["trials"]
+    assert trial["accuracy"] > 80 > results["baseline"]["accuracy"]  # about half of the texts have the word
     accuracies = runs.metrics(workdir, "held_out/accuracy")
     assert len(accuracies) == 6 and trial["accuracy"] == max(accuracies.values())
     (best,) = (workdir / "best").iterdir()
@@ -101,6 +110,51 @@ def test_the_evaluator_prints_the_numbers_of_the_run(finished: tuple[Path, str],
     (trial,) = json.loads((workdir / "results.json").read_text())["trials"]
     numbers = {line.split()[0]: float(line.split()[1]) for line in printed.splitlines()[1:]}
     assert numbers == {name: round(value, 4) for name, value in trial.items()}
+
+
+def test_a_file_of_predictions_is_scored_and_one_for_other_data_refused(
+    finished: tuple[Path, str], data: Path, tmp_path: Path
+) -> None:
+    workdir, _ = finished
+    arguments = ("--checkpoint", workdir, "--data", data / "dev.csv", "--predictions")
+    (trial,) = json.loads((workdir / "results.json").read_text())["trials"]
+    module = importlib.util.spec_from_file_location("evaluate", runs.ROOT / "tools" / "evaluate.py")
+    assert module and module.loader
+    evaluate = importlib.util.module_from_spec(module)
+    module.loader.exec_module(evaluate)
+    assert evaluate.evaluate(workdir, str(data / "dev.csv"), workdir / "predictions.jsonl")[2] == trial
+    lines = (workdir / "predictions.jsonl").read_text().splitlines()
+    (tmp_path / "fewer.jsonl").write_text("\n".join(lines[1:]) + "\n")
+    done = tool("evaluate", *arguments, tmp_path / "fewer.jsonl", expect=1)
+    assert done.stderr.startswith("error: ") and "lacks 1 of the 60 ids" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_no_shape_is_compiled_after_the_first_epoch(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nested = importlib.import_module("configs.classify").get_config().to_dict()
+    flat = SMALL | {
+        "config.data.train": str(data / "train.csv"),
+        "config.data.dev": str(data / "dev.csv"),
+        "config.tokenizer.vocab_file": str(data / "vocab.txt"),
+    }
+    for name, value in flat.items():
+        _, section, field = name.split(".")
+        nested[section][field] = value
+    compiled, seen = [], {}
+    monitoring.register_event_duration_secs_listener(lambda name, *_, **__: compiled.append(name))
+    batch = BucketedOrder.batch
+
+    def counted(self: BucketedOrder, step: int) -> tuple[np.ndarray, int]:
+        indices, length = batch(self, step)
+        seen[step] = length, sum(name.endswith("backend_compile_duration") for name in compiled)
+        return indices, length
+
+    monkeypatch.setattr(BucketedOrder, "batch", counted)
+    assert finetuning_run.run(SequenceClassification, from_dict(nested), str(tmp_path / "run"))
+    assert len(seen) == 60 and len({length for length, _ in seen.values()}) == 2
+    assert seen[19][1] > 0 and seen[21][1] == seen[59][1]  # 20 steps an epoch; step 20 follows an evaluation
 
 
 def test_the_predictor_takes_files_and_plain_text(finished: tuple[Path, str], data: Path, tmp_path: Path) -> None:
@@ -153,14 +207,39 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_parameters(
     assert results[0] == results[1]
 
 
+def test_two_processes_give_the_numbers_of_one(finished: tuple[Path, str], data: Path, tmp_path: Path) -> None:
+    workdir, _ = finished
+    arguments = [*command(data, tmp_path / "two"), "--distributed"]
+    slurm = {"SLURM_JOB_ID": str(os.getpid() + 1), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
+    processes = [
+        subprocess.Popen(
+            arguments,
+            cwd=runs.ROOT,
+            env=runs.environment() | slurm | {"SLURM_PROCID": rank, "SLURM_LOCALID": rank},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in ("0", "1")
+    ]
+    printed = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], printed
+    one, two = (runs.metrics(place, "train/loss") for place in (workdir, tmp_path / "two"))
+    assert one.keys() == two.keys()
+    np.testing.assert_allclose([two[step] for step in one], list(one.values()), rtol=0, atol=1e-3)
+    assert "metric" in printed[0] and "metric" not in printed[1]
+    (best,) = (tmp_path / "two" / "best").iterdir()
+    assert runs.metrics(tmp_path / "two", "held_out/accuracy")[int(best.name)] > 80
+
+
 def test_trials_have_seeds_of_their_own_a_mean_and_a_deviation(data: Path, tmp_path: Path) -> None:
-    printed = run(command(data, tmp_path / "trials", finetuning__trials=2, finetuning__epochs=1)).stdout
+    printed = run(command(data, tmp_path / "trials", trials=2, finetuning__epochs=1)).stdout
     trials = json.loads((tmp_path / "trials" / "results.json").read_text())["trials"]
     assert len(trials) == 2 and all((tmp_path / "trials" / f"trial_{i}" / "best").is_dir() for i in (0, 1))
     (row,) = (line for line in printed.splitlines() if line.split()[:1] == ["accuracy"])
     values = [trial["accuracy"] for trial in trials]
     expected = [*values, np.mean(values), np.std(values, ddof=1)]
-    np.testing.assert_allclose([float(cell) for cell in row.split()[1:]], expected, atol=0.006)
+    np.testing.assert_allclose([float(cell) for cell in row.split()[1:5]], expected, atol=0.006)
     losses = [runs.metrics(tmp_path / "trials" / f"trial_{i}", "train/loss")[1] for i in (0, 1)]
     assert losses[0] != losses[1]
 

@@ -229,7 +229,7 @@ def test_a_source_that_is_missing_is_one_message(corpus: Path, tmp_path: Path) -
             {"data__block_length": 128, "model__max_length": 128},
             "block_length 128 is over the position table's 80 rows",
         ),
-        ({"masking__max_span_offset": 20}, r"sbo/offset has shape \(15, 200\), and this configuration's \(20, 200\)"),
+        ({"masking__max_span_offset": 20}, "has 15 offsets of width 200, and this configuration 20 of 200"),
     ],
 )
 def test_what_does_not_fit_the_source_is_one_message_and_claims_nothing(

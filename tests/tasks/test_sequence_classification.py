@@ -116,3 +116,15 @@ def test_files_of_predictions_are_those_that_the_scorers_read(tmp_path: Path) ->
     for form, expected in lines.items():
         task = make(RelationExtraction, config_of("relation_extraction", relation={"format": form}), TOKENIZER, [])
         assert task.write([], found, tmp_path).read_text() == expected
+
+
+def test_the_baseline_is_the_commonest_label_and_relation() -> None:
+    texts = [dataclasses.replace(text, label="b" if i < 5 else "a") for i, text in enumerate(random_texts(8, False))]
+    config = config_of("sequence_classification", classification={"name": "custom"})
+    task = make(SequenceClassification, config, TOKENIZER, texts)
+    assert [guess["label"] for guess in task.baseline(texts, texts[:2])] == ["b", "b"]
+    assert task.metrics(texts, task.baseline(texts, texts))["accuracy"] == 62.5
+    labels = ["Other", "Other", "Cause-Effect(e1,e2)", "Other"]
+    related = [relations.Example(str(i), ("w1",), (0, 1, None), (0, 1, None), x) for i, x in enumerate(labels)]
+    task = make(RelationExtraction, config_of("relation_extraction"), TOKENIZER, related)
+    assert {guess["relation"] for guess in task.baseline(related, related)} == {"Cause-Effect(e1,e2)"}

@@ -405,3 +405,15 @@ def test_real_files_are_read_whole(shared_data: Path, name: str, sentences: int,
     rows = rows_of(task, examples[:40])
     assert rows.lengths.max() == 32 and sum(rows.plain["starts"]) == sum(len(e.words) for e in examples[:40])
     assert sum("over config.tagging.max_width" in warning for warning in warnings) == 1
+
+
+def test_the_baseline_looks_up_the_longest_entities_that_training_has() -> None:
+    train = [
+        WordExample("1", ("New", "York", "in", "May"), ((0, 2, "PLACE"), (3, 4, "TIME"))),
+        WordExample("2", ("New", "York", "City"), ((0, 3, "PLACE"),)),
+        WordExample("3", ("May", "May"), ((0, 1, "PERSON"), (1, 2, "PERSON"))),
+    ]
+    task = task_of("token", train)
+    (guess,) = task.baseline(train, [WordExample("4", ("May", "saw", "New", "York", "City", "York"))])
+    found = [(entity["text"], entity["type"]) for entity in guess["entities"]]
+    assert found == [("May", "PERSON"), ("New York City", "PLACE")]
