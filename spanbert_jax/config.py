@@ -1,8 +1,7 @@
 """The configuration: a ConfigDict at the edge, frozen dataclasses inside.
 
-Invariant: the dataclasses below are the only list of fields and defaults (the paper's, SpanBERT-base), and a
-`Config` that exists has passed every check that needs no data. Citations: "paper" is Joshi et al. 2020
-(arXiv:1907.10529), "code" the authors' release at commit 0670d8b.
+Invariant: the dataclasses below are the only list of fields and defaults (the paper's, SpanBERT-base). Citations:
+"paper" is Joshi et al. 2020 (arXiv:1907.10529), "code" the authors' release at commit 0670d8b.
 """
 
 import dataclasses
@@ -238,83 +237,6 @@ MAY_CHANGE = (
     "mesh.model",
 )
 
-_CHOICES = {
-    "task": ("pretraining", *FINETUNING),
-    "corpus.document_break": ("blank_line", "file"),
-    "corpus.sentences": ("sentencex", "none"),
-    "tokenizer.kind": ("unigram", "bpe", "wordpiece"),
-    "masking.scheme": ("span", "whole_word", "subword"),
-    "masking.granularity": ("span", "piece"),
-    "masking.boundaries": ("external", "internal"),
-    "compute.dtype": ("auto", "float32", "bfloat16"),
-    "compute.remat": ("none", "dots", "full"),
-    "classification.name": ("custom", "cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli"),
-    "tagging.head": ("token", "span"),
-    "tagging.scheme": ("auto", "IOB1", "IOB2", "BILOU"),
-    "relation.format": ("tacred", "semeval"),
-    "relation.entities": ("mask", "markers"),
-    "optimizer.decay_from": ("start", "warmup_end"),
-    "optimizer.eps_placement": ("corrected", "uncorrected"),
-    "optimizer.decay_scope": ("all", "matrices"),
-}
-
-_POSITIVE = (
-    "tokenizer.sample_bytes",
-    "masking.span_min",
-    "masking.max_span_offset",
-    "model.layers",
-    "model.embed",
-    "model.heads",
-    "model.mlp",
-    "model.max_length",
-    "model.token_types",
-    "model.span_offset_embed",
-    "train.batch_size",
-    "train.accumulation",
-    "train.steps",
-    "train.log_every",
-    "train.eval_every",
-    "train.checkpoint_every",
-    "train.keep_checkpoints",
-    "optimizer.gradient_divisor",
-    "finetuning.epochs",
-    "trials",
-    "finetuning.lengths",
-    "question_answering.stride",
-    "question_answering.max_question",
-    "question_answering.max_answer",
-    "question_answering.n_best",
-    "tagging.max_width",
-)
-
-_NOT_NEGATIVE = (
-    "corpus.workers",
-    "masking.rate_steps",
-    "model.layer_norm_eps",
-    "model.init_std",
-    "optimizer.learning_rate",
-    "optimizer.warmup_steps",
-    "optimizer.weight_decay",
-    "optimizer.eps",
-    "optimizer.clip_norm",
-    "train.sbo_weight",
-    "train.eval_blocks",
-    "finetuning.eval_every_epochs",
-)
-
-_SHARES = (
-    "corpus.held_out",
-    "masking.mask_share",
-    "masking.random_share",
-    "model.dropout",
-    "model.attention_dropout",
-    "optimizer.beta1",
-    "optimizer.beta2",
-    "finetuning.warmup_share",
-)
-
-_SMALLEST_VOCABULARY = 300  # 256 bytes, the special pieces and a few characters
-
 
 def default_config() -> "ConfigDict":
     """The defaults as a ConfigDict, for a file in configs/ to change and return."""
@@ -368,134 +290,11 @@ def to_json(config: Config) -> str:
 
 def max_masked(config: Config) -> int:
     """Slots for masked pieces in a row: `masking.max_masked`, or the largest budget padded to a multiple of 8."""
-    return config.masking.max_masked or -(-_largest_budget(config) // 8) * 8
+    return config.masking.max_masked or -(-largest_budget(config) // 8) * 8
 
 
-def _largest_budget(config: Config) -> int:
+def largest_budget(config: Config) -> int:
+    """The most pieces that a row can have masked."""
     masking = config.masking
     rate = max(masking.rate, masking.final_rate if masking.rate_steps else 0.0)
     return math.ceil(rate * (config.data.block_length - 2))
-
-
-def check(config: Config) -> None:
-    """Raises UserError where a field is out of range or two fields do not fit together."""
-    flat = flatten(config)
-    for name, choices in _CHOICES.items():
-        if flat[name] not in choices:
-            raise UserError(f"config.{name} is {flat[name]!r}; it must be one of {', '.join(map(repr, choices))}")
-    for name in _POSITIVE:
-        if not flat[name] > 0:  # NaN is not
-            raise UserError(f"config.{name} is {flat[name]}; it must be greater than 0")
-    for name in _NOT_NEGATIVE:
-        if not flat[name] >= 0:
-            raise UserError(f"config.{name} is {flat[name]}; it must not be negative")
-    for name in _SHARES:
-        if not 0 <= flat[name] < 1 and not (name.startswith("masking.") and flat[name] == 1):
-            raise UserError(f"config.{name} is {flat[name]}; it is a share, from 0 to less than 1")
-    _check_model(config)
-    _check_train(config)
-    if config.task == "pretraining":
-        _check_masking(config)
-        _check_pretraining(config)
-    else:
-        _check_finetuning(config)
-
-
-def _check_masking(config: Config) -> None:
-    masking = config.masking
-    for name in ("rate", "final_rate"):
-        if not 0 < getattr(masking, name) < 1:
-            raise UserError(f"config.masking.{name} is {getattr(masking, name)}; it must lie between 0 and 1")
-    if masking.mask_share + masking.random_share > 1:
-        raise UserError(
-            f"config.masking.mask_share {masking.mask_share} and random_share {masking.random_share} add up to "
-            f"{masking.mask_share + masking.random_share:g}; at most 1 is possible, the rest is kept as it is"
-        )
-    if not 0 < masking.span_p < 1:
-        raise UserError(f"config.masking.span_p is {masking.span_p}; it must lie between 0 and 1")
-    if masking.span_max < masking.span_min:
-        raise UserError(f"config.masking.span_max {masking.span_max} is under span_min {masking.span_min}; raise it")
-    if max_masked(config) < _largest_budget(config):
-        raise UserError(
-            f"config.masking.max_masked is {masking.max_masked}, but a block of {config.data.block_length - 2} pieces "
-            f"has up to {_largest_budget(config)} masked ones at rate {max(masking.rate, masking.final_rate)}; "
-            "raise it, or leave it at 0"
-        )
-    if masking.scheme == "subword" and config.train.sbo_weight:
-        raise UserError(
-            "config.masking.scheme is 'subword', which has no spans for the span-boundary objective; "
-            "set config.train.sbo_weight=0 with it"
-        )
-
-
-def _check_model(config: Config) -> None:
-    model, data = config.model, config.data
-    if model.embed % model.heads:
-        raise UserError(
-            f"config.model.embed {model.embed} is not divisible by config.model.heads {model.heads}; "
-            f"use {model.embed // model.heads * model.heads or model.heads} or another number of heads"
-        )
-    if data.block_length < 8:
-        raise UserError(f"config.data.block_length is {data.block_length}; it must be at least 8")
-    if data.block_length > model.max_length:
-        raise UserError(
-            f"config.data.block_length {data.block_length} is over the position table's {model.max_length} rows; "
-            f"lower it, or raise config.model.max_length"
-        )
-    if config.init_from and config.tokenizer.vocab_file:
-        raise UserError(
-            f"config.init_from brings its own vocabulary, and config.tokenizer.vocab_file is "
-            f"{config.tokenizer.vocab_file!r}; leave that out"
-        )
-    if config.tokenizer.kind == "wordpiece" and not config.tokenizer.vocab_file and not config.init_from:
-        raise UserError(
-            "config.tokenizer.kind is 'wordpiece' without a vocabulary; give one with "
-            "--config.tokenizer.vocab_file=vocab.txt, or train one with --config.tokenizer.kind=unigram"
-        )
-    if config.tokenizer.lowercase and config.tokenizer.kind != "wordpiece":
-        raise UserError(
-            f"config.tokenizer.lowercase is for 'wordpiece', and config.tokenizer.kind is {config.tokenizer.kind!r}"
-        )
-
-
-def _check_pretraining(config: Config) -> None:
-    train, optimizer = config.train, config.optimizer
-    if config.tokenizer.vocab_size < _SMALLEST_VOCABULARY and not config.init_from:
-        raise UserError(
-            f"config.tokenizer.vocab_size is {config.tokenizer.vocab_size}; it must be at least {_SMALLEST_VOCABULARY}"
-        )
-    if optimizer.warmup_steps > train.steps:
-        raise UserError(
-            f"config.optimizer.warmup_steps {optimizer.warmup_steps} is over config.train.steps {train.steps}; "
-            "the learning rate would never reach its peak: lower it"
-        )
-    if config.corpus.held_out <= 0:
-        raise UserError("config.corpus.held_out is 0; evaluation needs a share of the documents, such as 0.005")
-    if not config.corpus.files and not config.corpus.name:
-        raise UserError("config.corpus has neither files nor a name; give --config.corpus.files='data/*.txt'")
-
-
-def _check_finetuning(config: Config) -> None:
-    for role in ("train", "dev"):
-        if not getattr(config.data, role):
-            raise UserError(f"config.data.{role} is empty; give a file, or a TFDS name: --config.data.{role}=FILE")
-    if not config.init_from and not config.tokenizer.vocab_file:
-        raise UserError(
-            "config.init_from is empty, and so is config.tokenizer.vocab_file; name the weights to fine-tune with "
-            "--config.init_from=DIRECTORY, or, to start from nothing, a vocabulary"
-        )
-    qa = config.question_answering
-    if config.task == "question_answering" and qa.max_question + 3 + qa.stride > config.data.block_length:
-        raise UserError(
-            f"config.data.block_length {config.data.block_length} is under max_question {qa.max_question} + 3 special "
-            f"pieces + stride {qa.stride}: windows would leave out parts of a text; raise it, or lower one of them"
-        )
-
-
-def _check_train(config: Config) -> None:
-    train = config.train
-    if not 0 <= train.seed < 2**31:
-        raise UserError(f"config.train.seed is {train.seed}; it must lie between 0 and {2**31 - 1}")
-    axes = dataclasses.asdict(config.mesh)
-    if sum(size == -1 for size in axes.values()) > 1 or any(size < 1 and size != -1 for size in axes.values()):
-        raise UserError(f"config.mesh is {axes}; sizes are at least 1, and at most one of them is -1")

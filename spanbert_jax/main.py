@@ -14,7 +14,8 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from spanbert_jax.config import Config, check, from_dict
+from spanbert_jax.config import Config, from_dict
+from spanbert_jax.config_check import check
 from spanbert_jax.errors import UserError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: a file in configs/.", lock_config=True)

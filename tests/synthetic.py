@@ -7,6 +7,7 @@ import numpy as np
 
 from spanbert_jax import config as configuration
 from spanbert_jax.config import Config
+from spanbert_jax.config_check import check
 
 VOCAB = 131
 
@@ -24,7 +25,7 @@ def small_config(**sections: dict[str, Any]) -> Config:
     for name in {**small, **sections}:
         section = dataclasses.replace(getattr(config, name), **{**small.get(name, {}), **sections.get(name, {})})
         config = dataclasses.replace(config, **{name: section})
-    configuration.check(config)
+    check(config)
     return config
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from spanbert_jax import config as configuration
 from spanbert_jax.config import Config
+from spanbert_jax.config_check import check
 from spanbert_jax.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,7 +22,7 @@ def changed(**fields: Any) -> Config:
         section, field = name.split("__")
         nested[section][field] = value
     config = configuration.from_dict(nested)
-    configuration.check(config)
+    check(config)
     return config
 
 
@@ -30,11 +31,11 @@ def test_every_configuration_loads_passes_its_checks_and_survives_json(path: Pat
     nested = importlib.import_module(f"configs.{path.stem}").get_config().to_dict()
     if nested["task"] != "pretraining":  # these need data and weights
         with pytest.raises(UserError, match="is empty"):
-            configuration.check(configuration.from_dict(nested))
+            check(configuration.from_dict(nested))
         nested["data"].update(train="train.json", dev="dev.json")
         nested["init_from"] = "runs/base"
     config = configuration.from_dict(nested)
-    configuration.check(config)
+    check(config)
     assert configuration.from_dict(json.loads(configuration.to_json(config))) == config
 
 

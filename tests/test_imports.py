@@ -14,14 +14,15 @@ PACKAGE = ROOT / "spanbert_jax"
 ALLOWED = {
     "errors": set(),
     "config": {"errors"},
+    "config_check": {"config", "errors"},
     "text": {"config", "errors"},
     "data": {"config", "errors", "text"},
     "metrics": {"errors"},
     "convert": {"config", "errors", "text", "data"},
     "model": {"config", "errors"},
     "training": {"config", "errors", "model"},
-    "tasks": {"config", "errors", "text", "metrics", "data", "convert", "model", "training"},
-    "main": {"config", "errors", "tasks"},
+    "tasks": {"config", "config_check", "errors", "text", "metrics", "data", "convert", "model", "training"},
+    "main": {"config", "config_check", "errors", "tasks"},
 }
 ROOMS = {
     "tensorflow": ("data/",),

@@ -45,7 +45,7 @@ def read(
       delimiter: between columns; "" is any number of spaces and tabs.
       column, word_column: of the tag and of the word, from 0, or from the end: -1 is the last.
       scheme: one of `SCHEMES`; "auto" finds it. Where B- and I- tags keep neither IOB2's nor IOB1's rules, as in some
-        real data, "auto" warns, and `find_spans` reads them as it does.
+        real data, "auto" warns.
 
     Raises:
       UserError: naming file and line, for lines with more or fewer columns than others, what is no tag, tags that
@@ -65,27 +65,6 @@ def read(
     if role != "predict":
         _check_tags(path_or_name, sentences, scheme, warnings)
     return sentences, warnings.lines()
-
-
-def find_spans(tags: Sequence[str]) -> tuple[tuple[int, int, str], ...]:
-    """(first word, word after the last, type) of each entity, in order; the reading is one for all schemes.
-
-    B, S and U begin an entity; I, E and L go on with one of their type before them or else begin one; E, L, S and U end
-    it. This is how CoNLL's scorer reads tags that break the rules.
-    """
-    spans = []
-    start, kind = -1, ""
-    for i, tag in enumerate((*tags, "O")):
-        goes_on = start >= 0 and tag[0] in "IEL" and tag[2:] == kind
-        if start >= 0 and not goes_on:
-            spans.append((start, i, kind))
-            start = -1
-        if tag != "O" and not goes_on:
-            start, kind = i, tag[2:]
-        if start >= 0 and tag[0] in "ELSU":
-            spans.append((start, i + 1, kind))
-            start = -1
-    return tuple(spans)
 
 
 def _from_columns(

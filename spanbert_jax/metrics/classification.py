@@ -32,11 +32,6 @@ def macro_f1(labels: ArrayLike, predictions: ArrayLike) -> float:
     return float(np.mean([_f1(golds == label, guesses == label) for label in np.union1d(golds, guesses)]))
 
 
-def micro_f1(labels: ArrayLike, predictions: ArrayLike) -> float:
-    """F1 of the counts added up over all labels: with one label for each example, the accuracy."""
-    return accuracy(labels, predictions)
-
-
 def matthews(labels: ArrayLike, predictions: ArrayLike) -> float:
     """The correlation of two labellings (Gorodkin's for more than two classes); 0 if either has a single class."""
     golds, guesses = _pair(labels, predictions)

@@ -71,20 +71,6 @@ def evaluate(golds: Sequence[Collection[Span]], predictions: Sequence[Collection
     return metrics
 
 
-def evaluate_tags(
-    golds: Sequence[Sequence[str]], predictions: Sequence[Sequence[str]], scheme: str | None = None
-) -> dict[str, float]:
-    """`evaluate` of tagged sentences: seqeval's default mode (conlleval's), or with a scheme its strict mode.
-
-    Raises ValueError if sentences differ in number or length, TagError (one too) for what is no tag.
-    """
-    lengths = [[len(sentence) for sentence in side] for side in (golds, predictions)]
-    if lengths[0] != lengths[1]:
-        raise ValueError("gold and predicted sentences differ in number or length: one tag for each word is needed")
-    sides = [[spans(s) if scheme is None else strict_spans(s, scheme) for s in side] for side in (golds, predictions)]
-    return evaluate(*sides)
-
-
 def spans(tags: Sequence[str]) -> list[Span]:
     """Every entity that the tags of a sentence can be read as, whatever their scheme: seqeval's default mode.
 
@@ -118,24 +104,8 @@ def strict_spans(tags: Sequence[str], scheme: str) -> list[Span]:
     return found
 
 
-def checked_spans(tags: Sequence[str], scheme: str) -> list[Span]:
-    """The entities of a sentence whose tags keep to the scheme; TagError at the first tag that does not.
-
-    The rules: IOB1 starts an entity with I, and with B only directly after one of its type; IOB2 always with B; IOBES
-    (BILOU) is S (U), or B, any I, E (L), all of one type.
-    """
-    parsed = _parse(tags, _scheme(scheme).letters)
-    for position, (before, tag) in enumerate(pairwise([_OUTSIDE, *parsed, _OUTSIDE])):
-        why = _fault(before, tag, scheme)
-        if why:
-            # An entity that the sentence's end cuts off is the fault of its last tag.
-            position = min(position, len(tags) - 1)
-            raise TagError(position, tags[position], why)
-    return _spans(parsed)
-
-
 def tags_from_spans(found: Iterable[Span], length: int, scheme: str) -> list[str]:
-    """The tags of a sentence of `length` words: `checked_spans` the other way; ValueError for spans that overlap."""
+    """The tags of a sentence of `length` words: `strict_spans` the other way; ValueError for spans that overlap."""
     _, first, last, only = _scheme(scheme)
     tags = ["O"] * length
     before: Span = (0, 0, "")
@@ -189,25 +159,6 @@ def _is_whole(last: _Tag, after: _Tag, scheme: str) -> bool:
     if scheme == "IOB1":
         return not (last[0] == after[0] == "B" and last[1] != after[1])
     return scheme == "IOB2" or last[0] in "ES"
-
-
-def _fault(before: _Tag, tag: _Tag, scheme: str) -> str:
-    """What is wrong with a tag after another, or ""."""
-    joined = before[0] in "BI" and before[1] == tag[1]
-    if scheme == "IOB1" and tag[0] == "B" and not joined:
-        return f"does not follow an entity of type {tag[1]}: IOB1 starts any other entity with I-{tag[1]}"
-    if scheme == "IOB2" and tag[0] == "I" and not joined:
-        return f"continues no entity: IOB2 starts one with B-{tag[1]}"
-    if scheme in ("IOBES", "BILOU"):
-        is_open = before[0] in "BI"
-        _, first, last, only = _SCHEMES[scheme]
-        if is_open and not _continues(before, tag):
-            return f"leaves an entity of type {before[1]} without its end: {scheme} ends it with {last}-{before[1]}"
-        if not is_open and tag[0] in "IE":
-            return (
-                f"continues no entity: {scheme} starts one with {first}-{tag[1]}, or {only}-{tag[1]} if it is one word"
-            )
-    return ""
 
 
 def _scheme(name: str) -> _Scheme:

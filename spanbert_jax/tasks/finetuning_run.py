@@ -78,7 +78,7 @@ def _tokenizer(config: Config, workdir: Path) -> Tokenizer:
     kept = workdir / "tokenizer"
     if not (kept.exists() and (workdir / "config.json").exists()):
         tokenizer = given_tokenizer(config)  # in every process, so that a mistake ends all of them
-        assert tokenizer is not None  # config.check
+        assert tokenizer is not None  # config_check
         if jax.process_index() == 0:
             aside = workdir / "tokenizer.tmp"
             for old in (aside, kept):

@@ -12,7 +12,8 @@ from typing import Any
 import jax
 from etils import epath
 
-from spanbert_jax.config import Config, check
+from spanbert_jax.config import Config
+from spanbert_jax.config_check import check
 from spanbert_jax.errors import UserError
 from spanbert_jax.tasks.weights import open_weights
 from spanbert_jax.training.workdir import read_config

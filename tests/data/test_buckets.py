@@ -66,6 +66,18 @@ def test_sorted_batches_have_every_row_once_and_one_size_a_length(multiple: int)
     assert all(len(size) == 1 for size in sizes.values())
 
 
+@pytest.mark.parametrize("count", [1, 50, 277, 1043, 3250])
+def test_few_rows_do_not_pay_for_many(count: int) -> None:
+    rows = np.clip(np.random.default_rng(0).normal(60, 25, count), 8, 128).astype(int)
+    batches = sorted_batches(rows, choose_lengths(rows, 8, 128), 8192, 1)
+    assert rows.sum() / sum(len(indices) * length for indices, length in batches) >= 0.85
+
+
+def test_a_row_over_the_longest_length_is_refused() -> None:
+    with pytest.raises(ValueError, match="a row of 9 pieces"):
+        choose_lengths(np.array([3, 9]), 2, 8)
+
+
 def test_eight_lengths_pad_an_evaluation_of_windows_like_squads_by_at_most_15_percent() -> None:
     # Lengths of windows like SQuAD's: about normal around 170 pieces, a tail up to 384.
     rows = np.clip(np.random.default_rng(0).normal(170, 60, 12_000), 40, 384).astype(int)

@@ -12,7 +12,8 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spanbert_jax.config import Config, DataConfig, MaskingConfig, TrainConfig, check, max_masked
+from spanbert_jax.config import Config, DataConfig, MaskingConfig, TrainConfig, max_masked
+from spanbert_jax.config_check import check
 from spanbert_jax.data import masking
 from spanbert_jax.data.masking import KEPT, MASK, RANDOM, Masker, mask_rate, row_keys
 from spanbert_jax.text.tokenizer import Tokenizer, word_starts

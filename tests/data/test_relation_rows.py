@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spanbert_jax.data.relation_rows import RelationRows, assign_special, special_names
+from spanbert_jax.data.relation_rows import MARKERS, RelationRows, assign_special, special_names
 from spanbert_jax.errors import UserError
 from spanbert_jax.text.tokenizer import Tokenizer, train_sentencepiece
 
@@ -68,19 +68,30 @@ def test_too_few_special_pieces_are_an_error_with_the_number() -> None:
         assign_special(special_names(examples, "mask"), TOKENIZER)
 
 
-@settings(deadline=None, max_examples=200)
-@given(data=st.data(), count=st.integers(2, 40), length=st.integers(8, 30))
+@settings(deadline=None, max_examples=300)
+@given(data=st.data(), count=st.integers(2, 40), length=st.integers(12, 30))
 def test_both_entities_stay_in_a_row_that_is_never_too_long(data: st.DataObject, count: int, length: int) -> None:
-    first = data.draw(st.integers(0, count - 2))
-    second = data.draw(st.integers(first + 1, count - 1))
-    example = Example(tuple(WORDS[:count]), (second, second + 1, None), (first, first + 1, None))
+    cuts = sorted(data.draw(st.sets(st.integers(0, count), min_size=3, max_size=4)))
+    first, second = (cuts[0], cuts[1]), (cuts[-2], cuts[-1])
+    example = Example(tuple(WORDS[:count]), (*second, None), (*first, None))
     row = pieces(example, "markers", length)
     assert len(row) <= length and row[0] == "[CLS]" and row[-1] == "[SEP]"
-    for marker in ("SUBJ_START", WORDS[second], "SUBJ_END", "OBJ_START", WORDS[first], "OBJ_END"):
-        assert row.count(marker) == 1
+    places = [row.index(marker) for marker in ("OBJ_START", "OBJ_END", "SUBJ_START", "SUBJ_END")]
+    assert places == sorted(places) and all(row.count(marker) == 1 for marker in MARKERS)
     words = [WORDS.index(piece) for piece in row if piece in WORDS]
     assert words == sorted(words)
-    if count + 6 <= length:
+    for (start, end), (low, high) in ((first, places[:2]), (second, places[2:])):
+        inside = row[low + 1 : high]
+        assert inside[0] == WORDS[start] and set(inside) <= set(WORDS[start:end])
+        if end - start + 2 <= (length - 2) // 2:
+            assert inside == WORDS[start:end]
+    if count + 6 <= length and max(first[1] - first[0], second[1] - second[0]) + 2 <= (length - 2) // 2:
         assert len(words) == count
-    elif second - first + 1 + 6 <= length:
-        assert len(row) == length  # what room there is, is used
+
+
+def test_what_a_row_lacks_is_marked() -> None:
+    for count, length, cut in ((20, 26, 0), (20, 25, 1)):
+        example = Example(tuple(WORDS[:count]), (0, 1, None), (2, 3, None))
+        special = assign_special(special_names([example], "markers"), TOKENIZER)
+        ((row,),) = RelationRows(TOKENIZER, length, ("no_relation",), special, "markers")([example])
+        assert row["cut"] == cut

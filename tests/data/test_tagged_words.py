@@ -9,12 +9,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from spanbert_jax.data.tagged_words import Sentence, find_spans, read
+from spanbert_jax.data.tagged_words import Sentence, read
 from spanbert_jax.errors import UserError
+from spanbert_jax.metrics import entities
 from tests.data.test_labelled_texts import prepare_tfds
 
 Spans = tuple[tuple[int, int, str], ...]
 WORDS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters=" \t\r\n"), min_size=1, max_size=5)
+
+
+def entities_of(tags: tuple[str, ...]) -> tuple[tuple[int, int, str], ...]:
+    """(first word, the one after the last, type) of each entity."""
+    return tuple(entities.spans(tags))
 
 
 def write(path: Path, content: str) -> str:
@@ -72,7 +78,7 @@ def test_entities_of_every_scheme_and_delimiter_are_read_as_they_were_written(
     path = write(tmp_path / "a.conll", "\n".join(lines))
     for given_scheme in ("auto", "BILOU" if scheme == "IOBES" else scheme):
         found, warnings = read(path, delimiter=delimiter, scheme=given_scheme)
-        assert [(list(one.words), find_spans(one.tags)) for one in found] == drawn and warnings == []
+        assert [(list(one.words), entities_of(one.tags)) for one in found] == drawn and warnings == []
     assert [lines[one.line - 1].startswith(one.words[0]) for one in found] == [True] * len(drawn)
 
 
@@ -94,7 +100,7 @@ def test_real_files_are_read_whole(shared_data: Path, name: str, count: int, doc
     assert [word for one in found for word in one.words] == [row[0] for row in rows]
     assert [tag for one in found for tag in one.tags] == [row[-1] for row in rows]
     assert (len(found), len({one.document for one in found})) == (count, documents)
-    assert sum(len(find_spans(one.tags)) for one in found) == entities
+    assert sum(len(entities_of(one.tags)) for one in found) == entities
     # BC5CDR marks entities of one word with I-, longer ones with B-: neither IOB1 nor IOB2
     assert [line.partition(" tag(s) break the rules of IOB1, and ")[1] != "" for line in warnings] == [True] * (
         "bc5" in name
@@ -105,7 +111,7 @@ def test_real_files_are_read_whole(shared_data: Path, name: str, count: int, doc
 def test_entities_of_real_files_are_seqeval_s(shared_data: Path, name: str) -> None:
     get_entities = pytest.importorskip("seqeval.metrics.sequence_labeling").get_entities
     for one in read(str(shared_data / name))[0]:
-        assert find_spans(one.tags) == tuple(
+        assert entities_of(one.tags) == tuple(
             (start, end + 1, kind) for kind, start, end in get_entities(list(one.tags))
         )
 
@@ -113,7 +119,7 @@ def test_entities_of_real_files_are_seqeval_s(shared_data: Path, name: str) -> N
 @given(st.lists(st.sampled_from(["O", *(f"{letter}-{kind}" for letter in "BI" for kind in "XY")]), max_size=12))
 def test_tags_against_the_rules_are_read_as_conll_s_scorer_reads_them(tags: list[str]) -> None:
     get_entities = pytest.importorskip("seqeval.metrics.sequence_labeling").get_entities
-    assert find_spans(tags) == tuple((start, end + 1, kind) for kind, start, end in get_entities(tags))
+    assert entities_of(tags) == tuple((start, end + 1, kind) for kind, start, end in get_entities(tags))
 
 
 def test_conll_2003_s_own_layout_is_read(tmp_path: Path) -> None:
@@ -188,7 +194,7 @@ def test_tags_that_break_their_scheme_are_told_with_their_line(
 def test_auto_warns_of_mixed_iob_and_names_the_first_of_the_fewer(tmp_path: Path) -> None:
     path = write(tmp_path / "a.txt", "w B-X\nw I-X\n\nw O\nw I-Y\n\nw B-X\nw O\nw B-X\n")
     found, warnings = read(path)
-    assert [find_spans(one.tags) for one in found] == [((0, 2, "X"),), ((1, 2, "Y"),), ((0, 1, "X"), (2, 3, "X"))]
+    assert [entities_of(one.tags) for one in found] == [((0, 2, "X"),), ((1, 2, "Y"),), ((0, 1, "X"), (2, 3, "X"))]
     assert len(warnings) == 1
     assert warnings[0].startswith("1 tag(s) break the rules of IOB2, and 3 those of IOB1; ")
     assert warnings[0].endswith(f"the first: {path}, line 5: I-Y after O")

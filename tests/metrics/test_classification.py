@@ -42,8 +42,8 @@ def ours(function: Callable[..., float], pairs: list[tuple[Any, Any]]) -> float:
 def test_multiclass_metrics_equal_scikit_learn(pairs: list[tuple[int, int]]) -> None:
     assert ours(classification.accuracy, pairs) == pytest.approx(peer(sklearn_metrics.accuracy_score, pairs))
     assert ours(classification.matthews, pairs) == pytest.approx(peer(sklearn_metrics.matthews_corrcoef, pairs))
-    for average, metric in (("macro", classification.macro_f1), ("micro", classification.micro_f1)):
-        assert ours(metric, pairs) == pytest.approx(peer(sklearn_metrics.f1_score, pairs, average=average))
+    macro = peer(sklearn_metrics.f1_score, pairs, average="macro")
+    assert ours(classification.macro_f1, pairs) == pytest.approx(macro)
 
 
 @settings(max_examples=300, deadline=None)

@@ -37,7 +37,7 @@ SMALL = {
     "config.train.checkpoint_every": 5,
     "config.finetuning.epochs": 3,
     "config.finetuning.eval_every_epochs": 0.5,
-    "config.finetuning.lengths": 2,
+    "config.finetuning.lengths": 1,
     "config.corpus.workers": 1,
 }
 
@@ -135,6 +135,7 @@ def test_no_shape_is_compiled_after_the_first_epoch(
 ) -> None:
     nested = importlib.import_module("configs.classify").get_config().to_dict()
     flat = SMALL | {
+        "config.finetuning.lengths": 2,
         "config.data.train": str(data / "train.csv"),
         "config.data.dev": str(data / "dev.csv"),
         "config.tokenizer.vocab_file": str(data / "vocab.txt"),
@@ -162,8 +163,9 @@ def test_the_predictor_takes_files_and_plain_text(finished: tuple[Path, str], da
     kept = [json.loads(line) for line in (workdir / "predictions.jsonl").read_text().splitlines()]
     rows = list(csv.DictReader((data / "dev.csv").read_text().splitlines()))
     (tmp_path / "new.csv").write_text("\n".join(["text", *(row["text"] for row in rows)]) + "\n")
-    tool("predict", "--checkpoint", workdir, "--input", tmp_path / "new.csv", "--output", tmp_path / "new.jsonl")
-    found = [json.loads(line) for line in (tmp_path / "new.jsonl").read_text().splitlines()]
+    output = tmp_path / "new" / "predictions.jsonl"
+    tool("predict", "--checkpoint", workdir, "--input", tmp_path / "new.csv", "--output", output)
+    found = [json.loads(line) for line in output.read_text().splitlines()]
     assert [p["label"] for p in found] == [p["label"] for p in kept]
     np.testing.assert_allclose([p["score"] for p in found], [p["score"] for p in kept], atol=1e-5)
     text = "\n".join(row["text"] for row in rows[:5]) + "\n"
@@ -240,6 +242,8 @@ def test_trials_have_seeds_of_their_own_a_mean_and_a_deviation(data: Path, tmp_p
     values = [trial["accuracy"] for trial in trials]
     expected = [*values, np.mean(values), np.std(values, ddof=1)]
     np.testing.assert_allclose([float(cell) for cell in row.split()[1:5]], expected, atol=0.006)
+    best = max((0, 1), key=lambda trial: values[trial])
+    assert f"--checkpoint {tmp_path / 'trials' / f'trial_{best}'} " in printed
     losses = [runs.metrics(tmp_path / "trials" / f"trial_{i}", "train/loss")[1] for i in (0, 1)]
     assert losses[0] != losses[1]
 
@@ -257,6 +261,34 @@ def test_a_mistake_ends_in_one_line(data: Path, tmp_path: Path, fields: dict[str
     done = run(command(data, tmp_path / "x", **fields), expect=1)
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ") and message in line
+
+
+def test_a_start_that_failed_leaves_no_vocabulary_for_the_next(data: Path, tmp_path: Path) -> None:
+    run(command(data, tmp_path / "x", data__dev="missing.csv"), expect=1)
+    (tmp_path / "vocab.txt").write_text((data / "vocab.txt").read_text() + "more\n")
+    more = {"tokenizer__vocab_file": tmp_path / "vocab.txt", "finetuning__epochs": 0.1}
+    run(command(data, tmp_path / "x", **more))
+    assert (tmp_path / "x" / "tokenizer" / "vocab.txt").read_text().endswith("more\n")
+
+
+def test_the_predictor_names_what_it_cannot_read_or_write(finished: tuple[Path, str], tmp_path: Path) -> None:
+    workdir, _ = finished
+    done = subprocess.run(
+        [sys.executable, "tools/predict.py", "--checkpoint", str(workdir), "--output", str(tmp_path)],
+        cwd=runs.ROOT,
+        env=runs.environment(),
+        capture_output=True,
+        input=b"w1\n",
+    )
+    assert done.returncode == 1 and done.stderr.decode().startswith(f"error: {tmp_path} is a directory")
+    done = subprocess.run(
+        [sys.executable, "tools/predict.py", "--checkpoint", str(workdir)],
+        cwd=runs.ROOT,
+        env=runs.environment(),
+        capture_output=True,
+        input=b"\xff\xfe\n",
+    )
+    assert done.returncode == 1 and b"UTF-8" in done.stderr and len(done.stderr.splitlines()) == 1
 
 
 def test_a_label_that_only_dev_has_is_named(data: Path, tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ import pytest
 from etils import epath
 from jax.experimental.compilation_cache import compilation_cache
 
-from spanbert_jax.config import Config, ModelConfig, check, flatten, from_dict
+from spanbert_jax.config import Config, ModelConfig, flatten, from_dict
+from spanbert_jax.config_check import check
 from spanbert_jax.convert.export import Export, write_export
 from spanbert_jax.convert.huggingface import shapes
 from spanbert_jax.errors import UserError

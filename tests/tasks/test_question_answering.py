@@ -16,7 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spanbert_jax.config import Config, check, from_dict
+from spanbert_jax.config import Config, from_dict
+from spanbert_jax.config_check import check
 from spanbert_jax.convert.huggingface import named_views, shapes, to_tensors
 from spanbert_jax.data.question_answering import Example
 from spanbert_jax.data.question_windows import QuestionWindows

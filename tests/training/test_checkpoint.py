@@ -1,0 +1,83 @@
+"""Checkpoints of parameters alone, which one of a workdir is meant, and that the best of a run is kept."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+
+from spanbert_jax.errors import UserError
+from spanbert_jax.model import heads
+from spanbert_jax.tasks.pretraining_loss import objective
+from spanbert_jax.training import loop
+from spanbert_jax.training.checkpoint import (
+    find_checkpoint,
+    newest_step,
+    read_metadata,
+    read_params,
+    read_shapes,
+    write_params,
+)
+from tests.synthetic import VOCAB, random_batch, small_config
+
+
+def params_of(value: float) -> dict[str, Any]:
+    return {"a": {"b": np.full((3, 2), value, np.float32)}, "c": np.full(4, value, np.float32)}
+
+
+def test_parameters_and_what_belongs_to_them_are_read_back(tmp_path: Path) -> None:
+    write_params(epath.Path(tmp_path), params_of(2.0), {"labels": ["x"]}, 7)
+    checkpoint = find_checkpoint(epath.Path(tmp_path))
+    assert checkpoint.name == "7" and read_metadata(checkpoint) == {"labels": ["x"]}
+    jax.tree.map(np.testing.assert_array_equal, read_params(checkpoint), params_of(2.0))
+    assert read_shapes(checkpoint) == {"a": {"b": (3, 2)}, "c": (4,)}
+
+
+@pytest.mark.parametrize("step", [3, 7, 12])
+def test_a_later_write_is_the_one_that_stays_whatever_its_step(tmp_path: Path, step: int) -> None:
+    write_params(epath.Path(tmp_path), params_of(1.0), {}, 7)
+    write_params(epath.Path(tmp_path), params_of(2.0), {}, step)
+    (only,) = (child for child in tmp_path.iterdir() if child.name.isdigit())
+    assert only.name == str(step)
+    np.testing.assert_array_equal(read_params(epath.Path(only))["c"], params_of(2.0)["c"])
+
+
+def test_the_best_comes_before_the_newest_where_it_is_whole(tmp_path: Path) -> None:
+    workdir = epath.Path(tmp_path)
+    with pytest.raises(UserError, match="no checkpoint there"):
+        find_checkpoint(workdir)
+    write_params(workdir / "checkpoints", params_of(1.0), {}, 9)
+    (tmp_path / "best" / "5.orbax-checkpoint-tmp-1").mkdir(parents=True)  # a first save that was cut off
+    assert newest_step(workdir / "best") is None
+    assert find_checkpoint(workdir) == workdir / "checkpoints" / "9"
+    write_params(workdir / "best", params_of(2.0), {}, 5)
+    assert find_checkpoint(workdir) == workdir / "best" / "5"
+
+
+def test_the_best_evaluation_is_kept_and_one_that_is_no_number_never_is(tmp_path: Path) -> None:
+    config = small_config(train={"steps": 5, "eval_every": 1, "checkpoint_every": 100})
+    model = heads.pretraining_model(config, VOCAB, "cpu")
+    values = iter([1.0, math.nan, 3.0, 2.0, math.nan])
+
+    def batches(layout: Any, first: int, last: int) -> Iterator[Any]:
+        return (random_batch(config, step) for step in range(first, last))
+
+    task = loop.Task(
+        init=lambda key: heads.init_params(model, key),
+        objective=objective(model, 1.0, 5),
+        train_batches=batches,
+        evaluate=lambda params, layout: {"held_out/score": next(values)},
+        metrics=lambda totals: {},
+        describe=lambda values: "",
+        row_flops=1.0,
+        metadata={"task": "x"},
+        best="held_out/score",
+    )
+    assert loop.run(config, task, epath.Path(tmp_path)).finished
+    best = find_checkpoint(epath.Path(tmp_path))
+    assert (best.parent.name, best.name) == ("best", "3")
+    assert read_metadata(best)["evaluation"] == {"held_out/score": 3.0}
