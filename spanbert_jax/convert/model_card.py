@@ -71,7 +71,7 @@ def model_card(
 ) -> str:
     """The card's text. fields: those of config.json. training: those of spanbert_jax.json."""
     config: Mapping[str, Any] = training.get("config", {})
-    if training.get("task") != "pretraining":  # their defaults say nothing of a fine-tuned model
+    if training.get("task", "pretraining") != "pretraining":  # their defaults say nothing of a fine-tuned model
         config = {
             key: value for key, value in config.items() if key.split(".")[0] not in ("corpus", "masking", "tokenizer")
         }
