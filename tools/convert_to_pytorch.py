@@ -94,7 +94,7 @@ def ours(export: Export, groups: tuple[str, ...], dtype: str, inputs: list[np.nd
     return {name: np.asarray(jax.jit(function)(params, *inputs)) for name, function in computed.items()}
 
 
-def theirs(name: str, directory: Path, pooler: bool, inputs: list[np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
+def theirs(name: str, directory: Path, inputs: list[np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
     """What transformers' class gives, eager and sdpa, for (input_ids, attention_mask, token_type_ids).
 
     Raises UserError where it finds a tensor missing or too many in the export.
@@ -103,10 +103,7 @@ def theirs(name: str, directory: Path, pooler: bool, inputs: list[np.ndarray]) -
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
-    options: dict[str, Any] = {} if pooler or name != "BertModel" else {"add_pooling_layer": False}
-    model, info = getattr(transformers, name).from_pretrained(
-        directory, dtype=torch.float32, output_loading_info=True, **options
-    )
+    model, info = getattr(transformers, name).from_pretrained(directory, dtype=torch.float32, output_loading_info=True)
     wrong = [f"{what} {sorted(names)}" for what, names in info.items() if names]
     if wrong:
         raise UserError(f"{directory}: transformers' {name} does not find what it expects: {'; '.join(wrong)}")
@@ -131,7 +128,7 @@ def compare(export: Export, directory: Path, name: str, groups: tuple[str, ...],
     types = second.astype(np.int32)
     expected = ours(export, groups, dtype, [ids, lengths, types])
     said = [f"Compared with transformers' {name} on {ROWS} rows of real text, largest difference:"]
-    for implementation, outputs in theirs(name, directory, "pooler" in groups, [ids, valid, types]).items():
+    for implementation, outputs in theirs(name, directory, [ids, valid, types]).items():
         found = []
         for what, title in (("encode", "hidden states"), ("predict", "logits")):
             if what not in outputs:
@@ -187,7 +184,7 @@ def main() -> int:
     parser.add_argument(
         "--encoder-only",
         action="store_true",
-        help="leave out the heads: transformers then has none to report as unexpected",
+        help="leave out the heads: what AutoModel loads whole",
     )
     parser.add_argument(
         "--verify", action="store_true", help="fail where torch and transformers are missing, instead of not comparing"

@@ -1,7 +1,8 @@
 """A directory for PyTorch users: what transformers' Auto classes load, and what they do not know beside it.
 
-Invariant: nothing random is in it. A head that was not trained is not written, so that the loader says it is missing;
-the span-boundary head, which transformers has no class for, stands in a file of its own that it does not look at.
+Invariant: nothing random is in it. A head that was not trained is not written, so that the loader says it is missing
+(a pooler, which AutoModel cannot do without, is the identity); the span-boundary head, which transformers has no class
+for, stands in a file of its own that it does not look at.
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from spanbert_jax.config import ModelConfig
-from spanbert_jax.convert.huggingface import HEADS, SBO, Params, to_tensors
+from spanbert_jax.convert.huggingface import HEADS, SBO, Params, plain_pooler, to_tensors
 from spanbert_jax.convert.huggingface_config import architecture, to_fields
 from spanbert_jax.convert.model_card import model_card
 from spanbert_jax.convert.release import SBO_FILE
@@ -41,7 +42,7 @@ class Export:
 def write_export(export: Export, directory: Path, dtype: str, encoder_only: bool) -> tuple[str, tuple[str, ...]]:
     """Writes all files into an existing directory; returns transformers' class and the groups of parameters written.
 
-    dtype: a key of DTYPES. encoder_only: leave out every head but a trained pooler. Raises UserError where a value is
+    dtype: a key of DTYPES. encoder_only: leave out every head but the pooler. Raises UserError where a value is
     not finite, or transformers has no such head.
     """
     heads = [group for group in export.params if group not in ("embeddings", "encoder")]
@@ -50,7 +51,12 @@ def write_export(export: Export, directory: Path, dtype: str, encoder_only: bool
         raise UserError(f"transformers has no class with the head {unknown[0]!r}; export the encoder: --encoder-only")
     name, kept = ("BertModel", ("pooler",)) if encoder_only else architecture(heads)
     kept = tuple(head for head in heads if head in kept or (head == "sbo" and not encoder_only))
-    params = {group: export.params[group] for group in ("embeddings", "encoder", *kept)}
+    groups = ("embeddings", "encoder", *kept)
+    params = {group: export.params[group] for group in groups}
+    if (
+        name == "BertModel" and "pooler" not in params
+    ):  # AutoModel has one, always, and would draw it anew at every load
+        params["pooler"] = plain_pooler(export.model.embed)
     tensors = to_tensors(params, export.tokenizer.vocab_size, DTYPES[dtype])
     sbo = {key: tensors.pop(key) for key in list(tensors) if key.startswith(SBO)}
     if name == "BertModel":  # whose own files have no prefix
@@ -66,7 +72,7 @@ def write_export(export: Export, directory: Path, dtype: str, encoder_only: bool
     _write_json(directory / "spanbert_jax.json", training)
     card = model_card(export.name, name, fields, training, bool(sbo), "pooler" in kept)
     (directory / "README.md").write_text(card, encoding="utf-8")
-    return name, tuple(params)
+    return name, groups
 
 
 def _original(name: str) -> str:

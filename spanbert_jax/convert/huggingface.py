@@ -190,8 +190,17 @@ def from_tensors(
     for name, view in views.items():
         _fill(view, found[name](), name, source)
     left = [n for n in found if n not in views and n not in _TIED and not n.endswith("position_ids")]
+    if "pooler" in params and all(
+        np.array_equal(params["pooler"][name], value) for name, value in plain_pooler(model.embed).items()
+    ):
+        del params["pooler"]  # of an export of an encoder that has none
     absent = [head for head in ("mlm", "sbo") if head not in heads]
     return params, Report(tuple(params), tuple(absent), tuple(sorted(left)))
+
+
+def plain_pooler(embed: int) -> Params:
+    """What stands for a pooler where none was trained: the identity, so that what it gives is the tanh of [CLS]."""
+    return {"kernel": np.eye(embed, dtype=np.float32), "bias": np.zeros(embed, np.float32)}
 
 
 def _check_tied(found: Tensors, source: str) -> None:

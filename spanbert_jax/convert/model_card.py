@@ -44,7 +44,7 @@ print(text[offsets[first, 0] : offsets[last, 1]])""",
 from transformers import AutoModel, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("DIRECTORY")
-model = AutoModel.from_pretrained("DIRECTORY"POOLER).eval()
+model = AutoModel.from_pretrained("DIRECTORY").eval()
 with torch.no_grad():
     print(model(**tokenizer("Paris is the capital of France.", return_tensors="pt")).last_hidden_state)""",
 }
@@ -56,13 +56,13 @@ spanbert_jax: `--config.init_from=DIRECTORY`.
 """
 
 _ENCODER = """
-The encoder alone, for one's own head; there is no pooler, because span pre-training has none:
+`AutoModel` takes the encoder alone from here, and says that the head is left over and a pooler is new: span
+pre-training has none. `--encoder-only` of spanbert_jax's tools/convert_to_pytorch.py writes what it loads whole.
+"""
 
-```python
-from transformers import AutoModel
-
-model = AutoModel.from_pretrained("DIRECTORY", add_pooling_layer=False)
-```
+_POOLER = """
+There is no trained pooler, because span pre-training has none; the one here is the identity, so `pooler_output` is the
+tanh of the first hidden state.
 """
 
 
@@ -82,9 +82,7 @@ def model_card(
         "tags": ["bert", "spanbert", "spanbert_jax"],
     }
     front = [f"{key}: {json.dumps(value)}" for key, value in matter.items() if value]
-    use = (
-        _USES[architecture].replace("DIRECTORY", name).replace("POOLER", "" if pooler else ", add_pooling_layer=False")
-    )
+    use = _USES[architecture].replace("DIRECTORY", name)
     sizes = (
         f"BERT with {fields['num_hidden_layers']} layers of width {fields['hidden_size']}, "
         f"{fields['num_attention_heads']} attention heads, {fields['vocab_size']:,} pieces, rows of up to "
@@ -92,8 +90,10 @@ def model_card(
     )
     lines = ["---", *front, "---", "", f"# {name}", "", f"{sizes}; trained with spanbert_jax.", ""]
     lines += ["```python", use, "```", ""]
+    if architecture == "BertModel" and not pooler:
+        lines.append(_POOLER.strip() + "\n")
     if architecture == "BertForMaskedLM":
-        lines.append(_ENCODER.strip().replace("DIRECTORY", name) + "\n")
+        lines.append(_ENCODER.strip() + "\n")
     if has_sbo:
         lines.append(_SBO.strip().replace("DIRECTORY", name) + "\n")
     lines += ["## Training", "", f"Step {training.get('step', 0):,}. All fields: `spanbert_jax.json`.", ""]
