@@ -2,7 +2,6 @@
 
 import csv
 import importlib
-import importlib.util
 import json
 import os
 import random
@@ -20,6 +19,7 @@ from spanbert_jax.data.buckets import BucketedOrder
 from spanbert_jax.tasks import finetuning_run
 from spanbert_jax.tasks.sequence_classification import SequenceClassification
 from tests.tasks import runs
+from tools import evaluate
 
 WORDS = [f"w{i}" for i in range(20)]
 SMALL = {
@@ -118,10 +118,6 @@ def test_a_file_of_predictions_is_scored_and_one_for_other_data_refused(
     workdir, _ = finished
     arguments = ("--checkpoint", workdir, "--data", data / "dev.csv", "--predictions")
     (trial,) = json.loads((workdir / "results.json").read_text())["trials"]
-    module = importlib.util.spec_from_file_location("evaluate", runs.ROOT / "tools" / "evaluate.py")
-    assert module and module.loader
-    evaluate = importlib.util.module_from_spec(module)
-    module.loader.exec_module(evaluate)
     assert evaluate.evaluate(workdir, str(data / "dev.csv"), workdir / "predictions.jsonl")[2] == trial
     lines = (workdir / "predictions.jsonl").read_text().splitlines()
     (tmp_path / "fewer.jsonl").write_text("\n".join(lines[1:]) + "\n")
