@@ -21,7 +21,7 @@ from absl import logging
 from spanbert_jax.data.example_files import field, read_json, read_jsonl
 from spanbert_jax.errors import UserError
 from spanbert_jax.tasks.finetuning import FineTuning, Prediction
-from spanbert_jax.tasks.registry import finetuning_task
+from spanbert_jax.tasks.registry import trained_task
 from spanbert_jax.tasks.weights import open_weights
 from tools.predict import predict
 
@@ -64,8 +64,7 @@ def evaluate(checkpoint: Path, data: str, predictions: Path | None) -> tuple[Fin
         task, examples, made = predict(checkpoint, data, "dev")
         return task, examples, task.metrics(examples, made)
     with open_weights(checkpoint) as weights:
-        kind = finetuning_task(weights.metadata.get("task", "of others' weights"))
-        task = kind(weights.config, weights.tokenizer, weights.labels, weights.metadata.get("special", {}))
+        task = trained_task(weights)
     examples, _ = task.read(weights.config, data, "dev")
     task.check(examples, data)
     qa = task.task == "question_answering" and not weights.config.question_answering.unanswerable

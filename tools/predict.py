@@ -26,7 +26,7 @@ from spanbert_jax.config import Config
 from spanbert_jax.errors import UserError
 from spanbert_jax.tasks.finetuning import FineTuning, Prediction, Role
 from spanbert_jax.tasks.prediction import Predictor, kept_metrics, rows_of, warn_of_cuts, write_jsonl
-from spanbert_jax.tasks.registry import finetuning_task
+from spanbert_jax.tasks.registry import trained_task
 from spanbert_jax.tasks.weights import open_weights
 from spanbert_jax.training import sharding
 from spanbert_jax.training.progress import Stage
@@ -39,9 +39,7 @@ def predict(checkpoint: Path, source: str, role: Role) -> tuple[FineTuning, list
     Raises UserError where the checkpoint is no fine-tuned one, or the data cannot be read.
     """
     with open_weights(checkpoint) as weights:
-        metadata = weights.metadata
-        kind = finetuning_task(metadata.get("task", "of others' weights"))
-        task = kind(weights.config, weights.tokenizer, weights.labels, metadata.get("special", {}))
+        task = trained_task(weights)
         params, _ = weights.load()
     examples, warnings = task.read(weights.config, source, role)
     for warning in warnings:
@@ -56,7 +54,7 @@ def predict(checkpoint: Path, source: str, role: Role) -> tuple[FineTuning, list
         outputs = predictor.outputs(
             predictor.place(params), rows, lambda done: stage.update(done, f"{done * len(rows):,.0f} rows")
         )
-    return task, examples, task.decode(examples, rows, outputs, kept_metrics(metadata))
+    return task, examples, task.decode(examples, rows, outputs, kept_metrics(weights.metadata))
 
 
 def _write(task: FineTuning, examples: list[Any], predictions: list[Prediction], output: Path) -> None:

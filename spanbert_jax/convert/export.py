@@ -53,9 +53,8 @@ def write_export(export: Export, directory: Path, dtype: str, encoder_only: bool
     kept = tuple(head for head in heads if head in kept or (head == "sbo" and not encoder_only))
     groups = ("embeddings", "encoder", *kept)
     params = {group: export.params[group] for group in groups}
-    if (
-        name == "BertModel" and "pooler" not in params
-    ):  # AutoModel has one, always, and would draw it anew at every load
+    if name == "BertModel" and "pooler" not in params:
+        # AutoModel always has one, and would draw it anew at every load.
         params["pooler"] = plain_pooler(export.model.embed)
     tensors = to_tensors(params, export.tokenizer.vocab_size, DTYPES[dtype])
     sbo = {key: tensors.pop(key) for key in list(tensors) if key.startswith(SBO)}

@@ -1,7 +1,6 @@
 """Tensors in files: safetensors, and PyTorch's pickles without running what is in them.
 
-Invariant: reading executes nothing from the file and loads a tensor only when it is asked for; a file appears under its
-name when it is complete.
+Invariant: reading executes nothing from the file, and of safetensors loads a tensor only when it is asked for.
 """
 
 import argparse

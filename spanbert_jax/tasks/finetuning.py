@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from spanbert_jax.config import Config
 from spanbert_jax.data.rows import Featurise, Rows
-from spanbert_jax.errors import UserError
+from spanbert_jax.model import task_heads
 from spanbert_jax.text.tokenizer import Tokenizer
-from spanbert_jax.training.step import Batch, Objective
+from spanbert_jax.training.step import Batch, Objective, Sums
 
 Role = Literal["train", "dev", "predict"]
 Prediction = dict[str, Any]  # what one example's answer is, JSON: "id", offsets, text, score, ...
@@ -58,9 +59,9 @@ class FineTuning(abc.ABC):
     def model(self, platform: str) -> Any:
         """The model, for `jax.Device.platform`."""
 
-    @abc.abstractmethod
     def init_params(self, model: Any, key: jax.Array) -> Any:
         """Fresh parameters."""
+        return task_heads.init_params(model, key)
 
     @abc.abstractmethod
     def objective(self, model: Any) -> Objective:
@@ -93,13 +94,14 @@ class FineTuning(abc.ABC):
         """Writes the community's own file of predictions; returns its path."""
 
 
-def plain_lines(source: str) -> list[tuple[int, str]]:
-    """(number from 1, text) of the lines of a text file that have any; raises UserError where it has none."""
-    try:
-        text = Path(source).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{source}: cannot be read as UTF-8 text ({error})") from error
-    lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
-    if not lines:
-        raise UserError(f"{source}: no text in it; give an example a line")
-    return lines
+def row_logits(
+    model: Any, params: Any, batch: Batch, key: jax.Array | None = None, rows: jax.Array | None = None
+) -> jax.Array:
+    """`task_heads.apply` to a batch of rows."""
+    return task_heads.apply(model, params, batch["input_ids"], batch["lengths"], batch["token_type_ids"], key, rows)
+
+
+def mean_loss(summed: jax.Array, weights: jax.Array, count: jax.Array, batch: Batch) -> tuple[jax.Array, Sums]:
+    """What an objective's `loss` returns: summed over `weights`, divided by the whole batch's `count`; and the sums."""
+    pieces = jnp.sum(batch["lengths"]).astype(jnp.float32)
+    return summed / jnp.maximum(count, 1.0), {"loss": summed, "count": jnp.sum(weights), "pieces": pieces}

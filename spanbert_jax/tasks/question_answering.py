@@ -25,7 +25,7 @@ from spanbert_jax.data.rows import Featurise, Rows
 from spanbert_jax.errors import UserError
 from spanbert_jax.metrics import squad
 from spanbert_jax.model import task_heads
-from spanbert_jax.tasks.finetuning import FineTuning, Prediction, Role
+from spanbert_jax.tasks.finetuning import FineTuning, Prediction, Role, mean_loss, row_logits
 from spanbert_jax.tasks.pretraining_loss import cross_entropy_sums
 from spanbert_jax.training.step import Batch, Objective, Sums
 
@@ -77,14 +77,11 @@ class QuestionAnswering(FineTuning):
     def model(self, platform: str) -> Any:
         return task_heads.task_model("question_answering", self.config, self.tokenizer.vocab_size, 0, platform)
 
-    def init_params(self, model: Any, key: jax.Array) -> Any:
-        return task_heads.init_params(model, key)
-
     def objective(self, model: Any) -> Objective:
         return span_objective(model)
 
     def outputs(self, model: Any, params: Any, batch: Batch) -> dict[str, jax.Array]:
-        logits = task_heads.apply(model, params, batch["input_ids"], batch["lengths"], batch["token_type_ids"])
+        logits = row_logits(model, params, batch)
         return {"start": logits[..., 0], "end": logits[..., 1]}
 
     def decode(
@@ -240,16 +237,13 @@ def span_objective(model: Any) -> Objective:
     def loss(
         params: Any, batch: Batch, count: jax.Array, key: jax.Array | None, rows: jax.Array | None
     ) -> tuple[jax.Array, Sums]:
-        apply = functools.partial(task_heads.apply, model, params, batch["input_ids"], batch["lengths"])
-        logits = apply(batch["token_type_ids"], key, rows)
+        logits = row_logits(model, params, batch, key, rows)
         positions = jnp.arange(logits.shape[1])
         inside = positions < batch["lengths"][:, None]
         summed = jnp.zeros(())
         for end, name in enumerate(("answer_start", "answer_end")):
             scores = jnp.where(inside, logits[..., end], -1e30)  # finite: an empty row has no position inside
             summed += cross_entropy_sums(scores, batch[name], batch["weights"])[0] / 2
-        pieces = jnp.sum(batch["lengths"]).astype(jnp.float32)
-        sums = {"loss": summed, "count": jnp.sum(batch["weights"]), "pieces": pieces}
-        return summed / jnp.maximum(count, 1.0), sums
+        return mean_loss(summed, batch["weights"], count, batch)
 
     return Objective(totals, loss)

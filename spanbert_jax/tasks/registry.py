@@ -8,6 +8,7 @@ import importlib
 from spanbert_jax.config import Config
 from spanbert_jax.errors import UserError
 from spanbert_jax.tasks.finetuning import FineTuning
+from spanbert_jax.tasks.weights import Weights
 
 _CLASSES = {
     "question_answering": "QuestionAnswering",
@@ -23,6 +24,12 @@ def finetuning_task(name: str) -> type[FineTuning]:
         raise UserError(f"task {name!r} is none of {', '.join(_CLASSES)}; give the checkpoint of a fine-tuned model")
     found: type[FineTuning] = getattr(importlib.import_module(f"spanbert_jax.tasks.{name}"), _CLASSES[name])
     return found
+
+
+def trained_task(weights: Weights) -> FineTuning:
+    """The task that weights were fine-tuned for; raises UserError where they were not."""
+    kind = finetuning_task(weights.metadata.get("task", "of others' weights"))
+    return kind(weights.config, weights.tokenizer, weights.labels, weights.metadata.get("special", {}))
 
 
 def run(config: Config, workdir: str, arguments: str) -> bool:

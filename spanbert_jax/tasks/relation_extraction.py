@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from spanbert_jax.config import Config
@@ -18,22 +17,21 @@ from spanbert_jax.data.relation_rows import RelationRows, assign_special, specia
 from spanbert_jax.data.rows import Featurise, Rows
 from spanbert_jax.errors import UserError
 from spanbert_jax.metrics import relations as metrics
-from spanbert_jax.model import task_heads
-from spanbert_jax.tasks.finetuning import FineTuning, Prediction, Role
-from spanbert_jax.tasks.sequence_classification import sequence_objective
+from spanbert_jax.tasks.finetuning import Prediction, Role
+from spanbert_jax.tasks.sequence_classification import SequenceClassification
 from spanbert_jax.text.tokenizer import Tokenizer
-from spanbert_jax.training.step import Batch, Objective
 
 _NONE = ("no_relation", "Other")  # what TACRED and SemEval call it
 
 
-class RelationExtraction(FineTuning):
-    """The task of configs/relation.py."""
+class RelationExtraction(SequenceClassification):
+    """The task of configs/relation.py: classification of a sentence in which two entities are marked."""
 
     task = "relation_extraction"
 
     def __init__(self, config: Config, *arguments: Any):
         super().__init__(config, *arguments)
+        self.regression = False
         self.best = "f1" if config.relation.format == "tacred" else "macro_f1"
 
     @classmethod
@@ -64,20 +62,6 @@ class RelationExtraction(FineTuning):
     def featuriser(self, role: Role) -> Featurise:
         length, entities = self.config.data.block_length, self.config.relation.entities
         return RelationRows(self.tokenizer, length, self.labels, self.special, entities)
-
-    def model(self, platform: str) -> Any:
-        kind, vocab_size = "sequence_classification", self.tokenizer.vocab_size
-        return task_heads.task_model(kind, self.config, vocab_size, len(self.labels), platform)
-
-    def init_params(self, model: Any, key: jax.Array) -> Any:
-        return task_heads.init_params(model, key)
-
-    def objective(self, model: Any) -> Objective:
-        return sequence_objective(model, regression=False)
-
-    def outputs(self, model: Any, params: Any, batch: Batch) -> dict[str, jax.Array]:
-        logits = task_heads.apply(model, params, batch["input_ids"], batch["lengths"], batch["token_type_ids"])
-        return {"scores": jax.nn.softmax(logits)}
 
     def decode(
         self,

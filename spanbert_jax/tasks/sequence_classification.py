@@ -5,7 +5,6 @@ run_glue.py; GLUE's metrics.
 """
 
 import collections
-import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,16 +15,15 @@ import numpy as np
 
 from spanbert_jax.config import Config
 from spanbert_jax.data import labelled_texts
+from spanbert_jax.data.example_files import read_lines
 from spanbert_jax.data.rows import Featurise, Rows
 from spanbert_jax.data.text_rows import TextRows
 from spanbert_jax.errors import UserError
 from spanbert_jax.metrics import classification
 from spanbert_jax.model import task_heads
-from spanbert_jax.tasks.finetuning import FineTuning, Prediction, Role, plain_lines
+from spanbert_jax.tasks.finetuning import FineTuning, Prediction, Role, mean_loss, row_logits
 from spanbert_jax.tasks.pretraining_loss import cross_entropy_sums
 from spanbert_jax.training.step import Batch, Objective, Sums
-
-_PAIRS = ("mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
 
 
 class SequenceClassification(FineTuning):
@@ -43,9 +41,12 @@ class SequenceClassification(FineTuning):
         """labelled_texts.read with the configuration's columns; of a .txt to predict, each line is a text."""
         wanted = config.classification
         if role == "predict" and source.endswith(".txt"):
-            if wanted.second or wanted.name in _PAIRS:
+            if labelled_texts.GLUE.get(wanted.name, ("", wanted.second))[1]:
                 raise UserError(f"{source}: this task has two texts; give --input a file with both columns")
-            return [labelled_texts.Example(str(n), text, None, None) for n, text in plain_lines(source)], []
+            lines = [(number, line.strip()) for number, line in read_lines(Path(source)) if line.strip()]
+            if not lines:
+                raise UserError(f"{source}: no text in it; give an example a line")
+            return [labelled_texts.Example(str(number), text, None, None) for number, text in lines], []
         columns = {"text": wanted.text, "second": wanted.second, "label": wanted.label}
         return labelled_texts.read(source, role, task=wanted.name, **columns)
 
@@ -75,14 +76,11 @@ class SequenceClassification(FineTuning):
             "sequence_classification", self.config, self.tokenizer.vocab_size, len(self.labels), platform
         )
 
-    def init_params(self, model: Any, key: jax.Array) -> Any:
-        return task_heads.init_params(model, key)
-
     def objective(self, model: Any) -> Objective:
         return sequence_objective(model, self.regression)
 
     def outputs(self, model: Any, params: Any, batch: Batch) -> dict[str, jax.Array]:
-        logits = task_heads.apply(model, params, batch["input_ids"], batch["lengths"], batch["token_type_ids"])
+        logits = row_logits(model, params, batch)
         return {"scores": logits if self.regression else jax.nn.softmax(logits)}
 
     def decode(
@@ -145,14 +143,12 @@ def sequence_objective(model: Any, regression: bool) -> Objective:
     def loss(
         params: Any, batch: Batch, count: jax.Array, key: jax.Array | None, rows: jax.Array | None
     ) -> tuple[jax.Array, Sums]:
-        apply = functools.partial(task_heads.apply, model, params, batch["input_ids"], batch["lengths"])
-        logits = apply(batch["token_type_ids"], key, rows)
+        logits = row_logits(model, params, batch, key, rows)
         weights = batch["weights"]
         if regression:
             summed = jnp.sum(jnp.square(logits[:, 0] - batch["label"]) * weights)
         else:
             summed, _ = cross_entropy_sums(logits, batch["label"], weights)
-        pieces = jnp.sum(batch["lengths"]).astype(jnp.float32)
-        return summed / jnp.maximum(count, 1.0), {"loss": summed, "count": jnp.sum(weights), "pieces": pieces}
+        return mean_loss(summed, weights, count, batch)
 
     return Objective(totals, loss)

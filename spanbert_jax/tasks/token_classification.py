@@ -23,7 +23,7 @@ from spanbert_jax.data.word_rows import Span, WordExample, WordRows
 from spanbert_jax.errors import UserError
 from spanbert_jax.metrics import entities
 from spanbert_jax.model import spans, task_heads
-from spanbert_jax.tasks.finetuning import FineTuning, Prediction, Role
+from spanbert_jax.tasks.finetuning import FineTuning, Prediction, Role, mean_loss, row_logits
 from spanbert_jax.tasks.pretraining_loss import cross_entropy_sums
 from spanbert_jax.text.tokenizer import Tokenizer
 from spanbert_jax.training.step import Batch, Objective, Sums
@@ -120,7 +120,7 @@ class TokenClassification(FineTuning):
             logits = spans.apply(model, params, batch)
             valid = spans.valid_spans(batch["first"], batch["starts"], model.max_width)
         else:
-            logits = task_heads.apply(model, params, batch["input_ids"], batch["lengths"], batch["token_type_ids"])
+            logits = row_logits(model, params, batch)
             valid = batch["word"] >= 0
         return {
             "label": jnp.where(valid, jnp.argmax(logits, axis=-1), 0),
@@ -218,8 +218,7 @@ def token_objective(model: Any) -> Objective:
     def loss(
         params: Any, batch: Batch, count: jax.Array, key: jax.Array | None, rows: jax.Array | None
     ) -> tuple[jax.Array, Sums]:
-        inputs = (batch["input_ids"], batch["lengths"], batch["token_type_ids"])
-        logits = task_heads.apply(model, params, *inputs, key, rows)
+        logits = row_logits(model, params, batch, key, rows)
         return _mean(logits, batch["label"], batch["label"] >= 0, count, batch)
 
     return Objective(totals, loss)
@@ -247,8 +246,7 @@ def _mean(
 ) -> tuple[jax.Array, Sums]:
     weights = valid.astype(jnp.float32)
     summed, _ = cross_entropy_sums(logits, labels, weights)
-    pieces = jnp.sum(batch["lengths"]).astype(jnp.float32)
-    return summed / jnp.maximum(count, 1.0), {"loss": summed, "count": jnp.sum(weights), "pieces": pieces}
+    return mean_loss(summed, weights, count, batch)
 
 
 def resolve(found: Iterable[Found], may_nest: bool) -> list[Found]:
