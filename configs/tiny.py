@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
     config.corpus.held_out = 0.02
     config.tokenizer.vocab_size = 4_096
     config.tokenizer.sample_bytes = 10_000_000
-    config.data.block_length = 128
+    config.data.update(block_length=128, lengths=4)
     config.model.update(layers=2, embed=128, heads=2, mlp=512, max_length=128, dropout=0.0, attention_dropout=0.0)
     config.optimizer.update(learning_rate=2e-3, warmup_steps=200, weight_decay=0.01)
     config.train.update(batch_size=32, steps=2_000, log_every=50, eval_every=250, checkpoint_every=250)

@@ -46,7 +46,9 @@ class DataConfig:
     """Blocks on disk; for fine-tuning, labelled files."""
 
     dir: str = ""  # where the blocks are, or will be built; "" is <workdir>/data
+    cache_dir: str = ""  # this host's copies of blocks in a bucket; "" is ~/.cache/spanbert_jax
     block_length: int = 512  # pieces in a row, [CLS] and [SEP] included (paper section 4.2)
+    lengths: int = 8  # that rows are padded to, chosen to pad them least; 1: all to block_length
     train: str = ""  # fine-tuning: a file, or a TFDS name such as "squad"
     dev: str = ""  # fine-tuning: the same, for evaluation
 
@@ -77,7 +79,6 @@ class FinetuningConfig:
     epochs: float = 4.0  # code: 4 for question answering, 10 for classification and relations
     warmup_share: float = 0.1  # of all steps
     eval_every_epochs: float = 0.1  # 0: at config.train.eval_every steps
-    lengths: int = 8  # shapes that rows are padded to, chosen to pad them least
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,6 +145,9 @@ class ComputeConfig:
     """How the same function is computed; only rounding depends on it."""
 
     dtype: str = "auto"  # "float32", "bfloat16", or "auto": bfloat16 on GPU and TPU
+    # "xla" (anywhere), "cudnn" (NVIDIA GPU), "splash" (TPU), or "auto": the fastest that has what the model needs. Only
+    # "xla" has attention dropout; without it, the others are faster and hold no [length, length] array.
+    attention: str = "auto"
     unroll: bool = False  # unroll the layers (faster steps) instead of scanning them (faster compilation)
     remat: str = "none"  # "none", "dots" (keep matrix products) or "full" (keep layer inputs)
 
@@ -184,11 +188,13 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each axis; one of them may be -1: all that are left."""
+    """Devices along each axis, one of them -1: all that are left; and what goes over the data axis."""
 
     data: int = -1
     fsdp: int = 1
     model: int = 1
+    reduce_dtype: str = "float32"  # of the gradients on their way, or "bfloat16": half of the traffic, coarser sums
+    shard_optimizer: bool = False  # divide Adam's moments over the data axis too (ZeRO, stage 1): less memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,6 +230,8 @@ MAY_CHANGE = (
     "corpus.tfds_data_dir",
     "tokenizer.vocab_file",  # its content is compared
     "data.dir",
+    "data.cache_dir",
+    "compute.attention",
     "compute.unroll",
     "compute.remat",
     "train.accumulation",
@@ -235,6 +243,7 @@ MAY_CHANGE = (
     "mesh.data",
     "mesh.fsdp",
     "mesh.model",
+    "mesh.shard_optimizer",
 )
 
 
@@ -288,13 +297,15 @@ def to_json(config: Config) -> str:
     return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
 
 
-def max_masked(config: Config) -> int:
-    """Slots for masked pieces in a row: `masking.max_masked`, or the largest budget padded to a multiple of 8."""
-    return config.masking.max_masked or -(-largest_budget(config) // 8) * 8
+def max_masked(config: Config, length: int = 0) -> int:
+    """Slots for masked pieces in a row of `length` positions (0: of block_length): `masking.max_masked`, or the largest
+    budget padded to a multiple of 8."""
+    padded = -(-largest_budget(config, length) // 8) * 8
+    return min(config.masking.max_masked or padded, padded)
 
 
-def largest_budget(config: Config) -> int:
-    """The most pieces that a row can have masked."""
+def largest_budget(config: Config, length: int = 0) -> int:
+    """The most pieces that a row of `length` positions (0: of block_length) can have masked."""
     masking = config.masking
     rate = max(masking.rate, masking.final_rate if masking.rate_steps else 0.0)
-    return math.ceil(rate * (config.data.block_length - 2))
+    return math.ceil(rate * ((length or config.data.block_length) - 2))

@@ -3,8 +3,6 @@
 Invariant: every check that needs no data is made here, before anything else is done, and its message has the numbers.
 """
 
-import dataclasses
-
 from spanbert_jax.config import FINETUNING, Config, flatten, largest_budget, max_masked
 from spanbert_jax.errors import UserError
 
@@ -17,7 +15,9 @@ _CHOICES = {
     "masking.granularity": ("span", "piece"),
     "masking.boundaries": ("external", "internal"),
     "compute.dtype": ("auto", "float32", "bfloat16"),
+    "compute.attention": ("auto", "xla", "cudnn", "splash"),
     "compute.remat": ("none", "dots", "full"),
+    "mesh.reduce_dtype": ("float32", "bfloat16"),
     "classification.name": ("custom", "cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli"),
     "tagging.head": ("token", "span"),
     "tagging.scheme": ("auto", "IOB1", "IOB2", "BILOU"),
@@ -49,7 +49,7 @@ _POSITIVE = (
     "optimizer.gradient_divisor",
     "finetuning.epochs",
     "trials",
-    "finetuning.lengths",
+    "data.lengths",
     "question_answering.stride",
     "question_answering.max_question",
     "question_answering.max_answer",
@@ -144,6 +144,12 @@ def _check_model(config: Config) -> None:
             f"config.model.embed {model.embed} is not divisible by config.model.heads {model.heads}; "
             f"use {model.embed // model.heads * model.heads or model.heads} or another number of heads"
         )
+    if config.compute.attention in ("cudnn", "splash") and model.attention_dropout:
+        raise UserError(
+            f"config.compute.attention is {config.compute.attention!r}, which has no attention dropout, and "
+            f"config.model.attention_dropout is {model.attention_dropout}; set config.model.attention_dropout=0, or "
+            "config.compute.attention=xla"
+        )
     if data.block_length < 8:
         raise UserError(f"config.data.block_length is {data.block_length}; it must be at least 8")
     if data.block_length > model.max_length:
@@ -205,6 +211,6 @@ def _check_train(config: Config) -> None:
     train = config.train
     if not 0 <= train.seed < 2**31:
         raise UserError(f"config.train.seed is {train.seed}; it must lie between 0 and {2**31 - 1}")
-    axes = dataclasses.asdict(config.mesh)
+    axes = {name: getattr(config.mesh, name) for name in ("data", "fsdp", "model")}
     if sum(size == -1 for size in axes.values()) > 1 or any(size < 1 and size != -1 for size in axes.values()):
         raise UserError(f"config.mesh is {axes}; sizes are at least 1, and at most one of them is -1")

@@ -6,6 +6,8 @@ Invariant: a user's mistake ends in one line on stderr and exit status 1, before
 the configuration alone shows it.
 """
 
+import os
+import platform
 import shlex
 import sys
 from collections.abc import Callable
@@ -20,7 +22,13 @@ from spanbert_jax.errors import UserError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: a file in configs/.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Everything of the run; default: runs/<the config's name>.")
-DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One process of several: run jax.distributed.initialize().")
+DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "One process of several; a TPU VM, GKE, SLURM or Open MPI says which, or these flags do:"
+)
+COORDINATOR = flags.DEFINE_string("coordinator", None, "--distributed: HOST:PORT of process 0, a port that is free.")
+PROCESSES = flags.DEFINE_integer("processes", None, "--distributed: how many processes there are.")
+PROCESS = flags.DEFINE_integer("process", None, "--distributed: which of them this is, from 0.")
+WAIT = flags.DEFINE_float("wait", 300, "--distributed: seconds to wait for the other processes.")
 
 STOPPED_EARLY = 75  # EX_TEMPFAIL: asked to stop, and the same command goes on
 
@@ -74,18 +82,21 @@ def _parse(argv: list[str]) -> list[str]:
         sys.exit(1)
 
 
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
 def main(config: Config, workdir: str) -> int:
     """Runs the task; returns the exit status."""
+    # A start that follows another compiles nothing anew; by host, since programs for CPUs are for that kind of CPU.
+    compiled = Path.home() / ".cache" / "spanbert_jax" / f"compiled-{platform.node()}"
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(compiled))
     if DISTRIBUTED.value:
-        import jax
+        from spanbert_jax.tasks import processes
 
-        try:
-            jax.distributed.initialize()
-        except (RuntimeError, ValueError) as error:
-            raise UserError(
-                f"--distributed: the other processes cannot be found ({error}); it needs a TPU VM, SLURM, Open MPI or "
-                "Kubernetes. Leave it out on a single machine"
-            ) from error
+        processes.start(COORDINATOR.value, PROCESSES.value, PROCESS.value, WAIT.value, _say)
+    elif (COORDINATOR.value, PROCESSES.value, PROCESS.value) != (None, None, None):
+        raise UserError("--coordinator, --processes and --process are for --distributed; add that, or leave them out")
     from spanbert_jax.tasks import registry
 
     return 0 if registry.run(config, workdir, shlex.join(sys.argv[1:])) else STOPPED_EARLY

@@ -25,6 +25,7 @@ ALLOWED = {
     "main": {"config", "config_check", "errors", "tasks"},
 }
 ROOMS = {
+    "apache_beam": ("data/beam_build.py",),
     "tensorflow": ("data/",),
     "tensorflow_datasets": ("data/",),
     "array_record": ("data/",),

@@ -80,6 +80,8 @@ def main(config: Config, workdir: str) -> int:
     blocks = open_blocks(data / "blocks", "train")
     wanted = STATISTICS_BLOCKS if STATISTICS.value else ROWS.value
     steps = -(-wanted // config.train.batch_size)
+    if STATISTICS.value:  # all rows as long, to put them together; a block's masks do not depend on it
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, lengths=1))
     batches = described_batches(config, blocks, tokenizer, 0, steps)
     console = Console(highlight=False)
     if STATISTICS.value:

@@ -1,7 +1,7 @@
 """Rows of different lengths in batches of a handful of shapes.
 
-Invariant: a batch is a pure function of (seed, step), each row comes exactly once an epoch, and every batch has
-`batch_size` rows, of one of the lengths chosen; what is left at the end of an epoch is empty rows, -1.
+Invariant: a batch is a pure function of (seed, step), each row comes exactly once an epoch, and every batch of one of
+the lengths chosen has the same number of rows; what is left at the end of an epoch is empty rows, -1.
 """
 
 import functools
@@ -38,19 +38,35 @@ def choose_lengths(row_lengths: np.ndarray, count: int, longest: int) -> tuple[i
     return tuple(reversed(chosen))
 
 
+def equal_sizes(lengths: tuple[int, ...], batch_size: int, longest: int) -> tuple[int, ...]:
+    """Rows of each of the lengths that hold about as many positions as `batch_size` rows of `longest`.
+
+    They are multiples of the largest power of two that divides `batch_size` and is at most an eighth of it, so that
+    microbatches and devices divide them evenly too.
+    """
+    unit = 1
+    while batch_size % (2 * unit) == 0 and 16 * unit <= batch_size:
+        unit *= 2
+    return tuple(batch_size * longest // length // unit * unit for length in lengths)
+
+
 class BucketedOrder:
     """Which rows each training step takes."""
 
-    def __init__(self, row_lengths: np.ndarray, lengths: tuple[int, ...], batch_size: int, seed: int):
-        """row_lengths: int [rows], none over the last of `lengths`, which ascend."""
-        self._lengths, self._batch_size, self._seed = lengths, batch_size, seed
+    def __init__(self, row_lengths: np.ndarray, lengths: tuple[int, ...], sizes: tuple[int, ...], seed: int):
+        """row_lengths: int [rows], none over the last of `lengths`, which ascend; sizes: rows in a batch of each."""
+        self._lengths, self._sizes, self._seed = lengths, sizes, seed
         bucket = np.searchsorted(lengths, row_lengths)
         self._rows = [np.flatnonzero(bucket == i) for i in range(len(lengths))]
-        self.steps_per_epoch = -(-len(row_lengths) // batch_size)
+        batches, left = 0, 0
+        for rows, size in zip(self._rows, sizes, strict=True):
+            whole, left = divmod(left + len(rows), size)
+            batches += whole
+        self.steps_per_epoch = batches + (left > 0)
         self._epoch = functools.lru_cache(maxsize=2)(self._make_epoch)
 
     def batch(self, step: int) -> tuple[np.ndarray, int]:
-        """(int64 [batch_size] row numbers, -1 for an empty one; the length that all of them fit) at a step."""
+        """(int64 [the length's size] row numbers, -1 for an empty one; the length that all of them fit) at a step."""
         epoch, place = divmod(step, self.steps_per_epoch)
         return self._epoch(epoch)[place]
 
@@ -59,13 +75,13 @@ class BucketedOrder:
         random = np.random.default_rng([self._seed, epoch])
         batches: list[tuple[np.ndarray, int]] = []
         left = np.zeros(0, np.int64)
-        for rows, length in zip(self._rows, self._lengths, strict=True):
+        for rows, length, size in zip(self._rows, self._lengths, self._sizes, strict=True):
             rows = random.permutation(np.concatenate([left, rows]))
-            whole = len(rows) // self._batch_size * self._batch_size
-            batches += [(part, length) for part in rows[:whole].reshape(-1, self._batch_size)]
+            whole = len(rows) // size * size
+            batches += [(part, length) for part in rows[:whole].reshape(-1, size)]
             left = rows[whole:]
         if len(left):
-            empty = np.full(self._batch_size - len(left), -1, np.int64)
+            empty = np.full(self._sizes[-1] - len(left), -1, np.int64)
             batches.append((np.concatenate([left, empty]), self._lengths[-1]))
         return [batches[place] for place in random.permutation(len(batches))]
 

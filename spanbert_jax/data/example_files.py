@@ -123,14 +123,17 @@ def tfds_examples(name: str, role: Role) -> tuple[Any, Iterable[dict[str, Any]]]
     """The TFDS builder of "name" or "name:split", and the split's examples as NumPy.
 
     Without a split it is "train", or else "validation" (matched, mismatched), "dev", "test", whichever is first there.
-    Nothing is downloaded; raises UserError where the set is neither on this machine nor in TFDS's public bucket.
+    Nothing is downloaded; raises UserError where the set is neither on this machine (TFDS's directory, or
+    $TFDS_DATA_DIR) nor in TFDS's public bucket.
     """
     import tensorflow_datasets as tfds
 
     from spanbert_jax.data import tfds_source
 
     name, _, split = name.partition(":")
-    builder = tfds_source.find_builder(name, "", f"{name} is no file")
+    builder = tfds_source.find_builder(
+        name, "", f"{name} is no file", "Set TFDS_DATA_DIR to where it was prepared, or name a file"
+    )
     splits = list(builder.info.splits)
     natural = (
         ("train",) if role == "train" else ("validation", "validation_matched", "validation_mismatched", "dev", "test")

@@ -1,11 +1,12 @@
 """Global batches from blocks: step -> rows -> masks -> `jax.Array`s.
 
-Invariant: a batch is a pure function of (seed, step). Row r of step s is example g = s * batch + r; its epoch is
-g // N, its block permutation(seed, epoch)[g % N], and its masks come from (seed, epoch, block). So resuming is going on
-from a step, neither the number of processes nor the mesh changes a batch, and each block comes once an epoch. A process
-computes the rows that its own devices hold, as the sharding says, and no others.
+Invariant: a batch is a pure function of (seed, step): `BucketedOrder` says which blocks it holds, each once an epoch,
+and their masks come from (seed, epoch, block). So resuming is going on from a step, and neither the number of processes
+nor the mesh changes a batch, but for empty rows that even out the devices. A process computes the rows that its own
+devices hold, as the sharding says, and no others.
 """
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ import tensorflow as tf
 
 from spanbert_jax.config import Config
 from spanbert_jax.data.blocks import Blocks
+from spanbert_jax.data.buckets import BucketedOrder, choose_lengths, equal_sizes, sorted_batches
 from spanbert_jax.data.masking import Masker, mask_rate, row_keys
 from spanbert_jax.text.tokenizer import Tokenizer
 
@@ -24,7 +26,14 @@ EVAL_SEED = 0  # held-out masks are the same for every training seed, so that ru
 EVAL_EPOCH = 2**31 - 1  # an epoch that no training run reaches
 _PREFETCH = 4  # batches that wait ready
 
+_Order = Callable[[int], tuple[np.ndarray, int]]  # step -> (int64 block numbers, -1: an empty row; length of the rows)
 _MakeBatch = Callable[[tf.Tensor], dict[str, tf.Tensor]]  # of a step, int64 scalar
+
+
+def row_lengths(config: Config, blocks: Blocks) -> tuple[int, ...]:
+    """The lengths, ascending, that rows of these blocks are padded to; the last is config.data.block_length."""
+    longest = config.data.block_length
+    return (*choose_lengths(blocks.lengths + 2, config.data.lengths, longest)[:-1], longest)
 
 
 def train_batches(
@@ -37,91 +46,115 @@ def train_batches(
 ) -> Iterator[dict[str, jax.Array]]:
     """The batches of steps start_step .. stop_step - 1, as `Masker.mask_batch` describes them.
 
-    Every value is a global array of config.train.batch_size rows, laid out by `sharding` (of the first axis), for
-    instance NamedSharding(mesh, P(("data", "fsdp"))), which must divide the batch.
+    Every value is a global array laid out by `sharding` (of the first axis), for instance
+    NamedSharding(mesh, P(("data", "fsdp"))). A batch's rows are padded to one of `row_lengths`, and are as many as hold
+    the positions of config.train.batch_size rows of block_length, or somewhat fewer (`equal_sizes`).
     """
-    rows = _rows_held(sharding, config.train.batch_size)
-    batch = _train_batch(config, blocks, tokenizer, rows, describe=False)
-    return _global_batches(batch, start_step, stop_step, sharding, rows, config.train.batch_size)
+    held = _Held(sharding, config.train.accumulation)
+    return _global_batches(_train_batch(config, blocks, tokenizer, held.rows), start_step, stop_step, sharding, held)
 
 
 def described_batches(
     config: Config, blocks: Blocks, tokenizer: Tokenizer, start_step: int, stop_step: int
 ) -> Iterator[dict[str, np.ndarray]]:
-    """What `train_batches` gives, as NumPy, with what `Masker.mask_batch` adds to describe it."""
-    rows = np.arange(config.train.batch_size, dtype=np.int64)
-    return _local_batches(_train_batch(config, blocks, tokenizer, rows, describe=True), start_step, stop_step)
+    """What `train_batches` gives on one device, as NumPy, with what `Masker.mask_batch` adds to describe it."""
+    return _local_batches(_train_batch(config, blocks, tokenizer, describe=True), start_step, stop_step)
 
 
 def eval_batches(
     config: Config, blocks: Blocks, tokenizer: Tokenizer, sharding: jax.sharding.Sharding, limit: int
 ) -> Iterator[dict[str, jax.Array]]:
-    """Each held-out block exactly once (the first `limit` of a fixed order; 0: all), always with the same masks.
+    """Each held-out block exactly once (`limit` of them, always the same; 0: all), always with the same masks.
 
-    Batches are like `train_batches`'; what is left of the last one is empty rows, with length 0 and weights 0.
+    Batches are like a microbatch of `train_batches`, the shortest rows first; what is left of a length's last one is
+    empty rows, with length 0 and weights 0.
     """
-    rows = _rows_held(sharding, config.train.batch_size)
+    held = _Held(sharding, 1)
+    chosen = np.random.default_rng(EVAL_SEED).permutation(len(blocks))[: limit or len(blocks)]
+    positions = config.train.batch_size // config.train.accumulation * config.data.block_length
+    batches = sorted_batches(blocks.lengths[chosen] + 2, row_lengths(config, blocks), positions, held.unit)
     masker = Masker(config, tokenizer, blocks.metadata.piece_counts)
-    count = min(limit or len(blocks), len(blocks))
     rate = tf.constant(config.masking.rate, tf.float64)
 
+    def order(step: int) -> tuple[np.ndarray, int]:
+        places, length = batches[step]
+        return np.where(places >= 0, chosen[places], -1), length
+
     def batch(step: tf.Tensor) -> dict[str, tf.Tensor]:
-        examples = step * config.train.batch_size + rows
-        epochs = tf.fill(tf.shape(examples), tf.constant(EVAL_EPOCH, tf.int64))
-        indices = _shuffled(tf.minimum(examples, count - 1), EVAL_SEED, epochs, len(blocks))
-        pieces, lengths = _read(blocks, indices, masker)
-        lengths = tf.where(examples < count, lengths, 0)
+        pieces, lengths, indices = _read(blocks, order, held.rows, step)
+        epochs = tf.fill(tf.shape(indices), tf.constant(EVAL_EPOCH, tf.int64))
         return masker.mask_batch(pieces, lengths, row_keys(EVAL_SEED, epochs, indices), rate)
 
-    steps = -(-count // config.train.batch_size)
-    return _global_batches(batch, 0, steps, sharding, rows, config.train.batch_size)
+    return _global_batches(batch, 0, len(batches), sharding, held)
 
 
-def _train_batch(config: Config, blocks: Blocks, tokenizer: Tokenizer, rows: np.ndarray, describe: bool) -> _MakeBatch:
+class _Held:
+    """The rows of global batches that this process's devices hold; microbatches too are spread over all devices."""
+
+    def __init__(self, sharding: jax.sharding.Sharding, accumulation: int) -> None:
+        shards = sharding.num_devices // sharding.shard_shape((sharding.num_devices,))[0]
+        self.unit = shards * accumulation  # what divides the rows of every batch
+        self.places = functools.cache(functools.partial(_places, sharding))
+
+    def rows(self, indices: np.ndarray) -> np.ndarray:
+        """Those of int64 [rows], filled up with -1 to a multiple of `unit`."""
+        whole = np.pad(indices, (0, -len(indices) % self.unit), constant_values=-1)
+        return whole[self.places(len(whole))]
+
+    def count(self, held: int) -> int:
+        """Rows of the global batch of which this process holds `held`."""
+        return held * self.unit // len(self.places(self.unit))
+
+
+def _places(sharding: jax.sharding.Sharding, count: int) -> np.ndarray:
+    """int64, ascending: which of `count` rows this process's devices hold."""
+    held = sharding.addressable_devices_indices_map((count,)).values()
+    return np.unique(np.concatenate([np.arange(count, dtype=np.int64)[index] for index in held]))
+
+
+def _train_batch(
+    config: Config,
+    blocks: Blocks,
+    tokenizer: Tokenizer,
+    held: Callable[[np.ndarray], np.ndarray] = lambda indices: indices,
+    describe: bool = False,
+) -> _MakeBatch:
+    lengths = row_lengths(config, blocks)
+    sizes = equal_sizes(lengths, config.train.batch_size, config.data.block_length)
+    order = BucketedOrder(blocks.lengths + 2, lengths, sizes, config.train.seed)
     masker = Masker(config, tokenizer, blocks.metadata.piece_counts)
-    seed = config.train.seed
 
     def batch(step: tf.Tensor) -> dict[str, tf.Tensor]:
-        examples = step * config.train.batch_size + rows  # int64 [rows]
-        epochs = examples // len(blocks)
-        indices = _shuffled(examples % len(blocks), seed, epochs, len(blocks))
-        pieces, lengths = _read(blocks, indices, masker)
-        rate = mask_rate(config.masking, step)
-        return masker.mask_batch(pieces, lengths, row_keys(seed, epochs, indices), rate, describe)
+        pieces, lengths, indices = _read(blocks, order.batch, held, step)
+        keys = row_keys(config.train.seed, tf.fill(tf.shape(indices), step // order.steps_per_epoch), indices)
+        return masker.mask_batch(pieces, lengths, keys, mask_rate(config.masking, step), describe)
 
     return batch
 
 
-def _shuffled(indices: tf.Tensor, seed: int, epochs: tf.Tensor, count: int) -> tf.Tensor:
-    """int64 [rows]: the block at place `indices` (below `count`) of each row's epoch's permutation.
+def _read(
+    blocks: Blocks, order: _Order, held: Callable[[np.ndarray], np.ndarray], step: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """The held rows of a step: pieces int32 [rows, length - 2], anything beyond a block's end, lengths int32 [rows] (0
+    for an empty row), and block numbers int64 [rows]."""
 
-    The op under tf.random.experimental.index_shuffle, which itself pads the wrong axis of a seed per row.
-    """
-    seeds = tf.stack([tf.fill(tf.shape(epochs), tf.constant(seed, tf.int64)), epochs, tf.zeros_like(epochs)], axis=1)
-    last = tf.fill(tf.shape(indices), tf.constant(count - 1, tf.int64))
-    return tf.raw_ops.RandomIndexShuffle(index=indices, seed=seeds, max_index=last, rounds=4)
+    def read(step: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.int64]:
+        indices, length = order(int(step))
+        rows = held(indices)
+        return np.array(blocks.read(np.maximum(rows, 0)), dtype=object), rows, np.int64(length - 2)
 
-
-def _read(blocks: Blocks, indices: tf.Tensor, masker: Masker) -> tuple[tf.Tensor, tf.Tensor]:
-    """Blocks at `indices` (int64 [rows]): pieces int32 [rows, block_length - 2], padded, and lengths int32 [rows]."""
-
-    def read(wanted: np.ndarray) -> np.ndarray:
-        return np.array(blocks.read(wanted), dtype=object)
-
-    records = tf.numpy_function(read, [indices], tf.string, stateful=False)
-    records.set_shape(indices.shape)
+    records, indices, width = tf.numpy_function(read, [step], (tf.string, tf.int64, tf.int64), stateful=False)
+    records, indices, width = (
+        tf.ensure_shape(records, [None]),
+        tf.ensure_shape(indices, [None]),
+        tf.ensure_shape(width, []),
+    )
     feature = tf.io.FixedLenSequenceFeature([], tf.int64, allow_missing=True, default_value=-1)
     parsed = tf.io.parse_example(records, {"input_ids": feature})["input_ids"]  # [rows, longest of them]
-    parsed = tf.pad(parsed, [[0, 0], [0, masker.row_length - 2 - tf.shape(parsed)[1]]], constant_values=-1)
-    pieces = tf.ensure_shape(tf.cast(parsed, tf.int32), [indices.shape[0], masker.row_length - 2])
-    present = pieces >= 0
-    return tf.where(present, pieces, masker.pad_id), tf.reduce_sum(tf.cast(present, tf.int32), axis=1)
-
-
-def _rows_held(sharding: jax.sharding.Sharding, batch_size: int) -> np.ndarray:
-    """int64 [rows], ascending: the rows of the global batch that this process's devices hold."""
-    held = sharding.addressable_devices_indices_map((batch_size,)).values()
-    return np.unique(np.concatenate([np.arange(batch_size, dtype=np.int64)[index] for index in held]))
+    missing = tf.maximum(width - tf.shape(parsed, tf.int64)[1], 0)
+    parsed = tf.pad(parsed, [[0, 0], [0, missing]], constant_values=-1)[:, :width]  # an empty row's may be too long
+    present = (parsed >= 0) & (indices >= 0)[:, None]
+    return tf.cast(tf.maximum(parsed, 0), tf.int32), tf.reduce_sum(tf.cast(present, tf.int32), axis=1), indices
 
 
 def _local_batches(batch: _MakeBatch, start: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
@@ -132,17 +165,19 @@ def _local_batches(batch: _MakeBatch, start: int, stop: int) -> Iterator[dict[st
 
 
 def _global_batches(
-    batch: _MakeBatch, start: int, stop: int, sharding: jax.sharding.Sharding, rows: np.ndarray, batch_size: int
+    batch: _MakeBatch, start: int, stop: int, sharding: jax.sharding.Sharding, held: _Held
 ) -> Iterator[dict[str, jax.Array]]:
     """`_local_batches`, its rows given to this process's devices."""
 
     def to_global(local: np.ndarray) -> jax.Array:
+        count = held.count(len(local))
+
         def part(index: Any) -> np.ndarray:
-            first, last, _ = index[0].indices(batch_size)
-            place = np.searchsorted(rows, first)
+            first, last, _ = index[0].indices(count)
+            place = np.searchsorted(held.places(count), first)
             return local[place : place + last - first]
 
-        return jax.make_array_from_callback((batch_size, *local.shape[1:]), sharding, part)
+        return jax.make_array_from_callback((count, *local.shape[1:]), sharding, part)
 
     for local in _local_batches(batch, start, stop):
         yield {name: to_global(value) for name, value in local.items()}

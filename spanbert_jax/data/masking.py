@@ -73,8 +73,9 @@ class Masker:
 
     def __init__(self, config: Config, tokenizer: Tokenizer, piece_counts: np.ndarray, chunk: int = 0) -> None:
         self.masking = config.masking
-        self.row_length = config.data.block_length
-        self.slots = max_masked(config)
+        self._slots = np.array(
+            [max_masked(config, pieces + 2) for pieces in range(config.data.block_length - 1)], np.int32
+        )
         self.cls_id, self.sep_id, self.mask_id = tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id
         self.pad_id = tokenizer.pad_id
         law = span_law(self.masking)
@@ -86,26 +87,27 @@ class Masker:
         self._cumulative = np.cumsum(piece_counts, dtype=np.int64)
         # Enough draws for nearly every row in one round; the result does not depend on it.
         mean_words = float(law @ np.arange(law.size)) + word_limits(self.masking)[0]
-        self.chunk = chunk or min(_MAX_CHUNK, math.ceil(1.5 * self.slots / mean_words) + 12)
+        self.chunk = chunk or min(_MAX_CHUNK, math.ceil(1.5 * max_masked(config) / mean_words) + 12)
 
     def mask_batch(
         self, pieces: tf.Tensor, lengths: tf.Tensor, keys: tf.Tensor, rate: tf.Tensor, describe: bool = False
     ) -> dict[str, tf.Tensor]:
         """Rows [CLS] block [SEP] padding, and what to predict in them.
 
-        Args: pieces int32 [batch, block_length - 2], lengths int32 [batch] (pieces in each block; 0: an empty filler
-        row), keys uint64 [batch] from `row_keys`, rate float64 scalar.
+        Args: pieces int32 [batch, length - 2], of any length up to block_length, lengths int32 [batch] (pieces in each
+        block; 0: an empty filler row), keys uint64 [batch] from `row_keys`, rate float64 scalar.
 
-        Returns, with K = config.max_masked and positions counted in the row ([CLS] is 0), everything 0 in unused slots:
-        input_ids int32 [batch, block_length], lengths int32 [batch] ([CLS] and [SEP] included), masked_positions and
-        masked_ids int32 [batch, K] (ascending; the original ids), masked_weights float32 [batch, K], span_left,
-        span_right, span_offset int32 [batch, K] and span_weights float32 [batch, K] (all 0 where SBO predicts nothing).
+        Returns, with K = config.max_masked(length) and positions counted in the row ([CLS] is 0), everything 0 in
+        unused slots: input_ids int32 [batch, length], lengths int32 [batch] ([CLS] and [SEP] included),
+        masked_positions and masked_ids int32 [batch, K] (ascending; the original ids), masked_weights float32
+        [batch, K], span_left, span_right, span_offset int32 [batch, K] and span_weights float32 [batch, K] (all 0
+        where SBO predicts nothing).
         With `describe` also replacement int32 [batch, K] (MASK, RANDOM or KEPT; -1 in unused slots), and drawn_words
         int32 [batch, 16]: the lengths of the row's first draws.
         """
         budget = tf.cast(tf.math.ceil(rate * tf.cast(lengths, tf.float64)), tf.int32)  # [batch]
         mask = self.choose(self.word_starts(pieces), lengths, budget, keys)  # bool [batch, pieces]
-        runs = _runs(mask, budget, self.slots)
+        runs = _runs(mask, budget, tf.gather(self._slots, tf.shape(pieces)[1]))
         weights = tf.cast(runs.used, tf.int32)
         original = tf.gather(pieces, runs.positions, batch_dims=1) * weights
         kind = self._kinds(runs, keys)
@@ -184,12 +186,13 @@ class Masker:
         return tf.where(kind == MASK, self.mask_id, tf.where(kind == RANDOM, random, original))
 
     def _rows(self, pieces: tf.Tensor, lengths: tf.Tensor, places: tf.Tensor, replaced: tf.Tensor) -> tf.Tensor:
-        """int32 [batch, row_length]: [CLS] block [SEP] padding, with `replaced` at `places` (unused slots: 0)."""
-        cells = places + tf.range(tf.shape(pieces)[0])[:, None] * self.row_length
+        """int32 [batch, length]: [CLS] block [SEP] padding, with `replaced` at `places` (unused slots: 0)."""
+        length = tf.shape(pieces)[1] + 2
+        cells = places + tf.range(tf.shape(pieces)[0])[:, None] * length
         flat = tf.reshape(tf.pad(pieces, [[0, 0], [1, 1]]), [-1])
         flat = tf.tensor_scatter_nd_update(flat, tf.reshape(cells, [-1, 1]), tf.reshape(replaced, [-1]))
-        corrupted = tf.reshape(flat, [-1, self.row_length])  # with anything at all under [CLS]
-        position = tf.range(self.row_length)[None, :]
+        corrupted = tf.reshape(flat, [-1, length])  # with anything at all under [CLS]
+        position = tf.range(length)[None, :]
         last = tf.where(lengths > 0, lengths + 1, -1)[:, None]
         rows = tf.where(position < last, corrupted, self.pad_id)
         rows = tf.where(position == last, self.sep_id, rows)
@@ -253,7 +256,7 @@ def _apply_draws(
     return (moment < last) | (at_last & within), ~tf.reduce_any(short[:, -1])
 
 
-def _runs(mask: tf.Tensor, budget: tf.Tensor, slots: int) -> _Runs:
+def _runs(mask: tf.Tensor, budget: tf.Tensor, slots: tf.Tensor) -> _Runs:
     """The masked pieces of each row in slots, left to right, with the maximal run that each belongs to."""
     slot = tf.range(slots)[None, :]
     used = slot < budget[:, None]

@@ -27,14 +27,29 @@ def read_tfds(name: str, data_dir: str) -> Iterator[Document]:
     Looks in `data_dir`, or where that is "", in TFDS's default directory and then in TFDS's public bucket.
     Raises UserError where the dataset is in none of them, or has no feature `text`.
     """
+    builder, splits = _with_text(name, data_dir)
+    return make_documents(_texts(builder, splits))
+
+
+def record_files(name: str, data_dir: str) -> tuple[list[str], str]:
+    """The files whose records, one after another, are the examples that `read_tfds` reads, and their format
+    ("tfrecord" or "array_record"); for those that read them without TensorFlow. Raises UserError as it does."""
+    builder, splits = _with_text(name, data_dir)
+    file_format = builder.info.file_format.value
+    if file_format not in ("tfrecord", "array_record"):
+        raise UserError(f"config.corpus.name: {name!r} is stored as {file_format}. {_INSTEAD}")
+    return [str(path) for split in splits for path in builder.info.splits[split].filepaths], file_format
+
+
+def _with_text(name: str, data_dir: str) -> tuple[tfds.core.DatasetBuilder, list[str]]:
+    """The builder, and the splits to read."""
     builder = find_builder(name, data_dir, "config.corpus.name", _INSTEAD)
     if "text" not in (builder.info.features or ()):
         raise UserError(
             f"config.corpus.name: the TFDS dataset {name!r} has no feature 'text', only "
             f"{', '.join(builder.info.features or ())}. {_INSTEAD}"
         )
-    splits = ["train"] if "train" in builder.info.splits else sorted(builder.info.splits)
-    return make_documents(_texts(builder, splits))
+    return builder, ["train"] if "train" in builder.info.splits else sorted(builder.info.splits)
 
 
 def _texts(builder: tfds.core.DatasetBuilder, splits: list[str]) -> Iterator[tuple[str, float]]:
@@ -50,7 +65,9 @@ def _examples(builder: tfds.core.DatasetBuilder, split: str) -> Iterator[Any]:
     if builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD:  # which has no as_dataset
         source = builder.as_data_source(split)
         return (source[i] for i in range(len(source)))
-    return iter(tfds.as_numpy(builder.as_dataset(split, decoders=tfds.decode.PartialDecoding({"text": True}))))
+    in_order = tfds.ReadConfig(interleave_cycle_length=1)  # else 16 files are mixed
+    only_text = tfds.decode.PartialDecoding({"text": True})
+    return iter(tfds.as_numpy(builder.as_dataset(split, decoders=only_text, read_config=in_order)))
 
 
 def find_builder(name: str, data_dir: str, asked: str, instead: str = "") -> tfds.core.DatasetBuilder:

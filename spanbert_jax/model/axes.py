@@ -4,7 +4,7 @@ Invariant: a constraint never changes a value, and a misspelt name is an error, 
 """
 
 import jax
-from jax.sharding import PartitionSpec
+from jax.sharding import AxisType, PartitionSpec
 
 # Activation axis -> the mesh axes that divide it; None: every device holds all of it.
 MESH_AXES: dict[str, str | tuple[str, ...] | None] = {
@@ -22,14 +22,23 @@ MESH_AXES: dict[str, str | tuple[str, ...] | None] = {
 def constrain(x: jax.Array, *names: str) -> jax.Array:
     """Divides `x`, one name of MESH_AXES per axis, over the mesh of `jax.set_mesh` (its axes: AxisType.Auto).
 
-    Returns `x` itself where no mesh is set. Raises ValueError on an unknown name or a wrong number of them,
-    with a mesh or without.
+    Inside `jax.shard_map` each device holds its part of the manual axes already: the others alone are constrained.
+    Returns `x` itself where no axis is left. Raises ValueError on an unknown name or a wrong number of them, with a
+    mesh or without.
     """
     unknown = [name for name in names if name not in MESH_AXES]
     if unknown:
         raise ValueError(f"unknown activation axis {unknown[0]!r}; known: {', '.join(MESH_AXES)}")
     if len(names) != x.ndim:
         raise ValueError(f"{len(names)} axis names {names} for an array of shape {x.shape}; give one per axis")
-    if jax.sharding.get_abstract_mesh().empty:
+    mesh = jax.sharding.get_abstract_mesh()
+    free = {axis for axis, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind is AxisType.Auto}
+    if not free:
         return x
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(*(MESH_AXES[name] for name in names)))
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*(_among(MESH_AXES[name], free) for name in names)))
+
+
+def _among(axes: str | tuple[str, ...] | None, free: set[str]) -> str | tuple[str, ...] | None:
+    if isinstance(axes, tuple):
+        return tuple(axis for axis in axes if axis in free) or None
+    return axes if axes in free else None

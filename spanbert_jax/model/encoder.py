@@ -4,7 +4,7 @@ Invariant: `ComputeConfig` changes speed and memory, never values beyond roundin
 length on) never changes what a valid position becomes. Facts: Devlin et al. 2018; SpanBERT's models/pair_bert.py.
 """
 
-import functools
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from spanbert_jax.config import ComputeConfig, ModelConfig
 from spanbert_jax.model import dropout as sites
-from spanbert_jax.model.attention import attention
+from spanbert_jax.model.attention import attention, choose_kernel
 from spanbert_jax.model.axes import constrain
 from spanbert_jax.model.dropout import Dropout, dropout, site_seeds
 
@@ -32,16 +32,30 @@ def compute_dtype(compute: ComputeConfig, platform: str) -> jnp.dtype:
     return jnp.dtype(compute.dtype)
 
 
-# GELU and LayerNorm keep only their inputs for the backward pass; autodiff would keep several arrays of that size.
-@functools.partial(jax.checkpoint, prevent_cse=False)
-def gelu(x: jax.Array) -> jax.Array:
+def resolved(compute: ComputeConfig, model: ModelConfig, platform: str) -> ComputeConfig:
+    """`compute` with each "auto" replaced by what it means on `platform`; raises UserError where the attention kernel
+    that it names cannot run there."""
+    dtype = compute_dtype(compute, platform)
+    kernel = choose_kernel(compute.attention, platform, dtype, model.embed // model.heads)
+    return dataclasses.replace(compute, dtype=dtype.name, attention=kernel)
+
+
+# GELU and LayerNorm keep only their inputs for the backward pass; autodiff would keep several arrays of that size. In
+# unrolled layers XLA would merge what they compute again with the first time, and keep those arrays after all.
+
+
+def gelu(x: jax.Array, unrolled: bool = False) -> jax.Array:
     """The exact GELU (code: models/pair_bert.py:25-30), computed in float32. By erf, as PyTorch does, not by jax.nn's
     erfc, which takes longer."""
-    wide = x.astype(jnp.float32)
-    return (0.5 * wide * (1 + jax.lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
+
+    def exact(x: jax.Array) -> jax.Array:
+        wide = x.astype(jnp.float32)
+        return (0.5 * wide * (1 + jax.lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
+
+    return jax.checkpoint(exact, prevent_cse=unrolled)(x)
 
 
-def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> jax.Array:
+def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float, unrolled: bool = False) -> jax.Array:
     """LayerNorm over the last axis with float32 statistics and the biased variance; the dtype of `x`."""
 
     def normalise(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
@@ -50,18 +64,20 @@ def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> j
         variance = jnp.mean(jnp.square(centered), axis=-1, keepdims=True)
         return (centered * jax.lax.rsqrt(variance + eps) * scale + bias).astype(x.dtype)
 
-    return jax.checkpoint(normalise, prevent_cse=False)(x, scale, bias)
+    return jax.checkpoint(normalise, prevent_cse=unrolled)(x, scale, bias)
 
 
 class LayerNorm(nn.Module):
     """`layer_norm` with its parameters."""
 
     eps: float
+    unrolled: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
-        return layer_norm(x, scale, self.param("bias", nn.initializers.zeros, (x.shape[-1],)), self.eps)
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        return layer_norm(x, scale, bias, self.eps, self.unrolled)
 
 
 class Dense(nn.Module):
@@ -119,6 +135,7 @@ class SelfAttention(nn.Module):
     """Multi-head attention; queries, keys and values are one matrix product."""
 
     model: ModelConfig
+    compute: ComputeConfig
     dtype: jnp.dtype
 
     @nn.compact
@@ -131,36 +148,38 @@ class SelfAttention(nn.Module):
             for part in jax.lax.split(qkv, (1, 1, 1), axis=2)
         )
         seeds = None if state is None else site_seeds(state, layer, sites.ATTENTION_PROBABILITIES)
-        mixed = attention(query, key, value, lengths, seeds, model.attention_dropout)
+        mixed = attention(query, key, value, lengths, seeds, model.attention_dropout, self.compute.attention)
         out = Dense((model.embed,), model.init_std, self.dtype, axes=2, name="output")(mixed)
         out = dropout(out, model.dropout, state, layer, sites.ATTENTION_OUTPUT)
-        return LayerNorm(model.layer_norm_eps, name="norm")(x + out)
+        return LayerNorm(model.layer_norm_eps, self.compute.unroll, name="norm")(x + out)
 
 
 class Mlp(nn.Module):
     """The feed-forward half of a layer."""
 
     model: ModelConfig
+    compute: ComputeConfig
     dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x: jax.Array, state: Dropout | None, layer: jax.Array | int) -> jax.Array:
         model = self.model
         up = constrain(Dense((model.mlp,), model.init_std, self.dtype, name="up")(x), "batch", "length", "mlp")
-        out = Dense((model.embed,), model.init_std, self.dtype, name="down")(gelu(up))
+        out = Dense((model.embed,), model.init_std, self.dtype, name="down")(gelu(up, self.compute.unroll))
         out = dropout(out, model.dropout, state, layer, sites.MLP_OUTPUT)
-        return LayerNorm(model.layer_norm_eps, name="norm")(x + out)
+        return LayerNorm(model.layer_norm_eps, self.compute.unroll, name="norm")(x + out)
 
 
 class EncoderLayer(nn.Module):
     """One transformer layer."""
 
     model: ModelConfig
+    compute: ComputeConfig
     dtype: jnp.dtype
 
     def setup(self) -> None:
-        self.attention = SelfAttention(self.model, self.dtype)
-        self.mlp = Mlp(self.model, self.dtype)
+        self.attention = SelfAttention(self.model, self.compute, self.dtype)
+        self.mlp = Mlp(self.model, self.compute, self.dtype)
 
     def __call__(self, x: jax.Array, lengths: jax.Array, state: Dropout | None, layer: jax.Array | int) -> jax.Array:
         x = self.mlp(self.attention(x, lengths, state, layer), state, layer)
@@ -181,7 +200,8 @@ class Encoder(nn.Module):
         self.encoder = self.param("encoder", self._init_layers)  # every leaf [layers, ...]
 
     def _init_layers(self, key: jax.Array) -> dict[str, Any]:
-        layer, x = EncoderLayer(self.model, self.dtype), jnp.zeros((1, 1, self.model.embed), self.dtype)
+        compute = dataclasses.replace(self.compute, attention="xla")
+        layer, x = EncoderLayer(self.model, compute, self.dtype), jnp.zeros((1, 1, self.model.embed), self.dtype)
         keys = jax.random.split(key, self.model.layers)
         return jax.vmap(lambda key: layer.init(key, x, jnp.ones(1, jnp.int32), None, 0)["params"])(keys)
 
@@ -189,7 +209,7 @@ class Encoder(nn.Module):
         self, input_ids: jax.Array, lengths: jax.Array, token_type_ids: jax.Array | None, state: Dropout | None
     ) -> jax.Array:
         """Hidden states [batch, length, embed], in `dtype`; the arguments are those of `encode` below."""
-        module = EncoderLayer(self.model, self.dtype, parent=None)
+        module = EncoderLayer(self.model, self.compute, self.dtype, parent=None)
 
         def layer(x: jax.Array, params_and_index: tuple[Any, jax.Array]) -> tuple[Any, None]:
             params, index = params_and_index

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from spanbert_jax.config import Config, ModelConfig
 from spanbert_jax.model.axes import constrain
 from spanbert_jax.model.dropout import Dropout
-from spanbert_jax.model.encoder import Dense, Encoder, LayerNorm, compute_dtype, dropout_state, gelu, padded_vocab
+from spanbert_jax.model.encoder import Dense, Encoder, LayerNorm, dropout_state, gelu, padded_vocab, resolved
 
 _NEVER = -1e9  # logit of the ids that only pad the vocabulary
 
@@ -133,11 +133,12 @@ _decode.defvjp(_decode_forward, _decode_backward)
 
 def pretraining_model(config: Config, vocab_size: int, platform: str) -> PretrainingModel:
     """The model of `config` for a tokenizer of `vocab_size` pieces on `platform` (`jax.Device.platform`)."""
+    compute = resolved(config.compute, config.model, platform)
     return PretrainingModel(
         model=config.model,
-        compute=config.compute,
+        compute=compute,
         vocab_size=vocab_size,
-        dtype=compute_dtype(config.compute, platform),
+        dtype=jnp.dtype(compute.dtype),
         max_span_offset=config.masking.max_span_offset,
     )
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from spanbert_jax.config import Config, ModelConfig
 from spanbert_jax.model import dropout as sites
 from spanbert_jax.model.dropout import Dropout, dropout
-from spanbert_jax.model.encoder import Dense, Encoder, LayerNorm, compute_dtype, dropout_state, gelu
+from spanbert_jax.model.encoder import Dense, Encoder, LayerNorm, dropout_state, gelu, resolved
 
 _NEVER = -1e9  # score of a piece outside the word, of a word outside the span
 
@@ -89,8 +89,9 @@ class SpanModel(Encoder):
 
 def span_model(config: Config, vocab_size: int, labels: int, platform: str) -> SpanModel:
     """The model for spans of up to `config.tagging.max_width` words on `platform` (`jax.Device.platform`)."""
-    dtype = compute_dtype(config.compute, platform)
-    return SpanModel(config.model, config.compute, vocab_size, dtype, labels, config.tagging.max_width)
+    compute = resolved(config.compute, config.model, platform)
+    dtype = jnp.dtype(compute.dtype)
+    return SpanModel(config.model, compute, vocab_size, dtype, labels, config.tagging.max_width)
 
 
 def init_params(model: SpanModel, key: jax.Array) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from spanbert_jax.config import Config
 from spanbert_jax.model import dropout as sites
 from spanbert_jax.model.dropout import Dropout, dropout
-from spanbert_jax.model.encoder import Dense, Encoder, compute_dtype, dropout_state
+from spanbert_jax.model.encoder import Dense, Encoder, dropout_state, resolved
 
 
 class QuestionAnsweringModel(Encoder):
@@ -73,13 +73,14 @@ TaskModel = QuestionAnsweringModel | TokenClassificationModel | SequenceClassifi
 def task_model(task: str, config: Config, vocab_size: int, labels: int, platform: str) -> TaskModel:
     """The model of a task ("question_answering", which has no labels, "token_classification" or
     "sequence_classification") on `platform` (`jax.Device.platform`)."""
-    dtype = compute_dtype(config.compute, platform)
+    compute = resolved(config.compute, config.model, platform)
+    dtype = jnp.dtype(compute.dtype)
     if task == "question_answering":
-        return QuestionAnsweringModel(config.model, config.compute, vocab_size, dtype)
+        return QuestionAnsweringModel(config.model, compute, vocab_size, dtype)
     if task == "token_classification":
-        return TokenClassificationModel(config.model, config.compute, vocab_size, dtype, labels)
+        return TokenClassificationModel(config.model, compute, vocab_size, dtype, labels)
     if task == "sequence_classification":
-        return SequenceClassificationModel(config.model, config.compute, vocab_size, dtype, labels)
+        return SequenceClassificationModel(config.model, compute, vocab_size, dtype, labels)
     raise ValueError(f"no head for task {task!r}")
 
 

@@ -11,56 +11,108 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from etils import epath
 from jax.experimental import multihost_utils
 
 from spanbert_jax.config import Config
+from spanbert_jax.data import block_cache
 from spanbert_jax.data import blocks as block_data
+from spanbert_jax.data import build_blocks as building
+from spanbert_jax.data.block_cache import cache_directory
 from spanbert_jax.errors import UserError
 from spanbert_jax.tasks.weights import open_weights
 from spanbert_jax.text import tokenizer as tokenizers
 from spanbert_jax.text.tokenizer import Tokenizer
 from spanbert_jax.training.progress import Stage
-from spanbert_jax.training.workdir import make_directory
+from spanbert_jax.training.workdir import bucket_errors, is_remote, make_directory
 
 _NOTE = "made_from.json"
+_T = TypeVar("_T")
 
 
-def prepare(config: Config, workdir: Path) -> tuple[Tokenizer, Path]:
+def prepare(config: Config, workdir: Path | epath.Path) -> tuple[Tokenizer, Path]:
     """Finds or makes the tokenizer and the blocks; returns the tokenizer and the directory of both.
 
+    Of a directory in a bucket it returns this host's copy.
     Raises UserError where the text cannot be read, or what is there was made for another configuration; in the other
-    processes, where the first one failed.
+    processes, where one failed.
     """
-    data = Path(config.data.dir) if config.data.dir else workdir / "data"
+    data = epath.Path(config.data.dir) if config.data.dir else epath.Path(workdir) / "data"
+    cache = cache_directory(config.data.cache_dir)
+
+    def make() -> None:
+        if is_remote(data):
+            _prepare_remote(config, data, cache)
+        else:
+            _prepare(config, Path(data))
+
+    def copy() -> Path:
+        if not is_remote(data):
+            return Path(data)
+        with bucket_errors(data, "--config.data.dir"):
+            there = block_cache.copy_of(data, cache)
+            if not there.is_dir():
+                with Stage(f"Copying {data} to {cache}") as stage:
+                    block_cache.fetch(data, cache, stage.update)
+            return there
+
+    _together(make, jax.process_index() == 0)
+    local = _together(copy)
+    _together(lambda: _copy_tokenizer(local / "tokenizer", epath.Path(workdir) / "tokenizer"), jax.process_index() == 0)
+    return tokenizers.load_tokenizer(local / "tokenizer"), local
+
+
+def _together(work: Callable[[], _T], here: bool = True) -> _T:
+    """Does the work where `here` is true, waits for the other processes; raises UserError where one of them failed."""
+    result: Any = None
     failure: BaseException | None = None
-    if jax.process_index() == 0:
-        try:
-            _prepare(config, workdir, data)
-        except BaseException as error:
-            failure = error
+    try:
+        result = work() if here else None
+    except BaseException as error:
+        failure = error
     if jax.process_count() > 1:
-        failed = multihost_utils.broadcast_one_to_all(np.int32(failure is not None))
-        if failed and failure is None:
-            raise UserError("process 0 could not prepare the data; its own message says why")
+        failed = np.flatnonzero(multihost_utils.process_allgather(np.int32(failure is not None)))
+        if len(failed) and failure is None:
+            raise UserError(f"process {failed[0]} could not prepare the data; its own message says why")
     if failure is not None:
         raise failure
-    return tokenizers.load_tokenizer(data / "tokenizer"), data
+    return result
 
 
-def _prepare(config: Config, workdir: Path, data: Path) -> None:
+def _prepare(config: Config, data: Path) -> None:
     make_directory(data, "--config.data.dir")
     if block_data.is_built(data / "blocks"):
         tokenizer = tokenizers.load_tokenizer(data / "tokenizer")
-        _check_tokenizer(config, tokenizer, data / "tokenizer")
-        block_data.check_blocks(block_data.read_metadata(data / "blocks"), config, tokenizer)
+        _check(config, tokenizer, data)
     else:
         tokenizer = _make_tokenizer(config, data / "tokenizer")
         with Stage("Building blocks") as stage:
-            block_data.build_blocks(config, tokenizer, data / "blocks", _reporter(stage))
-    _copy_tokenizer(data / "tokenizer", workdir / "tokenizer")
+            building.build_blocks(config, tokenizer, data / "blocks", _reporter(stage))
+
+
+def _prepare_remote(config: Config, data: epath.Path, cache: Path) -> None:
+    """Checks what is in the bucket, or builds it on this host's disk and copies it there."""
+    with (
+        bucket_errors(data, "--config.data.dir"),
+        block_cache.staging(data, cache, lambda _, words: print(f"Preparing {data}: {words}")) as local,
+    ):
+        if block_data.is_built(data / "blocks"):
+            _check(config, block_cache.fetch_tokenizer(data), data)
+            return
+        make_directory(local, "--config.data.cache_dir")
+        block_cache.check_free(data, _make_tokenizer(config, local / "tokenizer"))
+        _prepare(config, local)
+        with Stage(f"Copying {local} to {data}") as stage:
+            block_cache.publish(local, data, cache, stage.update)
+
+
+def _check(config: Config, tokenizer: Tokenizer, data: Path | epath.Path) -> None:
+    _check_tokenizer(config, tokenizer, data / "tokenizer")
+    block_data.check_blocks(block_data.read_metadata(data / "blocks"), config, tokenizer)
 
 
 def _reporter(stage: Stage) -> Callable[[float | None, int, int], None]:
@@ -102,7 +154,7 @@ def _make_tokenizer(config: Config, directory: Path) -> Tokenizer:
     return tokenizer
 
 
-def _check_tokenizer(config: Config, found: Tokenizer, directory: Path) -> None:
+def _check_tokenizer(config: Config, found: Tokenizer, directory: Path | epath.Path) -> None:
     wanted = config.tokenizer
     elsewhere = "choose another --config.data.dir or --workdir"
     source = wanted.vocab_file or config.init_from
@@ -123,18 +175,13 @@ def given_tokenizer(config: Config) -> Tokenizer | None:
     if config.init_from:
         with open_weights(Path(config.init_from)) as weights:
             return weights.tokenizer
-    if not config.tokenizer.vocab_file:
-        return None
-    path = Path(config.tokenizer.vocab_file)
-    if config.tokenizer.kind == "wordpiece":
-        return tokenizers.wordpiece_from_vocab(path, config.tokenizer.lowercase)
-    return tokenizers.sentencepiece_from_model(path)
+    return building.tokenizer_from_file(config.tokenizer)
 
 
 def _train_tokenizer(config: Config) -> Tokenizer:
     wanted = config.tokenizer
     with Stage("Sampling text for the vocabulary") as stage:
-        sentences = list(block_data.sample_sentences(config, _reporter(stage)))
+        sentences = list(building.sample_sentences(config, _reporter(stage)))
     title = f"Training a vocabulary of {wanted.vocab_size:,} pieces"
     with Stage(title) as stage, concurrent.futures.ThreadPoolExecutor(1) as thread:
         training = thread.submit(tokenizers.train_sentencepiece, sentences, wanted.kind, wanted.vocab_size)
@@ -143,12 +190,18 @@ def _train_tokenizer(config: Config) -> Tokenizer:
         return training.result()
 
 
-def _copy_tokenizer(source: Path, target: Path) -> None:
-    if target.exists():
-        if tokenizers.load_tokenizer(target).fingerprint != tokenizers.load_tokenizer(source).fingerprint:
-            raise UserError(f"{target}: another vocabulary than that of the blocks, {source}; choose another --workdir")
-        return
-    aside = target.with_name("tokenizer.tmp")
-    shutil.rmtree(aside, ignore_errors=True)
-    shutil.copytree(source, aside, ignore=shutil.ignore_patterns(_NOTE))
-    aside.rename(target)
+def _copy_tokenizer(source: Path, target: epath.Path) -> None:
+    described = (source / tokenizers.METADATA_FILE).read_text()
+    with bucket_errors(target, "--workdir"):
+        if (target / tokenizers.METADATA_FILE).exists():
+            if (target / tokenizers.METADATA_FILE).read_text() != described:
+                raise UserError(
+                    f"{target}: another vocabulary than that of the blocks, {source}; choose another --workdir"
+                )
+            return
+        target.mkdir(parents=True, exist_ok=True)
+        files = [path for path in source.iterdir() if path.name != _NOTE]
+        for path in sorted(files, key=lambda path: path.name == tokenizers.METADATA_FILE):  # it says that all are there
+            aside = target / f"{path.name}.tmp"
+            aside.write_bytes(path.read_bytes())
+            aside.replace(target / path.name)

@@ -47,7 +47,7 @@ class Data:
 
 def run(kind: type[FineTuning], config: Config, path: str) -> bool:
     """Trains every trial from where its workdir stands, and reports; False where it was asked to stop."""
-    config = adopt(config, Path(path))
+    config = adopt(config, epath.Path(path))
     sharding.mesh_of(config)
     workdir = open_workdir(config, path)
     tokenizer = _tokenizer(config, Path(workdir))
@@ -137,8 +137,8 @@ def _resolve(config: Config, rows: Rows, seed: int) -> Config:
 def _loop_task(config: Config, data: Data, tokenizer: Tokenizer) -> loop.Task:
     task = data.task
     model = task.model(jax.default_backend())
-    lengths = choose_lengths(data.train.lengths, config.finetuning.lengths, config.data.block_length)
-    order = BucketedOrder(data.train.lengths, lengths, config.train.batch_size, config.train.seed)
+    lengths = choose_lengths(data.train.lengths, config.data.lengths, config.data.block_length)
+    order = BucketedOrder(data.train.lengths, lengths, (config.train.batch_size,) * len(lengths), config.train.seed)
     predictors: dict[NamedSharding, Predictor] = {}
 
     def train_batches(layout: NamedSharding, first: int, last: int) -> Iterator[Batch]:
@@ -167,7 +167,7 @@ def _loop_task(config: Config, data: Data, tokenizer: Tokenizer) -> loop.Task:
         evaluate=evaluate,
         metrics=metrics,
         describe=describe,
-        row_flops=flops.encoder_flops(config.model, round(float(np.mean(data.train.lengths)))),
+        row_flops=lambda length: flops.encoder_flops(config.model, length),
         metadata={
             "task": task.task,
             "config": flatten(config),

@@ -21,7 +21,7 @@ from spanbert_jax.training.workdir import read_config
 _OWN = ("dropout", "attention_dropout", "init_std", "span_offset_embed")  # of ModelConfig: the run's, not the weights'
 
 
-def adopt(config: Config, workdir: Path) -> Config:
+def adopt(config: Config, workdir: epath.Path) -> Config:
     """The configuration with the encoder's sizes and the vocabulary of `init_from`; itself where there is none.
 
     A run that goes on takes them from its own workdir, so the weights it began with may be gone by then.
@@ -29,7 +29,7 @@ def adopt(config: Config, workdir: Path) -> Config:
     """
     if not config.init_from:
         return config
-    saved = epath.Path(workdir) / "config.json"
+    saved = workdir / "config.json"
     known = read_config(saved) if saved.exists() else None
     if known is None or known.init_from != config.init_from:
         with open_weights(Path(config.init_from)) as weights:

@@ -45,7 +45,7 @@ class Predictor:
         if not len(rows):
             return []
         config = self._task.config
-        lengths = choose_lengths(rows.lengths, config.finetuning.lengths, config.data.block_length)
+        lengths = choose_lengths(rows.lengths, config.data.lengths, config.data.block_length)
         batches = sorted_batches(rows.lengths, lengths, _POSITIONS, self._shards)
         results: Outputs = [{} for _ in range(len(rows))]
         for done, (indices, length) in enumerate(batches, start=1):

@@ -6,7 +6,6 @@ Invariant: every stage finds what an earlier start finished and goes on from it:
 import importlib.metadata
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -30,10 +29,10 @@ def run(config: Config, path: str, arguments: str) -> bool:
 
     `arguments` are those of the command line, for the commands that the report ends with.
     """
-    config = adopt(config, Path(path))
+    config = adopt(config, epath.Path(path))
     sharding.mesh_of(config)  # before hours of preparation, not after them
     workdir = open_workdir(config, path)
-    tokenizer, data = prepare(config, Path(workdir))
+    tokenizer, data = prepare(config, workdir)
     claim_workdir(config, workdir)
     train, held_out = (block_data.open_blocks(data / "blocks", split) for split in ("train", "held_out"))
     task = make_task(config, tokenizer, train, held_out)
@@ -46,12 +45,15 @@ def run(config: Config, path: str, arguments: str) -> bool:
 def make_task(config: Config, tokenizer: Tokenizer, train: Any, held_out: Any) -> loop.Task:
     """Pre-training on the blocks `train`, evaluated on `held_out`."""
     model = heads.pretraining_model(config, tokenizer.vocab_size, jax.default_backend())
-    masked, sbo = max_masked(config), config.train.sbo_weight > 0
-    row_flops = flops.encoder_flops(config.model, config.data.block_length) + flops.pretraining_head_flops(
-        config.model, tokenizer.vocab_size, masked, sbo
-    )
     commonest = int(np.argmax(train.metadata.piece_counts))
     goal = objective(model, config.train.sbo_weight, commonest)
+
+    def row_flops(length: int) -> float:
+        heads_flops = flops.pretraining_head_flops(
+            config.model, tokenizer.vocab_size, max_masked(config, length), config.train.sbo_weight > 0
+        )
+        return flops.encoder_flops(config.model, length) + heads_flops
+
     return loop.Task(
         init=lambda key: heads.init_params(model, key),
         objective=goal,

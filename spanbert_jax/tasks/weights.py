@@ -79,6 +79,9 @@ def _open_run(path: Path) -> Weights:
     metadata = read_metadata(checkpoint)
     tokenizer = load_tokenizer(Path(checkpoint.parent.parent) / "tokenizer")
     shapes = read_shapes(checkpoint)
+    config = from_flat(metadata["config"])
+    # A kernel that was named for the machine that trained need not run on this one.
+    config = dataclasses.replace(config, compute=dataclasses.replace(config.compute, attention="auto"))
 
     def load() -> tuple[Params, Report]:
         params = read_params(checkpoint)
@@ -87,7 +90,7 @@ def _open_run(path: Path) -> Weights:
     return Weights(
         str(checkpoint),
         "a checkpoint of spanbert_jax",
-        from_flat(metadata["config"]),
+        config,
         tokenizer,
         "",
         tuple(metadata.get("labels", ())),

@@ -42,6 +42,7 @@ class Encoded(NamedTuple):
     """The blocks of a few documents, in order."""
 
     records: dict[bool, list[bytes]]  # serialised tf.train.Examples; the key: are they held out?
+    lengths: dict[bool, list[int]]  # pieces in each of them
     counts: dict[bool, np.ndarray]  # int64[3]: documents, sentences, pieces
     piece_counts: np.ndarray  # int64[vocab_size], of the documents that are not held out
 
@@ -118,19 +119,26 @@ def call(task: Any) -> Any:
 
 
 def encode(task: list[tuple[str, bool]]) -> Encoded:
-    """Blocks of a few documents, each (text, whether it is held out), by this process's encoder."""
+    """`encode_documents` by this process's encoder."""
     assert isinstance(_encoder, Encoder)
-    tokenizer = _encoder.tokenizer
-    sentences = [split_sentences(text, _encoder.language, _encoder.splitter) for text, _ in task]
+    return encode_documents(_encoder, task)
+
+
+def encode_documents(encoder: Encoder, task: list[tuple[str, bool]]) -> Encoded:
+    """Blocks of a few documents, each (text, whether it is held out)."""
+    tokenizer = encoder.tokenizer
+    sentences = [split_sentences(text, encoder.language, encoder.splitter) for text, _ in task]
     pieces = iter(tokenizer.encode_batch([sentence for document in sentences for sentence in document]))
     records: dict[bool, list[bytes]] = {False: [], True: []}
+    lengths: dict[bool, list[int]] = {False: [], True: []}
     counts = {side: np.zeros(3, dtype=np.int64) for side in records}
     seen: list[np.ndarray] = []
     for (_, held_out), document in zip(task, sentences, strict=True):
-        blocks = [np.array(block) for block in pack((next(pieces) for _ in document), _encoder.max_pieces)]
+        blocks = [np.array(block) for block in pack((next(pieces) for _ in document), encoder.max_pieces)]
         records[held_out] += [serialize(block) for block in blocks]
+        lengths[held_out] += map(len, blocks)
         counts[held_out] += (1, len(document), sum(map(len, blocks)))
         if not held_out:
             seen += blocks
     piece_counts = np.bincount(np.concatenate([np.zeros(0, np.int64), *seen]), minlength=tokenizer.vocab_size)
-    return Encoded(records, counts, piece_counts)
+    return Encoded(records, lengths, counts, piece_counts)

@@ -1,7 +1,8 @@
 """Checkpoints of a run: the state and, as JSON, all that says what the state is; parameters alone, in and out.
 
 Invariant: a checkpoint named n is the state before batch n. It is saved on an interval, on preemption and at the
-end, asynchronously, and a step directory exists only when it is whole (Orbax renames it into place).
+end, asynchronously, and a step directory exists only when it is whole: Orbax renames it into place, or in a bucket,
+where that cannot be done, marks it when it is complete.
 """
 
 import contextlib
@@ -17,6 +18,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from spanbert_jax.config import TrainConfig
 from spanbert_jax.errors import UserError
+from spanbert_jax.training.workdir import absolute
 
 
 class Checkpoints:
@@ -31,7 +33,7 @@ class Checkpoints:
             ]
         )
         self._manager = ocp.CheckpointManager(
-            epath.Path(directory).resolve(),
+            absolute(epath.Path(directory)),
             options=ocp.CheckpointManagerOptions(
                 save_decision_policy=save,
                 preservation_policy=checkpoint_managers.LatestN(config.keep_checkpoints),
@@ -100,13 +102,14 @@ def find_checkpoint(path: epath.Path) -> epath.Path:
 def newest_step(folder: epath.Path) -> epath.Path | None:
     """The newest whole checkpoint directly in a folder; None where there is none."""
     steps = [child for child in (folder.iterdir() if folder.is_dir() else ()) if child.name.isdigit()]
-    return max(steps, key=lambda step: int(step.name), default=None)
+    whole = [step for step in steps if ocp.utils.is_checkpoint_finalized(step)]
+    return max(whole, key=lambda step: int(step.name), default=None)
 
 
 def read_metadata(checkpoint: epath.Path) -> dict[str, Any]:
     """The JSON that was saved with a checkpoint that `find_checkpoint` found; raises UserError where it is damaged."""
     with _readable(checkpoint), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
-        return checkpointer.restore(checkpoint.resolve() / "metadata")
+        return checkpointer.restore(absolute(checkpoint) / "metadata")
 
 
 def read_params(checkpoint: epath.Path) -> dict[str, Any]:
@@ -115,7 +118,7 @@ def read_params(checkpoint: epath.Path) -> dict[str, Any]:
     Raises UserError where the files are damaged.
     """
     with _readable(checkpoint), ocp.PyTreeCheckpointer() as checkpointer:
-        state = checkpoint.resolve() / "state"
+        state = absolute(checkpoint) / "state"
         tree = {"params": _saved_tree(checkpointer, state)["params"]}
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
         arguments = ocp.args.PyTreeRestore(tree, restore_args=as_numpy, partial_restore=True)
@@ -125,7 +128,7 @@ def read_params(checkpoint: epath.Path) -> dict[str, Any]:
 def read_shapes(checkpoint: epath.Path) -> dict[str, Any]:
     """The parameters' shapes alone; raises UserError where the files are damaged."""
     with _readable(checkpoint), ocp.PyTreeCheckpointer() as checkpointer:
-        tree = _saved_tree(checkpointer, checkpoint.resolve() / "state")["params"]
+        tree = _saved_tree(checkpointer, absolute(checkpoint) / "state")["params"]
     return jax.tree.map(lambda leaf: tuple(leaf.shape), tree)
 
 
@@ -145,7 +148,7 @@ def write_params(directory: epath.Path, params: Mapping[str, Any], metadata: Map
     options = ocp.CheckpointManagerOptions(
         preservation_policy=checkpoint_managers.LatestN(1), cleanup_tmp_directories=True
     )
-    with ocp.CheckpointManager(epath.Path(directory).resolve(), options=options) as manager:
+    with ocp.CheckpointManager(absolute(epath.Path(directory)), options=options) as manager:
         for old in manager.all_steps():
             if old >= step:  # of a run that went back to an earlier checkpoint; Orbax would keep it, and skip this one
                 manager.delete(old)

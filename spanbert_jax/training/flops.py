@@ -4,14 +4,34 @@ Invariant: only the matrix products that the model's definition needs are counte
 3 x forward): no rematerialisation, no padding of the vocabulary, heads only on the gathered positions.
 """
 
+from typing import NamedTuple
+
 from spanbert_jax.config import ModelConfig
+
+
+class Chip(NamedTuple):
+    """Peaks of one TPU chip, in bytes and bytes a second."""
+
+    flops: float  # dense bf16 FLOP/s
+    memory: float  # HBM
+    memory_bandwidth: float
+    link_bandwidth: float  # what it sends over all its links to other chips (ICI) at once
+    network_bandwidth: float | None  # its share of what its slice sends over the data centre's network (DCN)
+
+
+# By device_kind. Google's tables of system architecture (cloud.google.com/tpu/docs/v4, v5e, v5p, v6e); links: 6 of
+# 50 GB/s for v4 (Jouppi et al. 2023), 4,800 Gbit/s for v5p, half of what goes both ways at once for v5e and v6e;
+# network: 6.4 Tbit/s for a v5e pod of 256.
+TPUS = {
+    "TPU v4": Chip(275e12, 32 * 2**30, 1200e9, 300e9, None),
+    "TPU v5 lite": Chip(197e12, 16 * 2**30, 819e9, 200e9, 3.125e9),
+    "TPU v5": Chip(459e12, 95 * 2**30, 2765e9, 600e9, None),
+    "TPU v6 lite": Chip(918e12, 32 * 2**30, 1638e9, 400e9, None),
+}
 
 # Dense bf16 FLOP/s of one jax device, by its device_kind; makers' data sheets.
 _PEAKS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
+    **{kind: chip.flops for kind, chip in TPUS.items()},
     "NVIDIA A100-SXM4-40GB": 312e12,
     "NVIDIA A100-SXM4-80GB": 312e12,
     "NVIDIA A100-PCIE-40GB": 312e12,

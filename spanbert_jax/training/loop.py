@@ -47,7 +47,7 @@ class Task(NamedTuple):
     evaluate: Callable[[Any, NamedSharding], dict[str, float]]  # (params, layout) -> "held_out/..." metrics
     metrics: Callable[[Mapping[str, float]], dict[str, float]]  # a window's summed sums -> what they mean
     describe: Callable[[Mapping[str, float]], str]  # metrics -> a few words for the progress display
-    row_flops: float  # model FLOPs of training on one row
+    row_flops: Callable[[int], float]  # length -> model FLOPs of training on one row of so many positions
     metadata: Mapping[str, Any]  # saved with every checkpoint
     initial_params: Callable[[], Any] | None = None  # NumPy arrays, for some groups of the tree or all; else `init`'s
     best: str = ""  # the evaluation's metric whose highest value is kept, as parameters alone, under best/
@@ -100,6 +100,7 @@ def _run(config: Config, task: Task, workdir: epath.Path) -> Result:
     window = _Window(config, task, mesh)
     in_flight: collections.deque[jax.Array] = collections.deque()
     evaluation: dict[str, float] = {}
+    compiled: set[tuple[int, ...]] = set()  # shapes of batches
 
     with Stage("Training", start=first / last, enabled=primary) as stage, _StopSignals() as signals:
         stage.say(f"Step {first:,} of {last:,}, {mesh.size} x {mesh.devices.flat[0].device_kind}; compiling")
@@ -133,13 +134,19 @@ def _run(config: Config, task: Task, workdir: epath.Path) -> Result:
             began = time.monotonic()
             batch = next(batches)
             window.waited += time.monotonic() - began
+            began, shape = time.monotonic(), batch["input_ids"].shape
+            if shape not in compiled and compiled:
+                stage.update(step / last, f"step {step:,} · compiling for rows of {shape[1]} pieces")
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
                 state, sums = train_step(state, batch)
+            if shape not in compiled:
+                compiled.add(shape)
+                window.skip(time.monotonic() - began)
             step += 1
             in_flight.append(sums["gradient_norm"])
             if len(in_flight) > _STEPS_AHEAD:
                 in_flight.popleft().block_until_ready()
-            log(window.add(step, sums))
+            log(window.add(step, sums, shape))
         log(window.finish(step))
         checkpoints.close()
     if writer:
@@ -204,29 +211,36 @@ def _speed(metrics: Mapping[str, float]) -> str:
 class _Window:
     """The steps since the last metrics, and the time they took.
 
-    The first step is a window of its own, without speeds: it includes compilation. A full window is handed out a few
-    steps later, when its sums are surely there.
+    The first step is a window of its own, without speeds, and none counts the time of compilation. A full window is
+    handed out a few steps later, when its sums are surely there.
     """
 
     def __init__(self, config: Config, task: Task, mesh: Mesh):
         peak = peak_flops(mesh.devices.flat[0].device_kind)
         self._config, self._task = config, task
         self._peak = peak * mesh.size if peak else None
-        self._compiled = False
-        self._full: list[tuple[int, list[Sums], float, float]] = []
+        self._first = True
+        self._full: list[tuple[int, list[Sums], list[tuple[int, ...]], float, float]] = []
         self.start()
 
     def start(self) -> None:
         """Begins a window."""
         self._sums: list[Sums] = []
+        self._shapes: list[tuple[int, ...]] = []
         self._began, self.waited = time.monotonic(), 0.0
 
-    def add(self, step: int, sums: Sums) -> list[tuple[int, dict[str, float]]]:
-        """Adds the sums of the step that led to `step`; returns (step, metrics) of the windows that are ready."""
+    def skip(self, seconds: float) -> None:
+        """Leaves time just past out of the window."""
+        self._began += seconds
+
+    def add(self, step: int, sums: Sums, shape: tuple[int, ...]) -> list[tuple[int, dict[str, float]]]:
+        """Adds the sums of the step, on a batch of `shape` [rows, length], that led to `step`; returns (step, metrics)
+        of the windows that are ready."""
         self._sums.append(sums)
-        if not self._compiled:
-            self._compiled = True
-            metrics = self._metrics([sums], None, 0.0)
+        self._shapes.append(shape)
+        if self._first:
+            self._first = False
+            metrics = self._metrics([sums], [shape], None, 0.0)
             self.start()
             return [(step, metrics)]
         if step % self._config.train.log_every == 0:
@@ -244,10 +258,12 @@ class _Window:
         return [(full[0], self._metrics(*full[1:])) for full in ready]
 
     def _close(self, step: int) -> None:
-        self._full.append((step, self._sums, time.monotonic() - self._began, self.waited))
+        self._full.append((step, self._sums, self._shapes, time.monotonic() - self._began, self.waited))
         self.start()
 
-    def _metrics(self, sums: list[Sums], seconds: float | None, waited: float) -> dict[str, float]:
+    def _metrics(
+        self, sums: list[Sums], shapes: list[tuple[int, ...]], seconds: float | None, waited: float
+    ) -> dict[str, float]:
         totals: collections.Counter[str] = collections.Counter()
         for one in sums:
             _add(totals, one)
@@ -255,13 +271,13 @@ class _Window:
         del totals["learning_rate"]
         metrics = {**self._task.metrics(totals), "gradient_norm": norm, "learning_rate": rate}
         if seconds:
-            rows = len(sums) * self._config.train.batch_size
             metrics["pieces_per_second"] = totals["pieces"] / seconds
-            metrics["sequences_per_second"] = rows / seconds
+            metrics["sequences_per_second"] = sum(rows for rows, _ in shapes) / seconds
             metrics["seconds_per_step"] = seconds / len(sums)
             metrics["input_wait"] = waited / seconds
             if self._peak:
-                metrics["mfu"] = rows * self._task.row_flops / seconds / self._peak
+                flops = sum(rows * self._task.row_flops(length) for rows, length in shapes)
+                metrics["mfu"] = flops / seconds / self._peak
         return {f"train/{name}": value for name, value in metrics.items()}
 
 

@@ -4,6 +4,7 @@ Invariant: every metric is in metrics.jsonl, once a step, whatever the display a
 """
 
 import json
+import tempfile
 import time
 from collections.abc import Mapping
 from types import TracebackType
@@ -13,7 +14,10 @@ from etils import epath
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
+from spanbert_jax.training.workdir import is_remote
+
 _SECONDS_BETWEEN_LINES = 10.0
+_SECONDS_BETWEEN_COPIES = 1.0  # to a bucket; Google Cloud Storage takes an object no more often
 
 
 def clock(seconds: float) -> str:
@@ -92,7 +96,11 @@ def _is_kept(line: str, step: int) -> bool:
 
 
 class MetricsWriter:
-    """Appends to <workdir>/metrics.jsonl and <workdir>/tensorboard."""
+    """Appends to <workdir>/metrics.jsonl and <workdir>/tensorboard.
+
+    Nothing can be appended to in a bucket. There both are written on this machine and copied whole, at most once a
+    second, so that a run that is killed loses the metrics of that second.
+    """
 
     def __init__(self, workdir: epath.Path, step: int):
         """Drops what an earlier run wrote after `step`, the step that this one goes on from."""
@@ -100,14 +108,16 @@ class MetricsWriter:
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         self._event, self._summary = event_pb2.Event, summary_pb2.Summary
-        path = workdir / "metrics.jsonl"
-        if path.exists():
-            kept = [line for line in path.read_text().splitlines() if _is_kept(line, step)]
-            aside = workdir / "metrics.jsonl.tmp"
-            aside.write_text("".join(f"{line}\n" for line in kept))
-            aside.replace(path)
+        self._bucket = workdir if is_remote(workdir) else None
+        self._folder = epath.Path(tempfile.mkdtemp()) if self._bucket else workdir
+        self._copied = time.monotonic()
+        written = workdir / "metrics.jsonl"
+        kept = [line for line in written.read_text().splitlines() if _is_kept(line, step)] if written.exists() else []
+        aside = self._folder / "metrics.jsonl.tmp"
+        aside.write_text("".join(f"{line}\n" for line in kept))
+        path = aside.replace(self._folder / "metrics.jsonl")
         self._file = path.open("a")
-        self._events = EventFileWriter(str(workdir / "tensorboard"))
+        self._events = EventFileWriter(str(self._folder / "tensorboard"))
         started = event_pb2.SessionLog(status=event_pb2.SessionLog.START)  # TensorBoard drops later steps on seeing it
         self._events.add_event(self._event(step=step + 1, wall_time=time.time(), session_log=started))
 
@@ -117,8 +127,20 @@ class MetricsWriter:
         self._file.flush()
         values: list[Any] = [self._summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
         self._events.add_event(self._event(step=step, wall_time=time.time(), summary=self._summary(value=values)))
+        if self._bucket and time.monotonic() - self._copied >= _SECONDS_BETWEEN_COPIES:
+            self._events.flush()
+            self._copy(self._bucket)
+
+    def _copy(self, bucket: epath.Path) -> None:
+        (bucket / "tensorboard").mkdir(parents=True, exist_ok=True)
+        for path in (self._folder / "metrics.jsonl", *(self._folder / "tensorboard").iterdir()):
+            (bucket / path.relative_to(self._folder)).write_bytes(path.read_bytes())
+        self._copied = time.monotonic()
 
     def close(self) -> None:
         """Flushes both."""
         self._file.close()
         self._events.close()
+        if self._bucket:
+            self._copy(self._bucket)
+            self._folder.rmtree()

@@ -1,15 +1,17 @@
 """Where every array lives: the mesh, and one table from parameter names to axes.
 
 Invariant: each parameter matches exactly one row of `PARAMETER_AXES`, and no two of its dimensions land on one
-mesh axis; anything else fails at start-up. Optimizer moments follow their parameter.
+mesh axis; anything else fails at start-up. Optimizer moments follow their parameter; they may be divided over data too.
 """
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from spanbert_jax.config import Config, MeshConfig
@@ -64,8 +66,30 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
             f"config.mesh {sizes} does not fit {len(devices)} devices; "
             "the sizes must multiply to that number (-1 takes what is left)"
         )
-    shape = tuple(len(devices) // fixed if size == -1 else size for size in sizes.values())
-    return jax.make_mesh(shape, tuple(sizes), axis_types=(AxisType.Auto,) * 3, devices=devices)
+    data, fsdp, model = (len(devices) // fixed if size == -1 else size for size in sizes.values())
+    return Mesh(arrange(devices, (data, fsdp, model)), tuple(sizes), axis_types=(AxisType.Auto,) * 3)
+
+
+def arrange(devices: Sequence[jax.Device], shape: tuple[int, int, int]) -> np.ndarray:
+    """The devices as an array of `shape`, neighbours along the last axes joined by the fastest links.
+
+    Slices of TPUs, which only a data centre's network (DCN) joins, follow each other along the data axis. Elsewhere the
+    devices come in the order of their hosts, so that the last axes stay on a host wherever they fit there.
+    Raises UserError where fsdp x model devices do not fit in a slice.
+    """
+    _, fsdp, model = shape
+    slices = len({getattr(device, "slice_index", 0) for device in devices}) if devices[0].platform == "tpu" else 1
+    if slices == 1:
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    held = len(devices) // slices
+    if held % (fsdp * model):
+        raise UserError(
+            f"config.mesh: fsdp {fsdp} x model {model} = {fsdp * model} devices do not fit in a slice of {held}, and "
+            f"only the data axis goes from one of the {slices} slices to another; lower fsdp or model to a product "
+            f"that divides {held}"
+        )
+    inside = (held // (fsdp * model), fsdp, model)
+    return mesh_utils.create_hybrid_device_mesh(inside, (slices, 1, 1), devices, allow_split_physical_axes=True)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -133,18 +157,42 @@ def path_name(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def state_shardings(state: Mapping[str, Any], mesh: Mesh) -> Any:
-    """The sharding of every leaf of an abstract {"params", "opt_state", "step"}; what is no moment is replicated."""
-    specs = {
-        path_name(path): parameter_spec(path_name(path), leaf.shape, mesh)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(state["params"])
-    }
+def moment_spec(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    """A parameter's spec with its first dimension that is whole and divides evenly divided over the data axis (ZeRO,
+    Rajbhandari et al. 2019, stage 1); `spec` itself where there is none."""
+    for dimension, (axis, size) in enumerate(zip(spec, shape, strict=True)):
+        if (axis is None or mesh.shape[axis] == 1) and size % mesh.shape["data"] == 0:
+            return PartitionSpec(*spec[:dimension], "data", *spec[dimension + 1 :])
+    return spec
+
+
+def parameter_specs(params: Mapping[str, Any], mesh: Mesh, moments: bool = False) -> Any:
+    """The spec of every leaf of abstract parameters, or that of its divided `moments`."""
+
+    def spec(path: tuple[Any, ...], leaf: Any) -> PartitionSpec:
+        found = parameter_spec(path_name(path), leaf.shape, mesh)
+        return moment_spec(found, leaf.shape, mesh) if moments else found
+
+    return jax.tree_util.tree_map_with_path(spec, params)
+
+
+def state_shardings(state: Mapping[str, Any], mesh: Mesh, shard_optimizer: bool = False) -> Any:
+    """The sharding of every leaf of an abstract {"params", "opt_state", "step"}; what is no moment is replicated.
+
+    shard_optimizer: the moments are divided over the data axis too.
+    """
     shapes = {path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(state["params"])}
 
+    def specs_of(moments: bool) -> dict[str, PartitionSpec]:
+        return dict(zip(shapes, jax.tree.leaves(parameter_specs(state["params"], mesh, moments)), strict=True))
+
+    params, moments = specs_of(False), specs_of(shard_optimizer)
+
     def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
-        parts = path_name(path).split("/")
+        group, *parts = path_name(path).split("/")
         suffixes = ("/".join(parts[i:]) for i in range(len(parts)))
-        name = next((s for s in suffixes if s in specs and shapes[s] == leaf.shape), None)
+        name = next((s for s in suffixes if shapes.get(s) == leaf.shape), None)
+        specs = params if group == "params" else moments
         return NamedSharding(mesh, specs[name] if name else PartitionSpec())
 
     return jax.tree_util.tree_map_with_path(sharding, state)

@@ -2,7 +2,7 @@
 
 Invariant: the update depends on the global batch alone. Losses are sums whose normalisers are counted over the whole
 batch first, and dropout is keyed by (seed, step, global row), so that neither the mesh nor the number of
-microbatches changes the result beyond rounding.
+microbatches changes the result beyond rounding. Gradients cross the data axis once a step.
 """
 
 import zlib
@@ -48,7 +48,7 @@ def abstract_state(config: Config, init: Callable[[jax.Array], Any], mesh: Mesh)
     return jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
         shapes,
-        sharding.state_shardings(shapes, mesh),
+        sharding.state_shardings(shapes, mesh, config.mesh.shard_optimizer),
     )
 
 
@@ -87,16 +87,12 @@ def _microbatches(batch: Batch, count: int) -> Batch:
     return jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), batch)
 
 
-def make_train_step(config: Config, objective: Objective, abstract: State) -> Any:
-    """The jitted step (state, batch) -> (state, sums), laid out as `abstract`; it donates the state."""
-    optimizer = make_optimizer(config.optimizer, config.train.steps)
-    schedule = learning_rate(config.optimizer, config.train.steps)
-    count = config.train.accumulation
+def _summed_gradients(objective: Objective, count: int) -> Callable[..., tuple[Any, Sums]]:
+    """(params, batch, totals, key, rows) -> the gradients of the batch's loss and its sums, added over `count`
+    microbatches one after another."""
+    grad = jax.grad(objective.loss, has_aux=True)
 
-    def gradients(params: Any, batch: Batch, key: jax.Array) -> tuple[Any, Sums]:
-        totals = objective.totals(batch)
-        rows = jnp.arange(next(iter(batch.values())).shape[0], dtype=jnp.uint32)
-        grad = jax.grad(objective.loss, has_aux=True)
+    def summed(params: Any, batch: Batch, totals: Any, key: jax.Array, rows: jax.Array) -> tuple[Any, Sums]:
         if count == 1:
             return grad(params, batch, totals, key, rows)
 
@@ -109,16 +105,70 @@ def make_train_step(config: Config, objective: Objective, abstract: State) -> An
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         return jax.lax.scan(add, zeros, parts)[0]
 
+    return summed
+
+
+def _reduced_gradients(config: Config, objective: Objective, mesh: Mesh, specs: Any) -> Callable[..., tuple[Any, Sums]]:
+    """`_summed_gradients` of the global batch, laid out as `specs` say.
+
+    Each data shard adds up its microbatches by itself, and one reduction follows: left to the compiler, gradients would
+    cross the data axis in every microbatch. The axes of one device are manual too, so that nothing is left to the
+    compiler where data alone is used.
+    """
+    local = _summed_gradients(objective, config.train.accumulation)
+    if mesh.shape["data"] == 1:
+        return local
+    dtype = jnp.dtype(config.mesh.reduce_dtype)
+
+    def reduce(grad: jax.Array, spec: PartitionSpec) -> jax.Array:
+        sent = grad.astype(dtype)
+        if "data" in spec:
+            sent = jax.lax.psum_scatter(sent, "data", scatter_dimension=spec.index("data"), tiled=True)
+        else:
+            sent = jax.lax.psum(sent, "data")
+        return sent.astype(grad.dtype)
+
+    def reduced(*arguments: Any) -> tuple[Any, Sums]:
+        grads, sums = local(*arguments)
+        return jax.tree.map(reduce, grads, specs), jax.lax.psum(sums, "data")
+
+    whole, divided = PartitionSpec(), PartitionSpec("data")
+    return jax.shard_map(
+        reduced,
+        mesh=mesh,
+        in_specs=(whole, divided, whole, whole, divided),
+        out_specs=(jax.tree.map(_only_data, specs), whole),
+        axis_names={axis for axis, size in mesh.shape.items() if axis == "data" or size == 1},
+        check_vma=False,  # attention kernels do not say over which axes their results vary
+    )
+
+
+def _only_data(spec: PartitionSpec) -> PartitionSpec:
+    return PartitionSpec(*("data" if axis == "data" else None for axis in spec))
+
+
+def make_train_step(config: Config, objective: Objective, abstract: State) -> Any:
+    """The jitted step (state, batch) -> (state, sums), laid out as `abstract`; it donates the state."""
+    optimizer = make_optimizer(config.optimizer, config.train.steps)
+    schedule = learning_rate(config.optimizer, config.train.steps)
+    layout = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    mesh = layout["step"].mesh
+    specs = sharding.parameter_specs(abstract["params"], mesh, config.mesh.shard_optimizer)
+    divided = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
+    gradients = _reduced_gradients(config, objective, mesh, specs)
+
     def train_step(state: State, batch: Batch) -> tuple[State, Sums]:
         key = jax.random.bits(stream_key(config.train.seed, "dropout", state["step"]), dtype=jnp.uint32)
-        grads, sums = gradients(state["params"], batch, key)
-        updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
-        params = optax.apply_updates(state["params"], updates)
+        rows = jnp.arange(next(iter(batch.values())).shape[0], dtype=jnp.uint32)
+        grads, sums = gradients(state["params"], batch, objective.totals(batch), key, rows)
+        # Each device updates the part whose moments it has; the result's layout gathers the parameters again.
+        grads, params = (jax.lax.with_sharding_constraint(tree, divided) for tree in (grads, state["params"]))
+        updates, opt_state = optimizer.update(grads, state["opt_state"], params)
+        params = jax.lax.with_sharding_constraint(optax.apply_updates(params, updates), divided)
         sums |= {"gradient_norm": optax.tree.norm(grads), "learning_rate": schedule(state["step"])}
         return {"params": params, "opt_state": opt_state, "step": state["step"] + 1}, sums
 
-    layout = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    replicated = NamedSharding(layout["step"].mesh, PartitionSpec())
+    replicated = NamedSharding(mesh, PartitionSpec())
     return jax.jit(train_step, donate_argnums=0, out_shardings=(layout, replicated))
 
 

@@ -6,6 +6,7 @@ Invariant: all that a workdir holds was computed with the configuration in its c
 
 import contextlib
 import errno
+import importlib
 import json
 import os
 import shutil
@@ -20,6 +21,7 @@ from spanbert_jax.config import MAY_CHANGE, Config, flatten, from_dict, to_json
 from spanbert_jax.errors import UserError
 
 _FILE = "config.json"
+_CLIENTS = ("tensorflow", "gcsfs", "google", "aiohttp")  # whose errors are a bucket's; all but OSErrors are their own
 
 
 def open_workdir(config: Config, path: str) -> epath.Path:
@@ -27,11 +29,57 @@ def open_workdir(config: Config, path: str) -> epath.Path:
 
     Raises UserError where it belongs to another one, naming every field that differs, or cannot be written.
     """
-    workdir = epath.Path(path)
-    make_directory(workdir, "--workdir")
-    if (workdir / _FILE).exists():
-        _check_same(config, workdir / _FILE)
+    if not is_remote(path):
+        make_directory(Path(path), "--workdir")
+    elif config.task != "pretraining":
+        raise UserError(f"{path}: fine-tuning writes to mounted directories only; choose one with --workdir")
+    else:
+        _check_client(path)
+    with bucket_errors(path, "--workdir"):
+        workdir = epath.Path(path)
+        if (workdir / _FILE).exists():
+            _check_same(config, workdir / _FILE)
     return workdir
+
+
+def _check_client(path: str) -> None:
+    """Orbax asks Google's client about the bucket, only after hours of preparation."""
+    try:
+        importlib.import_module("google.cloud.storage")
+    except ImportError as error:
+        raise UserError(
+            f"{path}: checkpoints in a bucket need the package google-cloud-storage ({error}); "
+            "pip install -r requirements-gcs.txt, or choose a mounted directory with --workdir"
+        ) from error
+
+
+def is_remote(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is in a bucket, where nothing can be appended to and no directory renamed."""
+    return "://" in os.fspath(path)
+
+
+def absolute(path: epath.Path) -> epath.Path:
+    """The path from the root; `epath.Path.resolve` takes gs:// for a relative one."""
+    return path if is_remote(path) else path.resolve()
+
+
+@contextlib.contextmanager
+def bucket_errors(path: str | os.PathLike[str], flag: str) -> Iterator[None]:
+    """Turns what goes wrong between here and a bucket into a UserError that names the flag to change; other errors, and
+    all where `path` is no bucket's, pass."""
+    place = os.fspath(path)
+    if is_remote(place) and not place.startswith("gs://"):
+        raise UserError(f"{place}: of all buckets only gs:// ones work; choose another directory with {flag}")
+    try:
+        yield
+    except Exception as error:
+        client = type(error).__module__.partition(".")[0]
+        if not is_remote(place) or not (isinstance(error, OSError | ImportError) or client in _CLIENTS):
+            raise
+        raise UserError(
+            f"{place}: cannot be read or written ({type(error).__name__}: {str(error).partition(chr(10))[0][:300]}); "
+            f"check the bucket's name and this machine's rights, or choose another directory with {flag}"
+        ) from error
 
 
 def make_directory(path: os.PathLike[str], flag: str) -> None:

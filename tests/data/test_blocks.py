@@ -22,15 +22,9 @@ from tensorflow.core.example import example_pb2
 
 from spanbert_jax.config import Config, CorpusConfig, DataConfig, TokenizerConfig
 from spanbert_jax.data import blocks, tfds_source
-from spanbert_jax.data.blocks import (
-    Metadata,
-    build_blocks,
-    check_blocks,
-    is_built,
-    open_blocks,
-    read_metadata,
-    sample_sentences,
-)
+from spanbert_jax.data import build_blocks as building
+from spanbert_jax.data.blocks import Metadata, check_blocks, is_built, open_blocks, read_metadata
+from spanbert_jax.data.build_blocks import build_blocks, sample_sentences
 from spanbert_jax.errors import UserError
 from spanbert_jax.text.documents import hash_text, in_share
 from spanbert_jax.text.packing import pack
@@ -96,6 +90,8 @@ def test_blocks_are_the_packed_documents_of_their_split(config: Config, tokenize
         sentences = [[tokenizer.encode(line) for line in text.split("\n")] for text in mine]
         expected = [block for lines in sentences for block in pack(lines, BLOCK_LENGTH - 2)]
         assert all_ids(tmp_path / "blocks", split) == expected
+        lengths = open_blocks(tmp_path / "blocks", split).lengths
+        assert lengths.dtype == np.int32 and lengths.tolist() == list(map(len, expected))
         assert metadata.counts[split] == {
             "documents": len(mine),
             "sentences": sum(map(len, sentences)),
@@ -122,13 +118,15 @@ def files_of(directory: Path) -> dict[str, bytes]:
 def test_the_files_are_the_same_bytes_for_any_number_of_processes(
     config: Config, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(blocks, "_TASK_CHARS", 2000)  # many tasks
+    monkeypatch.setattr(building, "_TASK_CHARS", 2000)  # many tasks
     for count in (1, 2):
         build_blocks(replace(config, workers=count), tokenizer, tmp_path / f"blocks{count}")
     assert files_of(tmp_path / "blocks1") == files_of(tmp_path / "blocks2")
     assert set(files_of(tmp_path / "blocks1")) == {
         "dataset_info.json",
         "features.json",
+        "lengths-held_out.npy",
+        "lengths-train.npy",
         "metadata.json",
         "spanbert_blocks-train.array_record-00000-of-00001",
         "spanbert_blocks-held_out.array_record-00000-of-00001",
@@ -152,11 +150,11 @@ def test_blocks_are_read_by_any_index_across_shards(
     config: Config, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     build_blocks(config, tokenizer, tmp_path / "one")
-    monkeypatch.setattr(blocks, "SHARD_RECORDS", 37)
+    monkeypatch.setattr(building, "SHARD_RECORDS", 37)
     build_blocks(config, tokenizer, tmp_path / "many")
     whole, found = all_ids(tmp_path / "one", "train"), open_blocks(tmp_path / "many", "train")
     assert len(list((tmp_path / "many").glob("*train.array_record-*"))) == -(-len(whole) // 37) > 3
-    assert read_metadata(tmp_path / "one").fingerprint == found.metadata.fingerprint
+    assert found.lengths.tolist() == [len(ids) for ids in whole]
     indices = np.random.default_rng(0).integers(0, len(found), 500)
     assert ids_of(found.read(indices)) == [whole[i] for i in indices]
     assert found.read(np.array([], dtype=np.int64)) == []
@@ -168,8 +166,8 @@ def test_blocks_are_read_by_any_index_across_shards(
 def test_progress_is_reported_and_ends_at_one(
     config: Config, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(blocks, "_TASK_CHARS", 1000)
-    monkeypatch.setattr(blocks, "_REPORT_SECONDS", 0.0)
+    monkeypatch.setattr(building, "_TASK_CHARS", 1000)
+    monkeypatch.setattr(building, "_REPORT_SECONDS", 0.0)
     reports: list[tuple[float | None, int, int]] = []
     build_blocks(config, tokenizer, tmp_path / "blocks", lambda *report: reports.append(report))
     counts = read_metadata(tmp_path / "blocks").counts
@@ -208,7 +206,7 @@ def test_a_killed_build_is_never_taken_for_blocks_and_the_next_one_is_clean(
 ) -> None:
     build_blocks(config, tokenizer, tmp_path / "whole")
     program = (
-        "import sys, time, pickle; from pathlib import Path; from spanbert_jax.data import blocks\n"
+        "import sys, time, pickle; from pathlib import Path; from spanbert_jax.data import build_blocks as blocks\n"
         "config, tokenizer = pickle.loads(Path(sys.argv[1]).read_bytes())\n"
         "blocks._TASK_CHARS, blocks._REPORT_SECONDS = 1000, 0.0\n"
         "def report(fraction, documents, pieces):\n"
@@ -254,6 +252,26 @@ def test_a_lost_shard_or_damaged_metadata_is_told(config: Config, tokenizer: Tok
     (tmp_path / "blocks" / "metadata.json").write_text("{}")
     with pytest.raises(UserError, match=r"metadata.json is damaged"):
         read_metadata(tmp_path / "blocks")
+
+
+def test_blocks_from_before_there_were_lengths_and_wrong_lengths_are_told(
+    config: Config, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    build_blocks(config, tokenizer, tmp_path / "blocks")
+    path = tmp_path / "blocks" / "lengths-train.npy"
+    for wrong, message in (
+        (np.load(path)[1:], r"lengths of type int32 and shape \(\d+,\), and there are \d+ blocks"),
+        (np.load(path).astype(np.int64), r"lengths of type int64"),
+    ):
+        np.save(path, wrong)
+        with pytest.raises(UserError, match=message):
+            open_blocks(tmp_path / "blocks", "train")
+    path.write_bytes(b"no array")
+    with pytest.raises(UserError, match=r"lengths-train.npy is damaged .*; delete .*blocks, so that it is built again"):
+        open_blocks(tmp_path / "blocks", "train")
+    path.unlink()
+    with pytest.raises(UserError, match=r"earlier version of this program; delete .*blocks, so that it is built again"):
+        open_blocks(tmp_path / "blocks", "train")
 
 
 def test_blocks_of_another_tokenizer_length_or_corpus_are_refused(

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spanbert_jax.data.buckets import BucketedOrder, choose_lengths, sorted_batches
+from spanbert_jax.data.buckets import BucketedOrder, choose_lengths, equal_sizes, sorted_batches
 
 row_lengths = st.lists(st.integers(1, 60), min_size=1, max_size=40).map(np.array)
 
@@ -31,20 +31,35 @@ def test_the_chosen_lengths_pad_as_little_as_any_choice(rows: np.ndarray, count:
 def test_each_row_comes_once_an_epoch_in_batches_that_fit_it(
     rows: np.ndarray, batch_size: int, seed: int, epoch: int
 ) -> None:
-    order = BucketedOrder(rows, choose_lengths(rows, 4, 60), batch_size, seed)
+    lengths = choose_lengths(rows, 4, 60)
+    sizes = equal_sizes(lengths, batch_size, 60)
+    order = BucketedOrder(rows, lengths, sizes, seed)
     steps = range(epoch * order.steps_per_epoch, (epoch + 1) * order.steps_per_epoch)
     seen: list[int] = []
     for indices, length in map(order.batch, steps):
-        assert len(indices) == batch_size
+        assert len(indices) == sizes[lengths.index(length)]
         seen += [int(i) for i in indices if i >= 0]
         assert all(rows[i] <= length for i in indices if i >= 0)
     assert sorted(seen) == list(range(len(rows)))
 
 
+@given(
+    batch_size=st.integers(1, 4096),
+    lengths=st.lists(st.integers(1, 64).map(lambda n: 8 * n), min_size=1, max_size=8, unique=True),
+)
+def test_batches_of_every_length_hold_about_the_same_number_of_positions(batch_size: int, lengths: list[int]) -> None:
+    for length, size in zip(lengths, equal_sizes(tuple(lengths), batch_size, 512), strict=True):
+        whole = batch_size * 512
+        assert size * length <= whole and size >= batch_size
+        # What devices or microbatches divide, up to an eighth of the batch in powers of two, divides this too.
+        unit = max(2**k for k in range(12) if batch_size % 2**k == 0 and (k == 0 or 2**k <= batch_size / 8))
+        assert size % unit == 0 and whole - size * length < unit * length
+
+
 def test_a_batch_depends_on_seed_and_step_alone() -> None:
     rows = np.random.default_rng(0).integers(3, 100, 203)
     lengths = choose_lengths(rows, 4, 100)
-    first, again, other = (BucketedOrder(rows, lengths, 16, seed) for seed in (1, 1, 2))
+    first, again, other = (BucketedOrder(rows, lengths, (16,) * 4, seed) for seed in (1, 1, 2))
     steps = [25, 3, 14, 0]  # not in order
     for step in steps:
         np.testing.assert_array_equal(first.batch(step)[0], again.batch(step)[0])

@@ -39,7 +39,10 @@ class FakeBlocks:
             feature = tf.train.Feature(int64_list=tf.train.Int64List(value=pieces))
             example = tf.train.Example(features=tf.train.Features(feature={"input_ids": feature}))
             self.records.append(example.SerializeToString())
-        self.metadata = SimpleNamespace(piece_counts=np.arange(TOKENIZER.vocab_size) * (np.arange(25) >= 5))
+        self.lengths = np.array([_pieces(record) for record in self.records], np.int32)
+        self.metadata = SimpleNamespace(
+            piece_counts=np.arange(TOKENIZER.vocab_size) * (np.arange(25) >= 5), fingerprint=str(count)
+        )
 
     def __len__(self) -> int:
         return len(self.records)
@@ -49,9 +52,13 @@ class FakeBlocks:
         return [self.records[i] for i in indices]
 
 
-def make_config(batch_size: int = 8, seed: int = 1, **masking: Any) -> Config:
+def _pieces(record: bytes) -> int:
+    return len(tf.train.Example.FromString(record).features.feature["input_ids"].int64_list.value)
+
+
+def make_config(batch_size: int = 8, seed: int = 1, lengths: int = 1, **masking: Any) -> Config:
     return Config(
-        data=DataConfig(block_length=LENGTH),
+        data=DataConfig(block_length=LENGTH, lengths=lengths),
         train=TrainConfig(batch_size=batch_size, seed=seed),
         masking=MaskingConfig(**masking),
     )
@@ -106,16 +113,31 @@ def test_shapes_and_types_of_a_batch() -> None:
     np.testing.assert_array_equal(batch["lengths"], (batch["input_ids"] != TOKENIZER.pad_id).sum(1))
 
 
-def test_every_block_comes_once_an_epoch_though_epochs_end_inside_batches() -> None:
-    blocks, config = FakeBlocks(21), make_config()
-    order = [i for batch in train(config, blocks, 0, 8) for i in block_ids(batch)]  # 64 rows: three epochs and one row
-    epochs = [order[i * 21 : (i + 1) * 21] for i in range(3)]
+@pytest.mark.parametrize(("lengths", "steps"), [(1, 3), (3, 3)])
+def test_every_block_comes_once_an_epoch(lengths: int, steps: int) -> None:
+    blocks, config = FakeBlocks(21), make_config(lengths=lengths)
+    batches = [block_ids(batch) for batch in train(config, blocks, 0, 3 * steps)]
+    epochs = [[i for batch in batches[k : k + steps] for i in batch] for k in range(0, 3 * steps, steps)]
     assert all(sorted(epoch) == list(range(21)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 3
-    assert (
-        train(make_config(seed=2), blocks, 0, 1)[0]["input_ids"].tolist()
-        != train(config, blocks, 0, 1)[0]["input_ids"].tolist()
-    )
+    other = [block_ids(batch) for batch in train(make_config(seed=2, lengths=lengths), blocks, 0, steps)]
+    assert other != batches[:steps]
+
+
+def test_rows_of_few_lengths_hold_as_many_positions_as_the_longest_and_less_padding() -> None:
+    blocks = FakeBlocks(2000)
+    padded, bucketed = (train(make_config(64, lengths=lengths), blocks, 0, 24) for lengths in (1, 3))
+    shapes = {batch["input_ids"].shape for batch in bucketed}
+    assert shapes == {(64 * LENGTH // 8 // length * 8, length) for length in (16, 24, 32)}
+    padding = [
+        1 - sum(batch["lengths"].sum() for batch in batches) / sum(batch["input_ids"].size for batch in batches)
+        for batches in (padded, bucketed)
+    ]
+    expected = 1 - (blocks.lengths + 2).mean() / LENGTH
+    assert padding[0] == pytest.approx(expected, abs=0.03) and padding[1] < 0.6 * expected
+    for batch in bucketed:
+        length = batch["input_ids"].shape[1]
+        assert batch["masked_positions"].shape[1] == 8 and batch["lengths"].max() <= length
 
 
 def test_starting_at_a_step_gives_the_batches_of_an_uninterrupted_run() -> None:
@@ -123,32 +145,42 @@ def test_starting_at_a_step_gives_the_batches_of_an_uninterrupted_run() -> None:
     whole = train(config, blocks, 0, 9)
     assert_equal(train(config, blocks, 4, 9), whole[4:])
     assert_equal(train(config, blocks, 0, 9), whole)
-    assert whole[0]["masked_weights"].sum() > 1.5 * whole[8]["masked_weights"].sum()
+    rates = [batch["masked_weights"].sum() / batch["lengths"].sum() for batch in whole]
+    assert rates[0] > 1.5 * rates[8]
 
 
-def test_masks_follow_the_block_and_the_epoch_not_the_batch() -> None:
+def test_masks_follow_the_block_and_the_epoch_not_the_batch_nor_its_length() -> None:
     blocks = FakeBlocks(24)
 
-    def rows(batch_size: int) -> list[tuple[int, bytes]]:
-        batches = train(make_config(batch_size), blocks, 0, 48 // batch_size)
-        return [
-            (block, batch["masked_positions"][row].tobytes() + batch["input_ids"][row].tobytes())
-            for batch in batches
-            for row, block in enumerate(block_ids(batch))
-        ]
+    def rows(batch_size: int, lengths: int, epoch: int = 0) -> dict[int, bytes]:
+        """Block -> its row without padding."""
+        steps = -(-24 // batch_size)
+        batches = train(make_config(batch_size, lengths=lengths), blocks, epoch * steps, (epoch + 1) * steps)
+        found = {}
+        for batch in batches:
+            for row, block in zip(np.flatnonzero(batch["lengths"]), block_ids(batch), strict=True):
+                used = batch["masked_weights"][row] > 0
+                parts = [
+                    batch[name][row][used] for name in ("masked_positions", "masked_ids", "span_left", "span_offset")
+                ]
+                found[block] = b"".join(
+                    part.tobytes() for part in [batch["input_ids"][row][: batch["lengths"][row]], *parts]
+                )
+        return found
 
-    assert rows(8) == rows(6) == rows(48)
-    first, second = dict(rows(8)[:24]), dict(rows(8)[24:])
+    first = rows(8, 1)
+    assert len(first) == 24 and first == rows(6, 1) == rows(24, 1) == rows(24, 4)
+    second = rows(8, 1, epoch=1)
     assert sum(first[block] != second[block] for block in range(24)) >= 23
 
 
 def test_evaluation_visits_every_block_once_with_the_same_masks() -> None:
-    blocks, config = FakeBlocks(21), make_config()
+    blocks, config = FakeBlocks(20), make_config()
     batches = held_out(config, blocks)
-    assert sorted(i for batch in batches for i in block_ids(batch)) == list(range(21))
+    assert sorted(i for batch in batches for i in block_ids(batch)) == list(range(20))
     assert_equal(held_out(make_config(seed=77, final_rate=0.5, rate_steps=3), blocks), batches_padded(batches, 0.5))
     empty = batches[-1]["lengths"] == 0
-    assert len(batches) == 3 and empty.sum() == 3
+    assert len(batches) == 3 and empty.sum() == 1
     assert all(not value[empty].any() for value in batches[-1].values())  # [PAD] is 0 here
 
 
@@ -162,19 +194,11 @@ def batches_padded(batches: list[dict[str, np.ndarray]], rate: float) -> list[di
 
 
 @pytest.mark.parametrize(("limit", "visited"), [(1, 1), (8, 8), (10, 10), (21, 21), (500, 21)])
-def test_a_limited_evaluation_is_the_start_of_the_whole_one(limit: int, visited: int) -> None:
-    blocks, config = FakeBlocks(21), make_config()
-    whole = [i for batch in held_out(config, blocks) for i in block_ids(batch)]
-    limited = [i for batch in held_out(config, blocks, limit) for i in block_ids(batch)]
-    assert limited == whole[:visited]
-
-
-def test_evaluation_does_not_depend_on_the_batch_size() -> None:
-    blocks = FakeBlocks(21)
-    one, other = (held_out(make_config(size), blocks) for size in (8, 5))
-    for name in one[0]:
-        together = [np.concatenate([batch[name] for batch in batches])[:21] for batches in (one, other)]
-        np.testing.assert_array_equal(*together, err_msg=name)
+def test_a_limited_evaluation_visits_always_the_same_blocks(limit: int, visited: int) -> None:
+    blocks, seen = FakeBlocks(21), []
+    for config in (make_config(), make_config(5, seed=7, lengths=3)):
+        seen.append(sorted(i for batch in held_out(config, blocks, limit) for i in block_ids(batch)))
+    assert seen[0] == seen[1] and len(set(seen[0])) == visited
 
 
 PARTS = """
@@ -204,7 +228,7 @@ class Held:
     shard_shape = sharding.shard_shape
     def addressable_devices_indices_map(self, shape):
         return dict(list(sharding.addressable_devices_indices_map(shape).items())[1:3])
-print(json.dumps([out, under_test._rows_held(Held(), 8).tolist()]))
+print(json.dumps([out, under_test._places(Held(), 8).tolist()]))
 """
 
 
@@ -215,12 +239,18 @@ def test_batches_are_the_same_on_one_two_and_four_devices(tmp_path: Path) -> Non
     environment = {**os.environ, "PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
     done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, cwd=root)
     assert done.returncode == 0, done.stderr
-    meshes, rows = json.loads(done.stdout)
+    meshes, held = json.loads(done.stdout)
     blocks, config = FakeBlocks(21), make_config()
-    here = [train(config, blocks, 2, 6), held_out(config, blocks)]
-    expected = [[{name: value.tolist() for name, value in batch.items()} for batch in batches] for batches in here]
-    assert meshes == [expected] * 3
-    assert rows == [2, 3, 4, 5]
+    expected = [{name: value.tolist() for name, value in batch.items()} for batch in train(config, blocks, 2, 6)]
+    assert [on_mesh for on_mesh, _ in meshes] == [expected] * 3
+
+    def rows(batches: list[dict[str, Any]]) -> list[list[Any]]:  # more devices have more empty rows
+        each = (list(row) for batch in batches for row in zip(*(batch[name] for name in sorted(batch)), strict=True))
+        return [row for row in each if any(np.any(value) for value in row)]
+
+    evaluated = rows([{name: value.tolist() for name, value in batch.items()} for batch in held_out(config, blocks)])
+    assert len(evaluated) == 21 and [rows(on_mesh) for _, on_mesh in meshes] == [evaluated] * 3
+    assert held == [2, 3, 4, 5]
 
 
 def test_only_the_rows_that_are_held_are_read() -> None:

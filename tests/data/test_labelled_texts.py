@@ -237,6 +237,7 @@ def test_a_tfds_set_that_is_nowhere_says_where_it_was_sought(monkeypatch: pytest
     message = str(caught.value)
     assert message.startswith("glue/sst2 is no file: no prepared TFDS dataset 'glue/sst2' was found. Tried: ")
     assert tfds_source.BUCKET in message and "Connection refused" in message and "corpus" not in message
+    assert message.endswith("Set TFDS_DATA_DIR to where it was prepared, or name a file")
 
 
 @pytest.mark.parametrize("task", ["sst2", "stsb", "rte"])

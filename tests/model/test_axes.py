@@ -28,3 +28,20 @@ def test_under_a_mesh_the_constraint_is_in_the_program_and_values_stay() -> None
         (constraint,) = [e for e in equations if e.primitive.name == "sharding_constraint"]
         assert constraint.params["sharding"].spec == PartitionSpec(("data", "fsdp"), None, "model")
         np.testing.assert_array_equal(jax.jit(lambda x: constrain(x, "batch", "length", "vocab"))(x), x)
+
+
+def test_inside_shard_map_only_the_axes_that_are_left_are_constrained() -> None:
+    mesh = jax.make_mesh((1, 1, 1), ("data", "fsdp", "model"), axis_types=(AxisType.Auto,) * 3)
+    x = jnp.arange(24.0).reshape(2, 3, 4)
+
+    def constraints(manual: set[str]) -> list[PartitionSpec]:
+        inner = lambda x: constrain(x, "batch", "length", "mlp")  # noqa: E731
+        whole = PartitionSpec()
+        mapped = jax.shard_map(inner, mesh=mesh, in_specs=whole, out_specs=whole, axis_names=manual, check_vma=False)
+        (equation,) = jax.make_jaxpr(mapped)(x).eqns
+        inside = equation.params["jaxpr"].eqns
+        return [e.params["sharding"].spec for e in inside if e.primitive.name == "sharding_constraint"]
+
+    assert constraints({"data"}) == [PartitionSpec(("fsdp",), None, "model")]
+    assert constraints({"data", "model"}) == [PartitionSpec(("fsdp",), None, None)]
+    assert constraints({"data", "fsdp", "model"}) == []

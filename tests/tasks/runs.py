@@ -3,10 +3,12 @@
 import json
 import os
 import pydoc_data.topics
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,6 +21,7 @@ SMALL = {
     "corpus.held_out": 0.1,
     "corpus.workers": 1,
     "data.block_length": 64,
+    "data.lengths": 2,
     "model.layers": 2,
     "model.embed": 32,
     "model.mlp": 64,
@@ -73,6 +76,32 @@ def start_two(workdir: Path, **fields: object) -> list[subprocess.Popen[str]]:
     ]
 
 
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as taken:
+        taken.bind(("localhost", 0))
+        return taken.getsockname()[1]
+
+
+def run_together(planned: list[list[Any]], count: int, devices: int) -> None:
+    """Runs of `many_runs`, [[workdir, {field: value}], ...], in `count` processes of `devices` CPU devices each."""
+    plan = {"coordinator": f"localhost:{free_port()}", "count": count, "devices": devices, "runs": planned}
+    command = [sys.executable, "-m", "tests.tasks.many_runs", json.dumps(plan)]
+    quick = environment() | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}  # to compile
+    started = [
+        subprocess.Popen(
+            [*command, str(number)], cwd=ROOT, env=quick, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        for number in range(count)
+    ]
+    try:
+        printed = [process.communicate(timeout=1800)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert [process.returncode for process in started] == [0] * count, "\n".join(printed)
+
+
 def metrics(workdir: Path, name: str) -> dict[int, float]:
     """step -> value of a metric in metrics.jsonl."""
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
@@ -81,12 +110,12 @@ def metrics(workdir: Path, name: str) -> dict[int, float]:
 
 def wait_for(path: Path, process: subprocess.Popen[str], text: str = "") -> None:
     """Waits until the file is there, with the text in it."""
-    for _ in range(2400):
+    for _ in range(12_000):
         if path.exists() and (not text or text in path.read_text()):
             return
         assert process.poll() is None, f"the run ended before {path} was there"
         time.sleep(0.05)
-    raise AssertionError(f"no {path} after two minutes")
+    raise AssertionError(f"no {path} after ten minutes")
 
 
 def params(workdir: Path, step: int) -> dict[str, np.ndarray]:

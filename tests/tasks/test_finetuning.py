@@ -37,7 +37,7 @@ SMALL = {
     "config.train.checkpoint_every": 5,
     "config.finetuning.epochs": 3,
     "config.finetuning.eval_every_epochs": 0.5,
-    "config.finetuning.lengths": 1,
+    "config.data.lengths": 1,
     "config.corpus.workers": 1,
 }
 
@@ -131,7 +131,7 @@ def test_no_shape_is_compiled_after_the_first_epoch(
 ) -> None:
     nested = importlib.import_module("configs.classify").get_config().to_dict()
     flat = SMALL | {
-        "config.finetuning.lengths": 2,
+        "config.data.lengths": 2,
         "config.data.train": str(data / "train.csv"),
         "config.data.dev": str(data / "dev.csv"),
         "config.tokenizer.vocab_file": str(data / "vocab.txt"),

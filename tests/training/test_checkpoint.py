@@ -73,7 +73,7 @@ def test_the_best_evaluation_is_kept_and_one_that_is_no_number_never_is(tmp_path
         evaluate=lambda params, layout: {"held_out/score": next(values)},
         metrics=lambda totals: {},
         describe=lambda values: "",
-        row_flops=1.0,
+        row_flops=lambda length: 1.0,
         metadata={"task": "x"},
         best="held_out/score",
     )

@@ -1,13 +1,20 @@
 """A workdir belongs to one configuration, and a directory that cannot be written to is said so at once."""
 
 import dataclasses
+import json
 import os
+import sys
+import types
 from pathlib import Path
 
 import pytest
+from etils import epath
 
 from spanbert_jax.errors import UserError
+from spanbert_jax.training import progress
+from spanbert_jax.training.checkpoint import find_checkpoint, newest_step
 from spanbert_jax.training.workdir import claim_workdir, make_directory, open_workdir
+from tests import fake_bucket
 from tests.synthetic import small_config
 
 
@@ -38,6 +45,60 @@ def test_a_directory_without_permission_is_refused(tmp_path: Path, monkeypatch: 
         make_directory(tmp_path, "--x")
 
 
-def test_a_bucket_is_refused_instead_of_becoming_a_local_folder() -> None:
+def test_a_bucket_is_refused_where_only_directories_work(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="gs://bucket/run: only mounted directories work"):
         make_directory("gs://bucket/run", "--workdir")
+    with pytest.raises(UserError, match="fine-tuning writes to mounted directories only"):
+        open_workdir(dataclasses.replace(small_config(), task="question_answering"), "gs://bucket/run")
+    monkeypatch.setitem(sys.modules, "google.cloud.storage", types.ModuleType("google.cloud.storage"))
+    with pytest.raises(UserError, match="s3://bucket/run: of all buckets only gs:// ones work"):
+        open_workdir(small_config(), "s3://bucket/run")
+
+
+def test_the_package_that_a_bucket_needs_is_named_before_anything_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "google.cloud.storage", None)
+    with pytest.raises(UserError, match=r"google-cloud-storage .* pip install -r requirements-gcs.txt"):
+        open_workdir(small_config(), "gs://bucket/run")
+
+
+@pytest.fixture
+def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr("etils.epath.gpath._is_tf_installed", lambda: False)
+    fake_bucket.install(tmp_path)
+    (tmp_path / "bucket").mkdir()
+    return tmp_path / "bucket"
+
+
+def test_a_workdir_in_a_bucket_belongs_to_one_configuration(bucket: Path) -> None:
+    claim_workdir(small_config(), open_workdir(small_config(), "gs://bucket/run"))
+    assert [path.name for path in (bucket / "run").iterdir()] == ["config.json"]
+    with pytest.raises(UserError, match=r"gs://bucket/run/config.json: .* config.train.seed is 1 there and 2 now"):
+        open_workdir(small_config(train={"seed": 2}), "gs://bucket/run")
+
+
+def test_in_a_bucket_only_a_checkpoint_that_is_marked_as_whole_is_found(bucket: Path) -> None:
+    for step in (4, 8):
+        (bucket / "run" / "checkpoints" / str(step) / "state").mkdir(parents=True)
+    assert newest_step(epath.Path("gs://bucket/run/checkpoints")) is None
+    (bucket / "run" / "checkpoints" / "4" / "commit_success.txt").touch()
+    assert find_checkpoint(epath.Path("gs://bucket/run")) == epath.Path("gs://bucket/run/checkpoints/4")
+
+
+def test_metrics_reach_a_bucket_while_the_run_goes_on_and_are_cut_where_it_resumes(
+    bucket: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def steps() -> list[int]:
+        return [json.loads(line)["step"] for line in (bucket / "run" / "metrics.jsonl").read_text().splitlines()]
+
+    monkeypatch.setattr(progress, "_SECONDS_BETWEEN_COPIES", 0.0)
+    killed = progress.MetricsWriter(epath.Path("gs://bucket/run"), 0)
+    for step in (1, 10, 20):
+        killed.write(step, {"loss": 1.0})
+    assert steps() == [1, 10, 20]  # and it is never closed
+    writer = progress.MetricsWriter(epath.Path("gs://bucket/run"), 10)
+    writer.write(20, {"loss": 2.0})
+    writer.close()
+    assert steps() == [1, 10, 20]
+    assert json.loads((bucket / "run" / "metrics.jsonl").read_text().splitlines()[-1])["loss"] == 2.0
+    assert len(list((bucket / "run" / "tensorboard").iterdir())) == 2
+    killed.close()

@@ -1,0 +1,183 @@
+"""Data directories in a bucket: copied to this host to be read, and from the host that built them.
+
+Invariant: blocks are read from a local copy (array_record's reader takes local files alone). It appears under its
+name, the blocks' fingerprint, when it is whole, and stays; the processes of a host make it once. In a bucket the
+metadata of the blocks is written last, so that half a copy is never taken for blocks.
+"""
+
+import concurrent.futures
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from etils import epath
+
+from spanbert_jax.data.blocks import METADATA_FILE, SPLITS, Blocks, is_block_file, read_metadata
+from spanbert_jax.errors import UserError
+from spanbert_jax.text.tokenizer import METADATA_FILE as TOKENIZER_FILE
+from spanbert_jax.text.tokenizer import Tokenizer, load_tokenizer
+
+_AT_ONCE = 8  # files that are copied at the same time
+_CHUNK = 2**22  # bytes
+_REPORT_SECONDS = 0.5
+
+Report = Callable[[float | None, str], None]  # (share done or None, in words)
+_Copy = tuple[epath.Path, epath.Path, int]  # from, to, bytes
+
+
+def cache_directory(setting: str) -> Path:
+    """The directory of the copies for config.data.cache_dir."""
+    return Path(setting or "~/.cache/spanbert_jax").expanduser()
+
+
+def copy_of(data: epath.Path, cache: Path) -> Path:
+    """Where under `cache` the local copy of a data directory is, if it was made."""
+    return cache / read_metadata(data / "blocks").fingerprint
+
+
+def fetch(data: epath.Path, cache: Path, report: Report) -> Path:
+    """The local copy of a data directory (tokenizer/ and blocks/) under `cache`, made if it is not there.
+
+    Another process of this host that makes it is waited for. Raises UserError where the disk is too small, or what
+    arrived is not whole.
+    """
+    metadata, target = read_metadata(data / "blocks"), copy_of(data, cache)
+    with _locked(target, report):
+        if target.is_dir():
+            return target
+        partial = _empty(target.with_suffix(".partial"))
+        copies = [copy for folder in ("tokenizer", "blocks") for copy in _files(data / folder, partial / folder)]
+        needed, free = sum(size for *_, size in copies), shutil.disk_usage(cache).free
+        if needed > free:
+            raise UserError(
+                f"{cache}: the blocks in {data} take {needed / 1e9:,.2f} GB, and {free / 1e9:,.2f} GB are free; "
+                "name another disk with --config.data.cache_dir"
+            )
+        _copy_all(copies, report)
+        for split in SPLITS:  # their counts
+            Blocks(partial / "blocks", split, metadata)
+        load_tokenizer(partial / "tokenizer")
+        partial.rename(target)
+    return target
+
+
+def fetch_tokenizer(data: epath.Path) -> Tokenizer:
+    """The tokenizer of a data directory."""
+    with tempfile.TemporaryDirectory() as aside:
+        _copy_all(_files(data / "tokenizer", Path(aside)), lambda *_: None)
+        return load_tokenizer(Path(aside))
+
+
+@contextlib.contextmanager
+def staging(data: epath.Path, cache: Path, report: Report) -> Iterator[Path]:
+    """Where this host builds what `publish` then copies to `data`; another process that does so is waited for. What a
+    stopped build left is there again."""
+    directory = cache / f"building-{hashlib.sha256(os.fspath(data).encode()).hexdigest()[:16]}"
+    with _locked(directory, report):
+        yield directory
+
+
+def publish(built: Path, data: epath.Path, cache: Path, report: Report) -> None:
+    """Copies a local data directory to the bucket, and makes it this host's copy.
+
+    Raises UserError where the bucket has other files there.
+    """
+    check_free(data, load_tokenizer(built / "tokenizer"))
+    for file in _listed(data / "blocks"):
+        file.unlink()
+    copies = [copy for folder in ("tokenizer", "blocks") for copy in _files(built / folder, data / folder)]
+    last = [copy for copy in copies if copy[0].name in (METADATA_FILE, TOKENIZER_FILE)]
+    _copy_all([copy for copy in copies if copy not in last], report)
+    for copy in last:  # the tokenizer's, then the blocks'
+        _copy_all([copy], lambda *_: None)
+    target = cache / read_metadata(built / "blocks").fingerprint
+    with _locked(target, report):
+        if target.is_dir():
+            shutil.rmtree(built)
+        else:
+            built.rename(target)
+
+
+def check_free(data: epath.Path, tokenizer: Tokenizer) -> None:
+    """Raises UserError where `data` holds files that are not of blocks, or another vocabulary."""
+    others = [file for file in _listed(data / "blocks") if not is_block_file(file.name)]
+    if others:
+        raise UserError(f"{others[0]} is none of ours; delete it, or give another directory with --config.data.dir")
+    there = (data / "tokenizer" / TOKENIZER_FILE).exists()
+    if there and fetch_tokenizer(data).fingerprint != tokenizer.fingerprint:
+        raise UserError(
+            f"{data / 'tokenizer'} holds another vocabulary than this configuration's; delete it, or give another "
+            "directory with --config.data.dir"
+        )
+
+
+def _listed(folder: epath.Path) -> list[epath.Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+def _files(source: Path | epath.Path, target: Path | epath.Path) -> list[_Copy]:
+    source, target = epath.Path(source), epath.Path(target)
+    return [(file, target / file.name, file.stat().length) for file in sorted(source.iterdir()) if not file.is_dir()]
+
+
+def _copy_all(copies: Sequence[_Copy], report: Report) -> None:
+    """Copies files, several at a time, and checks their sizes."""
+    total, done, lock = sum(size for *_, size in copies), 0, threading.Lock()
+
+    def copy(job: _Copy) -> None:
+        nonlocal done
+        source, target, size = job
+        with source.open("rb") as reader, target.open("wb") as writer:
+            while chunk := reader.read(_CHUNK):
+                writer.write(chunk)
+                with lock:
+                    done += len(chunk)
+        if target.stat().length != size:
+            raise UserError(f"{target} has {target.stat().length:,} bytes of the {size:,} of {source}; start again")
+
+    for folder in {target.parent for _, target, _ in copies}:
+        folder.mkdir(parents=True, exist_ok=True)
+    with concurrent.futures.ThreadPoolExecutor(_AT_ONCE) as pool:
+        jobs = [pool.submit(copy, job) for job in copies]
+        try:
+            while concurrent.futures.wait(jobs, _REPORT_SECONDS, concurrent.futures.FIRST_EXCEPTION).not_done:
+                if any(job.done() and job.exception() for job in jobs):
+                    break
+                report(done / max(total, 1), f"{done / 1e9:,.2f} of {total / 1e9:,.2f} GB")
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+    for job in jobs:
+        if not job.cancelled():
+            job.result()
+    report(1.0, f"{total / 1e9:,.2f} GB")
+
+
+def _empty(directory: Path) -> Path:
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir()
+    return directory
+
+
+@contextlib.contextmanager
+def _locked(directory: Path, report: Report) -> Iterator[None]:
+    """Only one process of this host at a time is inside, for a directory."""
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        lock = open(f"{directory}.lock", "w")  # noqa: SIM115
+    except OSError as error:
+        raise UserError(
+            f"{directory.parent}: cannot write there ({error.strerror}); choose another with --config.data.cache_dir"
+        ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            report(None, "waiting for another process of this machine, which is at it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,347 @@
+"""A corpus to blocks on disk.
+
+Invariant: the bytes that a build writes depend on the corpus, the tokenizer and the block length alone: not on the
+number of processes, nor on how often a build was interrupted before. The directory appears under its name at once,
+when it is complete.
+
+The records are written directly, and TFDS's metadata beside them, because a GeneratorBasedBuilder would read the corpus
+once for each split and serialise every block in one process.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import heapq
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from spanbert_jax.config import Config, CorpusConfig, TokenizerConfig
+from spanbert_jax.data import tfds_source
+from spanbert_jax.data.blocks import DATASET, METADATA_FILE, SPLITS, Metadata, lengths_file, source_fields
+from spanbert_jax.errors import UserError
+from spanbert_jax.text import docstrings, workers
+from spanbert_jax.text.documents import Document, find_files, hash_text, in_share, read_files
+from spanbert_jax.text.packing import FEATURE
+from spanbert_jax.text.sentences import split_sentences
+from spanbert_jax.text.tokenizer import Tokenizer, sentencepiece_from_model, wordpiece_from_vocab
+
+SHARD_RECORDS = 262_144  # about 300 MB
+_TASK_CHARS = 400_000  # of documents that a process takes at once
+_REPORT_SECONDS = 0.5
+
+Report = Callable[[float | None, int, int], None]  # (share of the corpus read, documents, pieces) so far
+
+
+class Shard(NamedTuple):
+    """What is in one file of records."""
+
+    num_bytes: int
+    digest: str  # sha256, in hex, of the records one after another
+    lengths: np.ndarray  # int32[records]
+
+
+def read_corpus(corpus: CorpusConfig, pool: workers.Workers) -> tuple[Iterator[Document], list[dict[str, Any]]]:
+    """The documents of the corpus, always in the same order, and its sources for the metadata."""
+    if corpus.files:
+        paths = find_files(corpus.files)
+        return read_files(paths, corpus.document_break), [
+            {"file": str(path), "bytes": path.stat().st_size} for path in paths
+        ]
+    if corpus.name == "docstrings":
+        return docstrings.read_docstrings(pool), [{"name": corpus.name}]
+    return tfds_source.read_tfds(corpus.name, corpus.tfds_data_dir), [{"name": corpus.name}]
+
+
+def sample_sentences(config: Config, report: Report = lambda *_: None) -> Iterator[str]:
+    """Sentences to train a tokenizer on: of documents up to `config.tokenizer.sample_bytes`, none of them held out.
+
+    The documents with the largest hashes, as many as fit: the same ones in the same order whatever the corpus's
+    order. Memory is bounded by the sample. `report` gets pieces 0.
+    """
+    corpus, limit = config.corpus, config.tokenizer.sample_bytes
+    kept: list[tuple[bytes, bytes]] = []  # a heap of (hash, text): the smallest hash goes first
+    dropped = (b"", b"")  # the largest that had to go; nothing under it may come in again
+    size, documents = 0, 0
+    clock = _Clock(report)
+    with workers.Workers(corpus.workers) as pool:
+        for document in read_corpus(corpus, pool)[0]:
+            documents += 1
+            clock.tick(document.fraction, documents, 0)
+            entry = (hash_text(document.text), document.text.strip().encode())
+            if in_share(document.key, corpus.held_out) or entry <= dropped:
+                continue
+            heapq.heappush(kept, entry)
+            size += len(entry[1])
+            while size > limit and len(kept) > 1:
+                dropped = heapq.heappop(kept)
+                size -= len(dropped[1])
+    report(1.0, documents, 0)
+    for _, text in sorted(kept):
+        yield from split_sentences(text.decode(), corpus.language, corpus.sentences)
+
+
+def build_blocks(config: Config, tokenizer: Tokenizer, directory: Path, report: Report = lambda *_: None) -> None:
+    """Builds the blocks of `config` in `directory`, which appears when it is complete.
+
+    `report` is called about twice a second with (share of the corpus that was read or None, documents, pieces).
+    Raises UserError for a corpus that cannot be read, is empty, or has too few documents to hold any out, for a
+    directory that holds something else, and where another process is building there.
+    """
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise UserError(f"{directory} exists and is not empty; give another with --config.data.dir, or delete it")
+    with _built_aside(directory) as build:
+        _write(config, tokenizer, build, report)
+
+
+def _write(config: Config, tokenizer: Tokenizer, build: Path, report: Report) -> None:
+    """Writes the whole dataset to `build`."""
+    counts = {split: np.zeros(3, dtype=np.int64) for split in SPLITS}
+    piece_counts = np.zeros(tokenizer.vocab_size, dtype=np.int64)
+    writers = {split: _SplitWriter(build, split) for split in SPLITS}
+    clock = _Clock(report)
+    with workers.Workers(config.corpus.workers, make_encoder(config, tokenizer)) as pool:
+        documents, sources = read_corpus(config.corpus, pool)
+        fractions: list[float | None] = []
+        for encoded in pool.map(workers.encode, make_tasks(documents, config.corpus.held_out, fractions)):
+            for split in SPLITS:
+                held_out = split == "held_out"
+                writers[split].write(encoded.records[held_out], encoded.lengths[held_out])
+                counts[split] += encoded.counts[held_out]
+            piece_counts += encoded.piece_counts
+            clock.tick(fractions.pop(0), *_done(counts))
+    shards = {split: writer.close() for split, writer in writers.items()}
+    write_metadata(config, tokenizer, build, sources, shards, counts, piece_counts)
+    report(1.0, *_done(counts))
+
+
+def tokenizer_from_file(wanted: TokenizerConfig) -> Tokenizer | None:
+    """The vocabulary of `vocab_file`; None where none is named. Raises UserError where it cannot be read."""
+    if not wanted.vocab_file:
+        return None
+    if wanted.kind == "wordpiece":
+        return wordpiece_from_vocab(wanted.vocab_file, wanted.lowercase)
+    return sentencepiece_from_model(wanted.vocab_file)
+
+
+def make_encoder(config: Config, tokenizer: Tokenizer) -> workers.Encoder:
+    """What turns the documents of `config` into its blocks."""
+    return workers.Encoder(tokenizer, config.corpus.language, config.corpus.sentences, config.data.block_length - 2)
+
+
+def _done(counts: dict[str, np.ndarray]) -> tuple[int, int]:
+    """(documents, pieces) of all splits."""
+    documents, _, pieces = np.sum(list(counts.values()), axis=0).tolist()
+    return documents, pieces
+
+
+def make_tasks(
+    documents: Iterable[Document], held_out: float, fractions: list[float | None]
+) -> Iterator[list[tuple[str, bool]]]:
+    """Groups documents into tasks for `workers.encode`; appends to `fractions` how far each task goes."""
+    task: list[tuple[str, bool]] = []
+    size = 0
+    fraction = None
+    for document in documents:
+        task.append((document.text, in_share(document.key, held_out)))
+        size += len(document.text)
+        fraction = document.fraction
+        if size >= _TASK_CHARS:
+            fractions.append(fraction)
+            yield task
+            task, size = [], 0
+    if task:
+        fractions.append(fraction)
+        yield task
+
+
+class ShardWriter:
+    """Writes one file of records."""
+
+    def __init__(self, path: Path) -> None:
+        # Groups of one record: a block is read without decompressing its neighbours.
+        self._writer = ArrayRecordWriter(str(path), "group_size:1")
+        self._digest, self._num_bytes = hashlib.sha256(), 0
+        self._lengths: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def write(self, records: Sequence[bytes], lengths: Sequence[int]) -> None:
+        """Appends records, each with the number of pieces in it."""
+        for record in records:
+            self._writer.write(record)
+            self._digest.update(record)
+            self._num_bytes += len(record)
+        self._lengths.extend(lengths)
+
+    def close(self) -> Shard:
+        """Ends the file."""
+        self._writer.close()
+        return Shard(self._num_bytes, self._digest.hexdigest(), np.array(self._lengths, dtype=np.int32))
+
+
+def shard_file(split: str, shard: int, shards: int) -> str:
+    """The name that TFDS gives a file of records."""
+    return f"{DATASET}-{split}.array_record-{shard:05d}-of-{shards:05d}"
+
+
+class _SplitWriter:
+    """Writes one split's records to shards, named once their number is known."""
+
+    def __init__(self, directory: Path, split: str) -> None:
+        self._directory, self._split = directory, split
+        self._shards: list[Shard] = []
+        self._writer = self._open()
+
+    def _open(self) -> ShardWriter:
+        return ShardWriter(self._path(len(self._shards)))
+
+    def _path(self, shard: int) -> Path:
+        return self._directory / f"{self._split}-{shard:05d}.partial"
+
+    def write(self, records: Sequence[bytes], lengths: Sequence[int]) -> None:
+        start = 0
+        while start < len(records):
+            if len(self._writer) == SHARD_RECORDS:
+                self._shards.append(self._writer.close())
+                self._writer = self._open()
+            stop = start + SHARD_RECORDS - len(self._writer)
+            self._writer.write(records[start:stop], lengths[start:stop])
+            start = stop
+
+    def close(self) -> list[Shard]:
+        self._shards.append(self._writer.close())
+        for shard in range(len(self._shards)):
+            name = shard_file(self._split, shard, len(self._shards))
+            self._path(shard).rename(self._directory / name)
+        return self._shards
+
+
+def write_metadata(
+    config: Config,
+    tokenizer: Tokenizer,
+    build: Path,
+    sources: list[dict[str, Any]],
+    shards: Mapping[str, Sequence[Shard]],
+    counts: Mapping[str, np.ndarray],
+    piece_counts: np.ndarray,
+) -> None:
+    """Writes all that stands beside the shards, `METADATA_FILE` last.
+
+    Args:
+      sources: as `Metadata` has them.
+      shards: split -> its shards, in order.
+      counts: split -> int64[3]: documents, sentences, pieces.
+      piece_counts: int64[vocab_size], of the train split.
+
+    Raises:
+      UserError: where a split would have no blocks.
+    """
+    blocks = {split: sum(len(shard.lengths) for shard in shards[split]) for split in SPLITS}
+    _check_splits(config.corpus, blocks, {split: int(counts[split][0]) for split in SPLITS})
+    _write_tfds_metadata(build, shards)
+    for split in SPLITS:
+        np.save(build / lengths_file(split), np.concatenate([shard.lengths for shard in shards[split]]))
+    digests = [f"{split} {shard.digest}" for split in SPLITS for shard in shards[split]]
+    made_from = [tokenizer.fingerprint, str(config.data.block_length), *digests]
+    names = ("documents", "sentences", "pieces")
+    metadata = Metadata(
+        tokenizer_fingerprint=tokenizer.fingerprint,
+        block_length=config.data.block_length,
+        corpus=source_fields(config.corpus),
+        sources=sources,
+        counts={
+            split: dict(zip(names, map(int, counts[split]), strict=True)) | {"blocks": blocks[split]}
+            for split in SPLITS
+        },
+        piece_counts=piece_counts,
+        fingerprint=hashlib.sha256("\n".join(made_from).encode()).hexdigest(),
+    )
+    fields = dataclasses.asdict(metadata) | {"piece_counts": piece_counts.tolist()}
+    (build / METADATA_FILE).write_text(json.dumps(fields) + "\n", encoding="utf-8")
+
+
+def _check_splits(corpus: CorpusConfig, blocks: dict[str, int], documents: dict[str, int]) -> None:
+    total = sum(documents.values())
+    if total == 0:
+        raise UserError("the corpus holds no text; check config.corpus.files or config.corpus.name")
+    share = max(0.05, min(0.5, 2 / total))
+    for split in SPLITS:
+        if blocks[split] == 0:
+            raise UserError(
+                f"the corpus has {total} documents, and config.corpus.held_out={corpus.held_out} puts "
+                f"{documents['train']} of them into training and {documents['held_out']} into evaluation, so that "
+                f"{split!r} has no blocks; give more documents, or another share, such as {share:.2g}"
+                + (", or config.corpus.document_break='blank_line'" if corpus.document_break == "file" else "")
+            )
+
+
+def _write_tfds_metadata(build: Path, shards: Mapping[str, Sequence[Shard]]) -> None:
+    template = tfds.core.ShardedFileTemplate(data_dir=build, dataset_name=DATASET, filetype_suffix="array_record")
+    infos = [
+        tfds.core.SplitInfo(
+            name=split,
+            shard_lengths=[len(shard.lengths) for shard in shards[split]],
+            num_bytes=sum(shard.num_bytes for shard in shards[split]),
+        )
+        for split in SPLITS
+    ]
+    tfds.folder_dataset.write_metadata(
+        data_dir=build,
+        features=tfds.features.FeaturesDict({FEATURE: tfds.features.Tensor(shape=(None,), dtype=np.int64)}),
+        split_infos=infos,
+        filename_template=template,
+        version="1.0.0",
+        check_data=False,
+    )
+
+
+@contextlib.contextmanager
+def _built_aside(directory: Path) -> Iterator[Path]:
+    """A fresh directory beside `directory` that becomes it at the end; what a killed build left is deleted."""
+    build = directory.with_name(directory.name + ".building")
+    try:
+        build.mkdir(parents=True, exist_ok=True)
+        lock = open(build / "lock", "w")  # noqa: SIM115
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {build}: {error.strerror}; give another directory with --config.data.dir"
+        ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"another process is building in {build}; wait for it, or give another --config.data.dir"
+            ) from error
+        for path in build.iterdir():
+            if path.name != "lock":
+                path.unlink()
+        try:
+            yield build
+        except BaseException:
+            shutil.rmtree(build, ignore_errors=True)
+            raise
+        (build / "lock").unlink()
+        build.rename(directory)
+
+
+class _Clock:
+    """Passes a report on about twice a second."""
+
+    def __init__(self, report: Report) -> None:
+        self._report, self._next = report, 0.0
+
+    def tick(self, fraction: float | None, documents: int, pieces: int) -> None:
+        if time.monotonic() >= self._next:
+            self._report(fraction, documents, pieces)
+            self._next = time.monotonic() + _REPORT_SECONDS

@@ -1,0 +1,153 @@
+"""Measures this program: its train step, input, corpus building, saves and starts; and PyTorch beside it.
+
+    python tools/benchmark.py step --size large --precision bf16      on an accelerator: sweeps, prints the best
+    python tools/benchmark.py step --size base --peer transformers --peer pytorch
+    python tools/benchmark.py all --json results.json --plot results.svg --markdown results.md
+
+Every number is the median of several rounds; where two sides are compared they take turns, round by round, in processes
+of their own on the same cores with as many threads, so that neither their thread pools nor a change of the machine's
+speed comes between them. `SUBJECT --help` says what is measured and what is counted.
+"""
+
+import argparse
+import ast
+import importlib
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from spanbert_jax.errors import UserError
+from tools.benchmarks import report
+from tools.benchmarks.measure import ROOT, Options, Row, SideFailed
+
+SHARED = ROOT.parent / "shared" / "data"
+SUBJECTS = {
+    "step": "the train step: sequences/s, model FLOPs, MFU, memory; --peer compares; sweeps on an accelerator",
+    "input": "the input pipeline on one core, in blocks/s, beside transformers' whole-word-mask collator",
+    "padding": "real pieces/s in length buckets beside rows that are all padded, and the padding left",
+    "corpus": "building a corpus: MB/s of raw text read, split, tokenised, packed and written on two cores",
+    "save": "an asynchronous checkpoint at base size: the time that the loop stands still",
+    "start": "seconds to the first step with a warm compilation cache; waiting for input; peak host memory",
+    "all": "all of these that make sense on this machine",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = parser().parse_args(argv)
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        rows = measure(arguments)
+        report.show(rows)
+        report.save(rows, arguments.json, arguments.plot, arguments.markdown)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except SideFailed as error:
+        print(f"error: {arguments.subject}: a measured process failed: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt  # so that the processes that are measured end too
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    raw = argparse.RawDescriptionHelpFormatter
+    top = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    subjects = top.add_subparsers(dest="subject", required=True, metavar="SUBJECT")
+    for name, what in SUBJECTS.items():
+        text = __doc__ if name == "all" else _docstring(ROOT / "tools" / "benchmarks" / f"{name}.py")
+        sub = subjects.add_parser(name, help=what, description=text, formatter_class=raw)
+        sub.add_argument("--rounds", type=_positive, default=3, help="medians are of so many; default 3")
+        sub.add_argument("--cores", type=_positive, help="that every side may use; default: all that this process may")
+        sub.add_argument("--json", type=Path, metavar="FILE", help="write every number there")
+        sub.add_argument("--plot", type=Path, metavar="FILE.svg", help="draw what has a goal (needs matplotlib)")
+        sub.add_argument("--markdown", type=Path, metavar="FILE", help="write the table as the README has it")
+        if name == "step":
+            _step_arguments(sub)
+        else:
+            sub.add_argument("--text", type=Path, default=SHARED / "text", help="raw text; default ../shared/data/text")
+            sub.add_argument(
+                "--vocab",
+                type=Path,
+                default=SHARED / "vocab" / "bert-base-cased-vocab.txt",
+                help="a vocab.txt or a SentencePiece .model; default BERT's cased one in ../shared/data/vocab",
+            )
+            sub.add_argument(
+                "--work", type=Path, default=ROOT / "runs" / "benchmark", help="keeps blocks; default runs/benchmark"
+            )
+    return top
+
+
+def _docstring(path: Path) -> str:
+    """Of a module that is not imported: it may need libraries that another subject does without."""
+    return ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+
+
+def _step_arguments(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--size", choices=("tiny", "small", "base", "large"), default="base", help="2 x 128, 4 x 256, BERT's"
+    )
+    sub.add_argument("--precision", choices=("fp32", "bf16"), help="default: fp32 on CPU, bf16 elsewhere")
+    sub.add_argument("--length", type=_positive, default=512, help="of the rows; default 512")
+    sub.add_argument(
+        "--batch", type=_positive, help="rows a device; an accelerator tries several where it is not given"
+    )
+    sub.add_argument("--attention", help="config.compute.attention; an accelerator tries its kernels")
+    sub.add_argument("--unroll", choices=("yes", "no"), help="the layers; an accelerator tries both")
+    sub.add_argument("--dropout", choices=("none", "hidden", "both"), help="0.1 of what; an accelerator tries both")
+    sub.add_argument("--flags", help="XLA flags, in quotes; an accelerator tries some")
+    sub.add_argument(
+        "--peer", choices=("transformers", "pytorch"), action="append", default=[], help="compare; may repeat"
+    )
+    sub.add_argument("--minutes", type=float, default=6.0, help="a sweep starts nothing new after so many; default 6")
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is under 1")
+    return value
+
+
+def measure(arguments: argparse.Namespace) -> list[Row]:
+    """The rows of the subject that was asked for."""
+    options = options_of(arguments)
+    if arguments.subject == "all":
+        from tools.benchmarks import everything
+
+        return everything.run(options)
+    module: Any = importlib.import_module(f"tools.benchmarks.{arguments.subject}")
+    if arguments.subject != "step":
+        rows: list[Row] = module.run(options)
+        return rows
+    unroll = None if arguments.unroll is None else arguments.unroll == "yes"
+    names = ("size", "precision", "length", "batch", "attention", "dropout")
+    spec = {name: getattr(arguments, name) for name in names} | {"unroll": unroll}
+    free = [name for name in ("attention", "unroll", "batch") if spec[name] is None]
+    free += [] if arguments.flags else ["flags"]
+    return module.run(spec, free, arguments.flags or "", arguments.peer, arguments.minutes, options)
+
+
+def options_of(arguments: argparse.Namespace) -> Options:
+    """What all subjects take; raises UserError where there are not so many cores."""
+    usable = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    count = arguments.cores or len(usable)
+    if count > len(usable):
+        raise UserError(f"--cores {count}: this process may use {len(usable)}; ask for that many or fewer")
+    paths = (getattr(arguments, name, Path()).resolve() for name in ("work", "text", "vocab"))
+    return Options(arguments.rounds, tuple(usable[:count]), *paths)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

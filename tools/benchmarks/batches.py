@@ -1,0 +1,85 @@
+"""Sizes of the model, and pre-training batches made of random pieces: NumPy alone, the same for every side.
+
+Invariant: a batch is a pure function of its seed; every row is full, with the paper's budget of masked pieces
+in spans.
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from spanbert_jax.config import Config, ModelConfig, largest_budget, max_masked
+from spanbert_jax.training.flops import encoder_flops, pretraining_head_flops
+
+VOCAB = 28_996  # BERT's cased vocabulary
+SIZES = {
+    "tiny": ModelConfig(layers=2, embed=128, heads=2, mlp=512),
+    "small": ModelConfig(layers=4, embed=256, heads=4, mlp=1024),
+    "base": ModelConfig(),
+    "large": ModelConfig(layers=24, embed=1024, heads=16, mlp=4096),
+}
+DROPOUT = {"none": (0.0, 0.0), "hidden": (0.1, 0.0), "both": (0.1, 0.1)}  # of hidden states, of attention
+
+
+def make_config(spec: dict[str, Any]) -> Config:
+    """The configuration of a step: size, dropout, length, batch (rows over all devices), precision, attention, unroll,
+    remat."""
+    hidden, attention = DROPOUT[spec["dropout"]]
+    config = Config()
+    length = spec["length"]
+    model = dataclasses.replace(
+        SIZES[spec["size"]], dropout=hidden, attention_dropout=attention, max_length=max(length, 512)
+    )
+    compute: dict[str, Any] = {"dtype": {"fp32": "float32", "bf16": "bfloat16"}[spec["precision"]]}
+    compute |= {name: spec[name] for name in ("attention", "unroll", "remat") if spec.get(name) is not None}
+    return dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, block_length=length),
+        model=model,
+        compute=dataclasses.replace(config.compute, **compute),
+        train=dataclasses.replace(config.train, batch_size=spec["batch"], accumulation=1),
+    )
+
+
+def row_flops(config: Config) -> float:
+    """Model FLOPs of training on one row, both heads (spanbert_jax/training/flops.py)."""
+    heads = pretraining_head_flops(config.model, VOCAB, max_masked(config), config.train.sbo_weight > 0)
+    return encoder_flops(config.model, config.data.block_length) + heads
+
+
+def make_batch(config: Config, seed: int) -> dict[str, np.ndarray]:
+    """What `Masker.mask_batch` gives, of random pieces: rows without padding, spans of 1 to 10 pieces."""
+    random = np.random.default_rng(seed)
+    batch, length = config.train.batch_size, config.data.block_length
+    budget, slots = largest_budget(config), max_masked(config)
+    positions, left, right, offset = (np.zeros((batch, slots), np.int32) for _ in range(4))
+    for row in range(batch):
+        masked = _spans(random, length, budget)  # bool [length]
+        places = np.flatnonzero(masked)
+        first = np.maximum.accumulate(np.where(np.diff(places, prepend=-2) > 1, places, 0))  # of the piece's span
+        end = np.minimum.accumulate(np.where(np.diff(places, append=length + 1) > 1, places, length)[::-1])[::-1]
+        positions[row, :budget], left[row, :budget], right[row, :budget] = places, first - 1, end + 1
+        offset[row, :budget] = np.minimum(places - first, config.masking.max_span_offset - 1)
+    weights = np.broadcast_to((np.arange(slots) < budget).astype(np.float32), (batch, slots)).copy()
+    return {
+        "input_ids": random.integers(5, VOCAB, (batch, length)).astype(np.int32),
+        "lengths": np.full(batch, length, np.int32),
+        "masked_positions": positions,
+        "masked_ids": random.integers(5, VOCAB, (batch, slots)).astype(np.int32) * (weights > 0),
+        "masked_weights": weights,
+        "span_left": left,
+        "span_right": right,
+        "span_offset": offset,
+        "span_weights": weights.copy(),
+    }
+
+
+def _spans(random: np.random.Generator, length: int, budget: int) -> np.ndarray:
+    """bool [length]: exactly `budget` pieces, none of them the first or the last of the row."""
+    masked = np.zeros(length, bool)
+    while (room := budget - masked.sum()) > 0:
+        start = random.integers(1, length - 1)
+        free = np.flatnonzero(~masked[start : min(start + random.integers(1, 11), length - 1)])[:room]
+        masked[start + free] = True
+    return masked

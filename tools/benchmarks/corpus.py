@@ -1,0 +1,109 @@
+"""Building a corpus: read, split into sentences, tokenise, pack, write; in a process of its own, with two workers.
+
+Invariant: what is timed is `build_blocks`, from the raw files to complete blocks on disk, workers' start included; MB
+are 10^6 bytes of the raw files.
+"""
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from spanbert_jax.config import Config, CorpusConfig, DataConfig, TokenizerConfig
+from spanbert_jax.errors import UserError
+from spanbert_jax.training.progress import Stage
+from tools.benchmarks.measure import Options, Row, Side, median, need_text
+
+_WORKERS = 2
+
+
+def corpus_config(spec: dict[str, Any]) -> Config:
+    """spec: "files" (a file, or a directory of them), "vocab" (a vocab.txt or a SentencePiece .model)."""
+    files = Path(spec["files"])
+    kind = "unigram" if spec["vocab"].endswith(".model") else "wordpiece"
+    pattern = str(files / "**" / "*") if files.is_dir() else str(files)
+    return Config(
+        corpus=CorpusConfig(files=pattern, document_break="file", held_out=0.01, workers=_WORKERS),
+        tokenizer=TokenizerConfig(kind=kind, vocab_file=spec["vocab"]),
+        data=DataConfig(block_length=spec.get("length", 512)),
+    )
+
+
+def start(spec: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+    """Answers {"directory": where, "again": whether to build where complete blocks are} with seconds and counts."""
+    from spanbert_jax.data import blocks
+    from spanbert_jax.data.build_blocks import build_blocks
+    from spanbert_jax.tasks.corpus import given_tokenizer
+    from spanbert_jax.text.documents import find_files
+
+    config = corpus_config(spec)
+    tokenizer = given_tokenizer(config)
+    assert tokenizer is not None
+    size = sum(path.stat().st_size for path in find_files(config.corpus.files))
+
+    def is_there(directory: Path) -> bool:
+        try:
+            blocks.check_blocks(blocks.read_metadata(directory), config, tokenizer)
+        except UserError:
+            return False
+        return True
+
+    def run(request: dict[str, Any]) -> dict[str, Any]:
+        directory = Path(request["directory"])
+        seconds = 0.0
+        if request["again"] or not is_there(directory):
+            shutil.rmtree(directory, ignore_errors=True)
+            directory.parent.mkdir(parents=True, exist_ok=True)
+            began = time.monotonic()
+            build_blocks(config, tokenizer, directory)
+            seconds = time.monotonic() - began
+        counts = blocks.read_metadata(directory).counts
+        return {"seconds": seconds, "bytes": size, "counts": counts}
+
+    return {"bytes": size}, run
+
+
+def prepared(name: str, files: Path, options: Options) -> Path:
+    """Blocks of `files` under options.work, built by the first call that needs them."""
+    need_text(files, "--text")
+    need_text(options.vocab, "--vocab")
+    directory = options.work / name / "blocks"
+    spec = {"files": str(files), "vocab": str(options.vocab)}
+    with Stage(f"Blocks of {name}") as stage, Side("corpus", spec, options.cores) as side:
+        side.ready(lambda: stage.update(None, "starting"))
+        answer = side.ask({"directory": str(directory), "again": False}, lambda: stage.update(None, "building"))
+        stage.update(1.0, f"{answer['counts']['train']['blocks']:,} blocks")
+    return directory
+
+
+def run(options: Options) -> list[Row]:
+    """The subject `corpus`."""
+    need_text(options.text, "--text")
+    need_text(options.vocab, "--vocab")
+    spec, directory = {"files": str(options.text), "vocab": str(options.vocab)}, options.work / "timed" / "blocks"
+    cores, seconds = options.cores[:_WORKERS], []
+    with Stage(f"Building the corpus of {options.text}") as stage, Side("corpus", spec, cores) as side:
+        facts = side.ready(lambda: stage.update(None, "starting")).facts
+        for number in range(options.rounds):
+            show = lambda n=number: stage.update(n / options.rounds, f"round {n + 1} of {options.rounds}")  # noqa: E731
+            show()
+            answer = side.ask({"directory": str(directory), "again": True}, show)
+            seconds.append(answer["seconds"])
+    shutil.rmtree(directory.parent, ignore_errors=True)
+    speeds = [facts["bytes"] / 1e6 / value for value in seconds]
+    pieces = sum(split["pieces"] for split in answer["counts"].values())
+    counted = (
+        f"read, split, tokenise ({options.vocab.name}), pack and write {facts['bytes'] / 1e6:.1f} MB of raw text, "
+        f"{pieces:,} pieces, on {len(cores)} cores with {_WORKERS} workers, their start included"
+    )
+    return [
+        Row(
+            f"corpus building, {len(cores)} cores",
+            median(speeds),
+            "MB/s",
+            reach=4.0,
+            stretch=8.0,
+            counted=counted,
+            values={"ours": speeds},
+        )
+    ]

@@ -1,0 +1,44 @@
+"""All subjects, one after another, in the form that takes minutes on two cores or on one accelerator.
+
+Invariant: a subject that cannot run here, for want of data or of a library, is named with the reason; the others
+run.
+"""
+
+from collections.abc import Callable
+
+from spanbert_jax.errors import UserError
+from tools.benchmarks import corpus, input, padding, save, start, step
+from tools.benchmarks.measure import Options, Row, SideFailed
+from tools.benchmarks.report import terminal
+
+_MINUTES = 4.0  # of a sweep
+
+
+def run(options: Options) -> list[Row]:
+    """The subject `all`."""
+    console = terminal()
+    platform = step.probe()["platform"]
+
+    def steps(size: str) -> Callable[[], list[Row]]:
+        spec = {"size": size, "precision": None, "length": 512, "batch": None}
+        free = ["attention", "unroll", "batch", "flags"]
+        return lambda: step.run(spec, free, "", list(step.PEERS), _MINUTES, options)
+
+    sizes = ("small", "base") if platform == "cpu" else ("base", "large")
+    subjects: dict[str, Callable[[], list[Row]]] = {f"step, {size}": steps(size) for size in sizes}
+    subjects |= {
+        "padding": lambda: padding.run(options),
+        "input": lambda: input.run(options),
+        "corpus": lambda: corpus.run(options),
+        "save": lambda: save.run(options),
+        "start": lambda: start.run(options),
+    }
+    rows: list[Row] = []
+    for name, subject in subjects.items():
+        try:
+            rows += subject()
+        except (UserError, SideFailed) as error:
+            console.print(f"{name}: left out: {error}", markup=False)
+    if not rows:
+        raise UserError("nothing could be measured; the lines above say why")
+    return rows

@@ -1,0 +1,160 @@
+"""The input pipeline of pre-training on one core, beside transformers' whole-word-mask collator on the same blocks.
+
+Invariant: each side's process is pinned to one core before it starts, so wall time is core time, whatever threads it
+makes. Ours is all of spanbert_jax/data/input.py: permute, read from disk, mask spans, SBO rows, hand over as jax
+arrays. Theirs does less: its blocks are padded lists in memory, with word offsets and special-token masks made
+beforehand, and it neither draws spans nor looks for their boundaries.
+"""
+
+import contextlib
+import dataclasses
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spanbert_jax.config import Config
+from spanbert_jax.text.tokenizer import Tokenizer, word_starts
+from tools.benchmarks.corpus import corpus_config, prepared
+from tools.benchmarks.measure import Options, Row, Side, alternate, median, need, started
+
+_BLOCKS = {"ours": 16_384, "theirs": 1024}  # that a round takes
+_ROWS = {"ours": 256, "theirs": 32}  # a batch; transformers' takes memory with the square of the length
+_READY_BATCHES = 16  # at least as many as wait ready when a round begins; they are not counted
+
+Answer = dict[str, Any]
+
+
+def start(spec: dict[str, Any]) -> tuple[Answer, Any]:
+    """spec: "side" ("ours", "theirs"), "count" of blocks a round, "blocks", and what `corpus_config` takes.
+
+    Answers with blocks and seconds.
+    """
+    from spanbert_jax.data.blocks import open_blocks
+    from spanbert_jax.tasks.corpus import given_tokenizer
+
+    config = corpus_config(spec)
+    tokenizer = given_tokenizer(config)
+    assert tokenizer is not None
+    blocks = open_blocks(Path(spec["blocks"]), "train")
+    return {}, (_ours if spec["side"] == "ours" else _theirs)(spec, config, tokenizer, blocks)
+
+
+def _ours(spec: Answer, config: Config, tokenizer: Tokenizer, blocks: Any) -> Any:
+    from spanbert_jax.data.input import train_batches
+    from spanbert_jax.training import sharding
+
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=_ROWS["ours"]))
+    layout = sharding.batch_sharding(sharding.make_mesh(config.mesh))
+    batches = train_batches(config, blocks, tokenizer, layout, 0, 10**9)
+
+    def run(request: Answer) -> Answer:
+        for _ in range(_READY_BATCHES):
+            next(batches)
+        count, began = 0, time.monotonic()
+        while count < spec["count"]:
+            count += int(np.count_nonzero(next(batches)["lengths"]))
+        seconds = time.monotonic() - began
+        time.sleep(0.5)  # the next batches are made ahead now, and not in the other side's turn
+        return {"blocks": count, "seconds": seconds}
+
+    return run
+
+
+def _theirs(spec: Answer, config: Config, tokenizer: Tokenizer, blocks: Any) -> Any:
+    from transformers import DataCollatorForLanguageModeling
+
+    features = [feature_of(pieces, tokenizer, config.data.block_length) for pieces in _pieces_of(blocks, spec["count"])]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that whole words are only ever replaced by [MASK]
+        collate = DataCollatorForLanguageModeling(stand_in(tokenizer), whole_word_mask=True)
+    rows = _ROWS["theirs"]
+
+    def run(request: Answer) -> Answer:
+        began = time.monotonic()
+        for place in range(0, len(features), rows):
+            collate(features[place : place + rows])
+        return {"blocks": len(features), "seconds": time.monotonic() - began}
+
+    run({})
+    return run
+
+
+def _pieces_of(blocks: Any, count: int) -> list[list[int]]:
+    import tensorflow as tf
+
+    wanted = np.random.default_rng(0).choice(len(blocks), min(count, len(blocks)), replace=False)
+    examples = (tf.train.Example.FromString(record) for record in blocks.read(wanted))
+    return [list(example.features.feature["input_ids"].int64_list.value) for example in examples]
+
+
+def feature_of(pieces: list[int], tokenizer: Tokenizer, length: int) -> dict[str, list]:
+    """A block as transformers' collator takes it, padded: it cannot pad offsets itself.
+
+    Pieces of one word touch; one that begins a word leaves a gap of one character.
+    """
+    starts = np.cumsum(1 + word_starts(tokenizer, pieces)).tolist()
+    padding = length - len(pieces) - 2
+    return {
+        "input_ids": [tokenizer.cls_id, *pieces, tokenizer.sep_id, *[tokenizer.pad_id] * padding],
+        "attention_mask": [1] * (len(pieces) + 2) + [0] * padding,
+        "special_tokens_mask": [1, *[0] * len(pieces), 1, *[1] * padding],
+        "offset_mapping": [(0, 0), *((place, place + 1) for place in starts), *[(0, 0)] * (padding + 1)],
+    }
+
+
+def stand_in(tokenizer: Tokenizer) -> Any:
+    """A tokenizer of transformers' with our special pieces; the collator asks for nothing else."""
+    import tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    special = {"[PAD]": tokenizer.pad_id, "[UNK]": tokenizer.unk_id, "[MASK]": tokenizer.mask_id}
+    engine = tokenizers.Tokenizer(tokenizers.models.WordLevel(special, "[UNK]"))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=engine, pad_token="[PAD]", unk_token="[UNK]", mask_token="[MASK]", model_max_length=10**6
+    )
+
+
+def run(options: Options) -> list[Row]:
+    """The subject `input`."""
+    need("torch")
+    need("transformers")
+    files = options.text / "enwiki2015" if (options.text / "enwiki2015").is_dir() else options.text
+    blocks = prepared(files.name, files, options)
+    core = options.cores[:1]
+    spec = {"files": str(files), "vocab": str(options.vocab), "blocks": str(blocks)}
+    with contextlib.ExitStack() as stack:
+        env = {"JAX_PLATFORMS": "cpu"}
+        sides = {
+            name: stack.enter_context(Side("input", {**spec, "side": name, "count": count}, core, env))
+            for name, count in _BLOCKS.items()
+        }
+        started(sides, "Input pipelines: starting")
+        answers = alternate(sides, options.rounds, {}, "Input pipelines, one core")
+    speeds = {name: [answer["blocks"] / answer["seconds"] for answer in found] for name, found in answers.items()}
+    ours, theirs = median(speeds["ours"]), median(speeds["theirs"])
+    everything = f"permute, read, mask, SBO rows, hand over as jax arrays; blocks of {files.name}, pinned to one core"
+    return [
+        Row(
+            "input pipeline, one core",
+            ours,
+            "blocks/s",
+            reach=10_000,
+            stretch=20_000,
+            counted=f"{everything}, batches of {_ROWS['ours']} rows of 512",
+            values={"ours": speeds["ours"]},
+        ),
+        Row(
+            "input pipeline, one core, over transformers' collator",
+            ours,
+            "blocks/s",
+            theirs,
+            10,
+            20,
+            counted=f"{everything}; theirs: whole words, blocks in memory, offsets and padding made before, batches "
+            f"of {_ROWS['theirs']}",
+            values=speeds,
+        ),
+    ]

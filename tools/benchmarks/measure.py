@@ -1,0 +1,221 @@
+"""What the benchmarks share: a side in a process of its own, rounds that alternate, medians, rows of the table.
+
+Invariant: sides run in turn, never at once, each in its own process, with the same cores and as many threads; one that
+waits for its turn sleeps. So the thread pools of XLA, PyTorch and TensorFlow never compete, and a machine that gets
+slower or faster in between does so for all of them.
+"""
+
+import contextlib
+import dataclasses
+import importlib.util
+import json
+import os
+import queue
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+
+from spanbert_jax.errors import UserError
+from spanbert_jax.training.progress import Stage
+
+ROOT = Path(__file__).resolve().parents[2]
+Show = Callable[[], None]  # called about once a second while a side is at work
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A line of the table.
+
+    Attributes:
+      what: what was measured.
+      ours, theirs: in `unit`; no `theirs` where nothing is compared.
+      goal: "at least" or "at most" `reach` and `stretch`: of ours / theirs, or of ours where there is no theirs.
+      counted: what is in it, in a sentence.
+      values: ours and theirs of every round, whose medians `ours` and `theirs` are.
+      details: numbers for the JSON file.
+    """
+
+    what: str
+    ours: float
+    unit: str
+    theirs: float | None = None
+    reach: float | None = None
+    stretch: float | None = None
+    goal: str = "at least"
+    counted: str = ""
+    values: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    details: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def ratio(self) -> float | None:
+        """Ours over theirs."""
+        return None if self.theirs is None else self.ours / self.theirs
+
+    @property
+    def result(self) -> float:
+        """What `reach` and `stretch` are compared with."""
+        return self.ours if self.ratio is None else self.ratio
+
+    @property
+    def verdict(self) -> str:
+        """ "stretch", "reach", "missed", or "" where there is no goal."""
+        sign = 1 if self.goal == "at least" else -1
+        for name, goal in (("stretch", self.stretch), ("reach", self.reach)):
+            if goal is not None and sign * self.result >= sign * goal:
+                return name
+        return "" if self.reach is None else "missed"
+
+
+class Options(NamedTuple):
+    """What every subject takes from the command line."""
+
+    rounds: int
+    cores: tuple[int, ...]  # that every side may use
+    work: Path  # blocks and the like, kept from call to call
+    text: Path  # the raw text
+    vocab: Path
+
+
+class SideFailed(Exception):
+    """A side ended or could not do what was asked; the message is its last line."""
+
+
+class Side:
+    """A process that runs `function(spec)` of a module of this package, and then what that returned, when asked."""
+
+    def __init__(
+        self, module: str, spec: Mapping[str, Any], cores: tuple[int, ...], env: Mapping[str, str] | None = None
+    ):
+        """The function `start(spec)` of tools/benchmarks/<module>.py returns (facts, run); `run(request)` is asked for
+        by `ask`. Both dicts, plain JSON."""
+        self.facts: dict[str, Any] = {}
+        self._errors: IO[str] = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed by `close`
+        environment = {**os.environ, **thread_limits(len(cores)), **(env or {})}
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tools.benchmarks.worker", module, json.dumps(dict(spec)), json.dumps(list(cores))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            env=environment,
+            text=True,
+        )
+        self._answers: queue.Queue[str] = queue.Queue()
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
+
+    def _listen(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self._answers.put(line)
+        self._answers.put("")
+
+    def ready(self, show: Show = lambda: None) -> "Side":
+        """Waits until the side has compiled and warmed up; its facts are then in `facts`. Raises SideFailed."""
+        self.facts = self._answer(show)
+        return self
+
+    def ask(self, request: Mapping[str, Any], show: Show = lambda: None) -> dict[str, Any]:
+        """What the side's `run` makes of the request; raises SideFailed."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(dict(request)) + "\n")
+            self._process.stdin.flush()
+        except OSError:
+            pass  # it has ended, which the answer says
+        return self._answer(show)
+
+    def _answer(self, show: Show) -> dict[str, Any]:
+        while True:
+            try:
+                line = self._answers.get(timeout=1)
+                break
+            except queue.Empty:
+                show()
+        if not line:
+            status = self._process.wait()
+            self._errors.seek(0)
+            last = [text.strip() for text in self._errors.read().splitlines() if text.strip()][-1:]
+            raise SideFailed(f"the process ended with status {status}" + (f": {last[0][:300]}" if last else ""))
+        answer: dict[str, Any] = json.loads(line)
+        if "mistake" in answer:
+            raise UserError(answer["mistake"])
+        if "failure" in answer:
+            raise SideFailed(answer["failure"])
+        return answer
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._process.kill()
+        self._process.wait()
+        self._listener.join()
+        for file in (self._process.stdin, self._process.stdout, self._errors):
+            with contextlib.suppress(OSError):  # what could not be sent any more
+                if file:
+                    file.close()
+
+    def __enter__(self) -> "Side":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def thread_limits(threads: int) -> dict[str, str]:
+    """What tells OpenMP, and with it PyTorch, how many threads to use."""
+    return {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+
+
+def alternate(
+    sides: Mapping[str, Side], rounds: int, request: Mapping[str, Any], title: str
+) -> dict[str, list[dict[str, Any]]]:
+    """Asks each side in turn, `rounds` times; the order turns round from one round to the next."""
+    answers: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
+    with Stage(title) as stage:
+        for number in range(rounds):
+            for place, name in enumerate(list(sides) if number % 2 == 0 else reversed(list(sides))):
+                share = (number * len(sides) + place) / (rounds * len(sides))
+                show = lambda s=share, d=f"round {number + 1} of {rounds}, {name}": stage.update(s, d)  # noqa: E731
+                show()
+                answers[name].append(sides[name].ask(request, show))
+    return answers
+
+
+def started(sides: Mapping[str, Side], title: str) -> None:
+    """Waits for sides that were started; raises SideFailed, naming the side."""
+    with Stage(title) as stage:
+        for name, side in sides.items():
+            try:
+                side.ready(lambda name=name: stage.update(None, name))  # type: ignore[misc]
+            except SideFailed as error:
+                raise SideFailed(f"{name}: {error}") from error
+
+
+def median(values: list[float]) -> float:
+    """The median."""
+    return float(np.median(values))
+
+
+def need(module: str) -> None:
+    """Raises UserError where a peer's library is not installed."""
+    if importlib.util.find_spec(module) is None:
+        raise UserError(f"{module} is missing, which this comparison needs; pip install -r requirements-torch.txt")
+
+
+def need_text(path: Path, flag: str) -> list[Path]:
+    """The files in a directory (or the one file); raises UserError where there are none."""
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    if not files:
+        raise UserError(
+            f"{path}: no text there, which this benchmark reads; name a directory of text files with {flag}"
+        )
+    return files

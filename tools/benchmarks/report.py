@@ -1,0 +1,157 @@
+"""Rows of the table, for a terminal, as markdown, as JSON, as a plot.
+
+Invariant: all four show the same numbers; the JSON has each round's besides.
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from spanbert_jax.errors import UserError
+from tools.benchmarks.measure import Row
+
+_COLUMNS = ("what", "ours", "theirs", "ratio", "reach", "stretch", "")
+
+
+def number(value: float) -> str:
+    """Three significant digits at least, thousands set apart."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}" if abs(value) < 100 else f"{value:.1f}"
+
+
+def with_unit(value: float, unit: str) -> str:
+    """ "12.3 s", "1.2%"."""
+    return f"{number(value)}{'' if unit == '%' else ' '}{unit}".rstrip()
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    """What the table shows of a row, in the order of its columns."""
+    sign = "" if row.goal == "at least" else "under "
+
+    def goal(value: float | None) -> str:
+        if value is None:
+            return ""
+        return sign + (with_unit(value, row.unit) if row.ratio is None else f"{value:g}x")
+
+    theirs = "" if row.theirs is None else with_unit(row.theirs, row.unit)
+    ratio = "" if row.ratio is None else f"{row.ratio:.2f}x"
+    return (row.what, with_unit(row.ours, row.unit), theirs, ratio, goal(row.reach), goal(row.stretch), row.verdict)
+
+
+def terminal() -> Console:
+    """Where results are printed; a file has no width to fit."""
+    console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = 200
+    return console
+
+
+def table(rows: Iterable[Row]) -> Table:
+    """For a terminal; what each counted is printed by `show`."""
+    out = Table(*_COLUMNS, box=None)
+    for row in rows:
+        out.add_row(*cells(row), style={"missed": "yellow", "stretch": "green"}.get(row.verdict, ""))
+    return out
+
+
+def show(rows: list[Row]) -> None:
+    """Prints the table, and under it what each row counted."""
+    console = terminal()
+    console.print()
+    console.print(table(rows))
+    console.print()
+    for row in rows:
+        console.print(f"{row.what}: {row.counted}", markup=False)
+    console.print(machine(), markup=False)
+
+
+def machine() -> str:
+    """The machine and the versions, in a line."""
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        models = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        name = models[0] if models else name
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    versions = []
+    for package in ("jax", "torch", "transformers", "tensorflow-cpu"):
+        try:
+            versions.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return f"{name}, {cores} cores; {', '.join(versions)}"
+
+
+def markdown(rows: Iterable[Row]) -> str:
+    """The README's table."""
+    lines = ["| " + " | ".join(_COLUMNS) + " |", "|" + "---|" * len(_COLUMNS)]
+    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in cells(row)) + " |" for row in rows]
+    return "\n".join([*lines, "", machine(), ""])
+
+
+def as_json(rows: Iterable[Row]) -> dict[str, Any]:
+    """Everything."""
+    return {
+        "machine": machine(),
+        "rows": [{**dataclasses.asdict(row), "ratio": row.ratio, "verdict": row.verdict} for row in rows],
+    }
+
+
+def plot(rows: list[Row], path: Path) -> None:
+    """A bar a row: how far it is from what is to be reached, 1 on the axis; a tick where the stretch is."""
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise UserError("--plot: matplotlib is missing; pip install -r requirements-dev.txt") from error
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    shown = [row for row in rows if row.reach]
+    if not shown:
+        raise UserError("--plot: no row of this call has a goal to be drawn against; use --json")
+    figure, axis = plt.subplots(figsize=(9, 0.6 + 0.42 * len(shown)), constrained_layout=True)
+    colours = {"stretch": "tab:green", "reach": "tab:blue", "missed": "tab:orange"}
+    for place, row in enumerate(reversed(shown)):
+        share = relative(row, row.result)
+        axis.barh(place, share, color=colours[row.verdict], height=0.6)
+        axis.text(share, place, f" {cells(row)[3] or cells(row)[1]}", va="center", fontsize=8)
+        if row.stretch:
+            axis.plot([relative(row, row.stretch)] * 2, [place - 0.35, place + 0.35], color="black", lw=1.5)
+    axis.axvline(1.0, color="grey", ls=":")
+    axis.set_yticks(range(len(shown)), [row.what for row in reversed(shown)], fontsize=8)
+    axis.set(xscale="log", xlabel="over what is to be reached (stretch: black); longer is better")
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def relative(row: Row, value: float) -> float:
+    """`value` over the row's `reach`, or the inverse where small is good: over 1 is better."""
+    assert row.reach
+    return value / row.reach if row.goal == "at least" else row.reach / max(value, 1e-9)
+
+
+def write(path: Path, text: str) -> None:
+    """Writes aside, then renames; raises UserError where it cannot."""
+    aside = path.with_name(f".{path.name}.tmp")
+    try:
+        aside.write_text(text, encoding="utf-8")
+        aside.replace(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); name another file") from error
+
+
+def save(rows: list[Row], json_file: Path | None, plot_file: Path | None, markdown_file: Path | None) -> None:
+    """Writes the files that were asked for."""
+    if json_file:
+        write(json_file, json.dumps(as_json(rows), indent=2) + "\n")
+    if markdown_file:
+        write(markdown_file, markdown(rows))
+    if plot_file:
+        plot(rows, plot_file)

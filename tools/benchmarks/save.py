@@ -1,0 +1,80 @@
+"""An asynchronous checkpoint: how long the loop stands still.
+
+Invariant: what is timed is `Checkpoints.save` of the whole state after a step, from the call to its return, with no
+earlier save under way; writing goes on in the background, and is waited for, untimed, before the next.
+"""
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from tools.benchmarks.measure import Options, Row, Side, alternate, median, started
+from tools.benchmarks.step import ROWS, environment, probe
+
+_STEPS = 500  # between two saves
+
+Answer = dict[str, Any]
+
+
+def start(spec: dict[str, Any]) -> tuple[Answer, Any]:
+    """spec: that of a step, and "work". Answers with seconds: of a step, of a save's call, of all of it."""
+    import jax
+    from etils import epath
+
+    from spanbert_jax.training.checkpoint import Checkpoints
+    from tools.benchmarks.train_side import TrainStep
+
+    step = TrainStep(spec)
+
+    def run(request: Answer) -> Answer:
+        with tempfile.TemporaryDirectory(dir=spec["work"]) as folder:
+            checkpoints = Checkpoints(epath.Path(folder) / "checkpoints", step.config.train)
+            seconds = step.seconds(1)
+            jax.block_until_ready(step.state)
+            began = time.monotonic()
+            checkpoints.save(1, step.state, {"step": 1}, force=True)
+            still = time.monotonic() - began
+            checkpoints.close()
+            written = time.monotonic() - began
+            size = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
+        return {"step": seconds, "still": still, "written": written, "bytes": size}
+
+    return step.facts(), run
+
+
+def run(options: Options, size: str = "base") -> list[Row]:
+    """The subject `save`."""
+    facts = probe()
+    platform = facts["platform"]
+    spec = {
+        "size": size,
+        "dropout": "both" if platform == "cpu" else "hidden",
+        "length": 512,
+        "work": str(options.work),
+    }
+    spec |= {"batch": ROWS[platform][size], "precision": "fp32" if platform == "cpu" else "bf16"}
+    options.work.mkdir(parents=True, exist_ok=True)
+    with Side("save", spec, options.cores, environment("", platform)) as side:
+        started({"ours": side}, f"Saving, {size}: compiling")
+        answers = alternate({"ours": side}, options.rounds, {}, f"Saving, {size}")["ours"]
+    step = median([answer["step"] for answer in answers])
+    shares = [100 * answer["still"] / (_STEPS * step) for answer in answers]
+    still, written = (median([answer[name] for answer in answers]) for name in ("still", "written"))
+    size_on_disk = answers[0]["bytes"] / 1e9
+    counted = (
+        f"the call stands still for {still:.2f} s; {size_on_disk:.2f} GB are on disk after {written:.1f} s; a step "
+        f"of {spec['batch']} rows of 512 takes {step:.2f} s"
+    )
+    return [
+        Row(
+            f"asynchronous save, {size}: share of {_STEPS} steps",
+            median(shares),
+            "%",
+            reach=1.0,
+            goal="at most",
+            counted=counted,
+            values={"ours": shares},
+            details={"rounds": answers, **side.facts},
+        )
+    ]

@@ -1,0 +1,223 @@
+"""From the start of a run's process to its first step, its wait for input, and its memory: real runs of main.
+
+Invariant: each run is the command line that a user types, in a process of its own, on the cores that are given; what it
+says of itself is read from its metrics.jsonl. Seconds to the first step end when that step's metrics are in the file.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from spanbert_jax.config import Config, ModelConfig, max_masked
+from spanbert_jax.errors import UserError
+from spanbert_jax.training.progress import Stage
+from tools.benchmarks.batches import VOCAB
+from tools.benchmarks.measure import ROOT, Options, Row, median, need_text, thread_limits
+
+_WINDOWS = 2  # of a tiny run's metrics, of which the last is taken: the first still compiles
+_BASE_ROWS, _BASE_STEPS = 4, 4
+_BASE = {
+    "tokenizer.kind": "wordpiece",
+    "corpus.held_out": 0.05,
+    "data.lengths": 1,
+    "optimizer.warmup_steps": 1,
+    "train.batch_size": _BASE_ROWS,
+    "train.steps": _BASE_STEPS,
+    "train.log_every": 1,
+    "train.eval_every": _BASE_STEPS,
+    "train.eval_blocks": _BASE_ROWS,
+    "train.checkpoint_every": _BASE_STEPS,
+}
+
+
+class Run:
+    """A run of spanbert_jax.main."""
+
+    def __init__(self, config: str, workdir: Path, fields: dict[str, Any], options: Options):
+        """Starts it, with a compilation cache in options.work."""
+        shutil.rmtree(workdir, ignore_errors=True)
+        workdir.parent.mkdir(parents=True, exist_ok=True)
+        self._metrics = workdir / "metrics.jsonl"
+        flags = [f"--config.{name}={value}" for name, value in fields.items()]
+        command = [sys.executable, "-m", "spanbert_jax.main", "--config", f"configs/{config}.py"]
+        env = {**os.environ, **thread_limits(len(options.cores))}
+        env |= {
+            "JAX_COMPILATION_CACHE_DIR": str(options.work / "jax_cache"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        }
+        self._output = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed by `close`
+        self._began = time.monotonic()
+        self._process = subprocess.Popen(
+            [*command, "--workdir", str(workdir), *flags],
+            cwd=ROOT,
+            env=env,
+            stdout=self._output,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(self._process.pid, options.cores)
+
+    def until(self, name: str, windows: int, show: Callable[[], None]) -> float:
+        """Seconds from the process's start until so many windows of its metrics have the metric `name`."""
+        shown = time.monotonic()
+        while len(self.metrics(name)) < windows:
+            if (status := self._process.poll()) is not None:
+                self._check(status)
+                raise UserError(f"a run of spanbert_jax.main ended before it had logged {name} {windows} times")
+            time.sleep(0.01)
+            if time.monotonic() > shown + 1:
+                shown = time.monotonic()
+                show()
+        return time.monotonic() - self._began
+
+    def finish(self, show: Callable[[], None]) -> int:
+        """Waits for the end; returns the most memory the process had, in bytes."""
+        while True:
+            pid, status, usage = os.wait4(self._process.pid, os.WNOHANG)
+            if pid:
+                break
+            time.sleep(0.2)
+            show()
+        self._process.returncode = os.waitstatus_to_exitcode(status)
+        self._check(self._process.returncode)
+        return usage.ru_maxrss * 1024
+
+    def metrics(self, name: str) -> list[float]:
+        """A metric at every window that has it."""
+        text = self._metrics.read_text() if self._metrics.exists() else ""
+        rows = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+        return [row[name] for row in rows if name in row]
+
+    def close(self) -> None:
+        """Ends the process."""
+        if self._process.returncode is None:
+            self._process.kill()
+            self._process.wait()
+        self._output.close()
+
+    def _check(self, status: int) -> None:
+        if status:
+            self._output.seek(0)
+            lines = [line for line in self._output.read().splitlines() if line.strip()] or ["it printed nothing"]
+            raise UserError(f"a run of spanbert_jax.main ended with status {status}: {lines[-1]}")
+
+
+def first_steps(options: Options) -> tuple[list[float], float]:
+    """(seconds to the first step of warm starts, share of its time that a tiny run spends waiting for input)."""
+    fields = {"data.dir": options.work / "docstrings"}
+    seconds: list[float] = []
+    with Stage("Starts of configs/tiny.py") as stage:
+        for number in range(options.rounds + 1):  # the first builds what is missing, and fills the cache
+            name = f"start {number} of {options.rounds}" if number else "data and compilation cache"
+            show = lambda n=number, d=name: stage.update(n / (options.rounds + 2), d)  # noqa: E731
+            show()
+            run = Run("tiny", options.work / "runs" / "tiny", fields, options)
+            try:
+                seconds.append(run.until("train/learning_rate", 1, show))
+                if number == options.rounds:
+                    run.until("train/input_wait", _WINDOWS, show)
+            finally:
+                run.close()
+    return seconds[1:], run.metrics("train/input_wait")[-1]
+
+
+def base_run(options: Options) -> tuple[int, float]:
+    """(the most memory of a base run's process in bytes, the share of its time spent waiting for input)."""
+    file = need_text(options.text, "--text")[0]
+    need_text(options.vocab, "--vocab")
+    fields = {
+        **_BASE,
+        "tokenizer.vocab_file": options.vocab,
+        "corpus.files": file,
+        "data.dir": options.work / "one-file",
+    }
+    with Stage(f"{_BASE_STEPS} steps of configs/base.py") as stage:
+        run = Run("base", options.work / "runs" / "base", fields, options)
+        try:
+            peak = run.finish(lambda: stage.update(None, f"{_BASE_ROWS} rows a step"))
+        finally:
+            run.close()
+    shutil.rmtree(options.work / "runs" / "base" / "checkpoints", ignore_errors=True)
+    return peak, median(run.metrics("train/input_wait"))
+
+
+def computed_bytes(config: Config, rows: int, vocab_size: int) -> dict[str, int]:
+    """What a step must hold in float32: parameters, Adam's two moments, and what the backward pass needs.
+
+    A layer keeps its input, queries, keys and values, mixed values, the inputs of both LayerNorms and of the
+    feed-forward half (8 x embed a position), the product before GELU (mlp), and the attention probabilities; the heads
+    their logits.
+    """
+    model, length = config.model, config.data.block_length
+    layer = rows * length * (8 * model.embed + model.mlp) + rows * model.heads * length**2
+    activations = model.layers * layer + rows * (length * model.embed + 2 * max_masked(config) * vocab_size)
+    count = parameters(model, vocab_size, config.masking.max_span_offset)
+    return {"parameters": 4 * count, "optimizer": 8 * count, "activations": 4 * activations}
+
+
+def parameters(model: ModelConfig, vocab_size: int, max_span_offset: int) -> int:
+    """How many the pre-training model has, for a vocabulary that is not padded."""
+    d = model.embed
+    layer = 4 * (d * d + d) + 2 * d * model.mlp + model.mlp + d + 4 * d
+    mlm = d * d + d + 2 * d + vocab_size
+    sbo = max_span_offset * model.span_offset_embed + (2 * d + model.span_offset_embed) * d + d * d + 2 * d + 4 * d
+    embeddings = (vocab_size + model.max_length + model.token_types) * d + 2 * d
+    return embeddings + model.layers * layer + mlm + sbo + vocab_size
+
+
+def run(options: Options, base: bool = True) -> list[Row]:
+    """The subject `start`; `base`: with a run of configs/base.py, a minute or two on two cores."""
+    seconds, waited = first_steps(options)
+    rows = [
+        Row(
+            "start to the first step, tiny, warm cache",
+            median(seconds),
+            "s",
+            reach=15,
+            stretch=8,
+            goal="at most",
+            counted="from the start of the process until the metrics of step 1 are in metrics.jsonl; data and compiled "
+            "programs are there",
+            values={"ours": seconds},
+        ),
+        _wait_row("tiny", waited, "train/input_wait of 50 steps"),
+    ]
+    if not base:
+        return rows
+    peak, waited = base_run(options)
+    parts = computed_bytes(Config(), _BASE_ROWS, VOCAB)
+    listed = ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in parts.items())
+    counted = (
+        f"{peak / 1e9:.2f} GB, the most of the run's process, with its imports, input pipeline and a checkpoint, "
+        f"over {listed}: float32, {_BASE_ROWS} rows of 512; gradients are not counted"
+    )
+    rows.append(_wait_row("base", waited, f"train/input_wait of {_BASE_STEPS - 1} steps of {_BASE_ROWS} rows"))
+    rows.append(
+        Row(
+            "peak host memory of a base run, over what is computed",
+            peak / 1e9,
+            "GB",
+            sum(parts.values()) / 1e9,
+            1.3,
+            1.15,
+            "at most",
+            counted,
+            details=parts,
+        )
+    )
+    return rows
+
+
+def _wait_row(name: str, share: float, counted: str) -> Row:
+    return Row(
+        f"waiting for input, {name} run", 100 * share, "%", reach=1, stretch=0.3, goal="at most", counted=counted
+    )

@@ -1,0 +1,98 @@
+"""Our train step in a process of its own; makes its batches, needs no TensorFlow.
+
+Invariant: it is the step of a run, training/step.py's, over all devices, its state donated; it is compiled before it is
+timed.
+"""
+
+import resource
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from spanbert_jax.model import heads
+from spanbert_jax.tasks.pretraining_loss import objective
+from spanbert_jax.training import sharding
+from spanbert_jax.training.flops import peak_flops
+from spanbert_jax.training.step import abstract_state, init_state, make_train_step
+from tools.benchmarks.batches import VOCAB, make_batch, make_config, row_flops
+
+_BATCHES = 4  # that the steps take in turn
+_AHEAD = 3  # steps dispatched and not yet finished, as in training/loop.py
+
+Answer = dict[str, Any]
+Run = Callable[[dict[str, Any]], Answer]
+
+
+class TrainStep:
+    """The compiled step with its state and batches."""
+
+    def __init__(self, spec: dict[str, Any]):
+        """Makes the state, compiles and takes one step; the keys of `spec` are those of `batches.make_config`."""
+        config = self.config = make_config({**spec, "batch": spec["batch"] * jax.device_count()})
+        self.mesh = sharding.mesh_of(config)
+        layout = sharding.batch_sharding(self.mesh)
+        with jax.set_mesh(self.mesh):
+            model = heads.pretraining_model(config, VOCAB, jax.default_backend())
+            abstract = abstract_state(config, lambda key: heads.init_params(model, key), self.mesh)
+            self.state = init_state(config, lambda key: heads.init_params(model, key), abstract)
+            self.batches = [jax.device_put(make_batch(config, seed), layout) for seed in range(_BATCHES)]
+            began = time.monotonic()
+            step = make_train_step(config, objective(model, config.train.sbo_weight, 0), abstract)
+            self.compiled = step.lower(self.state, self.batches[0]).compile()
+            self.compile_seconds = time.monotonic() - began
+        self.seconds(1)  # the first step of all pays for what is allocated once
+
+    def seconds(self, steps: int) -> float:
+        """The time that so many steps take, together."""
+        began = time.monotonic()
+        in_flight: list[Any] = []
+        for number in range(steps):
+            self.state, sums = self.compiled(self.state, self.batches[number % _BATCHES])
+            in_flight.append(sums["mlm_loss"])
+            if len(in_flight) > _AHEAD:
+                in_flight.pop(0).block_until_ready()
+        jax.block_until_ready(self.state)
+        self.loss = float(sums["mlm_loss"] / sums["mlm_count"])
+        return time.monotonic() - began
+
+    def facts(self) -> Answer:
+        """What it is, JSON."""
+        device, memory = jax.devices()[0], self.compiled.memory_analysis()
+        state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(self.state))
+        return {
+            "platform": device.platform,
+            "device": device.device_kind,
+            "devices": jax.device_count(),
+            "jax": jax.__version__,
+            "parameters": sum(leaf.size for leaf in jax.tree.leaves(self.state["params"])),
+            "row_flops": row_flops(self.config),
+            "peak_flops": peak_flops(device.device_kind),
+            "compile_seconds": self.compile_seconds,
+            "state_bytes": state_bytes,
+            "batch_bytes": sum(leaf.nbytes for leaf in self.batches[0].values()),
+            "temporary_bytes": None if memory is None else memory.temp_size_in_bytes,
+        }
+
+
+def peak_bytes() -> int:
+    """The most memory used so far: the first device's, or on CPU the process's."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "peak_bytes_in_use" in stats:
+        return int(stats["peak_bytes_in_use"])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def start(spec: dict[str, Any]) -> tuple[Answer, Run]:
+    """Answers {"steps": n} with the seconds that n steps took."""
+    step = TrainStep(spec)
+
+    def run(request: dict[str, Any]) -> Answer:
+        seconds = step.seconds(request["steps"])
+        if not np.isfinite(step.loss):
+            raise FloatingPointError(f"the loss is {step.loss}")
+        return {"seconds": seconds, "peak_bytes": peak_bytes(), "loss": step.loss}
+
+    return step.facts(), run

@@ -1,0 +1,42 @@
+"""One side of a comparison, in a process of its own: python -m tools.benchmarks.worker MODULE SPEC CORES.
+
+Invariant: it may use CORES alone, from before any library is imported; a line of JSON on stdin is a request, and each
+has one line of JSON as its answer on stdout, where nothing else is printed.
+"""
+
+import contextlib
+import importlib
+import json
+import os
+import sys
+
+
+def main() -> None:
+    module, spec, cores = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])
+    if cores and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, cores)
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print goes to stderr
+
+    def answer(value: dict) -> None:
+        answers.write(json.dumps(value) + "\n")
+        answers.flush()
+
+    from spanbert_jax.errors import UserError
+
+    try:
+        facts, run = importlib.import_module(f"tools.benchmarks.{module}").start(spec)
+        answer(facts)
+        for line in sys.stdin:
+            answer(run(json.loads(line)))
+    except UserError as error:
+        answer({"mistake": str(error)})
+    except Exception as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        answer({"failure": f"{type(error).__name__}: {lines[0][:300] if lines else ''}"})
+        raise
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt):
+        main()

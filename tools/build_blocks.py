@@ -1,0 +1,54 @@
+"""Builds the blocks of a corpus on Apache Beam, for corpora that one machine would take too long for.
+
+    python tools/build_blocks.py --config configs/base.py --data-dir OUT [--config.FIELD=VALUE ...] [--runner=... ...]
+
+OUT gets the directories tokenizer/ and blocks/, byte for byte as a run builds them: train on them with
+--config.data.dir=OUT. The vocabulary is --config.tokenizer.vocab_file, or the one that OUT/tokenizer holds. All flags
+that are not listed below are Beam's. Needs requirements-beam.txt in an environment of its own, and nothing else.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from spanbert_jax.config import Config
+from spanbert_jax.errors import UserError
+from spanbert_jax.main import run_app
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--config", required=True, help="the experiment: a file in configs/")
+    parser.add_argument("--data-dir", required=True, help="where tokenizer/ and blocks/ go; a bucket works")
+    given, others = parser.parse_known_args()
+    fields = [argument for argument in others if argument.startswith("--config.")]
+    beam_arguments = [argument for argument in others if argument not in fields]
+    sys.argv = [sys.argv[0], f"--config={given.config}", *fields, f"--config.data.dir={given.data_dir}"]
+    run_app(lambda config, _: build(config, beam_arguments))
+
+
+def build(config: Config, beam_arguments: list[str]) -> int:
+    """Builds; returns the exit status."""
+    try:
+        import apache_beam  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"{error}; make an environment for it: python3 -m venv .venv-beam && "
+            ".venv-beam/bin/pip install -r requirements-beam.txt"
+        ) from error
+    from spanbert_jax.data.beam_build import build_with_beam
+
+    began = time.monotonic()
+    print(f"Building the blocks of {config.corpus.files or config.corpus.name} in {config.data.dir}/blocks ...")
+    build_with_beam(config, beam_arguments)
+    print(f"Built in {time.monotonic() - began:,.0f} s. Train on them with --config.data.dir={config.data.dir}")
+    return 0
+
+
+if __name__ == "__main__":
+    main()
