@@ -66,7 +66,7 @@ def by_tool(config: Config, *more: str) -> subprocess.CompletedProcess[str]:
         f"--config.tokenizer.vocab_file={config.tokenizer.vocab_file}",
     ]
     command = [PYTHON, "tools/build_blocks.py", "--config", "configs/base.py", "--data-dir", config.data.dir, *fields]
-    return subprocess.run([*map(str, command), *more], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    return subprocess.run([*map(str, command), *more], cwd=ROOT, capture_output=True, text=True, timeout=900)
 
 
 def test_many_tasks_and_shards_give_the_local_builds_bytes_without_tensorflow_or_jax(
@@ -75,7 +75,7 @@ def test_many_tasks_and_shards_give_the_local_builds_bytes_without_tensorflow_or
     monkeypatch.setattr(building, "SHARD_RECORDS", 37)
     expected = local_files(config, tmp_path / "local")
     assert len([name for name in expected if "train.array_record" in name]) > 5
-    done = subprocess.run([PYTHON, "-c", MANY], cwd=ROOT, input=pickle.dumps(config), capture_output=True, timeout=300)
+    done = subprocess.run([PYTHON, "-c", MANY], cwd=ROOT, input=pickle.dumps(config), capture_output=True, timeout=900)
     assert done.returncode == 0, done.stderr.decode()
     assert files_of(tmp_path / "beam" / "blocks") == expected
     given = wordpiece_from_vocab(config.tokenizer.vocab_file, False)

@@ -107,7 +107,7 @@ def test_a_wait_in_vain_and_flags_without_their_switch_end_in_one_line(
 
 def test_a_mistake_that_the_first_process_finds_ends_the_others_too(tmp_path: Path) -> None:
     processes = runs.start_two(tmp_path / "run", corpus__files="missing/*.txt")
-    printed = [process.communicate(timeout=120)[0] for process in processes]
+    printed = [process.communicate(timeout=600)[0] for process in processes]
     assert [process.returncode for process in processes] == [1, 1], printed
     assert "missing/*.txt" in printed[0]
     assert "error: process 0 could not prepare the data" in printed[1] and "Traceback" not in "".join(printed)
@@ -122,7 +122,7 @@ def test_a_signal_to_one_process_stops_both_at_one_checkpoint_that_one_process_g
     processes = runs.start_two(workdir, **fields)
     runs.wait_for(workdir / "metrics.jsonl", processes[0], "mlm_loss")
     processes[1].send_signal(signal.SIGTERM)
-    printed = [process.communicate(timeout=300)[0] for process in processes]
+    printed = [process.communicate(timeout=900)[0] for process in processes]
     assert [process.returncode for process in processes] == [75, 75], printed
     (saved,) = [int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()]
     assert f"Stopped at step {saved} of 300" in printed[0] and 0 < saved < 300

@@ -72,7 +72,7 @@ def test_fifty_steps_on_real_text_give_torch_s_losses(shared_data: Path, tmp_pat
     config = small_config(
         corpus={"files": str(shared_data / "text/enwiki2015/wiki_00"), "held_out": 0.1, "workers": 1},
         tokenizer={"kind": "wordpiece", "vocab_file": str(shared_data / "vocab/bert-base-cased-vocab.txt")},
-        data={"block_length": 64},
+        data={"block_length": 64, "lengths": 1},
         model={"embed": 48, "heads": 3, "mlp": 96, "max_length": 64, "dropout": 0.0, "attention_dropout": 0.0},
         optimizer={"learning_rate": 1e-3, "warmup_steps": 10},
         train={"batch_size": 8, "steps": STEPS, "sbo_weight": 0.0},

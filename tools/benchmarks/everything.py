@@ -24,13 +24,14 @@ def run(options: Options) -> list[Row]:
         free = ["attention", "unroll", "batch", "flags"]
         return lambda: step.run(spec, free, "", list(step.PEERS), _MINUTES, options)
 
+    few = options._replace(rounds=min(options.rounds, 2))  # of what takes half a minute each and varies little
     sizes = ("small", "base") if platform == "cpu" else ("base", "large")
     subjects: dict[str, Callable[[], list[Row]]] = {f"step, {size}": steps(size) for size in sizes}
     subjects |= {
         "padding": lambda: padding.run(options),
         "input": lambda: input.run(options),
-        "corpus": lambda: corpus.run(options),
-        "save": lambda: save.run(options),
+        "corpus": lambda: corpus.run(few),
+        "save": lambda: save.run(few),
         "start": lambda: start.run(options),
     }
     rows: list[Row] = []
