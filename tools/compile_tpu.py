@@ -134,12 +134,6 @@ def one_chip_costs(config: Config, rows: int) -> dict[str, float]:
     return {name: (one[name] + (config.model.layers - 1) * (two[name] - one[name])) / rows for name in one}
 
 
-def model_flops(config: Config) -> float:
-    """Of training on one row."""
-    head = flops.pretraining_head_flops(config.model, VOCAB.value, max_masked(config), config.train.sbo_weight > 0)
-    return flops.encoder_flops(config.model, config.data.block_length) + head
-
-
 def memory_of(compiled: Compiled) -> dict[str, int]:
     """Bytes of HBM that one chip needs."""
     memory = compiled.memory
@@ -186,7 +180,7 @@ def facts_of(config: Config, mesh: jax.sharding.Mesh, rows: int, compiled: Compi
         "compile_seconds": compiled.seconds,
         "memory": memory_of(compiled),
         "memory_bytes_per_step": sum(one.bytes * one.runs for one in moved),
-        "model_flops_per_row": model_flops(config),
+        "model_flops_per_row": flops.pretraining_row_flops(config, VOCAB.value, config.data.block_length),
         "hlo_flops_per_row": costs["flops"],
         "unrolled_memory_bytes_per_row": costs["memory_bytes"],
         "unrolled_xla_bytes_per_row": costs["xla_bytes"],

@@ -13,11 +13,11 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from spanbert_jax.errors import UserError
 from spanbert_jax.model.attention_splash import splash_attention
-from spanbert_jax.model.axes import MESH_AXES
+from spanbert_jax.model.axes import dividing, free_axes
 from spanbert_jax.model.dropout import drop
 
 _MASKED = -1e30  # finite, so that a row without a valid piece averages all of its values instead of giving NaN
@@ -86,15 +86,15 @@ def _on_each_device(
 
     Axes that an enclosing shard_map has divided already are left alone; so is a dimension that does not divide evenly.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    free = {name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto}
+    free = free_axes()
     if not free:
         return kernel(query, key, value, lengths)
+    sizes = jax.sharding.get_abstract_mesh().shape
 
-    def divided(name: str, size: int) -> tuple[str, ...] | None:
-        axes = MESH_AXES[name]
-        over = tuple(axis for axis in ((axes,) if isinstance(axes, str) else axes or ()) if axis in free)
-        return over if over and size % math.prod(mesh.shape[axis] for axis in over) == 0 else None
+    def divided(name: str, size: int) -> str | tuple[str, ...] | None:
+        over = dividing(name)
+        parts = math.prod(sizes[axis] for axis in ((over,) if isinstance(over, str) else over or ()))
+        return over if size % parts == 0 else None
 
     rows, heads = divided("batch", query.shape[0]), divided("heads", query.shape[2])
     by_head = PartitionSpec(rows, None, heads)

@@ -31,14 +31,20 @@ def constrain(x: jax.Array, *names: str) -> jax.Array:
         raise ValueError(f"unknown activation axis {unknown[0]!r}; known: {', '.join(MESH_AXES)}")
     if len(names) != x.ndim:
         raise ValueError(f"{len(names)} axis names {names} for an array of shape {x.shape}; give one per axis")
-    mesh = jax.sharding.get_abstract_mesh()
-    free = {axis for axis, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind is AxisType.Auto}
-    if not free:
+    if not free_axes():
         return x
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(*(_among(MESH_AXES[name], free) for name in names)))
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*map(dividing, names)))
 
 
-def _among(axes: str | tuple[str, ...] | None, free: set[str]) -> str | tuple[str, ...] | None:
+def free_axes() -> set[str]:
+    """The axes of the mesh of `jax.set_mesh` that no enclosing `jax.shard_map` has divided already."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return {axis for axis, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind is AxisType.Auto}
+
+
+def dividing(name: str) -> str | tuple[str, ...] | None:
+    """The free axes that divide the activation axis `name`, as a PartitionSpec has them."""
+    axes, free = MESH_AXES[name], free_axes()
     if isinstance(axes, tuple):
         return tuple(axis for axis in axes if axis in free) or None
     return axes if axes in free else None

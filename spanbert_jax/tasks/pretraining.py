@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from spanbert_jax.config import Config, flatten, max_masked
+from spanbert_jax.config import Config, flatten
 from spanbert_jax.data import blocks as block_data
 from spanbert_jax.data import input as input_data
 from spanbert_jax.model import heads
@@ -47,13 +47,6 @@ def make_task(config: Config, tokenizer: Tokenizer, train: Any, held_out: Any) -
     model = heads.pretraining_model(config, tokenizer.vocab_size, jax.default_backend())
     commonest = int(np.argmax(train.metadata.piece_counts))
     goal = objective(model, config.train.sbo_weight, commonest)
-
-    def row_flops(length: int) -> float:
-        heads_flops = flops.pretraining_head_flops(
-            config.model, tokenizer.vocab_size, max_masked(config, length), config.train.sbo_weight > 0
-        )
-        return flops.encoder_flops(config.model, length) + heads_flops
-
     return loop.Task(
         init=lambda key: heads.init_params(model, key),
         objective=goal,
@@ -67,7 +60,7 @@ def make_task(config: Config, tokenizer: Tokenizer, train: Any, held_out: Any) -
         ),
         metrics=lambda totals: metrics(totals, config.train.sbo_weight),
         describe=describe,
-        row_flops=row_flops,
+        row_flops=lambda length: flops.pretraining_row_flops(config, tokenizer.vocab_size, length),
         metadata={
             "task": "pretraining",
             "config": flatten(config),

@@ -6,7 +6,7 @@ Invariant: only the matrix products that the model's definition needs are counte
 
 from typing import NamedTuple
 
-from spanbert_jax.config import ModelConfig
+from spanbert_jax.config import Config, ModelConfig, max_masked
 
 
 class Chip(NamedTuple):
@@ -59,3 +59,11 @@ def pretraining_head_flops(model: ModelConfig, vocab_size: int, masked: int, sbo
     mlm = model.embed**2 + decoder
     sbo_mlp = (2 * model.embed + model.span_offset_embed) * model.embed + model.embed**2 + decoder
     return 3.0 * masked * 2 * (mlm + (sbo_mlp if sbo else 0))
+
+
+def pretraining_row_flops(config: Config, vocab_size: int, length: int) -> float:
+    """Training FLOPs of the pre-training model for one row of `length` positions."""
+    sbo = config.train.sbo_weight > 0
+    return encoder_flops(config.model, length) + pretraining_head_flops(
+        config.model, vocab_size, max_masked(config, length), sbo
+    )

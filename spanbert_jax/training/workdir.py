@@ -84,7 +84,7 @@ def bucket_errors(path: str | os.PathLike[str], flag: str) -> Iterator[None]:
 
 def make_directory(path: os.PathLike[str], flag: str) -> None:
     """Makes a directory, or checks that it may be written to; raises UserError, naming the flag to change."""
-    if "://" in os.fspath(path):
+    if is_remote(path):
         raise UserError(f"{os.fspath(path)}: only mounted directories work (NFS, gcsfuse); choose one with {flag}")
     try:
         os.makedirs(path, exist_ok=True)

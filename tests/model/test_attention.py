@@ -4,12 +4,8 @@ Splash is interpreted on the CPU; cuDNN is lowered for CUDA, and compared where 
 """
 
 import dataclasses
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,9 +23,9 @@ from spanbert_jax.model.attention_splash import splash_attention
 from spanbert_jax.model.dropout import ATTENTION_PROBABILITIES, Dropout, site_seeds
 from spanbert_jax.model.encoder import encode
 from spanbert_jax.model.heads import init_params, pretraining_model
+from tests.devices import on_four_devices
 
 BF16, F32 = jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float32)
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -266,15 +262,7 @@ print("same")
 
 
 def test_splash_on_four_devices_gives_the_gradients_of_one_each_device_its_rows_and_heads() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", MESHES],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "4", "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-    assert done.returncode == 0 and done.stdout.strip() == "same", done.stderr[-3000:]
+    assert on_four_devices(MESHES) == "same"
 
 
 def test_cudnn_is_called_with_lengths_and_without_dropout_or_a_square_of_the_length(

@@ -1,10 +1,6 @@
 """Hash dropout: its rate, its independence, its backward pass, and the same mask however a batch is divided."""
 
 import itertools
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,6 +15,7 @@ from spanbert_jax.model.attention import attention
 from spanbert_jax.model.dropout import Dropout, dropout, keep_mask, site_seeds
 from spanbert_jax.model.heads import PretrainingModel, apply, init_params, pretraining_model
 from spanbert_jax.training.step import stream_key
+from tests.devices import on_four_devices
 
 SITES = (hashing.EMBEDDINGS, hashing.ATTENTION_PROBABILITIES, hashing.ATTENTION_OUTPUT, hashing.MLP_OUTPUT)
 
@@ -263,13 +260,4 @@ print("same")
 
 
 def test_four_devices_give_the_masks_the_logits_and_the_gradients_of_one() -> None:
-    root = Path(__file__).resolve().parents[2]
-    done = subprocess.run(
-        [sys.executable, "-c", FOUR_DEVICES],
-        cwd=root,
-        env={**os.environ, "PYTHONPATH": str(root), "JAX_NUM_CPU_DEVICES": "4", "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-    assert done.returncode == 0 and done.stdout.strip() == "same", done.stderr[-3000:]
+    assert on_four_devices(FOUR_DEVICES) == "same"

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from spanbert_jax.config import Config, ModelConfig, largest_budget, max_masked
-from spanbert_jax.training.flops import encoder_flops, pretraining_head_flops
+from spanbert_jax.training.flops import pretraining_row_flops
 
 VOCAB = 28_996  # BERT's cased vocabulary
 SIZES = {
@@ -43,9 +43,8 @@ def make_config(spec: dict[str, Any]) -> Config:
 
 
 def row_flops(config: Config) -> float:
-    """Model FLOPs of training on one row, both heads (spanbert_jax/training/flops.py)."""
-    heads = pretraining_head_flops(config.model, VOCAB, max_masked(config), config.train.sbo_weight > 0)
-    return encoder_flops(config.model, config.data.block_length) + heads
+    """Model FLOPs of training on one row."""
+    return pretraining_row_flops(config, VOCAB, config.data.block_length)
 
 
 def make_batch(config: Config, seed: int) -> dict[str, np.ndarray]:
