@@ -1,8 +1,7 @@
 """The pre-training heads: masked language model (MLM) and span-boundary objective (SBO), and the model that has both.
 
-Invariant: both heads score with one matrix, the word embeddings, in one product, each with a bias of its own; an id
-that only pads the vocabulary scores -1e9 and gets no gradient. Facts: Joshi et al. 2020, section 3.2; the authors'
-models/pair_bert.py:324-402.
+Invariant: both heads score with one matrix, the word embeddings, in one product (decoder.py), each with a bias of its
+own. Facts: Joshi et al. 2020, section 3.2; the authors' models/pair_bert.py:324-402.
 """
 
 from typing import Any, NamedTuple
@@ -12,11 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from spanbert_jax.config import Config, ModelConfig
-from spanbert_jax.model.axes import constrain
+from spanbert_jax.model import decoder
 from spanbert_jax.model.dropout import Dropout
 from spanbert_jax.model.encoder import Dense, Encoder, LayerNorm, dropout_state, gelu, padded_vocab, resolved
-
-_NEVER = -1e9  # logit of the ids that only pad the vocabulary
 
 Batch = dict[str, jax.Array]
 
@@ -26,6 +23,20 @@ class Logits(NamedTuple):
 
     mlm: jax.Array
     sbo: jax.Array | None  # None where only MLM was asked for
+
+
+class HeadLoss(NamedTuple):
+    """The cross-entropy at each masked position, and 1 where the right piece scores highest: float32 [batch, masked]."""
+
+    loss: jax.Array
+    right: jax.Array
+
+
+class Losses(NamedTuple):
+    """What each head loses."""
+
+    mlm: HeadLoss
+    sbo: HeadLoss | None  # None where only MLM was asked for
 
 
 class MaskedLanguageModelHead(nn.Module):
@@ -82,19 +93,28 @@ class PretrainingModel(Encoder):
         self.mlm = MaskedLanguageModelHead(self.model, vocab, self.dtype)
         self.sbo = SpanBoundaryHead(self.model, vocab, self.max_span_offset, self.dtype)
 
-    def score(self, batch: Batch, state: Dropout | None, with_sbo: bool) -> Logits:
-        """The scores of `apply`, below."""
+    def rows(self, batch: Batch, state: Dropout | None, with_sbo: bool) -> tuple[jax.Array, jax.Array]:
+        """What the decoder multiplies, [batch, heads, masked, embed], and the biases, [heads, vocab]."""
         hidden = self.encode(batch["input_ids"], batch["lengths"], batch.get("token_type_ids"), state)
-        is_id = jnp.arange(padded_vocab(self.vocab_size)) < self.vocab_size
         if not with_sbo:
             (masked,) = _at(hidden, batch["masked_positions"])
-            scores = constrain(_decode(self.mlm(masked), self.embeddings.word), "batch", "masked", "vocab")
-            return Logits(jnp.where(is_id, scores + self.mlm.bias, _NEVER), None)
+            return self.mlm(masked)[:, None], self.mlm.bias[None]
         masked, left, right = _at(hidden, batch["masked_positions"], batch["span_left"], batch["span_right"])
-        rows = jnp.concatenate([self.mlm(masked), self.sbo(left, right, batch["span_offset"])], axis=1)
-        scores = constrain(_decode(rows, self.embeddings.word), "batch", "masked", "vocab")
-        mlm, sbo = jnp.split(scores, 2, axis=1)
-        return Logits(jnp.where(is_id, mlm + self.mlm.bias, _NEVER), jnp.where(is_id, sbo + self.sbo.bias, _NEVER))
+        rows = jnp.stack([self.mlm(masked), self.sbo(left, right, batch["span_offset"])], axis=1)
+        return rows, jnp.stack([self.mlm.bias, self.sbo.bias])
+
+    def score(self, batch: Batch, state: Dropout | None, with_sbo: bool) -> Logits:
+        """The scores of `apply`, below."""
+        rows, bias = self.rows(batch, state, with_sbo)
+        scores = decoder.scores(rows, self.embeddings.word, bias, self.vocab_size)
+        return Logits(scores[:, 0], scores[:, 1] if with_sbo else None)
+
+    def lose(self, batch: Batch, state: Dropout | None, with_sbo: bool) -> Losses:
+        """The losses of `losses`, below."""
+        rows, bias = self.rows(batch, state, with_sbo)
+        lost, right = decoder.cross_entropy(rows, self.embeddings.word, bias, batch["masked_ids"], self.vocab_size)
+        mlm, *sbo = (HeadLoss(lost[:, head], right[:, head]) for head in range(rows.shape[1]))
+        return Losses(mlm, sbo[0] if sbo else None)
 
 
 def _at(hidden: jax.Array, *positions: jax.Array) -> list[jax.Array]:
@@ -105,30 +125,6 @@ def _at(hidden: jax.Array, *positions: jax.Array) -> list[jax.Array]:
     """
     one_hot = jax.nn.one_hot(jnp.concatenate(positions, axis=1), hidden.shape[1], dtype=hidden.dtype)
     return jnp.split(jnp.einsum("bml,ble->bme", one_hot, hidden), len(positions), axis=1)
-
-
-@jax.custom_vjp
-def _decode(rows: jax.Array, table: jax.Array) -> jax.Array:
-    """float32 scores [batch, masked, vocab] of `rows` [batch, masked, embed] against `table` [vocab, embed].
-
-    All three products take the dtype of `rows`: autodiff would multiply the float32 cotangent as it is.
-    """
-    return _decode_forward(rows, table)[0]
-
-
-def _decode_forward(rows: jax.Array, table: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    narrow = table.astype(rows.dtype)
-    return jnp.einsum("bme,ve->bmv", rows, narrow, preferred_element_type=jnp.float32), (rows, narrow)
-
-
-def _decode_backward(saved: tuple[jax.Array, jax.Array], cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
-    rows, table = saved
-    cotangent = cotangent.astype(rows.dtype)
-    d_table = jnp.einsum("bmv,bme->ve", cotangent, rows, preferred_element_type=jnp.float32)
-    return jnp.einsum("bmv,ve->bme", cotangent, table), d_table
-
-
-_decode.defvjp(_decode_forward, _decode_backward)
 
 
 def pretraining_model(config: Config, vocab_size: int, platform: str) -> PretrainingModel:
@@ -171,3 +167,18 @@ def apply(
     state = dropout_state(dropout_key, rows, batch["input_ids"].shape[0])
     logits: Any = model.apply({"params": params}, batch, state, with_sbo, method="score")
     return logits
+
+
+def losses(
+    model: PretrainingModel,
+    params: dict[str, Any],
+    batch: Batch,
+    dropout_key: jax.Array | None = None,
+    rows: jax.Array | None = None,
+    with_sbo: bool = True,
+) -> Losses:
+    """The cross-entropy of `apply`'s scores with masked_ids int32 [batch, masked], which `batch` has too; in a third of
+    the memory, since neither the scores' softmax nor more than one array of their size is kept."""
+    state = dropout_state(dropout_key, rows, batch["input_ids"].shape[0])
+    lost: Any = model.apply({"params": params}, batch, state, with_sbo, method="lose")
+    return lost

@@ -101,6 +101,14 @@ def row_logits(
     return task_heads.apply(model, params, batch["input_ids"], batch["lengths"], batch["token_type_ids"], key, rows)
 
 
+def cross_entropy_sum(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> jax.Array:
+    """The weighted sum of the cross-entropy; float32 [..., classes], int32 [...], float32 [...]."""
+    # A comparison, not a lookup: it fuses, where a lookup's gradient is a scatter over all of the logits.
+    is_label = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) == labels[..., None]
+    chosen = jnp.sum(jnp.where(is_label, logits, 0.0), axis=-1)
+    return jnp.sum((jax.nn.logsumexp(logits, axis=-1) - chosen) * weights)
+
+
 def mean_loss(summed: jax.Array, weights: jax.Array, count: jax.Array, batch: Batch) -> tuple[jax.Array, Sums]:
     """What an objective's `loss` returns: summed over `weights`, divided by the whole batch's `count`; and the sums."""
     pieces = jnp.sum(batch["lengths"]).astype(jnp.float32)

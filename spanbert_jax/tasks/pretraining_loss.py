@@ -15,16 +15,6 @@ from spanbert_jax.model import heads
 from spanbert_jax.training.step import Batch, Objective, Sums
 
 
-def cross_entropy_sums(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Weighted sums of the cross-entropy and of the right guesses; [..., vocab] fp32, [...] int32, [...] fp32."""
-    # A comparison, not a lookup: it fuses, where a lookup's gradient is a scatter over all of the logits.
-    is_label = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) == labels[..., None]
-    chosen = jnp.sum(jnp.where(is_label, logits, 0.0), axis=-1)
-    losses = jax.nn.logsumexp(logits, axis=-1) - chosen
-    correct = jnp.argmax(logits, axis=-1) == labels
-    return jnp.sum(losses * weights), jnp.sum(correct * weights)
-
-
 def objective(model: heads.PretrainingModel, sbo_weight: float, commonest: int) -> Objective:
     """MLM and SBO; `commonest` is the piece that a guess without a model would always name."""
 
@@ -34,20 +24,20 @@ def objective(model: heads.PretrainingModel, sbo_weight: float, commonest: int) 
     def loss(
         params: Any, batch: Batch, counts: tuple[jax.Array, jax.Array], key: jax.Array | None, rows: jax.Array | None
     ) -> tuple[jax.Array, Sums]:
-        logits = heads.apply(model, params, batch, key, rows, with_sbo=sbo_weight > 0)
+        lost = heads.losses(model, params, batch, key, rows, with_sbo=sbo_weight > 0)
         labels = batch["masked_ids"]
         sums: Sums = {"pieces": jnp.sum(jnp.maximum(batch["lengths"] - 2, 0)).astype(jnp.float32)}
         sums["row_positions"] = jnp.sum(batch["lengths"]).astype(jnp.float32)
         sums["positions"] = jnp.asarray(batch["input_ids"].size, jnp.float32)
-        scored = [("mlm", logits.mlm, batch["masked_weights"])]
-        if logits.sbo is not None:
-            scored.append(("sbo", logits.sbo, batch["span_weights"]))
-        for name, scores, weights in scored:
-            sums[f"{name}_loss"], sums[f"{name}_correct"] = cross_entropy_sums(scores, labels, weights)
+        of_heads = [("mlm", lost.mlm, batch["masked_weights"])]
+        if lost.sbo is not None:
+            of_heads.append(("sbo", lost.sbo, batch["span_weights"]))
+        for name, head, weights in of_heads:
+            sums[f"{name}_loss"], sums[f"{name}_correct"] = jnp.sum(head.loss * weights), jnp.sum(head.right * weights)
             sums[f"{name}_count"] = jnp.sum(weights)
             sums[f"{name}_commonest"] = jnp.sum((labels == commonest) * weights)
         total = sums["mlm_loss"] / jnp.maximum(counts[0], 1.0)
-        if logits.sbo is not None:
+        if lost.sbo is not None:
             total += sbo_weight * sums["sbo_loss"] / (counts[1] + 1.0)
         return total, sums
 

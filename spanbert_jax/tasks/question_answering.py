@@ -25,8 +25,7 @@ from spanbert_jax.data.rows import Featurise, Rows
 from spanbert_jax.errors import UserError
 from spanbert_jax.metrics import squad
 from spanbert_jax.model import task_heads
-from spanbert_jax.tasks.finetuning import FineTuning, Prediction, Role, mean_loss, row_logits
-from spanbert_jax.tasks.pretraining_loss import cross_entropy_sums
+from spanbert_jax.tasks.finetuning import FineTuning, Prediction, Role, cross_entropy_sum, mean_loss, row_logits
 from spanbert_jax.training.step import Batch, Objective, Sums
 
 _NAME = re.compile(r"[A-Z][\w'-]*(?: [A-Z][\w'-]*)+")
@@ -243,7 +242,7 @@ def span_objective(model: Any) -> Objective:
         summed = jnp.zeros(())
         for end, name in enumerate(("answer_start", "answer_end")):
             scores = jnp.where(inside, logits[..., end], -1e30)  # finite: an empty row has no position inside
-            summed += cross_entropy_sums(scores, batch[name], batch["weights"])[0] / 2
+            summed += cross_entropy_sum(scores, batch[name], batch["weights"]) / 2
         return mean_loss(summed, batch["weights"], count, batch)
 
     return Objective(totals, loss)

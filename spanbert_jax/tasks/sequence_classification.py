@@ -21,8 +21,7 @@ from spanbert_jax.data.text_rows import TextRows
 from spanbert_jax.errors import UserError
 from spanbert_jax.metrics import classification
 from spanbert_jax.model import task_heads
-from spanbert_jax.tasks.finetuning import FineTuning, Prediction, Role, mean_loss, row_logits
-from spanbert_jax.tasks.pretraining_loss import cross_entropy_sums
+from spanbert_jax.tasks.finetuning import FineTuning, Prediction, Role, cross_entropy_sum, mean_loss, row_logits
 from spanbert_jax.training.step import Batch, Objective, Sums
 
 
@@ -148,7 +147,7 @@ def sequence_objective(model: Any, regression: bool) -> Objective:
         if regression:
             summed = jnp.sum(jnp.square(logits[:, 0] - batch["label"]) * weights)
         else:
-            summed, _ = cross_entropy_sums(logits, batch["label"], weights)
+            summed = cross_entropy_sum(logits, batch["label"], weights)
         return mean_loss(summed, weights, count, batch)
 
     return Objective(totals, loss)

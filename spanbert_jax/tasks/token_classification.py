@@ -23,8 +23,7 @@ from spanbert_jax.data.word_rows import Span, WordExample, WordRows
 from spanbert_jax.errors import UserError
 from spanbert_jax.metrics import entities
 from spanbert_jax.model import spans, task_heads
-from spanbert_jax.tasks.finetuning import FineTuning, Prediction, Role, mean_loss, row_logits
-from spanbert_jax.tasks.pretraining_loss import cross_entropy_sums
+from spanbert_jax.tasks.finetuning import FineTuning, Prediction, Role, cross_entropy_sum, mean_loss, row_logits
 from spanbert_jax.text.tokenizer import Tokenizer
 from spanbert_jax.training.step import Batch, Objective, Sums
 
@@ -245,7 +244,7 @@ def _mean(
     logits: jax.Array, labels: jax.Array, valid: jax.Array, count: jax.Array, batch: Batch
 ) -> tuple[jax.Array, Sums]:
     weights = valid.astype(jnp.float32)
-    summed, _ = cross_entropy_sums(logits, labels, weights)
+    summed = cross_entropy_sum(logits, labels, weights)
     return mean_loss(summed, weights, count, batch)
 
 

@@ -1,0 +1,68 @@
+"""The decoder that both pre-training heads share: scores of the whole vocabulary, and their cross-entropy.
+
+Invariant: every score comes from the word embeddings and a bias of the head; an id that only pads the vocabulary scores
+-1e9, so that it has no probability and gets no gradient.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from spanbert_jax.model.axes import constrain
+
+_NEVER = -1e9  # score of the ids that only pad the vocabulary
+
+
+def scores(rows: jax.Array, table: jax.Array, bias: jax.Array, vocab_size: int) -> jax.Array:
+    """float32 [batch, heads, masked, vocab]: `rows` [batch, heads, masked, embed] against `table` [vocab, embed], plus
+    each head's `bias` [heads, vocab]; ids from `vocab_size` on only pad the table."""
+    product = jnp.einsum("re,ve->rv", _flat(rows), table.astype(rows.dtype), preferred_element_type=jnp.float32)
+    product = constrain(product, "batch", "vocab").reshape(*rows.shape[:-1], -1)
+    return jnp.where(jnp.arange(len(table)) < vocab_size, product + bias[:, None], _NEVER)
+
+
+def _flat(x: jax.Array) -> jax.Array:
+    """[batch, heads, masked, ...] -> [batch * heads * masked, ...]: with more axes than two XLA transposes the operands
+    of the products below, the largest of the step."""
+    return x.reshape(-1, x.shape[-1])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def cross_entropy(
+    rows: jax.Array, table: jax.Array, bias: jax.Array, labels: jax.Array, vocab_size: int
+) -> tuple[jax.Array, jax.Array]:
+    """The cross-entropy of `scores` with `labels` int32 [batch, masked], and whether the label scores highest: float32
+    [batch, heads, masked] each. The second has no gradient.
+
+    The backward pass makes the gradient of the scores in one pass over them, in their place; its products take the
+    dtype of `rows`, where autodiff would multiply float32.
+    """
+    return _forward(rows, table, bias, labels, vocab_size)[0]
+
+
+def _forward(rows: jax.Array, table: jax.Array, bias: jax.Array, labels: jax.Array, vocab_size: int) -> tuple:
+    scored = scores(rows, table, bias, vocab_size)
+    top = jnp.max(scored, axis=-1)
+    normaliser = top + jnp.log(jnp.sum(jnp.exp(scored - top[..., None]), axis=-1))
+    chosen = jnp.take_along_axis(scored, jnp.broadcast_to(labels[:, None], top.shape)[..., None], axis=-1)[..., 0]
+    right = (chosen >= top).astype(jnp.float32)
+    return (normaliser - chosen, right), (rows, table, bias, scored, normaliser, labels)
+
+
+def _backward(vocab_size: int, saved: tuple, cotangents: tuple[jax.Array, jax.Array]) -> tuple:
+    rows, table, bias, scored, normaliser, labels = saved
+    weights = cotangents[0][..., None]
+    is_label = jnp.arange(len(table)) == labels[:, None, :, None]
+    d_scores = (jnp.exp(scored - normaliser[..., None]) - is_label) * weights
+    d_scores = constrain(_flat(d_scores), "batch", "vocab")
+    # A product too: on CPU a sum over rows walks memory column by column.
+    of_head = _flat(jnp.broadcast_to(jnp.eye(len(bias))[:, None], (*rows.shape[:-1], len(bias))))
+    d_bias = jnp.einsum("rh,rv->hv", of_head, d_scores)
+    d_scores = d_scores.astype(rows.dtype)
+    d_rows = jnp.einsum("rv,ve->re", d_scores, table.astype(rows.dtype)).reshape(rows.shape)
+    d_table = jnp.einsum("rv,re->ve", d_scores, _flat(rows), preferred_element_type=jnp.float32)
+    return d_rows, d_table, d_bias, None
+
+
+cross_entropy.defvjp(_forward, _backward)
