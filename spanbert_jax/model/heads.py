@@ -26,7 +26,7 @@ class Logits(NamedTuple):
 
 
 class HeadLoss(NamedTuple):
-    """The cross-entropy at each masked position, and 1 where the right piece scores highest: float32 [batch, masked]."""
+    """Of each masked position the cross-entropy, and 1 if the right piece scores highest: float32 [batch, masked]."""
 
     loss: jax.Array
     right: jax.Array
