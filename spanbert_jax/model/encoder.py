@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from spanbert_jax.config import ComputeConfig, ModelConfig
 from spanbert_jax.model import dropout as sites
 from spanbert_jax.model.attention import attention, choose_kernel
-from spanbert_jax.model.axes import constrain
+from spanbert_jax.model.axes import constrain, layer_params
 from spanbert_jax.model.dropout import Dropout, dropout, site_seeds
 
 
@@ -213,7 +213,7 @@ class Encoder(nn.Module):
 
         def layer(x: jax.Array, params_and_index: tuple[Any, jax.Array]) -> tuple[Any, None]:
             params, index = params_and_index
-            return module.apply({"params": params}, x, lengths, state, index), None
+            return module.apply({"params": layer_params(params)}, x, lengths, state, index), None
 
         x = self.embeddings(input_ids, token_type_ids, state)
         layer = _rematerialised(layer, self.compute)

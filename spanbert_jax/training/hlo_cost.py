@@ -243,11 +243,19 @@ def _collectives_in(
     """The instruction itself, or what it wraps or fuses: (the computation that it is in, it, whether with others)."""
     if instruction.opcode.removesuffix("-start") in COLLECTIVES:
         yield place, instruction, False
-    elif instruction.opcode in ("fusion", "async-start"):
-        body = program.computations[instruction.called("calls")]
+    elif instruction.opcode in ("fusion", "async-start", "call-start") and not _continues(instruction):
+        body = program.computations[instruction.called("calls") or instruction.called("to_apply")]
         for inner in body.values():
             for where, found, _ in _collectives_in(program, body, inner):
                 yield where, found, True
+
+
+def _continues(instruction: Instruction) -> bool:
+    """Whether a fusion goes on with a collective that another has started: a TPU's are spread over the fusions that
+    they overlap, and each of them has it in its text."""
+    return instruction.name.startswith("async-collective-done") or instruction.called("calls").startswith(
+        "async_collec"
+    )
 
 
 def _group_size(attributes: str) -> int:
@@ -300,7 +308,7 @@ def _moved(program: Program, computation: Computation, instruction: Instruction,
     if opcode == "dynamic-update-slice":
         return read[1] + min(written, computation[instruction.operands[1]].result_bytes)
     if opcode == "fusion":
-        body = program.computations[instruction.called("calls")]
+        body = program.computations[instruction.called("calls") or instruction.called("to_apply")]
         parameters = sorted((i for i in body.values() if i.opcode == "parameter"), key=lambda i: int(i.inside))
         uses = [_used(program, body, parameter) for parameter in parameters]
         outputs = zip(instruction.arrays, _outputs(program, body), strict=True)

@@ -5,6 +5,7 @@ batch first, and dropout is keyed by (seed, step, global row), so that neither t
 microbatches changes the result beyond rounding. Gradients cross the data axis once a step.
 """
 
+import contextlib
 import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,7 +17,9 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from spanbert_jax.config import Config
+from spanbert_jax.model import axes
 from spanbert_jax.training import sharding
+from spanbert_jax.training.compiler_options import overlap_options
 from spanbert_jax.training.optimizer import learning_rate, make_optimizer
 
 State = dict[str, Any]  # {"params", "opt_state", "step"}
@@ -112,15 +115,19 @@ def _reduced_gradients(config: Config, objective: Objective, mesh: Mesh, specs: 
     """`_summed_gradients` of the global batch, laid out as `specs` say.
 
     Each data shard adds up its microbatches by itself, and one reduction follows: left to the compiler, gradients would
-    cross the data axis in every microbatch. The axes of one device are manual too, so that nothing is left to the
-    compiler where data alone is used.
+    cross the data axis in every microbatch. Where there is one microbatch, each layer's are reduced in the midst of the
+    backward pass, which can hide that. The axes of one device are manual too, so that nothing is left to the compiler
+    where data alone is used.
     """
     local = _summed_gradients(objective, config.train.accumulation)
     if mesh.shape["data"] == 1:
         return local
     dtype = jnp.dtype(config.mesh.reduce_dtype)
+    early = config.train.accumulation == 1 and not config.mesh.shard_optimizer
 
-    def reduce(grad: jax.Array, spec: PartitionSpec) -> jax.Array:
+    def reduce(path: tuple[Any, ...], grad: jax.Array, spec: PartitionSpec) -> jax.Array:
+        if early and path[0].key == "encoder":
+            return grad
         sent = grad.astype(dtype)
         if "data" in spec:
             sent = jax.lax.psum_scatter(sent, "data", scatter_dimension=spec.index("data"), tiled=True)
@@ -129,8 +136,9 @@ def _reduced_gradients(config: Config, objective: Objective, mesh: Mesh, specs: 
         return sent.astype(grad.dtype)
 
     def reduced(*arguments: Any) -> tuple[Any, Sums]:
-        grads, sums = local(*arguments)
-        return jax.tree.map(reduce, grads, specs), jax.lax.psum(sums, "data")
+        with axes.layer_gradients_summed("data", dtype) if early else contextlib.nullcontext():
+            grads, sums = local(*arguments)
+        return jax.tree_util.tree_map_with_path(reduce, grads, specs), jax.lax.psum(sums, "data")
 
     whole, divided = PartitionSpec(), PartitionSpec("data")
     return jax.shard_map(
@@ -169,7 +177,9 @@ def make_train_step(config: Config, objective: Objective, abstract: State) -> An
         return {"params": params, "opt_state": opt_state, "step": state["step"] + 1}, sums
 
     replicated = NamedSharding(mesh, PartitionSpec())
-    return jax.jit(train_step, donate_argnums=0, out_shardings=(layout, replicated))
+    return jax.jit(
+        train_step, donate_argnums=0, out_shardings=(layout, replicated), compiler_options=overlap_options(mesh)
+    )
 
 
 def make_eval_step(objective: Objective, mesh: Mesh) -> Any:

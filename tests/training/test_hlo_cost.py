@@ -105,6 +105,37 @@ def test_collectives_count_in_each_round_of_the_loop_that_holds_them(first: int,
     )
 
 
+OVERLAPPED = """HloModule jit_step, is_scheduled=true
+
+%sum (x.1: bf16[512,1024]) -> bf16[512,1024] {
+  %x.1 = bf16[512,1024]{1,0:T(8,128)(2,1)} parameter(0)
+  ROOT %reduced.1 = bf16[512,1024]{1,0:T(8,128)(2,1)} all-reduce(%x.1), replica_groups={{0,1,2,3}}, to_apply=%add
+}
+
+%async_collective_fusion.7 (x.2: bf16[512,1024]) -> bf16[512,1024] {
+  %x.2 = bf16[512,1024]{1,0:T(8,128)(2,1)} parameter(0)
+  ROOT %reduced.2 = bf16[512,1024]{1,0:T(8,128)(2,1)} all-reduce(%x.2), replica_groups={{0,1,2,3}}, to_apply=%add
+}
+
+ENTRY %main (p.0: bf16[512,1024]) -> bf16[512,1024] {
+  %p.0 = bf16[512,1024]{1,0:T(8,128)(2,1)} parameter(0)
+  FIRST
+  ROOT %out = bf16[512,1024]{1,0:T(8,128)(2,1)} copy(%p.0)
+}
+"""
+SPREAD_OVER_FUSIONS = """%async-collective-start.3 = (bf16[512,1024], u32[]) fusion(%p.0), kind=kCustom, calls=%sum
+  %work = bf16[512,1024] fusion(%p.0), kind=kOutput, calls=%async_collective_fusion.7
+  %async-collective-done.3 = bf16[512,1024] fusion(%p.0), kind=kCustom, calls=%sum"""
+ON_ANOTHER_CORE = """%reduced-start = ((bf16[512,1024]), bf16[512,1024]) call-start(%p.0), to_apply=%sum
+  %reduced-done = bf16[512,1024] call-done(%reduced-start)"""
+
+
+@pytest.mark.parametrize("form", [SPREAD_OVER_FUSIONS, ON_ANOTHER_CORE], ids=["fused", "sparse core"])
+def test_a_collective_that_runs_beside_work_counts_once_and_as_asynchronous(form: str) -> None:
+    program = read_program(OVERLAPPED.replace("FIRST", form))
+    assert collectives(program) == [Collective("all-reduce", 512 * 1024 * 2, group=4, asynchronous=True, runs=1)]
+
+
 def test_a_ring_sends_each_byte_twice_to_reduce_it_and_once_to_gather_it() -> None:
     sent = {kind: Collective(kind, 1000, 4, False, 1).sent for kind in ("all-reduce", "all-gather", "reduce-scatter")}
     assert sent == {"all-reduce": 1500, "all-gather": 750, "reduce-scatter": 750}
