@@ -83,6 +83,7 @@ class LayerNorm(nn.Module):
 class Dense(nn.Module):
     """A linear map of the last `axes` axes onto `features`: float32 parameters, N(0, std) and 0, computed in `dtype`.
 
+    `of_gelu` maps the GELU of the input, of which the backward pass keeps nothing: it computes it again.
     Leading axes are flattened first: with two of them, XLA transposes whole activations for the kernel's gradient.
     """
 
@@ -90,13 +91,21 @@ class Dense(nn.Module):
     std: float
     dtype: jnp.dtype
     axes: int = 1
+    of_gelu: bool = False
+    unrolled: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         leading, inputs = x.shape[: -self.axes], x.shape[-self.axes :]
         kernel = self.param("kernel", nn.initializers.normal(self.std), (*inputs, *self.features))
         bias = self.param("bias", nn.initializers.zeros, self.features)
-        y = jnp.tensordot(x.reshape(-1, *inputs), kernel.astype(self.dtype), self.axes) + bias.astype(self.dtype)
+
+        def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+            return jnp.tensordot(gelu(x) if self.of_gelu else x, kernel.astype(self.dtype), self.axes)
+
+        if self.of_gelu:
+            product = jax.checkpoint(product, prevent_cse=self.unrolled)
+        y = product(x.reshape(-1, *inputs), kernel) + bias.astype(self.dtype)
         return y.reshape(*leading, *self.features)
 
 
@@ -165,7 +174,10 @@ class Mlp(nn.Module):
     def __call__(self, x: jax.Array, state: Dropout | None, layer: jax.Array | int) -> jax.Array:
         model = self.model
         up = constrain(Dense((model.mlp,), model.init_std, self.dtype, name="up")(x), "batch", "length", "mlp")
-        out = Dense((model.embed,), model.init_std, self.dtype, name="down")(gelu(up, self.compute.unroll))
+        down = Dense(
+            (model.embed,), model.init_std, self.dtype, of_gelu=True, unrolled=self.compute.unroll, name="down"
+        )
+        out = down(up)
         out = dropout(out, model.dropout, state, layer, sites.MLP_OUTPUT)
         return LayerNorm(model.layer_norm_eps, self.compute.unroll, name="norm")(x + out)
 
