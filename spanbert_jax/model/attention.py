@@ -130,18 +130,25 @@ def _xla_attention(
 def _forward(
     query: jax.Array, key: jax.Array, value: jax.Array, lengths: jax.Array, seeds: Seeds, rate: float
 ) -> tuple[jax.Array, tuple]:
-    """The result and what the backward pass needs; of the [length, length] arrays it keeps the probabilities alone."""
-    logits = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
-    valid = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 3) < lengths[:, None, None, None]
-    logits = jnp.where(valid, logits * query.shape[-1] ** -0.5, _MASKED)
-    probabilities = jax.nn.softmax(logits).astype(query.dtype)  # [batch, heads, query, key]
+    """The result and what the backward pass needs: none of the [length, length] arrays, which it computes again."""
+    logits = _logits(query, key, lengths)
+    normaliser = jax.nn.logsumexp(logits, axis=-1, keepdims=True)  # [batch, heads, query, 1]
+    probabilities = jnp.exp(logits - normaliser).astype(query.dtype)  # [batch, heads, query, key]
     kept = probabilities if seeds is None else drop(probabilities, seeds, rate)
     result = jnp.einsum("bhqk,bkhd->bqhd", kept, value)
-    return result, (query, key, value, seeds, probabilities, result)
+    return result, (query, key, value, lengths, seeds, normaliser, result)
+
+
+def _logits(query: jax.Array, key: jax.Array, lengths: jax.Array) -> jax.Array:
+    logits = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
+    valid = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 3) < lengths[:, None, None, None]
+    return jnp.where(valid, logits * query.shape[-1] ** -0.5, _MASKED)
 
 
 def _backward(rate: float, saved: tuple, cotangent: jax.Array) -> tuple:
-    query, key, value, seeds, probabilities, result = saved
+    query, key, value, lengths, seeds, normaliser, result = saved
+    query, key = jax.lax.optimization_barrier((query, key))  # or unrolled layers keep the forward pass's logits
+    probabilities = jnp.exp(_logits(query, key, lengths) - normaliser).astype(query.dtype)
     kept = probabilities if seeds is None else drop(probabilities, seeds, rate)
     d_value = jnp.einsum("bhqk,bqhd->bkhd", kept, cotangent)
     d_kept = jnp.einsum("bqhd,bkhd->bhqk", cotangent, value, preferred_element_type=jnp.float32)
