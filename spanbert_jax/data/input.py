@@ -6,6 +6,8 @@ nor the mesh changes a batch, but for empty rows that even out the devices. A pr
 devices hold, as the sharding says, and no others.
 """
 
+import collections
+import concurrent.futures
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -24,7 +26,8 @@ tf.config.set_visible_devices([], "GPU")  # the accelerator is JAX's
 
 EVAL_SEED = 0  # held-out masks are the same for every training seed, so that runs compare
 EVAL_EPOCH = 2**31 - 1  # an epoch that no training run reaches
-_PREFETCH = 4  # batches that wait ready
+_PREFETCH = 4  # batches that wait ready, in NumPy
+_AHEAD = 2  # batches that wait on the devices
 
 _Order = Callable[[int], tuple[np.ndarray, int]]  # step -> (int64 block numbers, -1: an empty row; length of the rows)
 _MakeBatch = Callable[[tf.Tensor], dict[str, tf.Tensor]]  # of a step, int64 scalar
@@ -179,5 +182,16 @@ def _global_batches(
 
         return jax.make_array_from_callback((count, *local.shape[1:]), sharding, part)
 
-    for local in _local_batches(batch, start, stop):
-        yield {name: to_global(value) for name, value in local.items()}
+    def globally(local: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        return {name: to_global(value) for name, value in local.items()}
+
+    return _ahead(map(globally, _local_batches(batch, start, stop)))
+
+
+def _ahead(batches: Iterator[dict[str, jax.Array]]) -> Iterator[dict[str, jax.Array]]:
+    """The same, the next ones made by a thread while the caller is busy: handing arrays to JAX takes milliseconds."""
+    with concurrent.futures.ThreadPoolExecutor(1, "input") as thread:
+        coming = collections.deque(thread.submit(next, batches, None) for _ in range(_AHEAD))
+        while (batch := coming.popleft().result()) is not None:
+            coming.append(thread.submit(next, batches, None))
+            yield batch

@@ -143,7 +143,7 @@ def run(options: Options) -> list[Row]:
             "blocks/s",
             reach=10_000,
             stretch=20_000,
-            counted=f"{everything}, batches of {_ROWS['ours']} rows of 512",
+            counted=f"{everything}, batches of the positions of {_ROWS['ours']} rows of 512",
             values={"ours": speeds["ours"]},
         ),
         Row(

@@ -22,7 +22,7 @@ from tools.benchmarks.batches import VOCAB
 from tools.benchmarks.measure import ROOT, Options, Row, median, need_text, thread_limits
 
 _WINDOWS = 2  # of a tiny run's metrics, of which the last is taken: the first still compiles
-_BASE_ROWS, _BASE_STEPS = 4, 4  # the first is no part of a window: it compiles
+_BASE_ROWS, _BASE_STEPS = 16, 3  # the first is no part of a window: it compiles
 _BASE = {
     "tokenizer.kind": "wordpiece",
     "corpus.held_out": 0.25,
@@ -151,9 +151,9 @@ def base_run(options: Options) -> tuple[int, float]:
 
 
 def computed_bytes(config: Config, rows: int, vocab_size: int) -> dict[str, int]:
-    """What a step must hold in float32: parameters, Adam's two moments, and what the backward pass needs.
+    """What a step holds in float32: parameters, Adam's two moments, and what plain backpropagation keeps.
 
-    A layer keeps its input, queries, keys and values, mixed values, the inputs of both LayerNorms and of the
+    That is: a layer keeps its input, queries, keys and values, mixed values, the inputs of both LayerNorms and of the
     feed-forward half (8 x embed a position), the product before GELU (mlp), and the attention probabilities; the heads
     their logits.
     """
@@ -198,7 +198,8 @@ def run(options: Options, base: bool = True) -> list[Row]:
     listed = ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in parts.items())
     counted = (
         f"{peak / 1e9:.2f} GB, the most of the run's process, with its imports, input pipeline and a checkpoint, "
-        f"over {listed}: float32, {_BASE_ROWS} rows of 512; gradients are not counted"
+        f"over {listed}: float32, {_BASE_ROWS} rows of 512; gradients are not counted; the activations are "
+        "those that plain backpropagation keeps"
     )
     rows.append(_wait_row("base", waited, f"train/input_wait of {_BASE_STEPS - 1} steps of {_BASE_ROWS} rows"))
     rows.append(
