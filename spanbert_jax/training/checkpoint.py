@@ -79,9 +79,14 @@ class Checkpoints:
         """Whether the cluster asked the processes, all at one step, to stop."""
         return jax.process_count() > 1 and self._manager.reached_preemption(step)
 
-    def close(self) -> None:
-        """Waits for the saves under way."""
+    def wait(self) -> None:
+        """Waits for the save under way. Before another of Orbax's managers writes: processes number their barriers
+        over all managers, and two that finish at once, in another order on each, would wait for each other for ever."""
         self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits for the save under way, and ends."""
+        self.wait()
         self._manager.close()
 
 

@@ -120,6 +120,7 @@ def _run(config: Config, task: Task, workdir: epath.Path) -> Result:
                 if task.best and evaluation[task.best] > best:  # never of NaN, which a correlation may be
                     best = evaluation[task.best]
                     saved = {**task.metadata, "step": step, "evaluation": evaluation}
+                    checkpoints.wait()
                     write_params(workdir / "best", state["params"], saved, step)
                 if writer and step > first:
                     writer.write(step, evaluation)

@@ -319,7 +319,7 @@ def test_a_run_learns_32_of_squads_questions_by_heart(shared_data: Path, tmp_pat
     config.optimizer.update(learning_rate=2e-3)
     config.question_answering.update(stride=96, max_question=40)
     config.train.update(batch_size=16, checkpoint_every=1000)
-    config.finetuning.update(epochs=42.0, eval_every_epochs=42.0)
+    config.finetuning.update(epochs=60.0, eval_every_epochs=60.0)
     config.data.lengths = 1
     made = from_dict(config.to_dict())
     check(made)
