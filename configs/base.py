@@ -16,5 +16,5 @@ from spanbert_jax.config import default_config
 def get_config() -> ConfigDict:
     """The defaults, with rows of more lengths: in a run of days their compilation is nothing."""
     config = default_config()
-    config.data.lengths = 16
+    config.data.lengths = 20
     return config

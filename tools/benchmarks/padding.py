@@ -22,7 +22,7 @@ from tools.benchmarks.measure import Options, Row, Side, alternate, median, need
 
 _WORDS = 250  # of an article, in the second corpus
 _STEP = {"size": "small", "dropout": "both", "length": 512, "batch": 8}
-_LENGTHS = 16  # of rows: that of configs/base.py
+_LENGTHS = 20  # of rows: that of configs/base.py
 _BATCHES = 8  # a round; the first of an epoch, whose order is random
 
 Answer = dict[str, Any]

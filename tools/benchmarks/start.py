@@ -21,8 +21,8 @@ from spanbert_jax.training.progress import Stage
 from tools.benchmarks.batches import VOCAB
 from tools.benchmarks.measure import ROOT, Options, Row, median, need_text, thread_limits
 
-_WINDOWS = 2  # of a tiny run's metrics, of which the last is taken: the first still compiles
-_BASE_ROWS, _BASE_STEPS = 16, 3  # the first is no part of a window: it compiles
+_WINDOWS = 4  # of a tiny run's metrics, of which the last is taken: in the first ones lengths are new
+_BASE_ROWS, _BASE_STEPS, _BASE_WINDOW = 16, 6, 3  # the first is no part of a window: it compiles
 _BASE = {
     "tokenizer.kind": "wordpiece",
     "corpus.held_out": 0.25,
@@ -30,7 +30,7 @@ _BASE = {
     "optimizer.warmup_steps": 1,
     "train.batch_size": _BASE_ROWS,
     "train.steps": _BASE_STEPS,
-    "train.log_every": _BASE_STEPS,
+    "train.log_every": _BASE_WINDOW,
     "train.eval_every": _BASE_STEPS,
     "train.eval_blocks": _BASE_ROWS,
     "train.checkpoint_every": _BASE_STEPS,
@@ -201,7 +201,8 @@ def run(options: Options, base: bool = True) -> list[Row]:
         f"over {listed}: float32, {_BASE_ROWS} rows of 512; gradients are not counted; the activations are "
         "those that plain backpropagation keeps"
     )
-    rows.append(_wait_row("base", waited, f"train/input_wait of {_BASE_STEPS - 1} steps of {_BASE_ROWS} rows"))
+    of = f"train/input_wait of the last {_BASE_WINDOW} of {_BASE_STEPS} steps of {_BASE_ROWS} rows"
+    rows.append(_wait_row("base", waited, of))
     rows.append(
         Row(
             "peak host memory of a base run, over what is computed",
