@@ -119,14 +119,16 @@ def plot(rows: list[Row], path: Path) -> None:
     figure, axis = plt.subplots(figsize=(9, 0.6 + 0.42 * len(shown)), constrained_layout=True)
     colours = {"stretch": "tab:green", "reach": "tab:blue", "missed": "tab:orange"}
     for place, row in enumerate(reversed(shown)):
-        share = relative(row, row.result)
-        axis.barh(place, share, color=colours[row.verdict], height=0.6)
-        axis.text(share, place, f" {cells(row)[3] or cells(row)[1]}", va="center", fontsize=8)
+        axis.barh(place, relative(row, row.result), color=colours[row.verdict], height=0.6)
+        result, edge = cells(row)[3] or cells(row)[1], axis.get_yaxis_transform()
+        axis.text(1.01, place, result, transform=edge, va="center", fontsize=8)
         if row.stretch:
             axis.plot([relative(row, row.stretch)] * 2, [place - 0.35, place + 0.35], color="black", lw=1.5)
     axis.axvline(1.0, color="grey", ls=":")
     axis.set_yticks(range(len(shown)), [row.what for row in reversed(shown)], fontsize=8)
-    axis.set(xscale="log", xlabel="over what is to be reached (stretch: black); longer is better")
+    axis.set(xscale="log", xlim=(0.5, 5), xlabel="over what is to be reached (stretch: black); longer is better")
+    axis.set_xticks([0.5, 1, 2, 5], ["0.5", "1", "2", "5 and more"])
+    axis.minorticks_off()
     figure.savefig(path)
     plt.close(figure)
 
