@@ -189,7 +189,7 @@ def _global_batches(
 
 
 def _ahead(batches: Iterator[dict[str, jax.Array]]) -> Iterator[dict[str, jax.Array]]:
-    """The same, the next ones made by a thread while the caller is busy: handing arrays to JAX takes milliseconds."""
+    """The same, the next ones fetched by a thread while the caller is busy."""
     with concurrent.futures.ThreadPoolExecutor(1, "input") as thread:
         coming = collections.deque(thread.submit(next, batches, None) for _ in range(_AHEAD))
         while (batch := coming.popleft().result()) is not None:

@@ -177,8 +177,8 @@ def losses(
     rows: jax.Array | None = None,
     with_sbo: bool = True,
 ) -> Losses:
-    """The cross-entropy of `apply`'s scores with masked_ids int32 [batch, masked], which `batch` has too; in a third of
-    the memory, since neither the scores' softmax nor more than one array of their size is kept."""
+    """The cross-entropy of `apply`'s scores with masked_ids int32 [batch, masked], which `batch` has too; of the arrays
+    of the scores' size it keeps one."""
     state = dropout_state(dropout_key, rows, batch["input_ids"].shape[0])
     lost: Any = model.apply({"params": params}, batch, state, with_sbo, method="lose")
     return lost

@@ -42,7 +42,7 @@ FLAGS = {  # reference: XLA's debug options; each alone, then those that help to
 }
 _ROUND_SECONDS = 2.0  # of each side, at least
 _HELPS = 1.005  # a choice is taken where it is faster by more than that
-# (size, dropout) -> sequences a second on one H200 in bf16 at length 512: what issue 4 asks for
+# (size, dropout) -> sequences a second on one H200 in bf16 at length 512: goals
 _H200 = {"large": (430.0, 490.0), "base": (1270.0, 1500.0)}
 _OVER = {"transformers": (1.4, 1.8), "pytorch": (1.1, 1.3)}  # on CPU, in fp32
 _OVER_GPU = {"transformers": (1.5, 2.0)}
