@@ -140,6 +140,7 @@ def _forward(
 
 
 def _logits(query: jax.Array, key: jax.Array, lengths: jax.Array) -> jax.Array:
+    """float32 [batch, heads, query, key], -1e30 where the key is padding."""
     logits = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
     valid = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 3) < lengths[:, None, None, None]
     return jnp.where(valid, logits * query.shape[-1] ** -0.5, _MASKED)

@@ -3,12 +3,6 @@
 Invariant: a constraint never changes a value, and a misspelt name is an error, never a silently replicated array.
 """
 
-import contextlib
-import contextvars
-import functools
-from collections.abc import Iterator
-from typing import Any
-
 import jax
 from jax.sharding import AxisType, PartitionSpec
 
@@ -54,37 +48,3 @@ def dividing(name: str) -> str | tuple[str, ...] | None:
     if isinstance(axes, tuple):
         return tuple(axis for axis in axes if axis in free) or None
     return axes if axes in free else None
-
-
-# Of the layers whose gradients are summed as they come: the mesh axis and the dtype they are sent in.
-_summing: contextvars.ContextVar[tuple[str, Any] | None] = contextvars.ContextVar("summing", default=None)
-
-
-@contextlib.contextmanager
-def layer_gradients_summed(axis: str, dtype: Any) -> Iterator[None]:
-    """While a loss is traced in here, inside `jax.shard_map` over `axis`: the gradients of `layer_params` are summed
-    over it, in `dtype`, in each layer's own backward pass, so that a layer's reduction runs beside the next one's
-    arithmetic."""
-    token = _summing.set((axis, dtype))
-    try:
-        yield
-    finally:
-        _summing.reset(token)
-
-
-def layer_params(params: Any) -> Any:
-    """The parameters of one layer, as they are; their gradients as `layer_gradients_summed` says."""
-    over = _summing.get()
-    return params if over is None else jax.tree.map(lambda leaf: _summed(leaf, *over), params)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _summed(leaf: jax.Array, axis: str, dtype: Any) -> jax.Array:
-    return leaf
-
-
-def _backward(axis: str, dtype: Any, _: None, gradient: jax.Array) -> tuple[jax.Array]:
-    return (jax.lax.psum(gradient.astype(dtype), axis).astype(gradient.dtype),)
-
-
-_summed.defvjp(lambda leaf, axis, dtype: (leaf, None), _backward)

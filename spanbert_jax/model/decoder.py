@@ -43,10 +43,11 @@ def cross_entropy(
 
 def _forward(rows: jax.Array, table: jax.Array, bias: jax.Array, labels: jax.Array, vocab_size: int) -> tuple:
     scored = scores(rows, table, bias, vocab_size)
-    top = jnp.max(scored, axis=-1)
-    normaliser = top + jnp.log(jnp.sum(jnp.exp(scored - top[..., None]), axis=-1))
-    chosen = jnp.take_along_axis(scored, jnp.broadcast_to(labels[:, None], top.shape)[..., None], axis=-1)[..., 0]
-    right = (chosen >= top).astype(jnp.float32)
+    normaliser = jax.nn.logsumexp(scored, axis=-1)
+    chosen = jnp.take_along_axis(scored, jnp.broadcast_to(labels[:, None], normaliser.shape)[..., None], axis=-1)[
+        ..., 0
+    ]
+    right = (chosen >= jnp.max(scored, axis=-1)).astype(jnp.float32)
     return (normaliser - chosen, right), (rows, table, bias, scored, normaliser, labels)
 
 

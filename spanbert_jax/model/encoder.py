@@ -16,8 +16,9 @@ import jax.numpy as jnp
 from spanbert_jax.config import ComputeConfig, ModelConfig
 from spanbert_jax.model import dropout as sites
 from spanbert_jax.model.attention import attention, choose_kernel
-from spanbert_jax.model.axes import constrain, layer_params
+from spanbert_jax.model.axes import constrain
 from spanbert_jax.model.dropout import Dropout, dropout, site_seeds
+from spanbert_jax.model.layer_gradients import layer_params
 
 
 def padded_vocab(vocab_size: int) -> int:
@@ -44,7 +45,7 @@ def resolved(compute: ComputeConfig, model: ModelConfig, platform: str) -> Compu
 # unrolled layers XLA would merge what they compute again with the first time, and keep those arrays after all.
 
 
-def gelu(x: jax.Array, unrolled: bool = False) -> jax.Array:
+def gelu(x: jax.Array) -> jax.Array:
     """The exact GELU (code: models/pair_bert.py:25-30), computed in float32. By erf, as PyTorch does, not by jax.nn's
     erfc, which takes longer."""
 
@@ -52,7 +53,7 @@ def gelu(x: jax.Array, unrolled: bool = False) -> jax.Array:
         wide = x.astype(jnp.float32)
         return (0.5 * wide * (1 + jax.lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
 
-    return jax.checkpoint(exact, prevent_cse=unrolled)(x)
+    return jax.checkpoint(exact, prevent_cse=False)(x)
 
 
 def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float, unrolled: bool = False) -> jax.Array:

@@ -253,9 +253,8 @@ def _collectives_in(
 def _continues(instruction: Instruction) -> bool:
     """Whether a fusion goes on with a collective that another has started: a TPU's are spread over the fusions that
     they overlap, and each of them has it in its text."""
-    return instruction.name.startswith("async-collective-done") or instruction.called("calls").startswith(
-        "async_collec"
-    )
+    body = instruction.called("calls")
+    return instruction.name.startswith("async-collective-done") or body.startswith("async_collective_fusion")
 
 
 def _group_size(attributes: str) -> int:
@@ -308,7 +307,7 @@ def _moved(program: Program, computation: Computation, instruction: Instruction,
     if opcode == "dynamic-update-slice":
         return read[1] + min(written, computation[instruction.operands[1]].result_bytes)
     if opcode == "fusion":
-        body = program.computations[instruction.called("calls") or instruction.called("to_apply")]
+        body = program.computations[instruction.called("calls")]
         parameters = sorted((i for i in body.values() if i.opcode == "parameter"), key=lambda i: int(i.inside))
         uses = [_used(program, body, parameter) for parameter in parameters]
         outputs = zip(instruction.arrays, _outputs(program, body), strict=True)

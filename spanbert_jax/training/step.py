@@ -17,7 +17,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from spanbert_jax.config import Config
-from spanbert_jax.model import axes
+from spanbert_jax.model import layer_gradients
 from spanbert_jax.training import sharding
 from spanbert_jax.training.compiler_options import overlap_options
 from spanbert_jax.training.optimizer import learning_rate, make_optimizer
@@ -136,7 +136,7 @@ def _reduced_gradients(config: Config, objective: Objective, mesh: Mesh, specs: 
         return sent.astype(grad.dtype)
 
     def reduced(*arguments: Any) -> tuple[Any, Sums]:
-        with axes.layer_gradients_summed("data", dtype) if early else contextlib.nullcontext():
+        with layer_gradients.summed_over("data", dtype) if early else contextlib.nullcontext():
             grads, sums = local(*arguments)
         return jax.tree_util.tree_map_with_path(reduce, grads, specs), jax.lax.psum(sums, "data")
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from configs import base
 from spanbert_jax.config import Config
 from tools.benchmarks.batches import make_config
 from tools.benchmarks.corpus import corpus_config, prepared
@@ -22,7 +23,7 @@ from tools.benchmarks.measure import Options, Row, Side, alternate, median, need
 
 _WORDS = 250  # of an article, in the second corpus
 _STEP = {"size": "small", "dropout": "both", "length": 512, "batch": 8}
-_LENGTHS = 20  # of rows: that of configs/base.py
+_LENGTHS = base.get_config().data.lengths
 _BATCHES = 8  # a round; the first of an epoch, whose order is random
 
 Answer = dict[str, Any]
