@@ -145,9 +145,11 @@ class ComputeConfig:
     """How the same function is computed; only rounding depends on it."""
 
     dtype: str = "auto"  # "float32", "bfloat16", or "auto": bfloat16 on GPU and TPU
-    # "xla" (anywhere), "cudnn" (NVIDIA GPU), "splash" (TPU), or "auto": the fastest that has what the model needs. Only
-    # "xla" has attention dropout; without it, the others are faster and hold no [length, length] array.
+    # "xla" (anywhere), "triton", "cudnn" (NVIDIA GPU), "splash" (TPU), or "auto": the fastest that runs there. All but
+    # "xla" are faster and hold no [length, length] array; "cudnn" and "splash" have no attention dropout.
     attention: str = "auto"
+    # LayerNorm with the dropout and the sum before it, and GELU: "xla" (anywhere), "triton" (NVIDIA GPU) or "auto".
+    pointwise: str = "auto"
     unroll: bool = False  # unroll the layers (faster steps) instead of scanning them (faster compilation)
     remat: str = "none"  # "none", "dots" (keep matrix products) or "full" (keep layer inputs)
 
@@ -232,6 +234,7 @@ MAY_CHANGE = (
     "data.dir",
     "data.cache_dir",
     "compute.attention",
+    "compute.pointwise",
     "compute.unroll",
     "compute.remat",
     "train.accumulation",

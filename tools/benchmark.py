@@ -106,7 +106,7 @@ def _step_arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--attention", help="config.compute.attention; an accelerator tries its kernels")
     sub.add_argument("--unroll", choices=("yes", "no"), help="the layers; an accelerator tries both")
     sub.add_argument("--dropout", choices=("none", "hidden", "both"), help="0.1 of what; an accelerator tries both")
-    sub.add_argument("--flags", help="XLA flags, in quotes; an accelerator tries some")
+    sub.add_argument("--flags", metavar="FLAGS", help="of XLA, as --flags='--xla_...'; an accelerator tries some")
     sub.add_argument(
         "--peer", choices=("transformers", "pytorch"), action="append", default=[], help="compare; may repeat"
     )

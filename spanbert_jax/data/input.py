@@ -6,9 +6,9 @@ nor the mesh changes a batch, but for empty rows that even out the devices. A pr
 devices hold, as the sharding says, and no others.
 """
 
-import collections
-import concurrent.futures
 import functools
+import queue
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -189,9 +189,31 @@ def _global_batches(
 
 
 def _ahead(batches: Iterator[dict[str, jax.Array]]) -> Iterator[dict[str, jax.Array]]:
-    """The same, the next ones fetched by a thread while the caller is busy."""
-    with concurrent.futures.ThreadPoolExecutor(1, "input") as thread:
-        coming = collections.deque(thread.submit(next, batches, None) for _ in range(_AHEAD))
-        while (batch := coming.popleft().result()) is not None:
-            coming.append(thread.submit(next, batches, None))
+    """The same, the next ones fetched by a thread while the caller is busy.
+
+    Both queues are C code that never gives up the interpreter where something is there: with futures or `queue.Queue`
+    the caller, who has a batch already, waits up to 5 ms for the thread that makes the next one.
+    """
+    wanted: queue.SimpleQueue[bool] = queue.SimpleQueue()
+    ready: queue.SimpleQueue[dict[str, jax.Array] | BaseException | None] = queue.SimpleQueue()
+
+    def fetch() -> None:
+        try:
+            while wanted.get():
+                ready.put(next(batches, None))
+        except BaseException as error:
+            ready.put(error)
+
+    thread = threading.Thread(target=fetch, name="input", daemon=True)
+    thread.start()
+    try:
+        for _ in range(_AHEAD):
+            wanted.put(True)
+        while (batch := ready.get()) is not None:
+            if isinstance(batch, BaseException):
+                raise batch
+            wanted.put(True)
             yield batch
+    finally:
+        wanted.put(False)
+        thread.join()

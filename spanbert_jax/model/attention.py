@@ -3,22 +3,21 @@
 Invariant: whatever the kernel and the compute dtype, logits and softmax are float32 (SpanBERT-large's logits reach
 about -3000, where bfloat16 steps by 16), and a padded key has no part in what a valid position becomes.
 
-"xla" runs everywhere, is the reference, and the only one that can drop probabilities out. "cudnn" (NVIDIA GPUs) and
-"splash" (TPUs) never hold a [length, length] array.
+"xla" runs everywhere and is the reference. "triton" (NVIDIA GPUs) drops out too; "cudnn" (NVIDIA GPUs) and "splash"
+(TPUs) cannot. None of these three ever holds a [length, length] array.
 """
 
 import functools
-import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 
-from spanbert_jax.errors import UserError
 from spanbert_jax.model.attention_splash import splash_attention
-from spanbert_jax.model.axes import dividing, free_axes
+from spanbert_jax.model.attention_triton import triton_attention
+from spanbert_jax.model.axes import on_each_device
 from spanbert_jax.model.dropout import drop
+from spanbert_jax.model.kernels import DROPPING
 
 _MASKED = -1e30  # finite, so that a row without a valid piece averages all of its values instead of giving NaN
 
@@ -27,97 +26,52 @@ Seeds = jax.Array | None
 
 
 def attention(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    lengths: jax.Array,
-    seeds: Seeds = None,
-    rate: float = 0.0,
-    kernel: str = "xla",
+    qkv: jax.Array, lengths: jax.Array, seeds: Seeds = None, rate: float = 0.0, kernel: str = "xla"
 ) -> jax.Array:
-    """softmax(query key^T / sqrt(head_dim)) value, with dropout on the probabilities.
+    """softmax(query key^T / sqrt(head_dim)) value, with dropout on the probabilities: [batch, length, heads, head_dim].
 
-    query, key, value: [batch, length, heads, head_dim] of one dtype, which the result has too. lengths: int32 [batch];
+    qkv: [batch, length, 3, heads, head_dim], queries, keys and values, of the result's dtype. lengths: int32 [batch];
     keys from there on are padding, and results from there on are finite and otherwise the kernel's own business.
-    seeds: `dropout.site_seeds`, or None for no dropout. kernel: what `choose_kernel` gave; "xla" runs in the place of
-    one that cannot drop out, and of "auto" where nobody resolved it.
+    seeds: `dropout.site_seeds`, or None for no dropout. kernel: what `kernels.choose_attention` gave; "xla" runs in the
+    place of one that cannot drop out, and of "auto" where nobody resolved it.
     """
-    if kernel not in _FLASH or (seeds is not None and rate):
-        return _xla_attention(query, key, value, lengths, seeds if rate else None, rate)
-    return _on_each_device(_FLASH[kernel], query, key, value, lengths.astype(jnp.int32))
-
-
-def choose_kernel(name: str, platform: str, dtype: jnp.dtype, head_dim: int) -> str:
-    """`config.compute.attention`, with "auto" resolved to the fastest kernel there is for `platform`
-    (`jax.Device.platform`). Raises UserError where a kernel that was named cannot run."""
-    if name == "auto":
-        return next((kernel for kernel in _FLASH if not _obstacle(kernel, platform, dtype, head_dim)), "xla")
-    if name != "xla" and (obstacle := _obstacle(name, platform, dtype, head_dim)):
-        raise UserError(f"config.compute.attention is {name!r}, which needs {obstacle}; use 'auto' or 'xla'")
-    return name
-
-
-def _obstacle(kernel: str, platform: str, dtype: jnp.dtype, head_dim: int) -> str:
-    """What `kernel` needs and does not get, or ""."""
-    if dtype != jnp.bfloat16:
-        return f"config.compute.dtype 'bfloat16', not {dtype.name!r}"
-    if kernel == "splash":
-        return "" if platform == "tpu" else f"a TPU, not {platform!r}"
-    if platform not in ("gpu", "cuda"):
-        return f"an NVIDIA GPU, not {platform!r}"
-    if head_dim % 8 or head_dim > 128:
-        return f"a multiple of 8 up to 128 as config.model.embed / config.model.heads, not {head_dim}"
-    return "" if _has_flash_gpu() else "an NVIDIA GPU of the Ampere generation or newer"
-
-
-def _has_flash_gpu() -> bool:
-    """Whether this process's GPU is NVIDIA's and new enough; True without one: the program is for another machine."""
-    try:
-        capability = str(getattr(jax.local_devices(backend="gpu")[0], "compute_capability", ""))
-    except RuntimeError:
-        return True
-    return capability[:1].isdigit() and float(capability) >= 8  # AMD's are "gfx90a" and the like
-
-
-def _on_each_device(
-    kernel: Callable[..., jax.Array], query: jax.Array, key: jax.Array, value: jax.Array, lengths: jax.Array
-) -> jax.Array:
-    """The kernel on each device's rows and heads: the compiler cannot divide it by itself.
-
-    Axes that an enclosing shard_map has divided already are left alone; so is a dimension that does not divide evenly.
-    """
-    free = free_axes()
-    if not free:
-        return kernel(query, key, value, lengths)
-    sizes = jax.sharding.get_abstract_mesh().shape
-
-    def divided(name: str, size: int) -> str | tuple[str, ...] | None:
-        over = dividing(name)
-        parts = math.prod(sizes[axis] for axis in ((over,) if isinstance(over, str) else over or ()))
-        return over if size % parts == 0 else None
-
-    rows, heads = divided("batch", query.shape[0]), divided("heads", query.shape[2])
-    by_head = PartitionSpec(rows, None, heads)
-    mapped = jax.shard_map(
-        kernel,
-        in_specs=(by_head, by_head, by_head, PartitionSpec(rows)),
-        out_specs=by_head,
-        axis_names=free,
-        check_vma=False,  # the kernels do not say over which axes their results vary
+    if not rate:
+        seeds = None
+    if kernel not in _FLASH or (seeds is not None and kernel not in DROPPING):
+        return _xla_attention(*_parts(qkv), lengths, seeds, rate)
+    mapped = on_each_device(
+        lambda *arrays: (_FLASH[kernel](*arrays, rate),),
+        (("batch", "length", "qkv", "heads", "head_dim"), ("batch",), ("heads",), (None, "batch")),
+        (("batch", "length", "heads", "head_dim"),),
     )
-    return mapped(query, key, value, lengths)
+    return mapped(qkv, lengths.astype(jnp.int32), jnp.arange(qkv.shape[3], dtype=jnp.int32), seeds)[0]
 
 
-def _cudnn_attention(query: jax.Array, key: jax.Array, value: jax.Array, lengths: jax.Array) -> jax.Array:
+def _parts(qkv: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Queries, keys and values, [batch, length, heads, head_dim] each."""
+    query, key, value = (jnp.squeeze(part, 2) for part in jax.lax.split(qkv, (1, 1, 1), axis=2))
+    return query, key, value
+
+
+def _cudnn_attention(qkv: jax.Array, lengths: jax.Array, heads: jax.Array, seeds: Seeds, rate: float) -> jax.Array:
     """cuDNN's flash attention; padded queries give 0. A row without a valid piece attends to its first one: a softmax
     over nothing would be left to cuDNN. Lengths and no mask: a mask becomes a [length, length] bias."""
     lengths = jnp.maximum(lengths, 1)
     return jax.nn.dot_product_attention(
-        query, key, value, query_seq_lengths=lengths, key_value_seq_lengths=lengths, implementation="cudnn"
+        *_parts(qkv), query_seq_lengths=lengths, key_value_seq_lengths=lengths, implementation="cudnn"
     )
 
 
-_FLASH: dict[str, Callable[..., jax.Array]] = {"splash": splash_attention, "cudnn": _cudnn_attention}
+def _splash_attention(qkv: jax.Array, lengths: jax.Array, heads: jax.Array, seeds: Seeds, rate: float) -> jax.Array:
+    return splash_attention(*_parts(qkv), lengths)
+
+
+# They take qkv, lengths, the number of each head, seeds and rate.
+_FLASH: dict[str, Callable[..., jax.Array]] = {
+    "splash": _splash_attention,
+    "triton": triton_attention,
+    "cudnn": _cudnn_attention,
+}
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
@@ -148,7 +102,8 @@ def _logits(query: jax.Array, key: jax.Array, lengths: jax.Array) -> jax.Array:
 
 def _backward(rate: float, saved: tuple, cotangent: jax.Array) -> tuple:
     query, key, value, lengths, seeds, normaliser, result = saved
-    query, key = jax.lax.optimization_barrier((query, key))  # or unrolled layers keep the forward pass's logits
+    # Or unrolled layers keep the forward pass's logits and masks.
+    query, key, seeds = jax.lax.optimization_barrier((query, key, seeds))
     probabilities = jnp.exp(_logits(query, key, lengths) - normaliser).astype(query.dtype)
     kept = probabilities if seeds is None else drop(probabilities, seeds, rate)
     d_value = jnp.einsum("bhqk,bqhd->bkhd", kept, cotangent)

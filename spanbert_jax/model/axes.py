@@ -3,6 +3,10 @@
 Invariant: a constraint never changes a value, and a misspelt name is an error, never a silently replicated array.
 """
 
+import math
+from collections.abc import Callable
+from typing import Any
+
 import jax
 from jax.sharding import AxisType, PartitionSpec
 
@@ -16,7 +20,10 @@ MESH_AXES: dict[str, str | tuple[str, ...] | None] = {
     "masked": None,
     "embed": None,
     "head_dim": None,
+    "qkv": None,
 }
+
+Names = tuple[str | None, ...]
 
 
 def constrain(x: jax.Array, *names: str) -> jax.Array:
@@ -48,3 +55,51 @@ def dividing(name: str) -> str | tuple[str, ...] | None:
     if isinstance(axes, tuple):
         return tuple(axis for axis in axes if axis in free) or None
     return axes if axes in free else None
+
+
+def is_divided(name: str) -> bool:
+    """Whether several devices have a part each of the activation axis `name`, along free axes."""
+    return _parts(dividing(name)) > 1
+
+
+def _parts(axes: str | tuple[str, ...] | None) -> int:
+    sizes = jax.sharding.get_abstract_mesh().shape
+    return math.prod(sizes[axis] for axis in ((axes,) if isinstance(axes, str) else axes or ()))
+
+
+def on_each_device(
+    function: Callable[..., Any], inputs: tuple[Names, ...], outputs: tuple[Names, ...]
+) -> Callable[..., Any]:
+    """`function`, which returns a tuple, on each device's part of its arrays: what the compiler cannot divide by
+    itself, such as a kernel.
+
+    inputs, outputs: the names of each array's axes, None for one that nothing divides; an input may be None. Axes that
+    an enclosing shard_map has divided already are left alone; so is a dimension that does not divide evenly.
+    """
+    free = free_axes()
+    if not free:
+        return function
+
+    def mapped(*arrays: jax.Array | None) -> Any:
+        sizes = {
+            name: size
+            for names, array in zip(inputs, arrays, strict=True)
+            if array is not None
+            for name, size in zip(names, array.shape, strict=True)
+        }
+
+        def spec(names: Names) -> PartitionSpec:
+            over = [None if name is None else dividing(name) for name in names]
+            return PartitionSpec(
+                *(o if sizes.get(n, 0) % _parts(o) == 0 else None for n, o in zip(names, over, strict=True))
+            )
+
+        return jax.shard_map(
+            function,
+            in_specs=tuple(map(spec, inputs)),
+            out_specs=tuple(map(spec, outputs)),
+            axis_names=free,
+            check_vma=False,  # a kernel does not say over which axes its results vary
+        )(*arrays)
+
+    return mapped

@@ -17,9 +17,18 @@ _NEVER = -1e9  # score of the ids that only pad the vocabulary
 def scores(rows: jax.Array, table: jax.Array, bias: jax.Array, vocab_size: int) -> jax.Array:
     """float32 [batch, heads, masked, vocab]: `rows` [batch, heads, masked, embed] against `table` [vocab, embed], plus
     each head's `bias` [heads, vocab]; ids from `vocab_size` on only pad the table."""
+    return _biased(_product(rows, table), bias, vocab_size)
+
+
+def _product(rows: jax.Array, table: jax.Array) -> jax.Array:
     product = jnp.einsum("re,ve->rv", _flat(rows), table.astype(rows.dtype), preferred_element_type=jnp.float32)
     product = constrain(product, "batch", "vocab").reshape(*rows.shape[:-1], -1)
-    return jnp.where(jnp.arange(len(table)) < vocab_size, product + bias[:, None], _NEVER)
+    # Or cuBLAS adds the bias, of which XLA makes an array of the scores' size for it.
+    return jax.lax.optimization_barrier(product)
+
+
+def _biased(product: jax.Array, bias: jax.Array, vocab_size: int) -> jax.Array:
+    return jnp.where(jnp.arange(product.shape[-1]) < vocab_size, product + bias[:, None], _NEVER)
 
 
 def _flat(x: jax.Array) -> jax.Array:
@@ -42,25 +51,25 @@ def cross_entropy(
 
 
 def _forward(rows: jax.Array, table: jax.Array, bias: jax.Array, labels: jax.Array, vocab_size: int) -> tuple:
-    scored = scores(rows, table, bias, vocab_size)
+    product = _product(rows, table)
+    scored = _biased(product, bias, vocab_size)
     normaliser = jax.nn.logsumexp(scored, axis=-1)
     chosen = jnp.take_along_axis(scored, jnp.broadcast_to(labels[:, None], normaliser.shape)[..., None], axis=-1)[
         ..., 0
     ]
     right = (chosen >= jnp.max(scored, axis=-1)).astype(jnp.float32)
-    return (normaliser - chosen, right), (rows, table, bias, scored, normaliser, labels)
+    return (normaliser - chosen, right), (rows, table, bias, product, normaliser, labels)
 
 
 def _backward(vocab_size: int, saved: tuple, cotangents: tuple[jax.Array, jax.Array]) -> tuple:
-    rows, table, bias, scored, normaliser, labels = saved
-    weights = cotangents[0][..., None]
+    rows, table, bias, product, normaliser, labels = saved
+    scored, weights = _biased(product, bias, vocab_size), cotangents[0][..., None]
     is_label = jnp.arange(len(table)) == labels[:, None, :, None]
     d_scores = (jnp.exp(scored - normaliser[..., None]) - is_label) * weights
-    d_scores = constrain(_flat(d_scores), "batch", "vocab")
+    d_scores = constrain(_flat(d_scores.astype(rows.dtype)), "batch", "vocab")
     # A product too: on CPU a sum over rows walks memory column by column.
-    of_head = _flat(jnp.broadcast_to(jnp.eye(len(bias))[:, None], (*rows.shape[:-1], len(bias))))
-    d_bias = jnp.einsum("rh,rv->hv", of_head, d_scores)
-    d_scores = d_scores.astype(rows.dtype)
+    of_head = jnp.broadcast_to(jnp.eye(len(bias), dtype=rows.dtype)[:, None], (*rows.shape[:-1], len(bias)))
+    d_bias = jnp.einsum("rh,rv->hv", _flat(of_head), d_scores, preferred_element_type=jnp.float32)
     d_rows = jnp.einsum("rv,ve->re", d_scores, table.astype(rows.dtype)).reshape(rows.shape)
     d_table = jnp.einsum("rv,re->ve", d_scores, _flat(rows), preferred_element_type=jnp.float32)
     return d_rows, d_table, d_bias, None

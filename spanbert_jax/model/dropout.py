@@ -15,6 +15,7 @@ import numpy as np
 # Sites of BERT's dropout; EMBEDDINGS and HEAD (a task head's input) belong to no layer and use layer 0.
 EMBEDDINGS, ATTENTION_PROBABILITIES, ATTENTION_OUTPUT, MLP_OUTPUT, HEAD = range(5)
 _SITES = 5
+_FIRST, _SECOND = 0x7FEB352D, 0x846CA68B  # lowbias32's multipliers
 _SALTS = (np.uint32(0x9E3779B9), np.uint32(0x85EBCA6B))
 
 
@@ -27,8 +28,8 @@ class Dropout(NamedTuple):
 
 def _mix(x: jax.Array) -> jax.Array:
     """lowbias32: a bijection of uint32 in which every input bit changes every output bit about half the time."""
-    x = (x ^ (x >> 16)) * np.uint32(0x7FEB352D)
-    x = (x ^ (x >> 15)) * np.uint32(0x846CA68B)
+    x = (x ^ (x >> 16)) * np.uint32(_FIRST)
+    x = (x ^ (x >> 15)) * np.uint32(_SECOND)
     return x ^ (x >> 16)
 
 
@@ -43,16 +44,26 @@ def site_seeds(dropout: Dropout, layer: jax.Array | int, site: int) -> jax.Array
 def keep_mask(seeds: jax.Array, shape: tuple[int, ...], rate: float) -> jax.Array:
     """bool `shape`, False with probability `rate`; `seeds` [2, batch] of `site_seeds`, `shape` [batch, ...].
 
-    The index within the row is a sum of iotas, so that it is computed where it is used, on whichever shard.
+    An element's counter is a sum of iotas, so that it is computed where it is used, on whichever shard.
     """
-    index = jnp.zeros((), jnp.uint32)
-    for axis in range(1, len(shape)):
-        stride = np.uint32(np.prod(shape[axis + 1 :], dtype=np.int64))
-        index = index + jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * stride
     first, second = (seed.reshape(-1, *[1] * (len(shape) - 1)) for seed in seeds)
-    bits = (index ^ first) * np.uint32(0x7FEB352D)
-    bits = (bits ^ (bits >> 16) ^ second) * np.uint32(0x846CA68B)
-    bits = (bits ^ (bits >> 15)) * np.uint32(0x7FEB352D)
+    counters = counter(first)
+    for axis in range(1, len(shape)):
+        stride = int(np.prod(shape[axis + 1 :], dtype=np.int64))
+        counters = counters + jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * np.uint32(stride * _FIRST % 2**32)
+    return keep(counters, second, rate)
+
+
+def counter(x: jax.Array) -> jax.Array:
+    """The hash's first step, which is linear: the counter of the element at `index` of a row with the seeds `first` and
+    `second` is counter(first) + counter(index), and counter(index) the sum of that of its parts."""
+    return x.astype(jnp.uint32) * np.uint32(_FIRST)
+
+
+def keep(counters: jax.Array, second: jax.Array, rate: float) -> jax.Array:
+    """What `keep_mask` says of the elements with these counters, in a row whose second seed is `second`."""
+    bits = (counters ^ (counters >> 16) ^ second) * np.uint32(_SECOND)
+    bits = (bits ^ (bits >> 15)) * np.uint32(_FIRST)
     return bits >= np.uint32(round(rate * 2**32))
 
 
@@ -72,6 +83,8 @@ def _dropout_forward(x: jax.Array, seeds: jax.Array, rate: float) -> tuple[jax.A
 
 
 def _dropout_backward(rate: float, seeds: jax.Array, cotangent: jax.Array) -> tuple[jax.Array, None]:
+    # Or unrolled layers keep the forward pass's mask, and a GPU stores it for a kernel that cannot hash.
+    seeds, cotangent = jax.lax.optimization_barrier((seeds, cotangent))
     return drop(cotangent, seeds, rate), None
 
 

@@ -5,7 +5,6 @@ length on) never changes what a valid position becomes. Facts: Devlin et al. 201
 """
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,10 +14,13 @@ import jax.numpy as jnp
 
 from spanbert_jax.config import ComputeConfig, ModelConfig
 from spanbert_jax.model import dropout as sites
-from spanbert_jax.model.attention import attention, choose_kernel
-from spanbert_jax.model.axes import constrain
+from spanbert_jax.model.attention import attention
+from spanbert_jax.model.axes import constrain, is_divided
 from spanbert_jax.model.dropout import Dropout, dropout, site_seeds
+from spanbert_jax.model.gelu import gelu_product
+from spanbert_jax.model.kernels import choose_attention, choose_pointwise
 from spanbert_jax.model.layer_gradients import layer_params
+from spanbert_jax.model.layer_norm import AddNorm, LayerNorm
 
 
 def padded_vocab(vocab_size: int) -> int:
@@ -34,57 +36,30 @@ def compute_dtype(compute: ComputeConfig, platform: str) -> jnp.dtype:
 
 
 def resolved(compute: ComputeConfig, model: ModelConfig, platform: str) -> ComputeConfig:
-    """`compute` with each "auto" replaced by what it means on `platform`; raises UserError where the attention kernel
-    that it names cannot run there."""
+    """`compute` with each "auto" replaced by what it means on `platform`; raises UserError where a kernel that it names
+    cannot run there."""
     dtype = compute_dtype(compute, platform)
-    kernel = choose_kernel(compute.attention, platform, dtype, model.embed // model.heads)
-    return dataclasses.replace(compute, dtype=dtype.name, attention=kernel)
+    kernel = choose_attention(compute.attention, platform, dtype, model.embed // model.heads)
+    pointwise = choose_pointwise(compute.pointwise, platform, dtype)
+    return dataclasses.replace(compute, dtype=dtype.name, attention=kernel, pointwise=pointwise)
 
 
-# GELU and LayerNorm keep only their inputs for the backward pass; autodiff would keep several arrays of that size. In
-# unrolled layers XLA would merge what they compute again with the first time, and keep those arrays after all.
+class LinearParams(nn.Module):
+    """The float32 parameters of a linear map, N(0, std) and 0."""
 
-
-def gelu(x: jax.Array) -> jax.Array:
-    """The exact GELU (code: models/pair_bert.py:25-30), computed in float32. By erf, as PyTorch does, not by jax.nn's
-    erfc, which takes longer."""
-
-    def exact(x: jax.Array) -> jax.Array:
-        wide = x.astype(jnp.float32)
-        return (0.5 * wide * (1 + jax.lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
-
-    return jax.checkpoint(exact, prevent_cse=False)(x)
-
-
-def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float, unrolled: bool = False) -> jax.Array:
-    """LayerNorm over the last axis with float32 statistics and the biased variance; the dtype of `x`."""
-
-    def normalise(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
-        wide = x.astype(jnp.float32)
-        centered = wide - jnp.mean(wide, axis=-1, keepdims=True)
-        variance = jnp.mean(jnp.square(centered), axis=-1, keepdims=True)
-        return (centered * jax.lax.rsqrt(variance + eps) * scale + bias).astype(x.dtype)
-
-    return jax.checkpoint(normalise, prevent_cse=unrolled)(x, scale, bias)
-
-
-class LayerNorm(nn.Module):
-    """`layer_norm` with its parameters."""
-
-    eps: float
-    unrolled: bool = False
+    inputs: tuple[int, ...]
+    features: tuple[int, ...]
+    std: float
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
-        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-        return layer_norm(x, scale, bias, self.eps, self.unrolled)
+    def __call__(self) -> tuple[jax.Array, jax.Array]:
+        kernel = self.param("kernel", nn.initializers.normal(self.std), (*self.inputs, *self.features))
+        return kernel, self.param("bias", nn.initializers.zeros, self.features)
 
 
 class Dense(nn.Module):
     """A linear map of the last `axes` axes onto `features`: float32 parameters, N(0, std) and 0, computed in `dtype`.
 
-    `of_gelu` maps the GELU of the input, of which the backward pass keeps nothing: it computes it again.
     Leading axes are flattened first: with two of them, XLA transposes whole activations for the kernel's gradient.
     """
 
@@ -92,22 +67,16 @@ class Dense(nn.Module):
     std: float
     dtype: jnp.dtype
     axes: int = 1
-    of_gelu: bool = False
-    unrolled: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         leading, inputs = x.shape[: -self.axes], x.shape[-self.axes :]
         kernel = self.param("kernel", nn.initializers.normal(self.std), (*inputs, *self.features))
         bias = self.param("bias", nn.initializers.zeros, self.features)
-
-        def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-            return jnp.tensordot(gelu(x) if self.of_gelu else x, kernel.astype(self.dtype), self.axes)
-
-        if self.of_gelu:
-            product = jax.checkpoint(product, prevent_cse=self.unrolled)
-        y = product(x.reshape(-1, *inputs), kernel) + bias.astype(self.dtype)
-        return y.reshape(*leading, *self.features)
+        y = jnp.tensordot(x.reshape(-1, *inputs), kernel.astype(self.dtype), self.axes)
+        if not is_divided("heads"):  # cuBLAS adds a vector to its product, not a matrix
+            y, bias = y.reshape(len(y), -1), bias.reshape(-1)
+        return (y + bias.astype(self.dtype)).reshape(*leading, *self.features)
 
 
 class Embeddings(nn.Module):
@@ -153,15 +122,12 @@ class SelfAttention(nn.Module):
         model = self.model
         features = (3, model.heads, model.embed // model.heads)
         qkv = Dense(features, model.init_std, self.dtype, name="qkv")(x)  # [batch, length, 3, heads, head_dim]
-        query, key, value = (
-            constrain(jnp.squeeze(part, 2), "batch", "length", "heads", "head_dim")
-            for part in jax.lax.split(qkv, (1, 1, 1), axis=2)
-        )
+        qkv = constrain(qkv, "batch", "length", "qkv", "heads", "head_dim")
         seeds = None if state is None else site_seeds(state, layer, sites.ATTENTION_PROBABILITIES)
-        mixed = attention(query, key, value, lengths, seeds, model.attention_dropout, self.compute.attention)
+        mixed = attention(qkv, lengths, seeds, model.attention_dropout, self.compute.attention)
         out = Dense((model.embed,), model.init_std, self.dtype, axes=2, name="output")(mixed)
-        out = dropout(out, model.dropout, state, layer, sites.ATTENTION_OUTPUT)
-        return LayerNorm(model.layer_norm_eps, self.compute.unroll, name="norm")(x + out)
+        norm = AddNorm(model.layer_norm_eps, model.dropout, self.compute.pointwise, name="norm")
+        return norm(x, out, state, layer, sites.ATTENTION_OUTPUT)
 
 
 class Mlp(nn.Module):
@@ -174,13 +140,14 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, state: Dropout | None, layer: jax.Array | int) -> jax.Array:
         model = self.model
-        up = constrain(Dense((model.mlp,), model.init_std, self.dtype, name="up")(x), "batch", "length", "mlp")
-        down = Dense(
-            (model.embed,), model.init_std, self.dtype, of_gelu=True, unrolled=self.compute.unroll, name="down"
-        )
-        out = down(up)
-        out = dropout(out, model.dropout, state, layer, sites.MLP_OUTPUT)
-        return LayerNorm(model.layer_norm_eps, self.compute.unroll, name="norm")(x + out)
+        up, up_bias = LinearParams((model.embed,), (model.mlp,), model.init_std, name="up")()
+        down, down_bias = LinearParams((model.mlp,), (model.embed,), model.init_std, name="down")()
+        hidden = x.reshape(-1, model.embed) @ up.astype(self.dtype)  # [batch * length, mlp]
+        hidden = constrain(hidden, "batch", "mlp")
+        out = gelu_product(hidden, up_bias, down.astype(self.dtype), self.compute.pointwise)
+        out = (out + down_bias.astype(self.dtype)).reshape(x.shape)
+        norm = AddNorm(model.layer_norm_eps, model.dropout, self.compute.pointwise, name="norm")
+        return norm(x, out, state, layer, sites.MLP_OUTPUT)
 
 
 class EncoderLayer(nn.Module):
@@ -213,7 +180,7 @@ class Encoder(nn.Module):
         self.encoder = self.param("encoder", self._init_layers)  # every leaf [layers, ...]
 
     def _init_layers(self, key: jax.Array) -> dict[str, Any]:
-        compute = dataclasses.replace(self.compute, attention="xla")
+        compute = dataclasses.replace(self.compute, attention="xla", pointwise="xla")
         layer, x = EncoderLayer(self.model, compute, self.dtype), jnp.zeros((1, 1, self.model.embed), self.dtype)
         keys = jax.random.split(key, self.model.layers)
         return jax.vmap(lambda key: layer.init(key, x, jnp.ones(1, jnp.int32), None, 0)["params"])(keys)

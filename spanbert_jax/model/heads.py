@@ -13,7 +13,9 @@ import jax.numpy as jnp
 from spanbert_jax.config import Config, ModelConfig
 from spanbert_jax.model import decoder
 from spanbert_jax.model.dropout import Dropout
-from spanbert_jax.model.encoder import Dense, Encoder, LayerNorm, dropout_state, gelu, padded_vocab, resolved
+from spanbert_jax.model.encoder import Dense, Encoder, dropout_state, padded_vocab, resolved
+from spanbert_jax.model.gelu import gelu
+from spanbert_jax.model.layer_norm import LayerNorm
 
 Batch = dict[str, jax.Array]
 

@@ -14,7 +14,9 @@ import jax.numpy as jnp
 from spanbert_jax.config import Config, ModelConfig
 from spanbert_jax.model import dropout as sites
 from spanbert_jax.model.dropout import Dropout, dropout
-from spanbert_jax.model.encoder import Dense, Encoder, LayerNorm, dropout_state, gelu, resolved
+from spanbert_jax.model.encoder import Dense, Encoder, dropout_state, resolved
+from spanbert_jax.model.gelu import gelu
+from spanbert_jax.model.layer_norm import LayerNorm
 
 _NEVER = -1e9  # score of a piece outside the word, of a word outside the span
 

@@ -81,7 +81,9 @@ def _open_run(path: Path) -> Weights:
     shapes = read_shapes(checkpoint)
     config = from_flat(metadata["config"])
     # A kernel that was named for the machine that trained need not run on this one.
-    config = dataclasses.replace(config, compute=dataclasses.replace(config.compute, attention="auto"))
+    config = dataclasses.replace(
+        config, compute=dataclasses.replace(config.compute, attention="auto", pointwise="auto")
+    )
 
     def load() -> tuple[Params, Report]:
         params = read_params(checkpoint)

@@ -1,7 +1,9 @@
-"""What makes a TPU's compiler run the reduction of gradients beside arithmetic.
+"""What a TPU's compiler needs to run the reduction of gradients beside arithmetic, and a GPU's for fewer kernels.
 
-Invariant: an option changes when something runs, never its value. Each was read from the program that it makes
-(tools/compile_tpu.py): without them every all-reduce is one instruction that all else waits for.
+Invariant: an option changes when and where something is computed, and what only by rounding. Each was read from the
+program that it makes (tools/compile_tpu.py; on a GPU a trace): without them every all-reduce of a TPU is one
+instruction that all else waits for, and on a GPU every bias and residual gradient is added by a kernel of its own,
+since XLA wraps its products for Triton, which then does not take them.
 """
 
 from jax.sharding import Mesh
@@ -24,6 +26,13 @@ _OPTIONS = {
 }
 
 
-def overlap_options(mesh: Mesh) -> dict[str, bool | int] | None:
-    """The `compiler_options` of `jax.jit` for a step on this mesh; None where there is nothing to overlap."""
-    return _OPTIONS.get(mesh.devices.flat[0].device_kind) if mesh.shape["data"] > 1 else None
+# Without denormal numbers, of which no gradient has need, an exponential is one instruction instead of four.
+_ON_GPU: dict[str, bool | int] = {"xla_gpu_enable_triton_gemm": False, "xla_gpu_ftz": True}
+
+
+def step_options(mesh: Mesh) -> dict[str, bool | int] | None:
+    """The `compiler_options` of `jax.jit` for a step on this mesh; None where the defaults serve."""
+    device = mesh.devices.flat[0]
+    if device.platform in ("gpu", "cuda"):
+        return _ON_GPU
+    return _OPTIONS.get(device.device_kind) if mesh.shape["data"] > 1 else None

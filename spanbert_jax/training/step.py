@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from spanbert_jax.config import Config
 from spanbert_jax.model import layer_gradients
 from spanbert_jax.training import sharding
-from spanbert_jax.training.compiler_options import overlap_options
+from spanbert_jax.training.compiler_options import step_options
 from spanbert_jax.training.optimizer import learning_rate, make_optimizer
 
 State = dict[str, Any]  # {"params", "opt_state", "step"}
@@ -178,7 +178,7 @@ def make_train_step(config: Config, objective: Objective, abstract: State) -> An
 
     replicated = NamedSharding(mesh, PartitionSpec())
     return jax.jit(
-        train_step, donate_argnums=0, out_shardings=(layout, replicated), compiler_options=overlap_options(mesh)
+        train_step, donate_argnums=0, out_shardings=(layout, replicated), compiler_options=step_options(mesh)
     )
 
 

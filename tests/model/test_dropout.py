@@ -140,22 +140,21 @@ def test_the_backward_pass_uses_the_mask_of_the_forward_pass() -> None:
 
 def test_attention_drops_probabilities_and_its_gradient_is_that_of_the_explicit_mask() -> None:
     rng, lengths = np.random.default_rng(1), jnp.array([24, 17, 5])
-    query, key, value, weights = (jnp.asarray(rng.normal(size=(3, 24, 4, 8)), jnp.float32) for _ in range(4))
+    qkv = jnp.asarray(rng.normal(size=(3, 24, 3, 4, 8)), jnp.float32)
+    weights = jnp.asarray(rng.normal(size=(3, 24, 4, 8)), jnp.float32)
     seeds = site_seeds(state(3, 3), 1, hashing.ATTENTION_PROBABILITIES)
     kept = keep_mask(seeds, (3, 4, 24, 24), 0.2)
 
-    def explicit(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    def explicit(qkv: jax.Array) -> jax.Array:
+        query, key, value = (qkv[:, :, part] for part in range(3))
         logits = jnp.einsum("bqhd,bkhd->bhqk", query, key) / np.sqrt(8)
         logits = jnp.where(jnp.arange(24) < lengths[:, None, None, None], logits, -1e30)
         return jnp.einsum("bhqk,bkhd->bqhd", jnp.where(kept, jax.nn.softmax(logits) / 0.8, 0), value)
 
-    np.testing.assert_allclose(
-        attention(query, key, value, lengths, seeds, 0.2), explicit(query, key, value), rtol=0, atol=1e-5
-    )
-    ours = jax.grad(lambda *x: jnp.sum(weights * attention(*x, lengths, seeds, 0.2)), argnums=(0, 1, 2))
-    theirs = jax.grad(lambda *x: jnp.sum(weights * explicit(*x)), argnums=(0, 1, 2))
-    for a, b in zip(ours(query, key, value), theirs(query, key, value), strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=2e-5)
+    np.testing.assert_allclose(attention(qkv, lengths, seeds, 0.2), explicit(qkv), rtol=0, atol=1e-5)
+    ours = jax.grad(lambda qkv: jnp.sum(weights * attention(qkv, lengths, seeds, 0.2)))(qkv)
+    theirs = jax.grad(lambda qkv: jnp.sum(weights * explicit(qkv)))(qkv)
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-5)
 
 
 def small_model(**model: Any) -> PretrainingModel:

@@ -25,17 +25,15 @@ Spec = dict[str, Any]
 PEERS = ("transformers", "pytorch")
 ROWS = {  # a device, where --batch does not say
     "cpu": {"tiny": 8, "small": 8, "base": 4, "large": 2},
-    "gpu": {"tiny": 512, "small": 512, "base": 128, "large": 64},
+    "gpu": {"tiny": 512, "small": 512, "base": 256, "large": 128},
     "tpu": {"tiny": 128, "small": 128, "base": 32, "large": 16},
 }
-KERNELS = {"cpu": ("xla",), "gpu": ("cudnn", "xla"), "tpu": ("splash", "xla")}
+KERNELS = {"cpu": ("xla",), "gpu": ("triton", "cudnn", "xla"), "tpu": ("splash", "xla")}
 FLAGS = {  # reference: XLA's debug options; each alone, then those that help together
     "cpu": (),
     "gpu": (
-        "--xla_gpu_enable_cublaslt=true",
-        "--xla_gpu_enable_triton_gemm=false",
-        "--xla_gpu_cudnn_gemm_fusion_level=2",
         "--xla_gpu_enable_latency_hiding_scheduler=true",
+        "--xla_gpu_enable_command_buffer=",
         "--xla_gpu_autotune_level=5",
     ),
     "tpu": ("--xla_tpu_scoped_vmem_limit_kib=65536", "--xla_tpu_scoped_vmem_limit_kib=98304"),
@@ -55,6 +53,7 @@ class Variant:
     spec: Spec
     flags: str = ""  # of XLA, read when a process starts
     speed: float = 0.0  # sequences a second on all devices; 0: it failed
+    rounds: tuple[float, ...] = ()  # of which that is the median
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)
     peak_bytes: int = 0
     failure: str = ""
@@ -111,13 +110,13 @@ def measure(variant: Variant, options: Options, platform: str, title: str) -> Va
                 for number in range(options.rounds):
                     stage.update(number / options.rounds, f"{steps} steps a round")
                     answer = side.ask({"steps": steps})
-                    rounds.append(answer["seconds"] / steps)
+                    rounds.append(steps * variant.spec["batch"] * facts["devices"] / answer["seconds"])
         except (SideFailed, UserError) as failed:
             stage.update(None, f"failed: {failed}")
             return dataclasses.replace(variant, failure=str(failed))
-        speed = variant.spec["batch"] * facts["devices"] / median(rounds)
+        speed = median(rounds)
         stage.update(1.0, f"{speed:,.1f} sequences/s")
-    return dataclasses.replace(variant, speed=speed, facts=facts, peak_bytes=answer["peak_bytes"])
+    return dataclasses.replace(variant, speed=speed, rounds=tuple(rounds), facts=facts, peak_bytes=answer["peak_bytes"])
 
 
 def sweep(first: Variant, platform: str, free: Iterable[str], run: Measure, deadline: float) -> list[Variant]:
@@ -228,7 +227,8 @@ def compare(variant: Variant, peers: list[str], options: Options, facts: dict[st
     """Our step beside PyTorch's, on the same batches.
 
     On CPU all sides live at once and take turns, round by round. On a GPU, whose memory one side fills, each lives
-    alone, and its rounds are one after another; a peer whose memory does not suffice gets fewer rows.
+    alone, and its rounds are one after another, ours those of `variant`; a peer whose memory does not suffice gets
+    fewer rows.
     """
     for module in ("torch", "transformers"):
         need(module)
@@ -253,8 +253,8 @@ def compare(variant: Variant, peers: list[str], options: Options, facts: dict[st
         done = {name: one["batch"] * request["steps"] for name, one in specs.items()}
         return {name: [done[name] / answer["seconds"] for answer in found] for name, found in answers.items()}
 
-    specs = {"ours": spec} | {peer: {**spec, "peer": peer, "compile": platform != "cpu"} for peer in peers}
-    speeds = rounds(specs) if platform == "cpu" else {}
+    specs = {peer: {**spec, "peer": peer, "compile": platform != "cpu"} for peer in peers}
+    speeds = rounds({"ours": spec, **specs}) if platform == "cpu" else {"ours": list(variant.rounds)}
     for name in specs if platform != "cpu" else ():
         for divisor in (1, 2, 4):
             one = {**specs[name], "batch": max(spec["batch"] // divisor, 1)}

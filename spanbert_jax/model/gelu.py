@@ -1,0 +1,61 @@
+"""GELU, and the product that follows it in a layer.
+
+Invariant: whatever the kernel, GELU is the exact one, in float32 (code: models/pair_bert.py:25-30), and the backward
+pass of a layer has only its input: it computes the output again.
+
+"xla" runs everywhere and is the reference; "triton" (NVIDIA GPUs) has less arithmetic than XLA's erf.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+
+from spanbert_jax.model.gelu_triton import triton_gelu, triton_gelu_gradients
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """The GELU of `x`, of its dtype; only `x` is kept for the backward pass."""
+    return jax.checkpoint(_gelu, prevent_cse=False)(x)
+
+
+def _gelu(x: jax.Array) -> jax.Array:
+    wide = x.astype(jnp.float32)
+    return (wide * _share(wide)).astype(x.dtype)
+
+
+def _share(wide: jax.Array) -> jax.Array:
+    """The normal distribution function. By erf, as PyTorch has it, not by jax.nn's erfc, which takes longer."""
+    return 0.5 * (1 + jax.lax.erf(wide * math.sqrt(0.5)))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def gelu_product(x: jax.Array, bias: jax.Array, weights: jax.Array, kernel: str) -> jax.Array:
+    """gelu(x + bias) weights: `x` [rows, mlp], `bias` float32 [mlp], `weights` [mlp, embed] of the dtype of `x`, which
+    the result has too. kernel: what `kernels.choose_pointwise` gave."""
+    return _forward(x, bias, weights, kernel)[0]
+
+
+def _forward(x: jax.Array, bias: jax.Array, weights: jax.Array, kernel: str) -> tuple[jax.Array, tuple]:
+    activated = triton_gelu(x, bias) if kernel == "triton" else _gelu((x + bias.astype(jnp.float32)).astype(x.dtype))
+    return activated @ weights, (x, bias, weights)
+
+
+def _backward(kernel: str, saved: tuple, cotangent: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    # Or unrolled layers keep what is activated.
+    x, bias, weights = jax.lax.optimization_barrier(saved)
+    d_activated = cotangent @ weights.T
+    if kernel == "triton":
+        activated, d_x, d_bias = triton_gelu_gradients(x, bias, d_activated)
+    else:
+        wide = (x + bias.astype(jnp.float32)).astype(x.dtype).astype(jnp.float32)
+        share = _share(wide)
+        slope = share + wide * jnp.exp(-0.5 * jnp.square(wide)) * (1 / math.sqrt(2 * math.pi))
+        activated = (wide * share).astype(x.dtype)
+        d_x = (d_activated.astype(jnp.float32) * slope).astype(x.dtype)
+        d_bias = jnp.sum(d_x.astype(jnp.float32), axis=0)
+    return d_x, d_bias, activated.T @ cotangent
+
+
+gelu_product.defvjp(_forward, _backward)

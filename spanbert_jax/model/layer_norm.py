@@ -1,0 +1,80 @@
+"""LayerNorm, and with it the residual sum and the dropout that come before it in a layer.
+
+Invariant: whatever the kernel, statistics are float32, of the sum as the compute dtype holds it, and the backward pass
+has of what is normalised only the input.
+
+"xla" runs everywhere and is the reference; "triton" (NVIDIA GPUs) reads and writes each array once.
+"""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from spanbert_jax.model.dropout import Dropout, dropout, site_seeds
+from spanbert_jax.model.layer_norm_triton import triton_add_norm
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> jax.Array:
+    """LayerNorm over the last axis with float32 statistics and the biased variance; the dtype of `x`."""
+    return _forward(x, scale, bias, eps)[0]
+
+
+def _forward(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> tuple[jax.Array, tuple]:
+    wide = x.astype(jnp.float32)
+    mean = jnp.mean(wide, axis=-1, keepdims=True)
+    square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)  # so that one pass over x gives both
+    inverse = jax.lax.rsqrt(jnp.maximum(square - jnp.square(mean), 0) + eps)
+    return ((wide - mean) * inverse * scale + bias).astype(x.dtype), (x, mean, inverse, scale)
+
+
+def _backward(eps: float, saved: tuple, cotangent: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    x, mean, inverse, scale = jax.lax.optimization_barrier(saved)  # or unrolled layers keep what is normalised
+    wide = cotangent.astype(jnp.float32)
+    normalised = (x.astype(jnp.float32) - mean) * inverse
+    scaled = wide * scale
+    along = jnp.mean(scaled * normalised, axis=-1, keepdims=True)
+    d_x = inverse * (scaled - jnp.mean(scaled, axis=-1, keepdims=True) - normalised * along)
+    rows = tuple(range(x.ndim - 1))
+    return d_x.astype(x.dtype), jnp.sum(wide * normalised, axis=rows), jnp.sum(wide, axis=rows)
+
+
+layer_norm.defvjp(_forward, _backward)
+
+
+class LayerNorm(nn.Module):
+    """`layer_norm` with its parameters."""
+
+    eps: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return layer_norm(x, *_parameters(self, x.shape[-1]), self.eps)
+
+
+class AddNorm(nn.Module):
+    """LayerNorm(x + dropout(y)) of [batch, length, embed], with LayerNorm's parameters."""
+
+    eps: float
+    rate: float
+    kernel: str
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, y: jax.Array, state: Dropout | None, layer: jax.Array | int, site: int
+    ) -> jax.Array:
+        scale, bias = _parameters(self, x.shape[-1])
+        if self.kernel != "triton":
+            return layer_norm(x + dropout(y, self.rate, state, layer, site), scale, bias, self.eps)
+        if state is None:
+            return triton_add_norm(x, y, scale, bias, jnp.zeros((2, len(x)), jnp.uint32), 0.0, self.eps)
+        return triton_add_norm(x, y, scale, bias, site_seeds(state, layer, site), self.rate, self.eps)
+
+
+def _parameters(module: nn.Module, width: int) -> tuple[jax.Array, jax.Array]:
+    return (
+        module.param("scale", nn.initializers.ones, (width,)),
+        module.param("bias", nn.initializers.zeros, (width,)),
+    )

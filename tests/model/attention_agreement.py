@@ -1,0 +1,81 @@
+"""What the tests of the attention kernels share: random inputs, the comparison with the XLA kernel, and a model."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from spanbert_jax.config import ComputeConfig, Config, ModelConfig
+from spanbert_jax.model.attention import attention
+from spanbert_jax.model.dropout import ATTENTION_PROBABILITIES, Dropout, site_seeds
+from spanbert_jax.model.heads import init_params, pretraining_model
+
+BF16, F32 = jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float32)
+
+
+def seeds_of(rows: int) -> jax.Array:
+    return site_seeds(Dropout(jnp.uint32(5), jnp.arange(rows)), 1, ATTENTION_PROBABILITIES)
+
+
+def random_qkv(
+    lengths: tuple[int, ...], shape: tuple[int, int, int], dtype: jnp.dtype, seed: int = 0
+) -> tuple[jax.Array, jax.Array]:
+    """Queries, keys and values [batch, length, 3, heads, head_dim] and the result's cotangents, 0 at padding; `shape`
+    is (length, heads, head_dim)."""
+    rng = np.random.default_rng(seed)
+    arrays = [rng.normal(size=(len(lengths), *shape)) for _ in range(4)]
+    arrays[3] *= (np.arange(shape[0]) < np.array(lengths)[:, None])[:, :, None, None]
+    return jnp.asarray(np.stack(arrays[:3], axis=2), dtype), jnp.asarray(arrays[3], dtype)
+
+
+def with_logits_near_3000(qkv: jax.Array) -> jax.Array:
+    """SpanBERT-large's magnitudes, and to every key one that competes with it."""
+    query, key, value = (qkv[:, :, part] for part in range(3))
+    logits = np.abs(np.einsum("bqhd,bkhd->bhqk", *np.float64([query, key]))).max() / np.sqrt(qkv.shape[-1])
+    query = query * jnp.asarray(3000 / logits, qkv.dtype)
+    key = key.at[:, 1::2].set(key[:, ::2] * jnp.asarray(0.9961, qkv.dtype))
+    return jnp.stack([query, key, value], axis=2)
+
+
+def values_and_gradients(
+    kernel: str, qkv: jax.Array, cotangent: jax.Array, lengths: tuple[int, ...], rate: float = 0.0
+) -> tuple[np.ndarray, ...]:
+    """float64: the result and the gradients of queries, keys and values."""
+
+    @jax.jit
+    def run(qkv: jax.Array, cotangent: jax.Array) -> Any:
+        seeds = seeds_of(len(qkv))
+        result, vjp = jax.vjp(lambda qkv: attention(qkv, jnp.array(lengths), seeds, rate, kernel), qkv)
+        assert result.dtype == qkv.dtype
+        return result, *vjp(cotangent)
+
+    result, gradient = (np.float64(x) for x in run(qkv, cotangent))
+    return result, *np.moveaxis(gradient, 2, 0)
+
+
+def assert_agrees(
+    kernel: str, lengths: tuple[int, ...], shape: tuple[int, int, int], dtype: jnp.dtype, rate: float = 0.0
+) -> None:
+    """At valid positions the values, and everywhere the gradients, are the XLA kernel's; nothing is NaN or infinite."""
+    qkv, cotangent = random_qkv(lengths, shape, dtype)
+    valid = np.arange(shape[0]) < np.array(lengths)[:, None]
+    ours, expected = (values_and_gradients(name, qkv, cotangent, lengths, rate) for name in (kernel, "xla"))
+    tolerance = 1e-5 if dtype == F32 else 2e-2
+    np.testing.assert_allclose(ours[0][valid], expected[0][valid], rtol=0, atol=tolerance)
+    for x, y in zip(ours[1:], expected[1:], strict=True):
+        np.testing.assert_allclose(x, y, rtol=0, atol=tolerance)
+        assert not np.any(x[~valid])  # a padded piece has no part in what a valid one becomes
+    assert np.abs(expected[2]).max() > 0.1
+    ones = jnp.ones_like(cotangent)  # whatever comes back to padding
+    assert all(np.isfinite(x).all() for x in values_and_gradients(kernel, qkv, ones, lengths, rate))
+
+
+def small_model(kernel: str, **fields: Any) -> tuple[Any, dict[str, Any]]:
+    """A float32 model that was resolved for somewhere else, and random parameters."""
+    config = Config(model=ModelConfig(layers=2, embed=48, heads=3, mlp=64, max_length=64, **fields))
+    model = pretraining_model(dataclasses.replace(config, compute=ComputeConfig(dtype="float32")), 131, "cpu")
+    rng, shapes = np.random.default_rng(0), jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    params = jax.tree.map(lambda x: np.float32(rng.normal(0, 0.2, x.shape)), shapes)
+    return model.clone(compute=dataclasses.replace(model.compute, attention=kernel)), params
