@@ -46,7 +46,8 @@ def triton_attention(
     rate: float,
     interpret: bool = False,
 ) -> jax.Array:
-    """`attention` of rows that are all on this device; a padded query gives 0, and what comes back to it is ignored.
+    """`attention` of rows that are all on this device; a padded query gives 0, and what comes back to it is
+    ignored; a row without a valid piece attends to its first one.
 
     heads: int32 [heads], each head's number in the whole model. interpret: run anywhere, slowly, for tests.
     """

@@ -75,7 +75,7 @@ class Dense(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, self.features)
         y = jnp.tensordot(x.reshape(-1, *inputs), kernel.astype(self.dtype), self.axes)
         if not is_divided("heads"):  # cuBLAS adds a vector to its product, not a matrix
-            y, bias = y.reshape(len(y), -1), bias.reshape(-1)
+            y, bias = y.reshape(y.shape[0], -1), bias.reshape(-1)
         return (y + bias.astype(self.dtype)).reshape(*leading, *self.features)
 
 

@@ -25,8 +25,7 @@ def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> j
 def _forward(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> tuple[jax.Array, tuple]:
     wide = x.astype(jnp.float32)
     mean = jnp.mean(wide, axis=-1, keepdims=True)
-    square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)  # so that one pass over x gives both
-    inverse = jax.lax.rsqrt(jnp.maximum(square - jnp.square(mean), 0) + eps)
+    inverse = jax.lax.rsqrt(jnp.mean(jnp.square(wide - mean), axis=-1, keepdims=True) + eps)
     return ((wide - mean) * inverse * scale + bias).astype(x.dtype), (x, mean, inverse, scale)
 
 
