@@ -1,10 +1,11 @@
-"""Flash attention on an NVIDIA GPU with dropout inside: two Pallas kernels, which Triton compiles.
+"""Flash attention on an NVIDIA GPU with dropout inside: three Pallas kernels, which Triton compiles.
 
 Invariant: the probabilities that are dropped are those of `dropout.keep_mask`, bit for bit, and no [length, length]
 array is ever in memory. Queries, keys and values are read where their one product wrote them, and the gradients are
 written alike, so that nothing is split or joined.
 
-JAX calls Pallas' Triton backend deprecated. It is in every version that this project runs on, and used here alone.
+JAX calls the Triton backend of Pallas deprecated. It is in every version that this project runs on, and used in the
+files named *_triton.py alone.
 """
 
 import functools
@@ -79,10 +80,8 @@ def _backward(rate: float, interpret: bool, saved: tuple, cotangent: jax.Array) 
     qkv, lengths, heads, seeds, result, normaliser = saved
     # The softmax's gradient needs sum_k(d_probabilities * probabilities), which equals sum_d(cotangent * result).
     mean = jnp.sum(cotangent.astype(jnp.float32) * result.astype(jnp.float32), axis=-1).swapaxes(1, 2)
-    inputs, shape = (
-        (lengths, heads, seeds, qkv, cotangent, normaliser, mean),
-        [jax.ShapeDtypeStruct(qkv.shape, qkv.dtype)],
-    )
+    inputs = (lengths, heads, seeds, qkv, cotangent, normaliser, mean)
+    shape = [jax.ShapeDtypeStruct(qkv.shape, qkv.dtype)]
     (d_qkv,) = _call(_keys_kernel, KEYS, qkv, shape, rate, interpret)(*inputs)
     last = {len(inputs): 0}  # the second kernel writes the rest of the same array
     (d_qkv,) = _call(_queries_kernel, QUERIES, qkv, shape, rate, interpret, last)(*inputs, d_qkv)
@@ -114,7 +113,7 @@ def _call(
 
 
 class _Program(NamedTuple):
-    """What a program of either kernel knows."""
+    """What a program of any of the kernels knows."""
 
     row: jax.Array
     head: jax.Array
