@@ -149,7 +149,7 @@ def _check_model(config: Config) -> None:
         raise UserError(
             f"config.compute.attention is {config.compute.attention!r}, which has no attention dropout, and "
             f"config.model.attention_dropout is {model.attention_dropout}; set config.model.attention_dropout=0, or "
-            "config.compute.attention=xla"
+            "config.compute.attention=xla (triton on an NVIDIA GPU)"
         )
     if data.block_length < 8:
         raise UserError(f"config.data.block_length is {data.block_length}; it must be at least 8")

@@ -204,16 +204,19 @@ def _ahead(batches: Iterator[dict[str, jax.Array]]) -> Iterator[dict[str, jax.Ar
         except BaseException as error:
             ready.put(error)
 
+    def take() -> dict[str, jax.Array] | None:
+        batch = ready.get()
+        if isinstance(batch, BaseException):
+            raise batch
+        wanted.put(True)
+        return batch
+
     thread = threading.Thread(target=fetch, name="input", daemon=True)
     thread.start()
     try:
         for _ in range(_AHEAD):
             wanted.put(True)
-        while (batch := ready.get()) is not None:
-            if isinstance(batch, BaseException):
-                raise batch
-            wanted.put(True)
-            yield batch
+        yield from iter(take, None)  # holding no batch itself: to free the last one's arrays would take time here
     finally:
         wanted.put(False)
         thread.join()

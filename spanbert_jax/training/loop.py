@@ -140,6 +140,7 @@ def _run(config: Config, task: Task, workdir: epath.Path) -> Result:
                 stage.update(step / last, f"step {step:,} · compiling for rows of {shape[1]} pieces")
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
                 state, sums = train_step(state, batch)
+            del batch  # while the device is busy: freed as the next one comes, its arrays would hold that up
             if shape not in compiled:
                 compiled.add(shape)
                 window.skip(time.monotonic() - began)
