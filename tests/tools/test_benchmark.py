@@ -206,7 +206,7 @@ def fake(speeds: dict[str, float], calls: list[Variant]) -> step.Measure:
 
 def test_a_sweep_takes_the_best_of_each_choice_and_joins_the_flags_that_help(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(step.FLAGS, "gpu", ("--a", "--b", "--c"))
-    speeds = {"attention=xla": 0.5, "unroll=True": 1.25, "batch=32": 1.2, "batch=16": 0.0}
+    speeds = {"attention=triton": 0.9, "attention=xla": 0.5, "unroll=True": 1.25, "batch=32": 1.2, "batch=16": 0.0}
     speeds |= {"flags=--a": 1.1, "flags=--b": 0.8, "flags=--c": 1.05}
     calls: list[Variant] = []
     first = Variant({**SPEC, "batch": 64, "dropout": "hidden"})
@@ -215,8 +215,8 @@ def test_a_sweep_takes_the_best_of_each_choice_and_joins_the_flags_that_help(mon
     best = step.fastest(tried)
     assert (best.spec["attention"], best.spec["unroll"], best.spec["batch"]) == ("cudnn", True, 32)
     assert best.flags == "--a --c" and best.speed == pytest.approx(100 * 1.2 * 1.25 * 1.1 * 1.05)
-    assert [variant.spec["batch"] for variant in calls[2:5]] == [128, 32, 16]
-    assert tried[4].failure and not tried[4].speed
+    assert [variant.spec["batch"] for variant in calls[3:6]] == [128, 32, 16]
+    assert tried[5].failure and not tried[5].speed
 
 
 def test_a_sweep_changes_nothing_that_was_asked_for_and_stops_in_time() -> None:
