@@ -1,8 +1,8 @@
 """GELU(x + bias) on an NVIDIA GPU, and its gradients: two Pallas kernels, which Triton compiles.
 
 Invariant: each array of the layer's size is read and written once, at the memory's speed: the normal distribution
-function is that of Abramowitz and Stegun's formula 7.1.26, within 1e-7, for half of the instructions of XLA's erf, and
-one exponential gives the density too.
+function is that of Abramowitz and Stegun's formula 7.1.26, within 1e-7, for three quarters of the instructions of
+XLA's erf, and one exponential gives the density too.
 
 JAX calls Pallas' Triton backend deprecated; see attention_triton.py.
 """

@@ -1,7 +1,7 @@
 """LayerNorm, and with it the residual sum and the dropout that come before it in a layer.
 
 Invariant: whatever the kernel, statistics are float32, of the sum as the compute dtype holds it, and the backward pass
-has of what is normalised only the input.
+has of what is normalised only the input, and two numbers a row.
 
 "xla" runs everywhere and is the reference; "triton" (NVIDIA GPUs) reads and writes each array once.
 """
