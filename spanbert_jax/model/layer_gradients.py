@@ -1,4 +1,4 @@
-"""The reduction of a layer's gradients over the data axis, in the layer's own backward pass.
+"""The sum of gradients over the data axis, a layer's in its own backward pass.
 
 Invariant: outside of `summed_over`, and forward, `layer_params` changes nothing.
 """
@@ -10,17 +10,19 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+from jax.flatten_util import ravel_pytree
 
-# The mesh axis and the dtype that gradients are sent in.
-_summing: contextvars.ContextVar[tuple[str, Any] | None] = contextvars.ContextVar("summing", default=None)
+# The mesh axis, the dtype that gradients are sent in and whether small ones are sent together.
+_summing: contextvars.ContextVar[tuple[str, Any, bool] | None] = contextvars.ContextVar("summing", default=None)
+
+_LARGE = 2**20  # numbers of a gradient that is always sent by itself
 
 
 @contextlib.contextmanager
-def summed_over(axis: str, dtype: Any) -> Iterator[None]:
-    """While a loss is traced in here, inside `jax.shard_map` over `axis`: the gradients of `layer_params` are summed
-    over it, in `dtype`, in each layer's own backward pass, so that a layer's reduction runs beside the next one's
-    arithmetic."""
-    token = _summing.set((axis, dtype))
+def summed_over(axis: str, dtype: Any, together: bool) -> Iterator[None]:
+    """While a loss is traced in here, inside `jax.shard_map` over `axis`: the gradients of `layer_params` are
+    `summed` in each layer's own backward pass, so that a layer's reduction runs beside the next one's arithmetic."""
+    token = _summing.set((axis, dtype, together))
     try:
         yield
     finally:
@@ -30,16 +32,35 @@ def summed_over(axis: str, dtype: Any) -> Iterator[None]:
 def layer_params(params: Any) -> Any:
     """The parameters of one layer, as they are; their gradients as `summed_over` says."""
     over = _summing.get()
-    return params if over is None else jax.tree.map(lambda leaf: _summed(leaf, *over), params)
+    return params if over is None else _summed_backward(params, *over)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _summed(leaf: jax.Array, axis: str, dtype: Any) -> jax.Array:
-    return leaf
+def summed(gradients: Any, axis: str, dtype: Any, together: bool) -> Any:
+    """The gradients, any tree, added up over the mesh axis: sent in `dtype`, returned in their own.
+
+    Large ones are sent one by one, as they come out of the backward pass. `together`, for gradients that no other mesh
+    axis divides, sends the small ones as one array: a TPU stands still for a reduction of several arrays, and for one
+    of fewer than 4,096 numbers.
+    """
+    leaves, tree = jax.tree.flatten(gradients)
+    is_small = [together and leaf.size < _LARGE for leaf in leaves]
+    joined, split = ravel_pytree([leaf for leaf, small in zip(leaves, is_small, strict=True) if small])
+    sums = iter(split(_sum(joined, axis, dtype)) if joined.size else ())
+    done = [next(sums) if small else _sum(leaf, axis, dtype) for leaf, small in zip(leaves, is_small, strict=True)]
+    return jax.tree.unflatten(tree, done)
 
 
-def _backward(axis: str, dtype: Any, _: None, gradient: jax.Array) -> tuple[jax.Array]:
-    return (jax.lax.psum(gradient.astype(dtype), axis).astype(gradient.dtype),)
+def _sum(gradient: jax.Array, axis: str, dtype: Any) -> jax.Array:
+    return jax.lax.psum(gradient.astype(dtype), axis).astype(gradient.dtype)
 
 
-_summed.defvjp(lambda leaf, axis, dtype: (leaf, None), _backward)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _summed_backward(params: Any, axis: str, dtype: Any, together: bool) -> Any:
+    return params
+
+
+def _backward(axis: str, dtype: Any, together: bool, _: None, gradients: Any) -> tuple[Any]:
+    return (summed(gradients, axis, dtype, together),)
+
+
+_summed_backward.defvjp(lambda params, axis, dtype, together: (params, None), _backward)

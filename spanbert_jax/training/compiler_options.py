@@ -11,11 +11,15 @@ from jax.sharding import Mesh
 # All-reduces of under a megabyte are sent together, larger ones by themselves: combined, as is the default, they wait
 # for the last layer.
 _APART = {"xla_enable_async_all_reduce": True, "xla_jf_crs_combiner_threshold_in_bytes": 1_000_000}
-_BY_SPARSE_CORE = _APART | {"xla_tpu_enable_sparse_core_collective_offload_all_reduce": True}
+_BY_SPARSE_CORE = _APART | {
+    "xla_tpu_enable_sparse_core_collective_offload_all_reduce": True,
+    "xla_tpu_sparse_core_all_reduce_offload_min_size_in_bytes": 8192,  # also a layer's biases, sent as one array
+}
 _FUSED_WITH_WORK = _APART | {
     "xla_tpu_arf_combiner_threshold_in_bytes": 1_000_000,
     "xla_tpu_enable_async_collective_fusion": True,
     "xla_tpu_enable_async_collective_fusion_fuse_all_reduce": True,
+    "xla_tpu_enable_async_collective_fusion_fuse_kloop_fusions": True,  # the gradients' norms among them
     "xla_tpu_enable_async_collective_fusion_multiple_steps": True,
     "xla_tpu_overlap_compute_collective_tc": True,
 }

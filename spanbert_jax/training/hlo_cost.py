@@ -275,7 +275,8 @@ def _group_size(attributes: str) -> int:
 def traffic(program: Program, on_chip: bool = False) -> list[Traffic]:
     """What each instruction reads from memory and writes to it, the largest first; `on_chip` counts on-chip memory too.
 
-    An operand of which a fusion uses slices counts as those slices, and one that it updates in place as the update.
+    An operand of which a fusion uses slices counts as those slices, one that it updates in place as the update, and
+    one that it only hands on not at all. A collective reads where it starts and writes where it ends.
     """
     found = []
     for name, runs in program.runs.items():
@@ -306,8 +307,14 @@ def _moved(program: Program, computation: Computation, instruction: Instruction,
         return min(read[0], instruction.result_bytes) + sum(read[1:]) + written
     if opcode == "dynamic-update-slice":
         return read[1] + min(written, computation[instruction.operands[1]].result_bytes)
+    if instruction.name.startswith("async-collective-start"):
+        return sum(read)
+    if instruction.name.startswith("async-collective-done"):
+        return written
     if opcode == "fusion":
         body = program.computations[instruction.called("calls")]
+        if _continues(instruction):
+            body = {name: inner for name, inner in body.items() if inner.is_root or inner.opcode not in COLLECTIVES}
         parameters = sorted((i for i in body.values() if i.opcode == "parameter"), key=lambda i: int(i.inside))
         uses = [_used(program, body, parameter) for parameter in parameters]
         outputs = zip(instruction.arrays, _outputs(program, body), strict=True)
@@ -333,7 +340,7 @@ def _used(program: Program, body: Computation, source: Instruction) -> int:
                 total += _used(program, inner, _parameter(inner, position))
             elif user.opcode in _VIEWS:
                 total += _used(program, body, user)
-            elif user.opcode != "dynamic-update-slice" or position != 0:
+            elif user.opcode != "tuple" and (user.opcode != "dynamic-update-slice" or position != 0):
                 return source.result_bytes
     return min(total, source.result_bytes)
 
@@ -345,12 +352,14 @@ def _parameter(body: Computation, number: int) -> Instruction:
 def _outputs(program: Program, body: Computation) -> list[int]:
     """Bytes that a fused computation writes for each array of its result."""
     root = next(i for i in body.values() if i.is_root)
-    results = [body[name] for name in root.operands] if root.opcode == "tuple" else [root]
+    results = [body.get(name) for name in root.operands] if root.opcode == "tuple" else [root]
     sizes = []
     for result in results:
-        while result.opcode in _VIEWS:
+        while result and result.opcode in _VIEWS:
             result = body[result.operands[0]]
-        if result.opcode == "dynamic-update-slice":
+        if result is None or result.opcode == "parameter":  # of a collective, or handed on
+            sizes.append(0)
+        elif result.opcode == "dynamic-update-slice":
             sizes.append(body[result.operands[1]].result_bytes)
         elif result.opcode == "fusion":
             sizes += _outputs(program, program.computations[result.called("calls")])

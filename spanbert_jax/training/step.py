@@ -123,22 +123,25 @@ def _reduced_gradients(config: Config, objective: Objective, mesh: Mesh, specs: 
     if mesh.shape["data"] == 1:
         return local
     dtype = jnp.dtype(config.mesh.reduce_dtype)
+    alone = mesh.shape["data"] == mesh.size
     early = config.train.accumulation == 1 and not config.mesh.shard_optimizer
 
-    def reduce(path: tuple[Any, ...], grad: jax.Array, spec: PartitionSpec) -> jax.Array:
-        if early and path[0].key == "encoder":
-            return grad
-        sent = grad.astype(dtype)
-        if "data" in spec:
-            sent = jax.lax.psum_scatter(sent, "data", scatter_dimension=spec.index("data"), tiled=True)
-        else:
-            sent = jax.lax.psum(sent, "data")
-        return sent.astype(grad.dtype)
+    def divided_sum(grad: jax.Array, spec: PartitionSpec) -> jax.Array:
+        if "data" not in spec:
+            return layer_gradients.summed(grad, "data", dtype, together=False)
+        place, sent = spec.index("data"), grad.astype(dtype)
+        return jax.lax.psum_scatter(sent, "data", scatter_dimension=place, tiled=True).astype(grad.dtype)
 
     def reduced(*arguments: Any) -> tuple[Any, Sums]:
-        with layer_gradients.summed_over("data", dtype) if early else contextlib.nullcontext():
+        with layer_gradients.summed_over("data", dtype, alone) if early else contextlib.nullcontext():
             grads, sums = local(*arguments)
-        return jax.tree_util.tree_map_with_path(reduce, grads, specs), jax.lax.psum(sums, "data")
+        if config.mesh.shard_optimizer:
+            grads = jax.tree.map(divided_sum, grads, specs)
+        else:
+            done = {"encoder": grads["encoder"]} if early else {}
+            rest = {part: tree for part, tree in grads.items() if part not in done}
+            grads = done | layer_gradients.summed(rest, "data", dtype, alone)
+        return grads, jax.lax.psum(sums, "data")
 
     whole, divided = PartitionSpec(), PartitionSpec("data")
     return jax.shard_map(

@@ -112,19 +112,23 @@ OVERLAPPED = """HloModule jit_step, is_scheduled=true
   ROOT %reduced.1 = bf16[512,1024]{1,0:T(8,128)(2,1)} all-reduce(%x.1), replica_groups={{0,1,2,3}}, to_apply=%add
 }
 
-%async_collective_fusion.7 (x.2: bf16[512,1024]) -> bf16[512,1024] {
+%async_collective_fusion.7 (x.2: bf16[512,1024], y.2: f32[8,128]) -> (f32[8,128], bf16[512,1024], bf16[512,1024]) {
   %x.2 = bf16[512,1024]{1,0:T(8,128)(2,1)} parameter(0)
-  ROOT %reduced.2 = bf16[512,1024]{1,0:T(8,128)(2,1)} all-reduce(%x.2), replica_groups={{0,1,2,3}}, to_apply=%add
+  %y.2 = f32[8,128]{1,0:T(8,128)} parameter(1)
+  %worked = f32[8,128]{1,0:T(8,128)} tanh(%y.2)
+  %reduced.2 = bf16[512,1024]{1,0:T(8,128)(2,1)} all-reduce(%x.2), replica_groups={{0,1,2,3}}, to_apply=%add
+  ROOT %all.2 = (f32[8,128], bf16[512,1024], bf16[512,1024]) tuple(%worked, %x.2, %reduced.2)
 }
 
-ENTRY %main (p.0: bf16[512,1024]) -> bf16[512,1024] {
+ENTRY %main (p.0: bf16[512,1024], p.1: f32[8,128]) -> bf16[512,1024] {
   %p.0 = bf16[512,1024]{1,0:T(8,128)(2,1)} parameter(0)
+  %p.1 = f32[8,128]{1,0:T(8,128)} parameter(1)
   FIRST
   ROOT %out = bf16[512,1024]{1,0:T(8,128)(2,1)} copy(%p.0)
 }
 """
 SPREAD_OVER_FUSIONS = """%async-collective-start.3 = (bf16[512,1024], u32[]) fusion(%p.0), kind=kCustom, calls=%sum
-  %work = bf16[512,1024] fusion(%p.0), kind=kOutput, calls=%async_collective_fusion.7
+  %work = (f32[8,128], bf16[512,1024], bf16[512,1024]) fusion(%p.0, %p.1), calls=%async_collective_fusion.7
   %async-collective-done.3 = bf16[512,1024] fusion(%p.0), kind=kCustom, calls=%sum"""
 ON_ANOTHER_CORE = """%reduced-start = ((bf16[512,1024]), bf16[512,1024]) call-start(%p.0), to_apply=%sum
   %reduced-done = bf16[512,1024] call-done(%reduced-start)"""
@@ -134,6 +138,18 @@ ON_ANOTHER_CORE = """%reduced-start = ((bf16[512,1024]), bf16[512,1024]) call-st
 def test_a_collective_that_runs_beside_work_counts_once_and_as_asynchronous(form: str) -> None:
     program = read_program(OVERLAPPED.replace("FIRST", form))
     assert collectives(program) == [Collective("all-reduce", 512 * 1024 * 2, group=4, asynchronous=True, runs=1)]
+
+
+def test_a_collective_that_is_spread_over_fusions_moves_its_array_once_and_they_their_own() -> None:
+    program = read_program(OVERLAPPED.replace("FIRST", SPREAD_OVER_FUSIONS))
+    moved = {one.instruction.name: one.bytes for one in traffic(program)}
+    whole = 512 * 1024 * 2
+    assert moved == {
+        "async-collective-start.3": whole,
+        "work": 2 * 8 * 128 * 4,
+        "async-collective-done.3": whole,
+        "out": 2 * whole,
+    }
 
 
 def test_a_ring_sends_each_byte_twice_to_reduce_it_and_once_to_gather_it() -> None:
