@@ -27,7 +27,7 @@ def test_over_500_steps_of_the_tiny_model_bfloat16_stays_within_two_percent_of_f
     runs.write_corpus(corpus)
     for dtype in ("float32", "bfloat16"):
         fields = {**TINY, "corpus__files": corpus, "data__dir": tmp_path / "data", "compute__dtype": dtype}
-        runs.run(tmp_path / dtype, **fields)
+        runs.run(tmp_path / dtype, optimised=True, **fields)
     for name in ("train/mlm_loss", "train/sbo_loss"):
         wide, narrow = (runs.metrics(tmp_path / dtype, name) for dtype in ("float32", "bfloat16"))
         assert list(wide) == list(narrow) == [1, *range(25, 501, 25)]
