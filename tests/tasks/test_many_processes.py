@@ -117,7 +117,7 @@ def test_a_signal_to_one_process_stops_both_at_one_checkpoint_that_one_process_g
     one: tuple[Path, Path], tmp_path: Path
 ) -> None:
     workdir = tmp_path / "stopped"
-    fields = {"corpus__files": one[0], "data__dir": one[1] / "data", "train__steps": 300}
+    fields = {"corpus__files": one[0], "data__dir": one[1] / "data", "train__steps": 120}
     fields |= {"train__checkpoint_every": 1000, "train__eval_every": 1000, "train__log_every": 25}
     processes = runs.start_two(workdir, **fields)
     runs.wait_for(workdir / "metrics.jsonl", processes[0], "mlm_loss")
@@ -125,11 +125,11 @@ def test_a_signal_to_one_process_stops_both_at_one_checkpoint_that_one_process_g
     printed = [process.communicate(timeout=900)[0] for process in processes]
     assert [process.returncode for process in processes] == [75, 75], printed
     (saved,) = [int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()]
-    assert f"Stopped at step {saved} of 300" in printed[0] and 0 < saved < 300
+    assert f"Stopped at step {saved} of 120" in printed[0] and 0 < saved < 120
     runs.run(workdir, **fields)
     reference = tmp_path / "reference"
     runs.run(reference, **fields)
     # Two processes sum gradients in another order; the rest of the run is the same.
-    assert runs.metrics(workdir, "held_out/mlm_loss")[300] == pytest.approx(
-        runs.metrics(reference, "held_out/mlm_loss")[300], abs=1e-3
+    assert runs.metrics(workdir, "held_out/mlm_loss")[120] == pytest.approx(
+        runs.metrics(reference, "held_out/mlm_loss")[120], abs=1e-3
     )

@@ -107,7 +107,7 @@ def test_a_killed_run_goes_on_bitwise_from_its_last_checkpoint(
 def test_a_run_asked_to_stop_saves_where_it_is_and_goes_on_bitwise(
     finished: tuple[Path, str], corpus: Path, tmp_path: Path
 ) -> None:
-    fields = {"corpus__files": corpus, "data__dir": finished[0] / "data", "train__steps": 300}
+    fields = {"corpus__files": corpus, "data__dir": finished[0] / "data", "train__steps": 120}
     fields |= {"train__checkpoint_every": 1000, "train__eval_every": 1000, "train__log_every": 25}
     command = runs.command(tmp_path / "stopped", **fields)
     process = subprocess.Popen(command, cwd=runs.ROOT, env=runs.environment(), stdout=subprocess.PIPE, text=True)
@@ -116,10 +116,10 @@ def test_a_run_asked_to_stop_saves_where_it_is_and_goes_on_bitwise(
     printed, _ = process.communicate()
     assert process.returncode == 75, printed
     (saved,) = [int(path.name) for path in (tmp_path / "stopped" / "checkpoints").iterdir() if path.name.isdigit()]
-    assert f"Stopped at step {saved} of 300; the same command goes on." in printed
+    assert f"Stopped at step {saved} of 120; the same command goes on." in printed
     runs.run(tmp_path / "stopped", **fields)
     runs.run(tmp_path / "uninterrupted", **fields)
-    assert same_params(tmp_path / "stopped", tmp_path / "uninterrupted", 300)
+    assert same_params(tmp_path / "stopped", tmp_path / "uninterrupted", 120)
 
 
 def test_a_workdir_of_another_configuration_is_refused_by_the_fields_that_differ(
