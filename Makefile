@@ -5,8 +5,9 @@ BIN := .venv/bin
 
 .PHONY: pretrain test lint format
 
+# Huge pages for what XLA allocates anew at every step (glibc 2.35 and later; others ignore it).
 pretrain: .venv/requirements
-	$(BIN)/python -m spanbert_jax.main --config configs/tiny.py
+	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/python -m spanbert_jax.main --config configs/tiny.py
 
 test: .venv/requirements-dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal
