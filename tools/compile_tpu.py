@@ -1,7 +1,7 @@
 """Compiles the real train step for TPUs that are not there: whether it fits, what it costs, what limits it.
 
     python tools/compile_tpu.py --config configs/large.py --topology v5e-256 [--rows-per-chip 16] [--fit] [--json FILE]
-    python tools/compile_tpu.py --table      (base and large for every topology, as the README's table; hours)
+    python tools/compile_tpu.py --table      (base and large for every topology, as the README's table; half an hour)
 
 Needs no TPU: `pip install -r requirements-tpu.txt` brings the compiler. Fields are set as --config.FIELD=VALUE.
 

@@ -43,10 +43,10 @@ def summed(gradients: Any, axis: str, dtype: Any, together: bool) -> Any:
     of fewer than 4,096 numbers.
     """
     leaves, tree = jax.tree.flatten(gradients)
-    is_small = [together and leaf.size < _LARGE for leaf in leaves]
-    joined, split = ravel_pytree([leaf for leaf, small in zip(leaves, is_small, strict=True) if small])
-    sums = iter(split(_sum(joined, axis, dtype)) if joined.size else ())
-    done = [next(sums) if small else _sum(leaf, axis, dtype) for leaf, small in zip(leaves, is_small, strict=True)]
+    small = {place: leaf for place, leaf in enumerate(leaves) if together and leaf.size < _LARGE}
+    joined, split = ravel_pytree(small)
+    sums = split(_sum(joined, axis, dtype)) if small else {}
+    done = [sums[place] if place in sums else _sum(leaf, axis, dtype) for place, leaf in enumerate(leaves)]
     return jax.tree.unflatten(tree, done)
 
 

@@ -1,7 +1,6 @@
 """Four devices in one process: one reduction a step, divided moments, and the update of one device."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.tasks import runs
 from tests.training.four_devices import CASES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -18,11 +18,10 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture(scope="module")
 def cases() -> dict[str, Any]:
     """What `four_devices` prints."""
-    fast_to_compile = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
     run = subprocess.run(
         [sys.executable, "-m", "tests.training.four_devices"],
         cwd=ROOT,
-        env=os.environ | fast_to_compile,
+        env=runs.environment(),
         capture_output=True,
         text=True,
     )
