@@ -18,8 +18,8 @@ from jax.sharding import NamedSharding
 from rich.console import Console
 from rich.table import Table
 
+from spanbert_jax.batches.lengths import BucketedOrder, choose_lengths
 from spanbert_jax.config import Config, flatten
-from spanbert_jax.data.buckets import BucketedOrder, choose_lengths
 from spanbert_jax.data.rows import Rows, fingerprint
 from spanbert_jax.errors import UserError
 from spanbert_jax.tasks.corpus import given_tokenizer

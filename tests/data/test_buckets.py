@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spanbert_jax.data.buckets import BucketedOrder, choose_lengths, equal_sizes, sorted_batches
+from spanbert_jax.batches.lengths import BucketedOrder, choose_lengths, equal_sizes, sorted_batches
 
 row_lengths = st.lists(st.integers(1, 60), min_size=1, max_size=40).map(np.array)
 

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from jax import monitoring
 
+from spanbert_jax.batches.lengths import BucketedOrder
 from spanbert_jax.config import from_dict
-from spanbert_jax.data.buckets import BucketedOrder
 from spanbert_jax.tasks import finetuning_run
 from spanbert_jax.tasks.sequence_classification import SequenceClassification
 from tests.tasks import runs
