@@ -55,7 +55,7 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MaskingConfig:
-    """Which pieces are masked and what replaces them (paper section 3.1; code: data/masking.py)."""
+    """Which pieces are masked and what replaces them (paper section 3.1; code: corpus/masking.py)."""
 
     scheme: str = "span"  # "span" (SpanBERT), "whole_word", "subword" (BERT)
     rate: float = 0.15

@@ -25,7 +25,7 @@ ALLOWED = {
     "main": {"config", "config_check", "errors", "tasks"},
 }
 ROOMS = {
-    "apache_beam": ("data/beam_build.py",),
+    "apache_beam": ("corpus/build_on_beam.py",),
     "tensorflow": ("data/",),
     "tensorflow_datasets": ("data/",),
     "array_record": ("data/",),

@@ -41,7 +41,7 @@ def build(config: Config, beam_arguments: list[str]) -> int:
             f"{error}; make an environment for it: python3 -m venv .venv-beam && "
             ".venv-beam/bin/pip install -r requirements-beam.txt"
         ) from error
-    from spanbert_jax.data.beam_build import build_with_beam
+    from spanbert_jax.corpus.build_on_beam import build_with_beam
 
     began = time.monotonic()
     print(f"Building the blocks of {config.corpus.files or config.corpus.name} in {config.data.dir}/blocks ...")

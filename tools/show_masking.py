@@ -66,8 +66,8 @@ class Segment:
 
 def main(config: Config, workdir: str) -> int:
     """Prepares, reads and shows; returns the exit status."""
-    from spanbert_jax.data.blocks import open_blocks
-    from spanbert_jax.data.input import described_batches
+    from spanbert_jax.corpus.blocks import open_blocks
+    from spanbert_jax.corpus.masked_batches import described_batches
     from spanbert_jax.tasks.corpus import prepare
 
     if HTML.value and STATISTICS.value:
@@ -207,7 +207,7 @@ def collect(batches: Iterator[dict[str, np.ndarray]], steps: int) -> dict[str, n
 
 def statistics_table(config: Config, rows: dict[str, np.ndarray], piece_counts: np.ndarray) -> Table:
     """What was observed in `rows` beside what the config asks for."""
-    from spanbert_jax.data.masking import span_law, word_limits
+    from spanbert_jax.corpus.masking import span_law, word_limits
 
     masking = config.masking
     lengths, used = rows["lengths"] - 2, rows["masked_weights"] > 0

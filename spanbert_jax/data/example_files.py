@@ -128,7 +128,7 @@ def tfds_examples(name: str, role: Role) -> tuple[Any, Iterable[dict[str, Any]]]
     """
     import tensorflow_datasets as tfds
 
-    from spanbert_jax.data import tfds_source
+    from spanbert_jax.corpus import tfds_source
 
     name, _, split = name.partition(":")
     builder = tfds_source.find_builder(

@@ -19,10 +19,10 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from spanbert_jax.config import Config
-from spanbert_jax.data import block_cache
-from spanbert_jax.data import blocks as block_data
-from spanbert_jax.data import build_blocks as building
-from spanbert_jax.data.block_cache import cache_directory
+from spanbert_jax.corpus import blocks as block_data
+from spanbert_jax.corpus import build as building
+from spanbert_jax.corpus import cache as block_cache
+from spanbert_jax.corpus.cache import cache_directory
 from spanbert_jax.errors import UserError
 from spanbert_jax.tasks.weights import open_weights
 from spanbert_jax.text import tokenizer as tokenizers

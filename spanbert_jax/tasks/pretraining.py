@@ -13,8 +13,8 @@ import numpy as np
 from etils import epath
 
 from spanbert_jax.config import Config, flatten
-from spanbert_jax.data import blocks as block_data
-from spanbert_jax.data import input as input_data
+from spanbert_jax.corpus import blocks as block_data
+from spanbert_jax.corpus import masked_batches as input_data
 from spanbert_jax.model import heads
 from spanbert_jax.tasks.corpus import prepare
 from spanbert_jax.tasks.initial import adopt, initial_params

@@ -1,4 +1,4 @@
-"""Span masking one block and one piece at a time, as SpanBERT's paper (3.1) and code (data/masking.py) define it.
+"""Span masking one block and one piece at a time, as SpanBERT's paper (3.1) and code (corpus/masking.py) define it.
 
 Plain Python from the definition, with its own random numbers; knows nothing of the implementation under test.
 """

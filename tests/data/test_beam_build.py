@@ -17,7 +17,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from tensorflow.core.example import example_pb2
 
 from spanbert_jax.config import Config, CorpusConfig, DataConfig, TokenizerConfig
-from spanbert_jax.data import build_blocks as building
+from spanbert_jax.corpus import build as building
 from spanbert_jax.text.tokenizer import load_tokenizer, wordpiece_from_vocab
 from tests.data.test_blocks import PIECES, document, files_of
 
@@ -29,8 +29,8 @@ pytestmark = pytest.mark.skipif(
 
 MANY = """
 import importlib.util, pickle, sys
-from spanbert_jax.data import build_blocks
-from spanbert_jax.data.beam_build import build_with_beam
+from spanbert_jax.corpus import build as build_blocks
+from spanbert_jax.corpus.build_on_beam import build_with_beam
 assert not importlib.util.find_spec("tensorflow") and not importlib.util.find_spec("jax")
 build_blocks.SHARD_RECORDS, build_blocks._TASK_CHARS = 37, 2000
 build_with_beam(pickle.load(sys.stdin.buffer), ["--direct_num_workers=2", "--direct_running_mode=multi_threading"])

@@ -13,9 +13,9 @@ import pytest
 from etils import epath
 
 from spanbert_jax.config import Config, CorpusConfig, DataConfig, TokenizerConfig
-from spanbert_jax.data import block_cache
-from spanbert_jax.data.blocks import open_blocks, read_metadata
-from spanbert_jax.data.build_blocks import build_blocks
+from spanbert_jax.corpus import cache as block_cache
+from spanbert_jax.corpus.blocks import open_blocks, read_metadata
+from spanbert_jax.corpus.build import build_blocks
 from spanbert_jax.errors import UserError
 from spanbert_jax.tasks.corpus import prepare
 from spanbert_jax.text.tokenizer import wordpiece_from_vocab

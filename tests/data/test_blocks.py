@@ -21,10 +21,10 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from tensorflow.core.example import example_pb2
 
 from spanbert_jax.config import Config, CorpusConfig, DataConfig, TokenizerConfig
-from spanbert_jax.data import blocks, tfds_source
-from spanbert_jax.data import build_blocks as building
-from spanbert_jax.data.blocks import Metadata, check_blocks, is_built, open_blocks, read_metadata
-from spanbert_jax.data.build_blocks import build_blocks, sample_sentences
+from spanbert_jax.corpus import blocks, tfds_source
+from spanbert_jax.corpus import build as building
+from spanbert_jax.corpus.blocks import Metadata, check_blocks, is_built, open_blocks, read_metadata
+from spanbert_jax.corpus.build import build_blocks, sample_sentences
 from spanbert_jax.errors import UserError
 from spanbert_jax.text.documents import hash_text, in_share
 from spanbert_jax.text.packing import pack

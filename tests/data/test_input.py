@@ -16,7 +16,7 @@ import tensorflow as tf
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from spanbert_jax.config import Config, DataConfig, MaskingConfig, TrainConfig
-from spanbert_jax.data.input import eval_batches, train_batches
+from spanbert_jax.corpus.masked_batches import eval_batches, train_batches
 from spanbert_jax.text.tokenizer import Tokenizer
 
 LENGTH = 32
@@ -207,7 +207,7 @@ import jax, numpy as np
 jax.config.update("jax_num_cpu_devices", 4)
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from tests.data import test_input as t
-from spanbert_jax.data import input as under_test
+from spanbert_jax.corpus import masked_batches as under_test
 
 def digest(batches, sharding):
     batches = list(batches)

@@ -15,7 +15,7 @@ import tensorflow_datasets as tfds
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from spanbert_jax.data import tfds_source
+from spanbert_jax.corpus import tfds_source
 from spanbert_jax.data.example_files import Warnings
 from spanbert_jax.data.labelled_texts import Example, read
 from spanbert_jax.errors import UserError

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from spanbert_jax.config import Config, DataConfig, MaskingConfig, TrainConfig, max_masked
 from spanbert_jax.config_check import check
-from spanbert_jax.data import masking
-from spanbert_jax.data.masking import KEPT, MASK, RANDOM, Masker, mask_rate, row_keys
+from spanbert_jax.corpus import masking
+from spanbert_jax.corpus.masking import KEPT, MASK, RANDOM, Masker, mask_rate, row_keys
 from spanbert_jax.text.tokenizer import Tokenizer, word_starts
 from tests.data import masking_reference as reference
 

@@ -13,7 +13,7 @@ import tensorflow as tf
 from scipy import stats
 
 from spanbert_jax.config import Config, DataConfig, MaskingConfig
-from spanbert_jax.data.masking import Masker, row_keys
+from spanbert_jax.corpus.masking import Masker, row_keys
 from spanbert_jax.text.tokenizer import Tokenizer, word_starts, wordpiece_from_vocab
 from tests.data import masking_reference as reference
 

@@ -10,7 +10,7 @@ from etils import epath
 from jax import monitoring
 
 from spanbert_jax.config import Config
-from spanbert_jax.data.input import train_batches
+from spanbert_jax.corpus.masked_batches import train_batches
 from spanbert_jax.model import heads
 from spanbert_jax.tasks.pretraining import make_task
 from spanbert_jax.tasks.pretraining_loss import objective

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from spanbert_jax.config import Config, largest_budget, max_masked
-from spanbert_jax.data.build_blocks import build_blocks
+from spanbert_jax.corpus.build import build_blocks
 from spanbert_jax.errors import UserError
 from spanbert_jax.model import heads
 from spanbert_jax.tasks.corpus import given_tokenizer

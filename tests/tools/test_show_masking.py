@@ -13,7 +13,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 from spanbert_jax.config import Config
-from spanbert_jax.data.masking import KEPT, MASK, RANDOM
+from spanbert_jax.corpus.masking import KEPT, MASK, RANDOM
 from spanbert_jax.errors import UserError
 from spanbert_jax.text.tokenizer import Tokenizer
 from tools import show_masking

@@ -31,8 +31,8 @@ def corpus_config(spec: dict[str, Any]) -> Config:
 
 def start(spec: dict[str, Any]) -> tuple[dict[str, Any], Any]:
     """Answers {"directory": where, "again": whether to build where complete blocks are} with seconds and counts."""
-    from spanbert_jax.data import blocks
-    from spanbert_jax.data.build_blocks import build_blocks
+    from spanbert_jax.corpus import blocks
+    from spanbert_jax.corpus.build import build_blocks
     from spanbert_jax.tasks.corpus import given_tokenizer
     from spanbert_jax.text.documents import find_files
 

@@ -1,7 +1,7 @@
 """The input pipeline of pre-training on one core, beside transformers' whole-word-mask collator on the same blocks.
 
 Invariant: each side's process is pinned to one core before it starts, so wall time is core time, whatever threads it
-makes. Ours is all of spanbert_jax/data/input.py: permute, read from disk, mask spans, SBO rows, hand over as jax
+makes. Ours is all of spanbert_jax/corpus/masked_batches.py: permute, read from disk, mask spans, SBO rows, hand over as jax
 arrays. Theirs does less: its blocks are padded lists in memory, with word offsets and special-token masks made
 beforehand, and it neither draws spans nor looks for their boundaries.
 """
@@ -32,7 +32,7 @@ def start(spec: dict[str, Any]) -> tuple[Answer, Any]:
 
     Answers with blocks and seconds.
     """
-    from spanbert_jax.data.blocks import open_blocks
+    from spanbert_jax.corpus.blocks import open_blocks
     from spanbert_jax.tasks.corpus import given_tokenizer
 
     config = corpus_config(spec)
@@ -43,7 +43,7 @@ def start(spec: dict[str, Any]) -> tuple[Answer, Any]:
 
 
 def _ours(spec: Answer, config: Config, tokenizer: Tokenizer, blocks: Any) -> Any:
-    from spanbert_jax.data.input import train_batches
+    from spanbert_jax.corpus.masked_batches import train_batches
     from spanbert_jax.training import sharding
 
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=_ROWS["ours"]))

@@ -37,8 +37,8 @@ def start(spec: dict[str, Any]) -> tuple[Answer, Any]:
     """
     import jax
 
-    from spanbert_jax.data import blocks as block_data
-    from spanbert_jax.data import input as input_data
+    from spanbert_jax.corpus import blocks as block_data
+    from spanbert_jax.corpus import masked_batches as input_data
     from spanbert_jax.model import heads
     from spanbert_jax.tasks.corpus import given_tokenizer
     from spanbert_jax.tasks.pretraining_loss import objective

@@ -28,10 +28,10 @@ from array_record.python.array_record_module import ArrayRecordReader
 from tensorflow_datasets.proto import tf_example_pb2
 
 from spanbert_jax.config import Config
-from spanbert_jax.data import build_blocks as building
-from spanbert_jax.data import tfds_source
-from spanbert_jax.data.blocks import METADATA_FILE, SPLITS, is_block_file
-from spanbert_jax.data.build_blocks import Shard, ShardWriter
+from spanbert_jax.corpus import build as building
+from spanbert_jax.corpus import tfds_source
+from spanbert_jax.corpus.blocks import METADATA_FILE, SPLITS, is_block_file
+from spanbert_jax.corpus.build import Shard, ShardWriter
 from spanbert_jax.errors import UserError
 from spanbert_jax.text import workers
 from spanbert_jax.text.documents import Document, find_files, make_documents, read_files

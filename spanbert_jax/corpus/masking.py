@@ -2,7 +2,7 @@
 
 Invariant: a row's masks are a function of (its pieces, its key, the rate) alone, where the key is a hash of (seed,
 epoch, block); neither the rest of the batch nor the internal chunk of draws changes them. They are exactly what the
-reference's sequential algorithm makes of the same draws (SpanBERT code: data/masking.py; paper section 3.1):
+reference's sequential algorithm makes of the same draws (SpanBERT code: corpus/masking.py; paper section 3.1):
 
     while fewer than ceil(rate * length) pieces are masked:
         draw a number of words from the renormalised geometric law, and an anchor, uniform over the pieces

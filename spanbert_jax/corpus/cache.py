@@ -18,7 +18,7 @@ from pathlib import Path
 
 from etils import epath
 
-from spanbert_jax.data.blocks import METADATA_FILE, SPLITS, Blocks, is_block_file, read_metadata
+from spanbert_jax.corpus.blocks import METADATA_FILE, SPLITS, Blocks, is_block_file, read_metadata
 from spanbert_jax.errors import UserError
 from spanbert_jax.text.tokenizer import METADATA_FILE as TOKENIZER_FILE
 from spanbert_jax.text.tokenizer import Tokenizer, load_tokenizer

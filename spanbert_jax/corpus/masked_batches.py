@@ -18,8 +18,8 @@ import tensorflow as tf
 
 from spanbert_jax.batches.lengths import BucketedOrder, choose_lengths, equal_sizes, sorted_batches
 from spanbert_jax.config import Config
-from spanbert_jax.data.blocks import Blocks
-from spanbert_jax.data.masking import Masker, mask_rate, row_keys
+from spanbert_jax.corpus.blocks import Blocks
+from spanbert_jax.corpus.masking import Masker, mask_rate, row_keys
 from spanbert_jax.text.tokenizer import Tokenizer
 
 tf.config.set_visible_devices([], "GPU")  # the accelerator is JAX's

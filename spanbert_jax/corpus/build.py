@@ -25,8 +25,8 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from spanbert_jax.config import Config, CorpusConfig, TokenizerConfig
-from spanbert_jax.data import tfds_source
-from spanbert_jax.data.blocks import DATASET, METADATA_FILE, SPLITS, Metadata, lengths_file, source_fields
+from spanbert_jax.corpus import tfds_source
+from spanbert_jax.corpus.blocks import DATASET, METADATA_FILE, SPLITS, Metadata, lengths_file, source_fields
 from spanbert_jax.errors import UserError
 from spanbert_jax.text import docstrings, workers
 from spanbert_jax.text.documents import Document, find_files, hash_text, in_share, read_files
