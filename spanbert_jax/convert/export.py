@@ -19,7 +19,7 @@ from spanbert_jax.config import ModelConfig
 from spanbert_jax.convert.huggingface import HEADS, SBO, Params, plain_pooler, to_tensors
 from spanbert_jax.convert.huggingface_config import architecture, to_fields
 from spanbert_jax.convert.model_card import model_card
-from spanbert_jax.convert.release import SBO_FILE
+from spanbert_jax.convert.published_weights import SBO_FILE
 from spanbert_jax.convert.tokenizer_files import write_tokenizer
 from spanbert_jax.errors import UserError
 from spanbert_jax.text.tokenizer import Tokenizer

@@ -13,7 +13,7 @@ from etils import epath
 
 from spanbert_jax.config import Config, from_flat
 from spanbert_jax.convert.huggingface import Params, Report
-from spanbert_jax.convert.release import open_release
+from spanbert_jax.convert.published_weights import open_release
 from spanbert_jax.model.encoder import padded_vocab
 from spanbert_jax.text.tokenizer import Tokenizer, load_tokenizer
 from spanbert_jax.training.checkpoint import find_checkpoint, read_metadata, read_params, read_shapes

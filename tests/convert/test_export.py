@@ -25,7 +25,7 @@ from safetensors.numpy import load_file, save_file
 
 from spanbert_jax.convert.export import DTYPES, Export, write_export
 from spanbert_jax.convert.huggingface import Params, named_views, shapes
-from spanbert_jax.convert.release import open_release
+from spanbert_jax.convert.published_weights import open_release
 from spanbert_jax.errors import UserError
 from spanbert_jax.model.encoder import padded_vocab
 from spanbert_jax.text.tokenizer import Tokenizer, train_sentencepiece, wordpiece_from_vocab

@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from spanbert_jax.convert import google_bert
-from spanbert_jax.data.tensorflow_checkpoint import read_checkpoint
+from spanbert_jax.convert.tensorflow_checkpoint import read_checkpoint
 from spanbert_jax.errors import UserError
 
 NAME = "bert_model.ckpt"

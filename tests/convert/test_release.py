@@ -14,7 +14,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from spanbert_jax.convert.huggingface import SBO, Params, Report, named_views, to_tensors
-from spanbert_jax.convert.release import Release, open_release
+from spanbert_jax.convert.published_weights import Release, open_release
 from spanbert_jax.errors import UserError
 from spanbert_jax.model.encoder import padded_vocab
 from spanbert_jax.text.tokenizer import SPECIALS

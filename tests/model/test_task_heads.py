@@ -14,7 +14,7 @@ import pytest
 
 from spanbert_jax.config import Config
 from spanbert_jax.convert.huggingface import named_views, shapes, to_tensors
-from spanbert_jax.convert.release import open_release
+from spanbert_jax.convert.published_weights import open_release
 from spanbert_jax.model.encoder import encode, padded_vocab
 from spanbert_jax.model.task_heads import TaskModel, apply, init_params, task_model
 from spanbert_jax.text.tokenizer import SPECIALS

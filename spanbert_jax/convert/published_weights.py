@@ -129,7 +129,7 @@ def _naming(file: Path) -> Iterator[None]:
 def _read(found: Path) -> tuple[Tensors, dict[str, Any], list[str], str]:
     """(tensors under transformers' names, the fields of a config.json, tensors left alone, kind)."""
     if found.with_name(f"{found.name}.index").is_file():
-        from spanbert_jax.data.tensorflow_checkpoint import read_checkpoint  # TensorFlow: seconds, and only here
+        from spanbert_jax.convert.tensorflow_checkpoint import read_checkpoint  # TensorFlow: seconds, and only here
 
         with _naming(found):
             tensors, left = google_bert.translate(read_checkpoint(found))
