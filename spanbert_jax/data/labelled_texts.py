@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spanbert_jax.data.example_files import (
+from spanbert_jax.errors import UserError
+from spanbert_jax.tasks.example_files import (
     Role,
     Warnings,
     field,
@@ -20,7 +21,6 @@ from spanbert_jax.data.example_files import (
     tfds_examples,
     to_text,
 )
-from spanbert_jax.errors import UserError
 
 # GLUE's own columns: text, second text, label. Its tasks' names are those of TFDS.
 GLUE = {

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from spanbert_jax.data.question_answering import Example
-from spanbert_jax.data.rows import Row
+from spanbert_jax.tasks.rows import Row
 from spanbert_jax.text.tokenizer import Tokenizer
 
 Offsets = list[tuple[int, int]]  # of each piece: its first character, and the one after its last

@@ -10,8 +10,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from spanbert_jax.data.rows import Row
 from spanbert_jax.errors import UserError
+from spanbert_jax.tasks.rows import Row
 from spanbert_jax.text.tokenizer import Tokenizer
 
 MARKERS = ("SUBJ_START", "SUBJ_END", "OBJ_START", "OBJ_END")

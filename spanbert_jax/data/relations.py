@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from spanbert_jax.data.example_files import Role, field, find_file, read_json, read_lines
 from spanbert_jax.errors import UserError
+from spanbert_jax.tasks.example_files import Role, field, find_file, read_json, read_lines
 
 Entity = tuple[int, int, str | None]  # first word, word after the last, type
 

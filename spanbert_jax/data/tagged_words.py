@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from spanbert_jax.data.example_files import Role, Warnings, find_file, read_lines, tfds_examples, to_text
 from spanbert_jax.errors import UserError
+from spanbert_jax.tasks.example_files import Role, Warnings, find_file, read_lines, tfds_examples, to_text
 
 SCHEMES = ("auto", "IOB1", "IOB2", "BILOU")  # BILOU is the same as IOBES: E and S for L and U
 _TAG = re.compile(r"O|[BILUES](-.+)?")

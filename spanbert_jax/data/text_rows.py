@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from spanbert_jax.data.rows import Row
+from spanbert_jax.tasks.rows import Row
 from spanbert_jax.text.tokenizer import Tokenizer
 
 

@@ -7,7 +7,7 @@ sentence is; a word always has a piece.
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 
-from spanbert_jax.data.rows import Row
+from spanbert_jax.tasks.rows import Row
 from spanbert_jax.text.tokenizer import Tokenizer
 
 Span = tuple[int, int, str]  # first word, word after the last, type

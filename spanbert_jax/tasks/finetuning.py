@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from spanbert_jax.config import Config
-from spanbert_jax.data.rows import Featurise, Rows
 from spanbert_jax.model import task_heads
+from spanbert_jax.tasks.rows import Featurise, Rows
 from spanbert_jax.text.tokenizer import Tokenizer
 from spanbert_jax.training.step import Batch, Objective, Sums
 

@@ -16,8 +16,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from spanbert_jax.batches.lengths import choose_lengths, sorted_batches
 from spanbert_jax.config import flatten
-from spanbert_jax.data.rows import Rows, build_rows, fingerprint, load_rows, save_rows
 from spanbert_jax.tasks.finetuning import FineTuning, Prediction, Role
+from spanbert_jax.tasks.rows import Rows, build_rows, fingerprint, load_rows, save_rows
 from spanbert_jax.training.progress import Stage
 
 Outputs = list[dict[str, np.ndarray]]  # of each row

@@ -14,10 +14,10 @@ import numpy as np
 from spanbert_jax.config import Config
 from spanbert_jax.data import relations
 from spanbert_jax.data.relation_rows import RelationRows, assign_special, special_names
-from spanbert_jax.data.rows import Featurise, Rows
 from spanbert_jax.errors import UserError
 from spanbert_jax.metrics import relations as metrics
 from spanbert_jax.tasks.finetuning import Prediction, Role
+from spanbert_jax.tasks.rows import Featurise, Rows
 from spanbert_jax.tasks.sequence_classification import SequenceClassification
 from spanbert_jax.text.tokenizer import Tokenizer
 

@@ -17,13 +17,13 @@ import numpy as np
 
 from spanbert_jax.config import Config
 from spanbert_jax.data import tagged_words
-from spanbert_jax.data.example_files import field, find_file, read_jsonl, read_lines
-from spanbert_jax.data.rows import Featurise, Rows
 from spanbert_jax.data.word_rows import Span, WordExample, WordRows
 from spanbert_jax.errors import UserError
 from spanbert_jax.metrics import entities
 from spanbert_jax.model import spans, task_heads
+from spanbert_jax.tasks.example_files import field, find_file, read_jsonl, read_lines
 from spanbert_jax.tasks.finetuning import FineTuning, Prediction, Role, cross_entropy_sum, mean_loss, row_logits
+from spanbert_jax.tasks.rows import Featurise, Rows
 from spanbert_jax.text.tokenizer import Tokenizer
 from spanbert_jax.training.step import Batch, Objective, Sums
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from spanbert_jax.data import question_answering
 from spanbert_jax.data.question_answering import Example
 from spanbert_jax.data.question_windows import QuestionWindows, max_context, windows
-from spanbert_jax.data.rows import Rows, build_rows, make_rows
+from spanbert_jax.tasks.rows import Rows, build_rows, make_rows
 from spanbert_jax.text.tokenizer import SPECIALS, Tokenizer, train_sentencepiece, wordpiece_from_vocab
 
 LENGTH, STRIDE, MAX_QUESTION = 24, 5, 6

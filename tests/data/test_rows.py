@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from spanbert_jax.data.rows import Row, build_rows, fingerprint, load_rows, make_rows, save_rows
+from spanbert_jax.tasks.rows import Row, build_rows, fingerprint, load_rows, make_rows, save_rows
 
 ROWS: list[list[Row]] = [
     [{"input_ids": [5, 6, 7], "label": [1, 2, 3], "gold": 4, "box": np.array([1.5, 2.5])}],

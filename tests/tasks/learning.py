@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import optax
 
-from spanbert_jax.data.rows import make_rows
 from spanbert_jax.tasks.finetuning import FineTuning, Prediction
+from spanbert_jax.tasks.rows import make_rows
 
 
 def learn_by_heart(task: FineTuning, examples: Sequence[Any], rate: float, steps: int) -> list[Prediction]:
