@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from spanbert_jax.data.question_answering import Example, read
 from spanbert_jax.errors import UserError
+from spanbert_jax.tasks.question_answering.files import Example, read
 from tests.data.test_labelled_texts import prepare_tfds
 
 # Combining marks, joined emoji, line ends, spaces of all kinds.

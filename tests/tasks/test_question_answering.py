@@ -19,15 +19,15 @@ from hypothesis import strategies as st
 from spanbert_jax.config import Config, from_dict
 from spanbert_jax.config_check import check
 from spanbert_jax.convert.huggingface import named_views, shapes, to_tensors
-from spanbert_jax.data.question_answering import Example
-from spanbert_jax.data.question_windows import QuestionWindows
 from spanbert_jax.errors import UserError
 from spanbert_jax.metrics import squad
 from spanbert_jax.model.encoder import padded_vocab
 from spanbert_jax.model.task_heads import task_model
 from spanbert_jax.tasks import finetuning_run
 from spanbert_jax.tasks.finetuning import Role
-from spanbert_jax.tasks.question_answering import QuestionAnswering, best_spans, span_objective
+from spanbert_jax.tasks.question_answering.files import Example
+from spanbert_jax.tasks.question_answering.rows import QuestionWindows
+from spanbert_jax.tasks.question_answering.task import QuestionAnswering, best_spans, span_objective
 from spanbert_jax.tasks.rows import Rows, make_rows
 from tests.data.test_question_windows import KINDS, TEXTS, tokenizer_of
 from tests.synthetic import VOCAB, small_config

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from spanbert_jax.data.question_answering import Example
+from spanbert_jax.tasks.question_answering.files import Example
 from spanbert_jax.tasks.rows import Row
 from spanbert_jax.text.tokenizer import Tokenizer
 

@@ -18,13 +18,13 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from spanbert_jax.config import Config
-from spanbert_jax.data import question_answering
-from spanbert_jax.data.question_answering import Example
-from spanbert_jax.data.question_windows import QuestionWindows
 from spanbert_jax.errors import UserError
 from spanbert_jax.metrics import squad
 from spanbert_jax.model import task_heads
 from spanbert_jax.tasks.finetuning import FineTuning, Prediction, Role, cross_entropy_sum, mean_loss, row_logits
+from spanbert_jax.tasks.question_answering.files import Example
+from spanbert_jax.tasks.question_answering.rows import QuestionWindows
+from spanbert_jax.tasks.question_answering.task import files as question_answering
 from spanbert_jax.tasks.rows import Featurise, Rows
 from spanbert_jax.training.step import Batch, Objective, Sums
 
