@@ -18,7 +18,7 @@ from spanbert_jax.errors import UserError
 from spanbert_jax.metrics import relations as metrics
 from spanbert_jax.tasks.finetuning import Prediction, Role
 from spanbert_jax.tasks.rows import Featurise, Rows
-from spanbert_jax.tasks.sequence_classification import SequenceClassification
+from spanbert_jax.tasks.text_classification.task import SequenceClassification
 from spanbert_jax.text.tokenizer import Tokenizer
 
 _NONE = ("no_relation", "Other")  # what TACRED and SemEval call it

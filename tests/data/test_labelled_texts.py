@@ -16,9 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from spanbert_jax.corpus import tfds_source
-from spanbert_jax.data.labelled_texts import Example, read
 from spanbert_jax.errors import UserError
 from spanbert_jax.tasks.example_files import Warnings
+from spanbert_jax.tasks.text_classification.files import Example, read
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=30).map(lambda text: text + "x")
 ON_DISK = settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spanbert_jax.data.text_rows import TextRows
+from spanbert_jax.tasks.text_classification.rows import TextRows
 from spanbert_jax.text.tokenizer import Tokenizer
 
 WORDS = [f"w{i}" for i in range(30)]

@@ -17,7 +17,7 @@ from jax import monitoring
 from spanbert_jax.batches.lengths import BucketedOrder
 from spanbert_jax.config import from_dict
 from spanbert_jax.tasks import finetuning_run
-from spanbert_jax.tasks.sequence_classification import SequenceClassification
+from spanbert_jax.tasks.text_classification.task import SequenceClassification
 from tests.tasks import runs
 from tools import evaluate
 

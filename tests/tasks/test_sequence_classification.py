@@ -10,12 +10,12 @@ import pytest
 
 from spanbert_jax.config import Config
 from spanbert_jax.data import relations
-from spanbert_jax.data.labelled_texts import Example
 from spanbert_jax.errors import UserError
 from spanbert_jax.tasks.finetuning import FineTuning
 from spanbert_jax.tasks.relation_extraction import RelationExtraction
 from spanbert_jax.tasks.rows import make_rows
-from spanbert_jax.tasks.sequence_classification import SequenceClassification
+from spanbert_jax.tasks.text_classification.files import Example
+from spanbert_jax.tasks.text_classification.task import SequenceClassification
 from spanbert_jax.text.tokenizer import SPECIALS, Tokenizer, wordpiece_from_vocab
 from tests.synthetic import small_config
 from tests.tasks.learning import learn_by_heart

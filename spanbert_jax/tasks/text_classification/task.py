@@ -14,14 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from spanbert_jax.config import Config
-from spanbert_jax.data import labelled_texts
-from spanbert_jax.data.text_rows import TextRows
 from spanbert_jax.errors import UserError
 from spanbert_jax.metrics import classification
 from spanbert_jax.model import task_heads
 from spanbert_jax.tasks.example_files import read_lines
 from spanbert_jax.tasks.finetuning import FineTuning, Prediction, Role, cross_entropy_sum, mean_loss, row_logits
 from spanbert_jax.tasks.rows import Featurise, Rows
+from spanbert_jax.tasks.text_classification import files as labelled_texts
+from spanbert_jax.tasks.text_classification.rows import TextRows
 from spanbert_jax.training.step import Batch, Objective, Sums
 
 
