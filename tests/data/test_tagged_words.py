@@ -9,9 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from spanbert_jax.data.tagged_words import Sentence, read
 from spanbert_jax.errors import UserError
 from spanbert_jax.metrics import entities
+from spanbert_jax.tasks.entities.files import Sentence, read
 from tests.data.test_labelled_texts import prepare_tfds
 
 Spans = tuple[tuple[int, int, str], ...]

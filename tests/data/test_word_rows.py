@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spanbert_jax.data.word_rows import Span, WordExample, WordRows
+from spanbert_jax.tasks.entities.rows import Span, WordExample, WordRows
 from spanbert_jax.tasks.rows import Row, make_rows
 from spanbert_jax.text.tokenizer import SPECIALS, Tokenizer, train_sentencepiece
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from spanbert_jax.errors import UserError
-from spanbert_jax.tasks.token_classification import TokenClassification
+from spanbert_jax.tasks.entities.task import TokenClassification
 from tests.tasks.test_token_classification import TOKENIZER, config_of, rows_of, task_of
 
 

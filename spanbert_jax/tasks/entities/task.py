@@ -16,11 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from spanbert_jax.config import Config
-from spanbert_jax.data import tagged_words
-from spanbert_jax.data.word_rows import Span, WordExample, WordRows
 from spanbert_jax.errors import UserError
 from spanbert_jax.metrics import entities
 from spanbert_jax.model import spans, task_heads
+from spanbert_jax.tasks.entities import files as tagged_words
+from spanbert_jax.tasks.entities.rows import Span, WordExample, WordRows
 from spanbert_jax.tasks.example_files import field, find_file, read_jsonl, read_lines
 from spanbert_jax.tasks.finetuning import FineTuning, Prediction, Role, cross_entropy_sum, mean_loss, row_logits
 from spanbert_jax.tasks.rows import Featurise, Rows
