@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spanbert_jax.data.relation_rows import MARKERS, RelationRows, assign_special, special_names
 from spanbert_jax.errors import UserError
+from spanbert_jax.tasks.relations.rows import MARKERS, RelationRows, assign_special, special_names
 from spanbert_jax.text.tokenizer import Tokenizer, train_sentencepiece
 
 WORDS = [f"w{i}" for i in range(40)]

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from spanbert_jax.data.relations import Entity, Example, read
 from spanbert_jax.errors import UserError
+from spanbert_jax.tasks.relations.files import Entity, Example, read
 
 TACRED = {
     "id": "e7798fb926b9403cfcd2",

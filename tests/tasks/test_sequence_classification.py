@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from spanbert_jax.config import Config
-from spanbert_jax.data import relations
 from spanbert_jax.errors import UserError
 from spanbert_jax.tasks.finetuning import FineTuning
-from spanbert_jax.tasks.relation_extraction import RelationExtraction
+from spanbert_jax.tasks.relations import files as relations
+from spanbert_jax.tasks.relations.task import RelationExtraction
 from spanbert_jax.tasks.rows import make_rows
 from spanbert_jax.tasks.text_classification.files import Example
 from spanbert_jax.tasks.text_classification.task import SequenceClassification

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from spanbert_jax.config import Config
-from spanbert_jax.data import relations
-from spanbert_jax.data.relation_rows import RelationRows, assign_special, special_names
 from spanbert_jax.errors import UserError
 from spanbert_jax.metrics import relations as metrics
 from spanbert_jax.tasks.finetuning import Prediction, Role
+from spanbert_jax.tasks.relations import files as relations
+from spanbert_jax.tasks.relations.rows import RelationRows, assign_special, special_names
 from spanbert_jax.tasks.rows import Featurise, Rows
 from spanbert_jax.tasks.text_classification.task import SequenceClassification
 from spanbert_jax.text.tokenizer import Tokenizer
