@@ -28,7 +28,7 @@ from absl import flags
 from spanbert_jax.config import Config, max_masked
 from spanbert_jax.errors import UserError
 from spanbert_jax.main import config_file, run_app
-from spanbert_jax.model import heads
+from spanbert_jax.model import pretraining_heads as heads
 from spanbert_jax.tasks.pretraining_loss import objective
 from spanbert_jax.training import flops, hlo_cost, sharding
 from spanbert_jax.training.step import abstract_state, make_train_step

@@ -18,7 +18,7 @@ from spanbert_jax.model.attention import attention
 from spanbert_jax.model.axes import constrain, is_divided
 from spanbert_jax.model.dropout import Dropout, dropout, site_seeds
 from spanbert_jax.model.gelu import gelu_product
-from spanbert_jax.model.kernels import choose_attention, choose_pointwise
+from spanbert_jax.model.kernels.choice import choose_attention, choose_pointwise
 from spanbert_jax.model.layer_gradients import layer_params
 from spanbert_jax.model.layer_norm import AddNorm, LayerNorm
 

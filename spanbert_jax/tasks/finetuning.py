@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from spanbert_jax.config import Config
-from spanbert_jax.model import task_heads
+from spanbert_jax.model import linear_heads as task_heads
 from spanbert_jax.tasks.rows import Featurise, Rows
 from spanbert_jax.text.tokenizer import Tokenizer
 from spanbert_jax.training.step import Batch, Objective, Sums

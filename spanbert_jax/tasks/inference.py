@@ -11,7 +11,9 @@ import jax.numpy as jnp
 
 from spanbert_jax.config import ComputeConfig, Config
 from spanbert_jax.convert.huggingface_config import architecture
-from spanbert_jax.model import encoder, heads, task_heads
+from spanbert_jax.model import encoder
+from spanbert_jax.model import linear_heads as task_heads
+from spanbert_jax.model import pretraining_heads as heads
 
 Function = Callable[[Any, jax.Array, jax.Array, jax.Array], jax.Array]
 

@@ -15,7 +15,7 @@ from etils import epath
 from spanbert_jax.config import Config, flatten
 from spanbert_jax.corpus import blocks as block_data
 from spanbert_jax.corpus import masked_batches as input_data
-from spanbert_jax.model import heads
+from spanbert_jax.model import pretraining_heads as heads
 from spanbert_jax.tasks.corpus import prepare
 from spanbert_jax.tasks.initial import adopt, initial_params
 from spanbert_jax.tasks.pretraining_loss import describe, metrics, objective

@@ -14,7 +14,7 @@ from spanbert_jax.convert.huggingface import from_tensors
 from spanbert_jax.convert.tensor_files import Tensors, read_tensors
 from spanbert_jax.errors import UserError
 from spanbert_jax.model.encoder import padded_vocab
-from spanbert_jax.model.heads import apply, pretraining_model
+from spanbert_jax.model.pretraining_heads import apply, pretraining_model
 
 VOCAB, WIDTH, HEADS, MLP, LAYERS, LENGTH, TYPES, TARGETS = 131, 128, 2, 96, 2, 41, 2, 15
 WORD = "decoder.bert.embeddings.word_embeddings.weight"

@@ -13,7 +13,8 @@ from safetensors.numpy import load_file
 from spanbert_jax.convert.huggingface import SBO, Params, Report, from_tensors, named_views, shapes, to_tensors
 from spanbert_jax.convert.tensor_files import Tensors, read_tensors
 from spanbert_jax.errors import UserError
-from spanbert_jax.model import heads, task_heads
+from spanbert_jax.model import linear_heads as task_heads
+from spanbert_jax.model import pretraining_heads as heads
 from spanbert_jax.model.encoder import padded_vocab
 from tests.synthetic import VOCAB, small_config
 

@@ -10,7 +10,7 @@ import numpy as np
 from spanbert_jax.config import ComputeConfig, Config, ModelConfig
 from spanbert_jax.model.attention import attention
 from spanbert_jax.model.dropout import ATTENTION_PROBABILITIES, Dropout, site_seeds
-from spanbert_jax.model.heads import init_params, pretraining_model
+from spanbert_jax.model.pretraining_heads import init_params, pretraining_model
 
 BF16, F32 = jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float32)
 

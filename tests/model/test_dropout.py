@@ -13,7 +13,7 @@ from spanbert_jax.config import ComputeConfig, Config, ModelConfig
 from spanbert_jax.model import dropout as hashing
 from spanbert_jax.model.attention import attention
 from spanbert_jax.model.dropout import Dropout, dropout, keep_mask, site_seeds
-from spanbert_jax.model.heads import PretrainingModel, apply, init_params, pretraining_model
+from spanbert_jax.model.pretraining_heads import PretrainingModel, apply, init_params, pretraining_model
 from spanbert_jax.training.step import stream_key
 from tests.devices import on_four_devices
 
@@ -231,7 +231,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 sys.path.insert(0, "tests/model")
 from test_dropout import small_batch, small_model
 from spanbert_jax.model.dropout import Dropout, keep_mask, site_seeds
-from spanbert_jax.model.heads import apply, init_params
+from spanbert_jax.model.pretraining_heads import apply, init_params
 
 assert len(jax.devices()) == 4
 model, inputs = small_model(dropout=0.3, attention_dropout=0.3), small_batch(8)

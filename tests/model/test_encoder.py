@@ -13,7 +13,7 @@ import pytest
 from spanbert_jax.config import ComputeConfig, Config, ModelConfig
 from spanbert_jax.model.attention import attention
 from spanbert_jax.model.encoder import Encoder, compute_dtype, encode, padded_vocab
-from spanbert_jax.model.heads import apply, init_params, pretraining_model
+from spanbert_jax.model.pretraining_heads import apply, init_params, pretraining_model
 
 ODD = ModelConfig(layers=3, embed=60, heads=5, mlp=100, max_length=41)
 F32 = ComputeConfig(dtype="float32")

@@ -10,7 +10,7 @@ import pytest
 
 from spanbert_jax.config import ComputeConfig, Config, ModelConfig
 from spanbert_jax.model.encoder import encode
-from spanbert_jax.model.heads import PretrainingModel, apply, init_params, pretraining_model
+from spanbert_jax.model.pretraining_heads import PretrainingModel, apply, init_params, pretraining_model
 
 VOCAB, OFFSETS, MASKED = 131, 15, 8
 CONFIG = Config(

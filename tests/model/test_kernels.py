@@ -13,8 +13,8 @@ from spanbert_jax.config import ComputeConfig, Config, ModelConfig
 from spanbert_jax.config_check import check
 from spanbert_jax.errors import UserError
 from spanbert_jax.model.attention import _FLASH
-from spanbert_jax.model.heads import pretraining_model
-from spanbert_jax.model.kernels import ATTENTION, POINTWISE, choose_attention, choose_pointwise
+from spanbert_jax.model.kernels.choice import ATTENTION, POINTWISE, choose_attention, choose_pointwise
+from spanbert_jax.model.pretraining_heads import pretraining_model
 
 BF16, F32 = jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float32)
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from spanbert_jax.model.encoder import encode
-from spanbert_jax.model.spans import SpanRepresentation, apply, init_params, span_model, valid_spans
+from spanbert_jax.model.span_head import SpanRepresentation, apply, init_params, span_model, valid_spans
 from tests.synthetic import VOCAB, small_config
 
 WIDTH, LABELS, LENGTH = 4, 3, 32

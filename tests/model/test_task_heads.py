@@ -16,7 +16,7 @@ from spanbert_jax.config import Config
 from spanbert_jax.convert.huggingface import named_views, shapes, to_tensors
 from spanbert_jax.convert.published_weights import open_release
 from spanbert_jax.model.encoder import encode, padded_vocab
-from spanbert_jax.model.task_heads import TaskModel, apply, init_params, task_model
+from spanbert_jax.model.linear_heads import TaskModel, apply, init_params, task_model
 from spanbert_jax.text.tokenizer import SPECIALS
 from tests.synthetic import VOCAB, small_config
 

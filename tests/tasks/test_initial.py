@@ -261,7 +261,7 @@ def test_parameters_are_placed_as_the_state_is_and_the_rest_of_it_stays() -> Non
 
 def state_on(mesh: dict[str, int]) -> dict[str, Any]:
     """A state of zeros of tests/synthetic.py's small model."""
-    from spanbert_jax.model import heads
+    from spanbert_jax.model import pretraining_heads as heads
     from spanbert_jax.training import sharding
     from spanbert_jax.training.step import abstract_state
     from tests.synthetic import VOCAB, small_config

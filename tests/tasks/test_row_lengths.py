@@ -11,7 +11,7 @@ from jax import monitoring
 
 from spanbert_jax.config import Config
 from spanbert_jax.corpus.masked_batches import train_batches
-from spanbert_jax.model import heads
+from spanbert_jax.model import pretraining_heads as heads
 from spanbert_jax.tasks.pretraining import make_task
 from spanbert_jax.tasks.pretraining_loss import objective
 from spanbert_jax.training import loop

@@ -12,7 +12,7 @@ from spanbert_jax.config import Config
 from spanbert_jax.corpus.blocks import open_blocks
 from spanbert_jax.corpus.build import build_blocks
 from spanbert_jax.corpus.masked_batches import train_batches
-from spanbert_jax.model import heads
+from spanbert_jax.model import pretraining_heads as heads
 from spanbert_jax.tasks.pretraining_loss import objective
 from spanbert_jax.text.tokenizer import wordpiece_from_vocab
 from spanbert_jax.training import sharding

@@ -19,7 +19,7 @@ import torch
 from spanbert_jax.config import Config, largest_budget, max_masked
 from spanbert_jax.corpus.build import build_blocks
 from spanbert_jax.errors import UserError
-from spanbert_jax.model import heads
+from spanbert_jax.model import pretraining_heads as heads
 from spanbert_jax.tasks.corpus import given_tokenizer
 from spanbert_jax.tasks.pretraining_loss import objective
 from spanbert_jax.text.tokenizer import Tokenizer

@@ -11,7 +11,7 @@ import pytest
 from etils import epath
 
 from spanbert_jax.errors import UserError
-from spanbert_jax.model import heads
+from spanbert_jax.model import pretraining_heads as heads
 from spanbert_jax.tasks.pretraining_loss import objective
 from spanbert_jax.training import loop
 from spanbert_jax.training.checkpoint import (

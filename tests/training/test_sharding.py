@@ -9,7 +9,9 @@ from jax.sharding import AbstractMesh, PartitionSpec
 
 from spanbert_jax.config import MeshConfig
 from spanbert_jax.errors import UserError
-from spanbert_jax.model import heads, spans, task_heads
+from spanbert_jax.model import linear_heads as task_heads
+from spanbert_jax.model import pretraining_heads as heads
+from spanbert_jax.model import span_head as spans
 from spanbert_jax.training import sharding
 from spanbert_jax.training.optimizer import make_optimizer
 from tests.synthetic import VOCAB, small_config

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from spanbert_jax.config import Config
-from spanbert_jax.model import heads
+from spanbert_jax.model import pretraining_heads as heads
 from spanbert_jax.tasks.pretraining_loss import objective
 from spanbert_jax.training import sharding
 from spanbert_jax.training.step import abstract_state, init_state, make_eval_step, make_train_step

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from spanbert_jax.model import heads
+from spanbert_jax.model import pretraining_heads as heads
 from spanbert_jax.tasks.pretraining_loss import objective
 from spanbert_jax.training import sharding
 from spanbert_jax.training.flops import peak_flops

@@ -18,7 +18,8 @@ import numpy as np
 from spanbert_jax.config import Config
 from spanbert_jax.errors import UserError
 from spanbert_jax.metrics import entities
-from spanbert_jax.model import spans, task_heads
+from spanbert_jax.model import linear_heads as task_heads
+from spanbert_jax.model import span_head as spans
 from spanbert_jax.tasks.entities import files as tagged_words
 from spanbert_jax.tasks.entities.rows import Span, WordExample, WordRows
 from spanbert_jax.tasks.example_files import field, find_file, read_jsonl, read_lines

@@ -20,7 +20,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from spanbert_jax.config import Config
 from spanbert_jax.errors import UserError
 from spanbert_jax.metrics import squad
-from spanbert_jax.model import task_heads
+from spanbert_jax.model import linear_heads as task_heads
 from spanbert_jax.tasks.finetuning import FineTuning, Prediction, Role, cross_entropy_sum, mean_loss, row_logits
 from spanbert_jax.tasks.question_answering.files import Example
 from spanbert_jax.tasks.question_answering.rows import QuestionWindows

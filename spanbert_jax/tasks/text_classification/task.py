@@ -16,7 +16,7 @@ import numpy as np
 from spanbert_jax.config import Config
 from spanbert_jax.errors import UserError
 from spanbert_jax.metrics import classification
-from spanbert_jax.model import task_heads
+from spanbert_jax.model import linear_heads as task_heads
 from spanbert_jax.tasks.example_files import read_lines
 from spanbert_jax.tasks.finetuning import FineTuning, Prediction, Role, cross_entropy_sum, mean_loss, row_logits
 from spanbert_jax.tasks.rows import Featurise, Rows

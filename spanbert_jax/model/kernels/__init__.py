@@ -1,0 +1,1 @@
+"""Kernels that one kind of device has, and which of them runs where."""
