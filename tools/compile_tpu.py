@@ -30,9 +30,10 @@ from spanbert_jax.errors import UserError
 from spanbert_jax.main import config_file, run_app
 from spanbert_jax.model import pretraining_heads as heads
 from spanbert_jax.tasks.pretraining_loss import objective
-from spanbert_jax.training import flops, hlo_cost, sharding
+from spanbert_jax.training import flops, sharding
 from spanbert_jax.training.step import abstract_state, make_train_step
-from spanbert_jax.training.tpu_topologies import TOPOLOGIES, compile_only_devices, one_chip, topology
+from tools.tpu import hlo_cost
+from tools.tpu.tpu_topologies import TOPOLOGIES, compile_only_devices, one_chip, topology
 
 TOPOLOGY = flags.DEFINE_string("topology", None, "The TPUs, by the name that Google Cloud gives them.")
 ROWS = flags.DEFINE_integer(

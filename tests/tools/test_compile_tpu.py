@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from spanbert_jax.errors import UserError
-from spanbert_jax.training import flops, tpu_topologies
+from spanbert_jax.training import flops
 from tools.compile_tpu import bounds_of, largest_rung
+from tools.tpu import tpu_topologies
 
 ROOT = Path(__file__).resolve().parents[2]
 needs_libtpu = pytest.mark.skipif(

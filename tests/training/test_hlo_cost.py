@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from spanbert_jax.training.hlo_cost import Collective, Program, by_kind, collectives, read_program, traffic
+from tools.tpu.hlo_cost import Collective, Program, by_kind, collectives, read_program, traffic
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -226,7 +226,7 @@ def test_collectives_of_a_real_program_on_four_devices() -> None:
 import json, jax, jax.numpy as jnp
 jax.config.update("jax_num_cpu_devices", 4)
 from jax.sharding import PartitionSpec as P
-from spanbert_jax.training.hlo_cost import by_kind, collectives, read_program
+from tools.tpu.hlo_cost import by_kind, collectives, read_program
 mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
 def step(x):
     def body(carry, _):
