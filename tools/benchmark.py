@@ -21,9 +21,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks import report
+from benchmarks.measure import ROOT, Options, Row, SideFailed
 from spanbert_jax.errors import UserError
-from tools.benchmarks import report
-from tools.benchmarks.measure import ROOT, Options, Row, SideFailed
 
 SHARED = ROOT.parent / "shared" / "data"
 SUBJECTS = {
@@ -124,7 +124,7 @@ def measure(arguments: argparse.Namespace) -> list[Row]:
     """The rows of the subject that was asked for."""
     options = options_of(arguments)
     if arguments.subject == "all":
-        from tools.benchmarks import everything
+        from benchmarks import everything
 
         return everything.run(options)
     module: Any = importlib.import_module(f"tools.benchmarks.{arguments.subject}")

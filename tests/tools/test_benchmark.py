@@ -16,6 +16,11 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks import input, padding, peers, report, save, start, step
+from benchmarks.batches import SIZES, VOCAB, make_batch, make_config, row_flops
+from benchmarks.corpus import corpus_config
+from benchmarks.measure import Options, Row, Side, SideFailed
+from benchmarks.step import Variant
 from spanbert_jax.config import Config, largest_budget, max_masked
 from spanbert_jax.corpus.build import build_blocks
 from spanbert_jax.errors import UserError
@@ -25,11 +30,6 @@ from spanbert_jax.tasks.pretraining_loss import objective
 from spanbert_jax.text.tokenizer import Tokenizer
 from tests.tasks.runs import SMALL, write_corpus
 from tools import benchmark
-from tools.benchmarks import input, padding, peers, report, save, start, step
-from tools.benchmarks.batches import SIZES, VOCAB, make_batch, make_config, row_flops
-from tools.benchmarks.corpus import corpus_config
-from tools.benchmarks.measure import Options, Row, Side, SideFailed
-from tools.benchmarks.step import Variant
 
 ROOT = Path(__file__).resolve().parents[2]
 SPEC = {"size": "tiny", "precision": "fp32", "length": 64, "batch": 3, "dropout": "none", "attention": "auto"}

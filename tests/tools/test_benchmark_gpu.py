@@ -5,9 +5,9 @@ from typing import Any, ClassVar
 
 import pytest
 
-from tools.benchmarks import step
-from tools.benchmarks.measure import Options, SideFailed
-from tools.benchmarks.step import Variant
+from benchmarks import step
+from benchmarks.measure import Options, SideFailed
+from benchmarks.step import Variant
 
 SPEC = {"size": "tiny", "precision": "bf16", "length": 64, "batch": 8, "dropout": "none", "attention": "triton"}
 SPEC |= {"unroll": True}

@@ -6,10 +6,10 @@ run.
 
 from collections.abc import Callable
 
+from benchmarks import corpus, input, padding, save, start, step
+from benchmarks.measure import Options, Row, SideFailed
+from benchmarks.report import terminal
 from spanbert_jax.errors import UserError
-from tools.benchmarks import corpus, input, padding, save, start, step
-from tools.benchmarks.measure import Options, Row, SideFailed
-from tools.benchmarks.report import terminal
 
 _MINUTES = 4.0  # of a sweep
 

@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tools.benchmarks.measure import Options, Row, Side, alternate, median, started
-from tools.benchmarks.step import ROWS, environment, probe
+from benchmarks.measure import Options, Row, Side, alternate, median, started
+from benchmarks.step import ROWS, environment, probe
 
 _STEPS = 500  # between two saves
 
@@ -22,8 +22,8 @@ def start(spec: dict[str, Any]) -> tuple[Answer, Any]:
     import jax
     from etils import epath
 
+    from benchmarks.train_side import TrainStep
     from spanbert_jax.training.checkpoint import Checkpoints
-    from tools.benchmarks.train_side import TrainStep
 
     step = TrainStep(spec)
 

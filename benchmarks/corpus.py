@@ -9,10 +9,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.measure import Options, Row, Side, median, need_text
 from spanbert_jax.config import Config, CorpusConfig, DataConfig, TokenizerConfig
 from spanbert_jax.errors import UserError
 from spanbert_jax.training.progress import Stage
-from tools.benchmarks.measure import Options, Row, Side, median, need_text
 
 _WORKERS = 2
 

@@ -12,12 +12,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from benchmarks.batches import VOCAB, make_batch, make_config, row_flops
 from spanbert_jax.model import pretraining_heads as heads
 from spanbert_jax.tasks.pretraining_loss import objective
 from spanbert_jax.training import sharding
 from spanbert_jax.training.flops import peak_flops
 from spanbert_jax.training.step import abstract_state, init_state, make_train_step
-from tools.benchmarks.batches import VOCAB, make_batch, make_config, row_flops
 
 _BATCHES = 4  # that the steps take in turn
 _AHEAD = 3  # steps dispatched and not yet finished, as in training/loop.py

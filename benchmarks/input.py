@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.corpus import corpus_config, prepared
+from benchmarks.measure import Options, Row, Side, alternate, median, need, started
 from spanbert_jax.config import Config
 from spanbert_jax.text.tokenizer import Tokenizer, word_starts
-from tools.benchmarks.corpus import corpus_config, prepared
-from tools.benchmarks.measure import Options, Row, Side, alternate, median, need, started
 
 _BLOCKS = {"ours": 16_384, "theirs": 1024}  # that a round takes
 _ROWS = {"ours": 256, "theirs": 32}  # a batch; transformers' takes memory with the square of the length

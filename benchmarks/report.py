@@ -15,8 +15,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.measure import Row
 from spanbert_jax.errors import UserError
-from tools.benchmarks.measure import Row
 
 _COLUMNS = ("what", "ours", "theirs", "ratio", "reach", "stretch", "")
 

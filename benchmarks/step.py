@@ -14,12 +14,12 @@ from typing import Any
 
 from rich.table import Table
 
+from benchmarks.batches import make_config, row_flops
+from benchmarks.measure import Options, Row, Side, SideFailed, alternate, median, need, started
+from benchmarks.report import terminal
 from spanbert_jax.errors import UserError
 from spanbert_jax.training.flops import peak_flops
 from spanbert_jax.training.progress import Stage
-from tools.benchmarks.batches import make_config, row_flops
-from tools.benchmarks.measure import Options, Row, Side, SideFailed, alternate, median, need, started
-from tools.benchmarks.report import terminal
 
 Spec = dict[str, Any]
 PEERS = ("transformers", "pytorch")

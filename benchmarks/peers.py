@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.batches import VOCAB, make_batch, make_config
 from spanbert_jax.config import Config
-from tools.benchmarks.batches import VOCAB, make_batch, make_config
 
 _BATCHES = 4
 _PADDED_VOCAB = -(-VOCAB // 128) * 128  # as ours

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.batches import make_config
+from benchmarks.corpus import corpus_config, prepared
+from benchmarks.measure import Options, Row, Side, alternate, median, need_text, started
 from configs import base
 from spanbert_jax.config import Config
-from tools.benchmarks.batches import make_config
-from tools.benchmarks.corpus import corpus_config, prepared
-from tools.benchmarks.measure import Options, Row, Side, alternate, median, need_text, started
 
 _WORDS = 250  # of an article, in the second corpus
 _STEP = {"size": "small", "dropout": "both", "length": 512, "batch": 8}

@@ -15,11 +15,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.batches import VOCAB
+from benchmarks.measure import ROOT, Options, Row, median, need_text, thread_limits
 from spanbert_jax.config import Config, ModelConfig, max_masked
 from spanbert_jax.errors import UserError
 from spanbert_jax.training.progress import Stage
-from tools.benchmarks.batches import VOCAB
-from tools.benchmarks.measure import ROOT, Options, Row, median, need_text, thread_limits
 
 _WINDOWS = 4  # of a tiny run's metrics, of which the last is taken: in the first ones lengths are new
 _BASE_ROWS, _BASE_STEPS, _BASE_WINDOW = 16, 6, 3  # the first is no part of a window: it compiles

@@ -100,7 +100,7 @@ class Side:
         environment = {**os.environ, **thread_limits(len(cores)), **(env or {})}
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tools.benchmarks.worker", module, json.dumps(dict(spec)), json.dumps(list(cores))],
+            [sys.executable, "-m", "benchmarks.worker", module, json.dumps(dict(spec)), json.dumps(list(cores))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,

@@ -1,4 +1,4 @@
-"""One side of a comparison, in a process of its own: python -m tools.benchmarks.worker MODULE SPEC CORES.
+"""One side of a comparison, in a process of its own: python -m benchmarks.worker MODULE SPEC CORES.
 
 Invariant: it may use CORES alone, from before any library is imported; a line of JSON on stdin is a request, and each
 has one line of JSON as its answer on stdout, where nothing else is printed.
