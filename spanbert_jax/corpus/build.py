@@ -28,7 +28,8 @@ from spanbert_jax.config import Config, CorpusConfig, TokenizerConfig
 from spanbert_jax.corpus import tfds_source
 from spanbert_jax.corpus.blocks import DATASET, METADATA_FILE, SPLITS, Metadata, lengths_file, source_fields
 from spanbert_jax.errors import UserError
-from spanbert_jax.text import docstrings, workers
+from spanbert_jax.text import docstrings
+from spanbert_jax.text import worker_pool as workers
 from spanbert_jax.text.documents import Document, find_files, hash_text, in_share, read_files
 from spanbert_jax.text.packing import FEATURE
 from spanbert_jax.text.sentences import split_sentences

@@ -33,7 +33,7 @@ from spanbert_jax.corpus import tfds_source
 from spanbert_jax.corpus.blocks import METADATA_FILE, SPLITS, is_block_file
 from spanbert_jax.corpus.build import Shard, ShardWriter
 from spanbert_jax.errors import UserError
-from spanbert_jax.text import workers
+from spanbert_jax.text import worker_pool as workers
 from spanbert_jax.text.documents import Document, find_files, make_documents, read_files
 from spanbert_jax.text.tokenizer import Tokenizer, load_tokenizer
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from spanbert_jax.text.workers import Workers, call
+from spanbert_jax.text.worker_pool import Workers, call
 
 # "input_ids" and other lists, one value a piece; numbers and arrays of one shape, one a row. "cut", if it is there: the
 # row lacks some of its text.

@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from spanbert_jax.text import workers
+from spanbert_jax.text import worker_pool as workers
 from spanbert_jax.text.documents import Document, make_documents
 
 _SKIPPED_FOLDERS = {"__pycache__", "site-packages", "dist-packages", "test", "tests", "testing", "_api"}

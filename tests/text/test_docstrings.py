@@ -7,7 +7,7 @@ import pytest
 from spanbert_jax.text import docstrings
 from spanbert_jax.text.docstrings import clean, extract, module_paths, read_docstrings
 from spanbert_jax.text.documents import make_documents
-from spanbert_jax.text.workers import Workers
+from spanbert_jax.text.worker_pool import Workers
 
 DOCSTRING = """Return the sum of two numbers, which may
     be wrapped over several lines.

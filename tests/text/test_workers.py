@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from spanbert_jax.errors import UserError
-from spanbert_jax.text import workers
+from spanbert_jax.text import worker_pool as workers
 from spanbert_jax.text.documents import find_files
-from spanbert_jax.text.workers import Workers
+from spanbert_jax.text.worker_pool import Workers
 
 # What processes run below are functions of installed modules: this file has no module name to import again.
 
@@ -53,7 +53,7 @@ def test_a_killed_process_is_a_clear_error() -> None:
 
 def test_processes_end_with_a_killed_parent() -> None:
     program = (
-        "import os, signal; from spanbert_jax.text.workers import Workers\n"
+        "import os, signal; from spanbert_jax.text.worker_pool import Workers\n"
         "print(next(Workers(1).map(eval, [\"__import__('os').getpid()\"])), flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
