@@ -28,8 +28,8 @@ from safetensors.numpy import load_file, save_file
 from spanbert_jax.convert.huggingface_config import architecture
 from spanbert_jax.convert.tokenizer_files import TOKENIZER_FILE, write_tokenizer
 from spanbert_jax.errors import UserError
-from spanbert_jax.tasks.inference import functions
-from spanbert_jax.tasks.weights import Weights, open_weights
+from spanbert_jax.serving.functions import functions
+from spanbert_jax.serving.weights import Weights, open_weights
 from spanbert_jax.text.tokenizer import Tokenizer
 from spanbert_jax.training.progress import Stage
 from spanbert_jax.training.sharding import path_name
@@ -46,7 +46,7 @@ Call = Callable[..., jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """What is exported: `functions` take (params, input_ids, lengths, token_type_ids), as those of tasks/inference.py
+    """What is exported: `functions` take (params, input_ids, lengths, token_type_ids), as those of serving/functions.py
     do, but parameters as a flat {"a/b/c": array}."""
 
     architecture: str  # transformers' name for the encoder with this head

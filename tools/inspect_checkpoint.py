@@ -22,7 +22,7 @@ from rich.table import Table
 from spanbert_jax.config import Config, flatten
 from spanbert_jax.convert.huggingface import Params
 from spanbert_jax.errors import UserError
-from spanbert_jax.tasks.weights import Weights, open_weights
+from spanbert_jax.serving.weights import Weights, open_weights
 from spanbert_jax.training.optimizer import learning_rate
 from spanbert_jax.training.sharding import parameter_axes, path_name
 

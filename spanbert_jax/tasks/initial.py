@@ -15,7 +15,7 @@ from etils import epath
 from spanbert_jax.config import Config
 from spanbert_jax.config_check import check
 from spanbert_jax.errors import UserError
-from spanbert_jax.tasks.weights import open_weights
+from spanbert_jax.serving.weights import open_weights
 from spanbert_jax.training.workdir import read_config
 
 _OWN = ("dropout", "attention_dropout", "init_std", "span_offset_embed")  # of ModelConfig: the run's, not the weights'

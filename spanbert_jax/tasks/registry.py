@@ -7,8 +7,8 @@ import importlib
 
 from spanbert_jax.config import Config
 from spanbert_jax.errors import UserError
+from spanbert_jax.serving.weights import Weights
 from spanbert_jax.tasks.finetuning import FineTuning
-from spanbert_jax.tasks.weights import Weights
 
 _CLASSES = {
     "question_answering": "QuestionAnswering",

@@ -26,7 +26,7 @@ from spanbert_jax.convert.export import Export, write_export
 from spanbert_jax.convert.huggingface import shapes
 from spanbert_jax.errors import UserError
 from spanbert_jax.model.encoder import padded_vocab
-from spanbert_jax.tasks.weights import open_weights
+from spanbert_jax.serving.weights import open_weights
 from spanbert_jax.text.tokenizer import SPECIALS, Tokenizer, load_tokenizer
 from spanbert_jax.training.checkpoint import find_checkpoint, write_params
 from spanbert_jax.training.workdir import new_directory

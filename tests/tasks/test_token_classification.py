@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from spanbert_jax.config import Config
 from spanbert_jax.errors import UserError
 from spanbert_jax.metrics import entities
+from spanbert_jax.serving.predictor import write_jsonl
 from spanbert_jax.tasks.entities.rows import Span, WordExample
 from spanbert_jax.tasks.entities.task import TokenClassification, resolve
-from spanbert_jax.tasks.prediction import write_jsonl
 from spanbert_jax.tasks.rows import Rows, make_rows
 from spanbert_jax.text.tokenizer import SPECIALS, Tokenizer
 from tests.synthetic import small_config

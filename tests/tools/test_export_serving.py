@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 from spanbert_jax.config import flatten
 from spanbert_jax.model import linear_heads as task_heads
 from spanbert_jax.model import pretraining_heads as heads
-from spanbert_jax.tasks.inference import functions
+from spanbert_jax.serving.functions import functions
 from spanbert_jax.text.tokenizer import Tokenizer
 from spanbert_jax.training.checkpoint import write_params
 from tests.synthetic import small_config

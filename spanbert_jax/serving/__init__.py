@@ -1,0 +1,1 @@
+"""A checkpoint in use: opened, computed with, asked. Trains nothing."""
