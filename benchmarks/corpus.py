@@ -33,7 +33,7 @@ def start(spec: dict[str, Any]) -> tuple[dict[str, Any], Any]:
     """Answers {"directory": where, "again": whether to build where complete blocks are} with seconds and counts."""
     from spanbert_jax.corpus import blocks
     from spanbert_jax.corpus.build import build_blocks
-    from spanbert_jax.tasks.corpus import given_tokenizer
+    from spanbert_jax.runs.prepare import given_tokenizer
     from spanbert_jax.text.documents import find_files
 
     config = corpus_config(spec)

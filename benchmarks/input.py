@@ -33,7 +33,7 @@ def start(spec: dict[str, Any]) -> tuple[Answer, Any]:
     Answers with blocks and seconds.
     """
     from spanbert_jax.corpus.blocks import open_blocks
-    from spanbert_jax.tasks.corpus import given_tokenizer
+    from spanbert_jax.runs.prepare import given_tokenizer
 
     config = corpus_config(spec)
     tokenizer = given_tokenizer(config)

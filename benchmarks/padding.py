@@ -40,7 +40,7 @@ def start(spec: dict[str, Any]) -> tuple[Answer, Any]:
     from spanbert_jax.corpus import blocks as block_data
     from spanbert_jax.corpus import masked_batches as input_data
     from spanbert_jax.model import pretraining_heads as heads
-    from spanbert_jax.tasks.corpus import given_tokenizer
+    from spanbert_jax.runs.prepare import given_tokenizer
     from spanbert_jax.tasks.pretraining_loss import objective
     from spanbert_jax.training import sharding
     from spanbert_jax.training.step import abstract_state, init_state, make_train_step

@@ -92,7 +92,7 @@ def main(config: Config, workdir: str) -> int:
     compiled = Path.home() / ".cache" / "spanbert_jax" / f"compiled-{platform.node()}"
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(compiled))
     if DISTRIBUTED.value:
-        from spanbert_jax.tasks import processes
+        from spanbert_jax.runs import processes
 
         processes.start(COORDINATOR.value, PROCESSES.value, PROCESS.value, WAIT.value, _say)
     elif (COORDINATOR.value, PROCESSES.value, PROCESS.value) != (None, None, None):

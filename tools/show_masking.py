@@ -68,7 +68,7 @@ def main(config: Config, workdir: str) -> int:
     """Prepares, reads and shows; returns the exit status."""
     from spanbert_jax.corpus.blocks import open_blocks
     from spanbert_jax.corpus.masked_batches import described_batches
-    from spanbert_jax.tasks.corpus import prepare
+    from spanbert_jax.runs.prepare import prepare
 
     if HTML.value and STATISTICS.value:
         raise UserError("--html shows blocks and --statistics numbers; give one of the two")

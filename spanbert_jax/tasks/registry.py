@@ -35,9 +35,9 @@ def trained_task(weights: Weights) -> FineTuning:
 def run(config: Config, workdir: str, arguments: str) -> bool:
     """Runs the configuration's task; False where it was asked to stop before the end."""
     if config.task == "pretraining":
-        from spanbert_jax.tasks import pretraining
+        from spanbert_jax.runs import pretraining
 
         return pretraining.run(config, workdir, arguments)
-    from spanbert_jax.tasks import finetuning_run
+    from spanbert_jax.runs import finetuning as finetuning_run
 
     return finetuning_run.run(finetuning_task(config.task), config, workdir)

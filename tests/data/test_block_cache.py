@@ -17,7 +17,7 @@ from spanbert_jax.corpus import cache as block_cache
 from spanbert_jax.corpus.blocks import open_blocks, read_metadata
 from spanbert_jax.corpus.build import build_blocks
 from spanbert_jax.errors import UserError
-from spanbert_jax.tasks.corpus import prepare
+from spanbert_jax.runs.prepare import prepare
 from spanbert_jax.text.tokenizer import wordpiece_from_vocab
 from tests import fake_bucket
 from tests.data.test_blocks import PIECES, document, files_of

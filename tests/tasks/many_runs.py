@@ -12,7 +12,8 @@ import jax
 
 from configs.tiny import get_config
 from spanbert_jax.config import from_dict
-from spanbert_jax.tasks import processes, registry
+from spanbert_jax.runs import processes
+from spanbert_jax.tasks import registry
 from tests.tasks.runs import SMALL
 
 

@@ -16,7 +16,7 @@ from jax import monitoring
 
 from spanbert_jax.batches.lengths import BucketedOrder
 from spanbert_jax.config import from_dict
-from spanbert_jax.tasks import finetuning_run
+from spanbert_jax.runs import finetuning as finetuning_run
 from spanbert_jax.tasks.text_classification.task import SequenceClassification
 from tests.tasks import runs
 from tools import evaluate

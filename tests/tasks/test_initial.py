@@ -50,7 +50,7 @@ def configuration(**fields: Any) -> Config:
 
 def train(workdir: Path, **fields: Any) -> str:
     """A run in this process; returns what it prints."""
-    from spanbert_jax.tasks import pretraining  # TensorFlow, which the two devices below need not wait for
+    from spanbert_jax.runs import pretraining  # TensorFlow, which the two devices below need not wait for
 
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         assert pretraining.run(configuration(**fields), str(workdir), "")

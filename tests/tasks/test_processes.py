@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from spanbert_jax.errors import UserError
-from spanbert_jax.tasks import processes
+from spanbert_jax.runs import processes
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = """
 import sys
 from spanbert_jax.errors import UserError
-from spanbert_jax.tasks import processes
+from spanbert_jax.runs import processes
 processes._EVERY = 0.5
 say = lambda line: print(line, flush=True)
 try:

@@ -23,7 +23,7 @@ from spanbert_jax.errors import UserError
 from spanbert_jax.metrics import squad
 from spanbert_jax.model.encoder import padded_vocab
 from spanbert_jax.model.linear_heads import task_model
-from spanbert_jax.tasks import finetuning_run
+from spanbert_jax.runs import finetuning as finetuning_run
 from spanbert_jax.tasks.finetuning import Role
 from spanbert_jax.tasks.question_answering.files import Example
 from spanbert_jax.tasks.question_answering.rows import QuestionWindows

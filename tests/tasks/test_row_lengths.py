@@ -12,7 +12,7 @@ from jax import monitoring
 from spanbert_jax.config import Config
 from spanbert_jax.corpus.masked_batches import train_batches
 from spanbert_jax.model import pretraining_heads as heads
-from spanbert_jax.tasks.pretraining import make_task
+from spanbert_jax.runs.pretraining import make_task
 from spanbert_jax.tasks.pretraining_loss import objective
 from spanbert_jax.training import loop
 from tests.data.test_input import TOKENIZER, FakeBlocks, block_ids, one_device

@@ -25,7 +25,7 @@ from spanbert_jax.config import Config, largest_budget, max_masked
 from spanbert_jax.corpus.build import build_blocks
 from spanbert_jax.errors import UserError
 from spanbert_jax.model import pretraining_heads as heads
-from spanbert_jax.tasks.corpus import given_tokenizer
+from spanbert_jax.runs.prepare import given_tokenizer
 from spanbert_jax.tasks.pretraining_loss import objective
 from spanbert_jax.text.tokenizer import Tokenizer
 from tests.tasks.runs import SMALL, write_corpus

@@ -22,9 +22,9 @@ from spanbert_jax.batches.lengths import BucketedOrder, choose_lengths
 from spanbert_jax.config import Config, flatten
 from spanbert_jax.errors import UserError
 from spanbert_jax.serving.predictor import Predictor, kept_metrics, rows_of, to_global, warn_of_cuts, write_jsonl
-from spanbert_jax.tasks.corpus import given_tokenizer
+from spanbert_jax.runs.prepare import given_tokenizer
 from spanbert_jax.tasks.finetuning import FineTuning, Role
-from spanbert_jax.tasks.initial import adopt, initial_params
+from spanbert_jax.runs.start_from import adopt, initial_params
 from spanbert_jax.tasks.rows import Rows, fingerprint
 from spanbert_jax.text.tokenizer import Tokenizer, load_tokenizer
 from spanbert_jax.training import flops, loop, sharding

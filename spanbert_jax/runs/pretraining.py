@@ -16,8 +16,8 @@ from spanbert_jax.config import Config, flatten
 from spanbert_jax.corpus import blocks as block_data
 from spanbert_jax.corpus import masked_batches as input_data
 from spanbert_jax.model import pretraining_heads as heads
-from spanbert_jax.tasks.corpus import prepare
-from spanbert_jax.tasks.initial import adopt, initial_params
+from spanbert_jax.runs.prepare import prepare
+from spanbert_jax.runs.start_from import adopt, initial_params
 from spanbert_jax.tasks.pretraining_loss import describe, metrics, objective
 from spanbert_jax.text.tokenizer import Tokenizer
 from spanbert_jax.training import flops, loop, sharding
