@@ -76,7 +76,7 @@ import importlib, pathlib
 for path in sorted(pathlib.Path("spanbert_jax").glob("*/*.py")):
     if path.parts[1] in ("model", "training") or path.stem == "pretraining_loss":
         importlib.import_module(".".join(path.with_suffix("").parts))
-from tests.synthetic import small_config
+from tests.support.synthetic import small_config
 from tests.training.test_step import losses
 print(losses(small_config(), 1))
 """

@@ -30,8 +30,8 @@ from spanbert_jax.errors import UserError
 from spanbert_jax.model.encoder import padded_vocab
 from spanbert_jax.text.tokenizer import Tokenizer, train_sentencepiece, wordpiece_from_vocab
 from tests.convert.test_huggingface import CLASSES, assert_same_bits, filled, random_bert
-from tests.convert.test_release import write_vocabulary
-from tests.synthetic import small_config
+from tests.convert.test_published_weights import write_vocabulary
+from tests.support.synthetic import small_config
 
 MODEL = small_config(model={"max_length": 64}).model  # SBO's table is narrower than the authors' 200
 NAME = "tiny-spanbert"

@@ -16,7 +16,7 @@ from spanbert_jax.errors import UserError
 from spanbert_jax.model import linear_heads as task_heads
 from spanbert_jax.model import pretraining_heads as heads
 from spanbert_jax.model.encoder import padded_vocab
-from tests.synthetic import VOCAB, small_config
+from tests.support.synthetic import VOCAB, small_config
 
 CONFIG = small_config()
 MODEL, ROWS, SOURCE = CONFIG.model, padded_vocab(VOCAB), "weights/model.safetensors"

@@ -16,8 +16,7 @@ from spanbert_jax.model.kernels.choice.attention_splash import splash_attention
 from spanbert_jax.model import attention as module
 from spanbert_jax.model.attention import attention
 from spanbert_jax.model.encoder import encode
-from tests.devices import on_four_devices
-from tests.model.attention_agreement import (
+from tests.support.attention_agreement import (
     BF16,
     F32,
     assert_agrees,
@@ -27,6 +26,7 @@ from tests.model.attention_agreement import (
     values_and_gradients,
     with_logits_near_3000,
 )
+from tests.support.devices import on_four_devices
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from spanbert_jax.model.attention import attention
 from spanbert_jax.model.dropout import Dropout, dropout, keep_mask, site_seeds
 from spanbert_jax.model.pretraining_heads import PretrainingModel, apply, init_params, pretraining_model
 from spanbert_jax.training.step import stream_key
-from tests.devices import on_four_devices
+from tests.support.devices import on_four_devices
 
 SITES = (hashing.EMBEDDINGS, hashing.ATTENTION_PROBABILITIES, hashing.ATTENTION_OUTPUT, hashing.MLP_OUTPUT)
 

@@ -16,7 +16,7 @@ from spanbert_jax.model.kernels.choice.gelu_triton import triton_gelu
 
 from spanbert_jax.model import gelu as module
 from spanbert_jax.model.gelu import gelu, gelu_product
-from tests.devices import on_four_devices
+from tests.support.devices import on_four_devices
 
 BF16, F32 = jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float32)
 

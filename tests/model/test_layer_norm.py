@@ -21,7 +21,7 @@ from spanbert_jax.model.dropout import MLP_OUTPUT, Dropout, dropout, site_seeds
 from spanbert_jax.model.encoder import encode
 from spanbert_jax.model.layer_norm import layer_norm
 from spanbert_jax.model.pretraining_heads import init_params, pretraining_model
-from tests.devices import on_four_devices
+from tests.support.devices import on_four_devices
 
 BF16, F32 = jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float32)
 EPS = 1e-12

@@ -28,7 +28,7 @@ from spanbert_jax.model import pretraining_heads as heads
 from spanbert_jax.runs.prepare import given_tokenizer
 from spanbert_jax.tasks.pretraining_loss import objective
 from spanbert_jax.text.tokenizer import Tokenizer
-from tests.tasks.runs import SMALL, write_corpus
+from tests.support.runs import SMALL, write_corpus
 from tools import benchmark
 
 ROOT = Path(__file__).resolve().parents[2]

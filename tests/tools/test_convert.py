@@ -28,7 +28,7 @@ from spanbert_jax.convert.huggingface import Params, shapes
 from spanbert_jax.model.encoder import padded_vocab
 from spanbert_jax.text.tokenizer import SPECIALS, Tokenizer, load_tokenizer
 from spanbert_jax.training.checkpoint import find_checkpoint, read_metadata, read_params, write_params
-from tests.tasks import runs
+from tests.support import runs
 from tools import convert_from_pytorch, convert_to_pytorch
 
 MODEL = ModelConfig(layers=2, embed=48, heads=4, mlp=64, max_length=40, span_offset_embed=20)
@@ -167,7 +167,7 @@ def test_an_export_says_which_training_it_comes_from(trained: Path) -> None:
 
 
 def test_a_run_that_was_killed_while_it_wrote_metrics_is_exported(bert: Path, tmp_path: Path) -> None:
-    """As a run goes on after that (tests/tasks/test_run.py), it is exported."""
+    """As a run goes on after that (tests/runs/test_pretraining.py), it is exported."""
     shutil.copytree(bert, tmp_path / "run")
     (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 7, "held_out/mlm_loss": 1.0}\n{"step": 7, "train/ml')
     export(tmp_path / "run", tmp_path / "export")

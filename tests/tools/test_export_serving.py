@@ -23,7 +23,7 @@ from spanbert_jax.model import pretraining_heads as heads
 from spanbert_jax.serving.functions import functions
 from spanbert_jax.text.tokenizer import Tokenizer
 from spanbert_jax.training.checkpoint import write_params
-from tests.synthetic import small_config
+from tests.support.synthetic import small_config
 from tools import export_serving
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -22,7 +22,7 @@ from spanbert_jax.training.checkpoint import (
     read_shapes,
     write_params,
 )
-from tests.synthetic import VOCAB, random_batch, small_config
+from tests.support.synthetic import VOCAB, random_batch, small_config
 
 
 def params_of(value: float) -> dict[str, Any]:

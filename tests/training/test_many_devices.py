@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.tasks import runs
-from tests.training.four_devices import CASES
+from tests.support import runs
+from tests.support.four_devices import CASES
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def cases() -> dict[str, Any]:
     """What `four_devices` prints."""
     run = subprocess.run(
-        [sys.executable, "-m", "tests.training.four_devices"],
+        [sys.executable, "-m", "tests.support.four_devices"],
         cwd=ROOT,
         env=runs.environment(),
         capture_output=True,

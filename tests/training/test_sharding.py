@@ -14,7 +14,7 @@ from spanbert_jax.model import pretraining_heads as heads
 from spanbert_jax.model import span_head as spans
 from spanbert_jax.training import sharding
 from spanbert_jax.training.optimizer import make_optimizer
-from tests.synthetic import VOCAB, small_config
+from tests.support.synthetic import VOCAB, small_config
 
 
 def small_params() -> dict:

@@ -13,7 +13,7 @@ from spanbert_jax.model import pretraining_heads as heads
 from spanbert_jax.tasks.pretraining_loss import objective
 from spanbert_jax.training import sharding
 from spanbert_jax.training.step import abstract_state, init_state, make_eval_step, make_train_step
-from tests.synthetic import VOCAB, random_batch, small_config
+from tests.support.synthetic import VOCAB, random_batch, small_config
 
 
 def states(config: Config, steps: int, seed: int = 0) -> Iterator[tuple[Any, dict[str, float]]]:

@@ -14,8 +14,8 @@ from spanbert_jax.errors import UserError
 from spanbert_jax.training import progress
 from spanbert_jax.training.checkpoint import find_checkpoint, newest_step
 from spanbert_jax.training.workdir import claim_workdir, make_directory, open_workdir
-from tests import fake_bucket
-from tests.synthetic import small_config
+from tests.support import fake_bucket
+from tests.support.synthetic import small_config
 
 
 def test_a_claimed_workdir_takes_changes_of_where_and_how_fast_but_not_of_what(tmp_path: Path) -> None:

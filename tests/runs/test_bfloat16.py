@@ -1,0 +1,37 @@
+"""Training in bfloat16 follows training in float32: the same corpus, masks and parameters at the start."""
+
+from pathlib import Path
+
+import numpy as np
+
+from tests.support import runs
+
+# configs/tiny.py itself, but for a smaller vocabulary, rows of one length, fewer of them a step, and a shorter warm-up.
+TINY = {
+    "tokenizer__vocab_size": 3_000,
+    "data__block_length": 128,
+    "data__lengths": 1,
+    "model__embed": 128,
+    "model__mlp": 512,
+    "model__max_length": 128,
+    "optimizer__warmup_steps": 50,
+    "train__steps": 500,
+    "train__log_every": 25,
+    "train__eval_every": 500,
+    "train__checkpoint_every": 500,
+}
+
+
+def test_over_500_steps_of_the_tiny_model_bfloat16_stays_within_two_percent_of_float32(tmp_path: Path) -> None:
+    corpus = tmp_path / "topics.txt"
+    runs.write_corpus(corpus)
+    for dtype in ("float32", "bfloat16"):
+        fields = {**TINY, "corpus__files": corpus, "data__dir": tmp_path / "data", "compute__dtype": dtype}
+        runs.run(tmp_path / dtype, optimised=True, **fields)
+    for name in ("train/mlm_loss", "train/sbo_loss"):
+        wide, narrow = (runs.metrics(tmp_path / dtype, name) for dtype in ("float32", "bfloat16"))
+        assert list(wide) == list(narrow) == [1, *range(25, 501, 25)]
+        apart = np.array([narrow[step] / wide[step] - 1 for step in wide])
+        assert np.abs(apart).max() < 0.02 and abs(apart.mean()) < 0.005, apart
+        assert np.abs(apart).max() > 0  # it was not the same run twice
+        assert wide[500] < 0.8 * wide[1]  # and it learnt

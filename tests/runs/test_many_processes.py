@@ -1,0 +1,135 @@
+"""A run of several real processes is the run of one, on every mesh; they stop together when one is asked to."""
+
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import runs
+
+STEPS = {
+    "data.lengths": 1,
+    "train.steps": 20,
+    "train.log_every": 1,
+    "train.eval_every": 10,
+    "train.checkpoint_every": 10,
+}
+MEASURED = ("train/mlm_loss", "train/sbo_loss", "train/mlm_accuracy", "held_out/mlm_loss", "held_out/sbo_loss")
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """(corpus, workdir of a finished run of one process with one device)."""
+    folder = tmp_path_factory.mktemp("processes")
+    runs.write_corpus(folder / "topics.txt")
+    fields = {name.replace(".", "__"): value for name, value in STEPS.items()}
+    runs.run(folder / "one", corpus__files=folder / "topics.txt", **fields)
+    return folder / "topics.txt", folder / "one"
+
+
+def half_way(source: Path, target: Path) -> Path:
+    """A copy of a finished run as it stood at step 10."""
+    shutil.copytree(source, target)
+    shutil.rmtree(target / "checkpoints" / "20")
+    return target
+
+
+def assert_equal_runs(workdir: Path, reference: Path, first: int = 0) -> None:
+    """The metrics after step `first`: of every step's batch, and of the held-out blocks at steps 10 and 20."""
+    for name in MEASURED:
+        expected = {step: value for step, value in runs.metrics(reference, name).items() if step > first}
+        found = {step: value for step, value in runs.metrics(workdir, name).items() if step > first}
+        assert found == pytest.approx(expected, abs=1e-5), name
+        assert len(expected) == (20 - first) // (1 if name.startswith("train") else 10)
+
+
+@pytest.fixture(scope="module")
+def on_meshes(one: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs "4x1x1" (data x fsdp x model) and so on. Four processes build vocabulary and blocks of their own and go on
+    from what one device wrote; two go on from what four wrote, with divided moments."""
+    folder = tmp_path_factory.mktemp("meshes")
+
+    def planned(mesh: tuple[int, int, int], go_on: Path | None = None, **more: Any) -> list[Any]:
+        workdir = folder / "x".join(map(str, mesh))
+        if go_on is not None:
+            workdir = half_way(go_on, workdir.with_name(f"{workdir.name}-resumed"))
+        where = dict(zip(("mesh.data", "mesh.fsdp", "mesh.model"), mesh, strict=True))
+        text = {"corpus.files": str(one[0]), "data.dir": str(folder / "data")}
+        return [str(workdir), STEPS | text | where | more]
+
+    four = [planned((4, 1, 1)), planned((4, 1, 1), go_on=one[1]), planned((2, 1, 2), **{"mesh.shard_optimizer": True})]
+    runs.run_together(four, 4, devices=1)
+    two = [planned((1, 4, 1), **{"train.accumulation": 2}), planned((1, 2, 2))]
+    runs.run_together([*two, planned((1, 2, 2), go_on=folder / "2x1x2")], 2, devices=2)
+    return folder
+
+
+@pytest.mark.parametrize("mesh", ["4x1x1", "2x1x2", "1x4x1", "1x2x2"])
+def test_every_mesh_has_the_batches_and_losses_of_one_device(
+    mesh: str, one: tuple[Path, Path], on_meshes: Path
+) -> None:
+    assert_equal_runs(on_meshes / mesh, one[1])
+
+
+@pytest.mark.parametrize("run", ["4x1x1-resumed", "1x2x2-resumed"])
+def test_a_mesh_goes_on_from_another_ones_checkpoint(run: str, one: tuple[Path, Path], on_meshes: Path) -> None:
+    assert_equal_runs(on_meshes / run, one[1], first=10)
+
+
+def test_one_device_goes_on_from_two_processes_checkpoint(
+    one: tuple[Path, Path], on_meshes: Path, tmp_path: Path
+) -> None:
+    workdir = half_way(on_meshes / "1x2x2", tmp_path / "run")
+    fields = {name.replace(".", "__"): value for name, value in STEPS.items()}
+    runs.run(workdir, corpus__files=one[0], data__dir=on_meshes / "data", **fields)
+    assert_equal_runs(workdir, one[1], first=10)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--distributed", "--processes=2", "--process=1", "--wait=1"], "waits for process 0 at localhost:"),
+        (["--process=1"], "--coordinator, --processes and --process are for --distributed"),
+    ],
+)
+def test_a_wait_in_vain_and_flags_without_their_switch_end_in_one_line(
+    flags: list[str], message: str, tmp_path: Path
+) -> None:
+    address = f"--coordinator=localhost:{runs.free_port()}"
+    command = [*runs.command(tmp_path / "run", corpus__files="none.txt"), address, *flags]
+    done = subprocess.run(command, cwd=runs.ROOT, capture_output=True, text=True, env=runs.environment())
+    assert done.returncode == 1 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert message in done.stderr and not (tmp_path / "run").exists()
+
+
+def test_a_mistake_that_the_first_process_finds_ends_the_others_too(tmp_path: Path) -> None:
+    processes = runs.start_two(tmp_path / "run", corpus__files="missing/*.txt")
+    printed = [process.communicate(timeout=600)[0] for process in processes]
+    assert [process.returncode for process in processes] == [1, 1], printed
+    assert "missing/*.txt" in printed[0]
+    assert "error: process 0 could not prepare the data" in printed[1] and "Traceback" not in "".join(printed)
+
+
+def test_a_signal_to_one_process_stops_both_at_one_checkpoint_that_one_process_goes_on_from(
+    one: tuple[Path, Path], tmp_path: Path
+) -> None:
+    workdir = tmp_path / "stopped"
+    fields = {"corpus__files": one[0], "data__dir": one[1] / "data", "train__steps": 120}
+    fields |= {"train__checkpoint_every": 1000, "train__eval_every": 1000, "train__log_every": 25}
+    processes = runs.start_two(workdir, **fields)
+    runs.wait_for(workdir / "metrics.jsonl", processes[0], "mlm_loss")
+    processes[1].send_signal(signal.SIGTERM)
+    printed = [process.communicate(timeout=900)[0] for process in processes]
+    assert [process.returncode for process in processes] == [75, 75], printed
+    (saved,) = [int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()]
+    assert f"Stopped at step {saved} of 120" in printed[0] and 0 < saved < 120
+    runs.run(workdir, **fields)
+    reference = tmp_path / "reference"
+    runs.run(reference, **fields)
+    # Two processes sum gradients in another order; the rest of the run is the same.
+    assert runs.metrics(workdir, "held_out/mlm_loss")[120] == pytest.approx(
+        runs.metrics(reference, "held_out/mlm_loss")[120], abs=1e-3
+    )

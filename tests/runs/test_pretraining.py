@@ -1,0 +1,212 @@
+"""The command line, as a user runs it: from raw text to a checkpoint, interrupted and gone on with, and misused."""
+
+import json
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.support import runs
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("corpus") / "topics.txt"
+    runs.write_corpus(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """An uninterrupted run of 12 steps, and what it printed."""
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    return workdir, runs.run(workdir, corpus__files=corpus).stdout
+
+
+def same_params(a: Path, b: Path, step: int) -> bool:
+    first, second = runs.params(a, step), runs.params(b, step)
+    return first.keys() == second.keys() and all(np.array_equal(first[name], second[name]) for name in first)
+
+
+def test_a_run_leaves_everything_in_its_workdir(finished: tuple[Path, str]) -> None:
+    workdir, printed = finished
+    assert {path.name for path in workdir.iterdir()} == {
+        "config.json",
+        "tokenizer",
+        "data",
+        "metrics.jsonl",
+        "tensorboard",
+        "checkpoints",
+    }
+    assert json.loads((workdir / "config.json").read_text())["tokenizer"]["vocab_size"] == 600
+    events = EventAccumulator(str(workdir / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("held_out/sbo_accuracy")] == [6, 12]
+    assert {int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()} == {4, 8, 12}
+    assert f"Checkpoint:  {workdir}/checkpoints/12" in printed
+    assert "always the commonest piece" in printed
+
+
+def test_the_metrics_file_holds_each_step_once_with_every_metric(finished: tuple[Path, str]) -> None:
+    rows = [json.loads(line) for line in (finished[0] / "metrics.jsonl").read_text().splitlines()]
+    train = [row for row in rows if "train/mlm_loss" in row]
+    assert [row["step"] for row in train] == [1, 4, 6, 8, 12]
+    names = "mlm_loss mlm_accuracy sbo_loss sbo_accuracy learning_rate gradient_norm padding"
+    speeds = "pieces_per_second sequences_per_second input_wait"
+    assert all(f"train/{name}" in row for row in train for name in names.split())
+    assert all(f"train/{name}" in row for row in train[1:] for name in speeds.split())
+    assert [row["step"] for row in rows if "held_out/mlm_loss" in row] == [6, 12]
+    assert abs(train[0]["train/mlm_loss"] - np.log(600)) < 0.5
+
+
+def test_a_second_call_finds_everything_and_says_the_same(finished: tuple[Path, str], corpus: Path) -> None:
+    workdir, printed = finished
+    before = (workdir / "metrics.jsonl").read_text()
+    again = runs.run(workdir, corpus__files=corpus).stdout
+    assert "Building blocks" in printed and "Building blocks" not in again
+    assert "vocabulary" in printed and "vocabulary" not in again
+    assert (workdir / "metrics.jsonl").read_text() == before
+    assert printed[printed.index("Checkpoint:") :] == again[again.index("Checkpoint:") :]
+
+
+def test_the_command_that_a_run_ends_with_works_as_it_is_printed(finished: tuple[Path, str]) -> None:
+    (line,) = [line for line in finished[1].splitlines() if "show_masking" in line]
+    command = line.split(":", 1)[1] + " --rows 1"
+    done = subprocess.run(command, shell=True, cwd=runs.ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "Block 1:" in done.stdout, done.stderr
+
+
+def test_half_a_line_of_metrics_does_not_stop_a_resume(finished: tuple[Path, str], corpus: Path) -> None:
+    path = finished[0] / "metrics.jsonl"
+    whole = path.read_text()
+    path.write_text(whole + '{"step": 12, "train/ml')
+    runs.run(finished[0], corpus__files=corpus)
+    assert path.read_text() == whole
+
+
+def test_a_killed_run_goes_on_bitwise_from_its_last_checkpoint(
+    finished: tuple[Path, str], corpus: Path, tmp_path: Path
+) -> None:
+    """SIGKILL right after a checkpoint, dropout on; other devices' worth of microbatches would only change rounding."""
+    workdir = tmp_path / "killed"
+    command = runs.command(workdir, corpus__files=corpus, data__dir=finished[0] / "data")
+    process = subprocess.Popen(command, cwd=runs.ROOT, env=runs.environment(), stdout=subprocess.DEVNULL)
+    runs.wait_for(workdir / "checkpoints" / "4", process)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    runs.run(workdir, corpus__files=corpus, data__dir=finished[0] / "data")
+    assert same_params(workdir, finished[0], 12)
+    steps = [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(steps) and len(set(steps)) >= 3
+
+
+def test_a_run_asked_to_stop_saves_where_it_is_and_goes_on_bitwise(
+    finished: tuple[Path, str], corpus: Path, tmp_path: Path
+) -> None:
+    fields = {"corpus__files": corpus, "data__dir": finished[0] / "data", "train__steps": 120}
+    fields |= {"train__checkpoint_every": 1000, "train__eval_every": 1000, "train__log_every": 25}
+    command = runs.command(tmp_path / "stopped", **fields)
+    process = subprocess.Popen(command, cwd=runs.ROOT, env=runs.environment(), stdout=subprocess.PIPE, text=True)
+    runs.wait_for(tmp_path / "stopped" / "metrics.jsonl", process, "mlm_loss")  # the first step is done
+    process.send_signal(signal.SIGTERM)
+    printed, _ = process.communicate()
+    assert process.returncode == 75, printed
+    (saved,) = [int(path.name) for path in (tmp_path / "stopped" / "checkpoints").iterdir() if path.name.isdigit()]
+    assert f"Stopped at step {saved} of 120; the same command goes on." in printed
+    runs.run(tmp_path / "stopped", **fields)
+    runs.run(tmp_path / "uninterrupted", **fields)
+    assert same_params(tmp_path / "stopped", tmp_path / "uninterrupted", 120)
+
+
+def test_a_workdir_of_another_configuration_is_refused_by_the_fields_that_differ(
+    finished: tuple[Path, str], corpus: Path
+) -> None:
+    done = runs.run(finished[0], 1, corpus__files=corpus, model__layers=3, train__seed=2, train__log_every=7)
+    assert "config.model.layers is 2 there and 3 now; config.train.seed is 1 there and 2 now;" in done.stderr
+    assert "log_every" not in done.stderr and "Traceback" not in done.stderr
+    assert json.loads((finished[0] / "config.json").read_text())["model"]["layers"] == 2
+
+
+def test_blocks_of_another_tokenizer_are_refused(finished: tuple[Path, str], corpus: Path, tmp_path: Path) -> None:
+    vocab = tmp_path / "vocab.txt"
+    vocab.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh"]), encoding="utf-8")
+    done = runs.run(
+        tmp_path / "run",
+        1,
+        corpus__files=corpus,
+        data__dir=finished[0] / "data",
+        tokenizer__kind="wordpiece",
+        tokenizer__vocab_file=vocab,
+    )
+    assert f"not the vocabulary of {vocab}" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_checkpoint_of_other_data_is_refused_by_its_fingerprint(
+    finished: tuple[Path, str], corpus: Path, tmp_path: Path
+) -> None:
+    """The same file name with another text in it, and blocks built anew."""
+    workdir, before = tmp_path / "run", corpus.read_text()
+    shutil.copytree(finished[0], workdir)
+    shutil.rmtree(workdir / "data" / "blocks")
+    try:
+        corpus.write_text(before + "\n\nOne more document.\n")
+        done = runs.run(workdir, 1, corpus__files=corpus)
+    finally:
+        corpus.write_text(before)
+    assert "these were trained on other data (data_fingerprint" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"corpus__files": "missing/*.txt"}, "missing/*.txt"),
+        ({"corpus__files": "{tmp}/empty.txt"}, "empty.txt"),
+        ({"corpus__files": "{tmp}/binary.txt"}, "binary.txt"),
+        ({"corpus__files": "{tmp}/latin1.txt"}, "latin1.txt"),
+        ({"corpus__files": "{tmp}/one.txt", "tokenizer__vocab_size": 335}, "held_out"),
+        ({"corpus__files": "{tmp}/short.txt", "tokenizer__vocab_size": 20_000}, "vocab_size"),
+        ({"train__batch_size": 250, "mesh__data": 1, "train__accumulation": 4}, "use 248 or 252"),
+        ({"masking__max_masked": 4}, "raise it, or leave it at 0"),
+        ({"data__block_length": 128}, "over the position table's 64 rows"),
+        ({"model__layer": 3}, 'Did you mean "layers"'),
+        ({"masking__scheme": "spans"}, "must be one of 'span', 'whole_word', 'subword'"),
+        ({"mesh__data": 3}, "does not fit 1 devices"),
+    ],
+)
+def test_a_user_s_mistake_is_one_message_and_leaves_nothing(fields: dict, message: str, tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text("\n\n")
+    (tmp_path / "binary.txt").write_bytes(b"some text\n\0\1\2\n")
+    (tmp_path / "latin1.txt").write_bytes("caf\xe9 au lait\n".encode("latin-1"))
+    (tmp_path / "one.txt").write_text("Only one document is here, and none can be held out of it.\n")
+    runs.write_corpus(tmp_path / "short.txt", topics=20)
+    fields = {name: value.format(tmp=tmp_path) if isinstance(value, str) else value for name, value in fields.items()}
+    if "mesh__data" in fields or "corpus__files" not in fields:
+        fields.setdefault("corpus__files", str(tmp_path / "short.txt"))
+    done = runs.run(tmp_path / "run", 1, **fields)
+    assert message in done.stderr, done.stderr
+    assert done.stderr.startswith("error: ") and len(done.stderr.strip().splitlines()) == 1
+    assert not list((tmp_path / "run").glob("**/*.tmp")) and not list((tmp_path / "run").glob("**/*.building"))
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    assert not (tmp_path / "run" / "config.json").exists()  # the mended command may take the same workdir
+
+
+def test_a_directory_without_permission_is_one_message(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a directory")
+    done = runs.run(tmp_path / "file" / "run", 1)
+    assert "cannot write there" in done.stderr and "choose another directory with --workdir" in done.stderr
+    runs.write_corpus(tmp_path / "topics.txt", topics=20)
+    done = runs.run(tmp_path / "run", 1, corpus__files=tmp_path / "topics.txt", data__dir=tmp_path / "file" / "data")
+    assert "choose another directory with --config.data.dir" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_folder_of_the_user_s_own_is_never_deleted(tmp_path: Path) -> None:
+    (tmp_path / "data" / "tokenizer").mkdir(parents=True)
+    (tmp_path / "data" / "tokenizer" / "thesis.tex").write_text("years of work")
+    runs.write_corpus(tmp_path / "topics.txt", topics=20)
+    done = runs.run(tmp_path / "run", 1, corpus__files=tmp_path / "topics.txt", data__dir=tmp_path / "data")
+    assert "holds no tokenizer of ours" in done.stderr
+    assert (tmp_path / "data" / "tokenizer" / "thesis.tex").read_text() == "years of work"

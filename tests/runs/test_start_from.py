@@ -1,0 +1,345 @@
+"""--config.init_from: runs that start from trained weights, and the parts that read and place them."""
+
+import contextlib
+import io
+import json
+import re
+import runpy
+import shutil
+import signal
+import string
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+from jax.experimental.compilation_cache import compilation_cache
+
+from spanbert_jax.config import Config, ModelConfig, flatten, from_dict
+from spanbert_jax.config_check import check
+from spanbert_jax.convert.export import Export, write_export
+from spanbert_jax.convert.huggingface import shapes
+from spanbert_jax.errors import UserError
+from spanbert_jax.model.encoder import padded_vocab
+from spanbert_jax.serving.weights import open_weights
+from spanbert_jax.text.tokenizer import SPECIALS, Tokenizer, load_tokenizer
+from spanbert_jax.training.checkpoint import find_checkpoint, write_params
+from spanbert_jax.training.workdir import new_directory
+from tests.support import runs
+from tools import convert_from_pytorch
+
+PIECES = 600  # in the vocabulary of the source run; its tables have 640 rows
+ONE_STEP = {"train__steps": 1, "train__eval_blocks": 8, "optimizer__warmup_steps": 0, "optimizer__learning_rate": 0.0}
+
+
+def configuration(**fields: Any) -> Config:
+    """The configuration of runs.command with the same keywords."""
+    config = runpy.run_path(str(runs.ROOT / "configs/tiny.py"))["get_config"]()
+    fields = {name.replace("__", "."): value for name, value in fields.items()}
+    for name, value in (runs.SMALL | fields).items():
+        config.update_from_flattened_dict({name: str(value) if isinstance(value, Path) else value})
+    made = from_dict(config.to_dict())
+    check(made)
+    return made
+
+
+def train(workdir: Path, **fields: Any) -> str:
+    """A run in this process; returns what it prints."""
+    from spanbert_jax.runs import pretraining  # TensorFlow, which the two devices below need not wait for
+
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert pretraining.run(configuration(**fields), str(workdir), "")
+    return printed.getvalue()
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("corpus") / "topics.txt"
+    runs.write_corpus(path, topics=30)
+    return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The runs here, of this process and of others, compile alike: the first of them for all."""
+    options = {"compilation_cache_dir": str(tmp_path_factory.mktemp("compiled"))}
+    options |= {"persistent_cache_min_compile_time_secs": "0", "persistent_cache_min_entry_size_bytes": "-1"}
+    with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
+        for name, value in options.items():
+            patch.setenv(f"JAX_{name.upper()}", value)
+            old = getattr(jax.config, f"jax_{name}")
+            jax.config.update(f"jax_{name}", type(old)(value) if old is not None else value)
+            stack.callback(jax.config.update, f"jax_{name}", old)
+        compilation_cache.reset_cache()
+        yield
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="module")
+def source(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 4 steps."""
+    workdir = tmp_path_factory.mktemp("source") / "run"
+    train(workdir, corpus__files=corpus, train__steps=4, train__eval_every=4, train__eval_blocks=8)
+    return workdir
+
+
+def imported(source: Path, directory: Path) -> Path:
+    """The source as a Hugging Face directory, and that imported."""
+    with open_weights(source) as weights, new_directory(directory / "export", "") as folder:
+        params, _ = weights.load()
+        write_export(Export(params, weights.config.model, weights.tokenizer, (), {}, "x"), folder, "float32", False)
+    convert_from_pytorch.convert(directory / "export", directory / "imported", None)
+    return directory / "imported"
+
+
+@pytest.mark.parametrize("kind", ["run", "imported"])
+def test_a_run_starts_with_the_parameters_sizes_and_vocabulary_of_another(
+    kind: str, source: Path, corpus: Path, tmp_path: Path
+) -> None:
+    """The sizes that the command line asks for are others; dropout stays the run's own."""
+    start = source if kind == "run" else imported(source, tmp_path)
+    asked = {"model__layers": 3, "model__embed": 96, "model__max_length": 512, "tokenizer__vocab_size": 999}
+    printed = train(tmp_path / "run", init_from=start, corpus__files=corpus, model__dropout=0.3, **asked, **ONE_STEP)
+    assert f"Starting from {start}, a checkpoint of spanbert_jax: 2 layers x 32, unigram vocabulary of 600" in printed
+    assert re.search("Taken: (.*); freshly initialised: nothing", printed)[1].split(", ") == [
+        "embeddings",
+        "encoder",
+        "mlm",
+        "sbo",
+    ]
+    before, after = runs.params(source, 4), runs.params(tmp_path / "run", 1)
+    assert before.keys() == after.keys()
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    wanted = {"layers": 2, "embed": 32, "heads": 2, "mlp": 64, "max_length": 64, "dropout": 0.3}
+    assert config["model"] == config["model"] | wanted and config["tokenizer"]["vocab_size"] == PIECES
+    assert config["init_from"] == str(start)
+    for place in ("tokenizer", "data/tokenizer"):
+        assert fingerprint(tmp_path / "run" / place) == fingerprint(source / "tokenizer")
+
+
+def fingerprint(directory: Path) -> str:
+    return load_tokenizer(directory).fingerprint
+
+
+def wordpiece() -> Tokenizer:
+    letters = string.ascii_lowercase
+    pairs = [a + b for a in letters for b in letters]
+    pieces = [*SPECIALS, *string.digits, *string.punctuation, *letters, *pairs, *(f"##{x}" for x in letters)]
+    return Tokenizer("wordpiece", "\n".join([*pieces, ""]).encode(), lowercase=True)
+
+
+def random_params(model: ModelConfig, **heads: int) -> dict[str, Any]:
+    """Of a model for `wordpiece()`; random everywhere, but in the rows that only pad the vocabulary."""
+    rng, vocab_size = np.random.default_rng(0), wordpiece().vocab_size
+
+    def leaf(shape: tuple[int, ...]) -> np.ndarray:
+        array = rng.normal(0, 0.05, shape).astype(np.float32)
+        if shape[0] == padded_vocab(vocab_size):
+            array[vocab_size:] = 0
+        return array
+
+    tree = shapes(model, padded_vocab(vocab_size), heads)
+    return jax.tree.map(leaf, tree, is_leaf=lambda node: isinstance(node, tuple))
+
+
+BERT = ModelConfig(layers=1, embed=24, heads=3, mlp=40, max_length=80)
+
+
+def test_a_hugging_face_encoder_gets_fresh_heads_and_is_said_to(corpus: Path, tmp_path: Path) -> None:
+    """With sizes and a vocabulary unlike the configuration's: WordPiece, lowercased."""
+    tokenizer, tree = wordpiece(), random_params(BERT, pooler=0)
+    pieces = tokenizer.vocab_size
+    (tmp_path / "bert").mkdir()
+    write_export(Export(tree, BERT, tokenizer, (), {}, "x"), tmp_path / "bert", "float32", True)
+
+    printed = train(tmp_path / "run", init_from=tmp_path / "bert", corpus__files=corpus, **ONE_STEP)
+    assert f"Starting from {tmp_path}/bert, a Hugging Face BERT: 1 layers x 24, wordpiece vocabulary of" in printed
+    assert "Taken: embeddings, encoder; freshly initialised: mlm, sbo\n" in printed
+    after = runs.params(tmp_path / "run", 1)
+    taken = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    taken = {name: leaf for name, leaf in taken.items() if not name.startswith("['pooler']")}
+    assert all(np.array_equal(after[name], leaf) for name, leaf in taken.items())
+    fresh = {name: leaf for name, leaf in after.items() if name not in taken}
+    assert {name.split("'")[1] for name in fresh} == {"mlm", "sbo"}
+    for name, leaf in fresh.items():
+        if "kernel" in name or "offset" in name:
+            assert 0.015 < leaf.std() < 0.025  # config.model.init_std is 0.02
+        else:
+            assert np.all(leaf == float("scale" in name))
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["model"] == config["model"] | {"layers": 1, "embed": 24, "heads": 3, "mlp": 40, "max_length": 80}
+    wanted = {"kind": "wordpiece", "lowercase": True, "vocab_size": pieces, "vocab_file": ""}
+    assert config["tokenizer"] == config["tokenizer"] | wanted
+    assert fingerprint(tmp_path / "run" / "data" / "tokenizer") == tokenizer.fingerprint
+
+
+def assert_padding_is_zero(params: dict[str, np.ndarray]) -> None:
+    for name in ("['embeddings']['word']", "['mlm']['bias']", "['sbo']['bias']"):
+        assert len(params[name]) == 640
+        assert np.all(params[name][PIECES:] == 0) and np.any(params[name][:PIECES] != 0), name
+
+
+def test_a_run_that_goes_on_needs_its_source_no_more(source: Path, corpus: Path, tmp_path: Path) -> None:
+    """Killed after a checkpoint, its source deleted, the same command: bitwise the result of a run left alone."""
+    begin = tmp_path / "begin"
+    shutil.copytree(source, begin)
+    fields = {"corpus__files": corpus, "data__dir": source / "data", "init_from": begin, "model__dropout": 0.1}
+    fields |= {"train__steps": 60, "train__eval_every": 60, "train__eval_blocks": 8}
+    runs.run(tmp_path / "alone", **fields)
+    workdir = tmp_path / "killed"
+    process = subprocess.Popen(
+        runs.command(workdir, **fields), cwd=runs.ROOT, env=runs.environment(), stdout=subprocess.DEVNULL
+    )
+    runs.wait_for(workdir / "checkpoints" / "4", process)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert not (workdir / "checkpoints" / "60").exists()
+    shutil.rmtree(begin)
+    assert "Starting from" not in runs.run(workdir, **fields).stdout
+    alone, resumed, before = runs.params(tmp_path / "alone", 60), runs.params(workdir, 60), runs.params(source, 4)
+    assert alone.keys() == resumed.keys() == before.keys()
+    assert all(np.array_equal(alone[name], resumed[name]) for name in alone)
+    assert not any(np.array_equal(alone[name], before[name]) for name in alone)
+    assert_padding_is_zero(alone)
+
+
+def test_rows_that_only_pad_the_vocabulary_stay_zero_without_init_from(source: Path) -> None:
+    assert_padding_is_zero(runs.params(source, 4))
+
+
+def test_a_source_that_is_missing_is_one_message(corpus: Path, tmp_path: Path) -> None:
+    done = runs.run(tmp_path / "run", 1, corpus__files=corpus, init_from=tmp_path / "absent")
+    assert done.stderr.startswith(f"error: {tmp_path}/absent: no such file or directory")
+    assert done.stderr.count("\n") == 1 and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"tokenizer__vocab_file": "vocab.txt"},
+            "init_from brings its own vocabulary, and config.tokenizer.vocab_file",
+        ),
+        (
+            {"data__block_length": 128, "model__max_length": 128},
+            "block_length 128 is over the position table's 80 rows",
+        ),
+        ({"masking__max_span_offset": 20}, "has 15 offsets of width 200, and this configuration 20 of 200"),
+    ],
+)
+def test_what_does_not_fit_the_source_is_one_message_and_claims_nothing(
+    fields: dict[str, Any], message: str, corpus: Path, tmp_path: Path
+) -> None:
+    metadata = {"task": "pretraining", "step": 0, "config": flatten(Config(model=BERT))}
+    write_params(epath.Path(tmp_path / "source" / "checkpoints"), random_params(BERT, mlm=0, sbo=15), metadata)
+    wordpiece().save(tmp_path / "source" / "tokenizer")
+    with pytest.raises(UserError, match=message) as raised:
+        train(tmp_path / "run", init_from=tmp_path / "source", corpus__files=corpus, **fields)
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "run" / "config.json").exists()  # the mended command may take the same workdir
+
+
+def test_parameters_are_placed_as_the_state_is_and_the_rest_of_it_stays() -> None:
+    """On two devices, with every kind of parameter divided."""
+    script = (
+        "import jax\n"
+        "jax.config.update('jax_num_cpu_devices', 2)\n"
+        "from tests.runs.test_start_from import place_on\n"
+        "place_on({'data': 1, 'fsdp': 2})\n"
+        "place_on({'data': 1, 'model': 2})\n"
+        "print(len(jax.devices()), 'devices')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=runs.ROOT, capture_output=True, text=True)
+    assert done.stdout == "2 devices\n", done.stderr
+
+
+def state_on(mesh: dict[str, int]) -> dict[str, Any]:
+    """A state of zeros of tests/support/synthetic.py's small model."""
+    from spanbert_jax.model import pretraining_heads as heads
+    from spanbert_jax.training import sharding
+    from spanbert_jax.training.step import abstract_state
+    from tests.support.synthetic import VOCAB, small_config
+
+    config = small_config(mesh=mesh)
+    model = heads.pretraining_model(config, VOCAB, "cpu")
+    abstract = abstract_state(config, lambda key: heads.init_params(model, key), sharding.make_mesh(config.mesh))
+    return jax.tree.map(lambda leaf: jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding), abstract)
+
+
+def place_on(mesh: dict[str, int]) -> None:
+    from spanbert_jax.training.step import with_params
+
+    state, rng = state_on(mesh), np.random.default_rng(0)
+    given = {group: state["params"][group] for group in ("embeddings", "encoder", "mlm")}
+    given = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), given)
+    placed = with_params(state, given)
+    assert placed.keys() == state.keys() and placed["opt_state"] is state["opt_state"]
+    assert placed["params"]["sbo"] is state["params"]["sbo"]
+    assert placed["params"].keys() == state["params"].keys()
+    divided = 0
+    for group, tree in given.items():
+        trees = (tree, state["params"][group], placed["params"][group])
+        for wanted, old, new in zip(*map(jax.tree.leaves, trees), strict=True):
+            assert new.sharding == old.sharding and new.dtype == old.dtype
+            np.testing.assert_array_equal(np.asarray(new), wanted)
+            divided += new.addressable_shards[0].data.shape != new.shape
+    assert divided > 3
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"embeddings": {"position": np.zeros((7, 24))}}, r"embeddings/position \(7, 24\): the state has \(32, 24\)"),
+        ({"pooler": {"bias": np.zeros(24)}}, r"pooler/bias \(24,\): the state has None"),
+    ],
+)
+def test_a_parameter_that_the_state_lacks_is_not_placed(params: dict[str, Any], message: str) -> None:
+    from spanbert_jax.training.step import with_params
+
+    with pytest.raises(ValueError, match=message):
+        with_params(state_on({"data": -1}), params)
+
+
+def test_the_newest_checkpoint_is_the_one_of_the_highest_number(tmp_path: Path) -> None:
+    workdir = epath.Path(tmp_path)
+    for name in ("9", "10", "8", "11.orbax-checkpoint-tmp"):
+        (tmp_path / "checkpoints" / name / "state").mkdir(parents=True)
+    assert find_checkpoint(workdir) == workdir / "checkpoints" / "10"
+    assert find_checkpoint(workdir / "checkpoints" / "9") == workdir / "checkpoints" / "9"
+    with pytest.raises(UserError, match="8/state: no checkpoint there"):
+        find_checkpoint(workdir / "checkpoints" / "8" / "state")
+    with pytest.raises(UserError, match="absent: no checkpoint there"):
+        find_checkpoint(workdir / "absent")
+
+
+def test_a_new_directory_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    with new_directory(tmp_path / "deep" / "new", "--x") as directory:
+        (directory / "file").write_text("written")
+        assert not (tmp_path / "deep" / "new").exists()
+    assert (tmp_path / "deep" / "new" / "file").read_text() == "written"
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["new"]
+    for error in (UserError("bad"), KeyboardInterrupt()):
+        with pytest.raises(type(error)), new_directory(tmp_path / "failed", "--x") as directory:
+            (directory / "file").write_text("written")
+            raise error
+    assert [path.name for path in tmp_path.iterdir()] == ["deep"]
+    with pytest.raises(UserError, match="new: exists and is not an empty directory; choose another --x"):
+        new_directory(tmp_path / "deep" / "new", "--x").__enter__()
+    (tmp_path / "empty").mkdir()
+    with new_directory(tmp_path / "empty", "--x") as directory:
+        (directory / "file").write_text("written")
+    assert (tmp_path / "empty" / "file").exists()
+
+
+def test_a_directory_of_the_user_s_own_is_never_deleted_for_a_new_one(tmp_path: Path) -> None:
+    (tmp_path / "new.tmp").mkdir()
+    (tmp_path / "new.tmp" / "thesis.tex").write_text("years of work")
+    with contextlib.suppress(UserError), new_directory(tmp_path / "new", "--x") as directory:
+        (directory / "file").write_text("written")
+    assert (tmp_path / "new.tmp" / "thesis.tex").read_text() == "years of work"

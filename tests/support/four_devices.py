@@ -1,0 +1,74 @@
+"""What a process with four CPU devices makes of the same batches on several meshes; printed as JSON.
+
+A program of its own, because the number of devices is chosen before JAX starts.
+"""
+
+import json
+import re
+from typing import Any
+
+import jax
+import numpy as np
+
+from spanbert_jax.model import pretraining_heads as heads
+from spanbert_jax.tasks.pretraining_loss import objective
+from spanbert_jax.training import sharding
+from spanbert_jax.training.step import abstract_state, init_state, make_train_step
+from tests.support.synthetic import VOCAB, random_batch, small_config
+
+STEPS = 4
+CASES: dict[str, dict[str, Any]] = {
+    "one": {"data": 1},
+    "data": {"data": 4, "accumulation": 4},
+    "bfloat16": {"data": 4, "reduce_dtype": "bfloat16"},
+    "zero": {"data": 4, "accumulation": 2, "shard_optimizer": True},
+    "model": {"data": 2, "model": 2, "accumulation": 2},
+    "fsdp": {"data": 2, "fsdp": 2, "shard_optimizer": True},
+}
+
+
+def collectives(hlo: str) -> list[dict[str, Any]]:
+    """Every collective of a compiled program: its kind, the elements it carries, whether a loop runs it."""
+    found, loop = [], False
+    for line in hlo.splitlines():
+        if line.endswith("{") and not line.startswith(" "):
+            loop = not line.startswith("ENTRY")  # CPU compiles a step to one entry and the bodies of its loops
+        match = re.search(r" = (.*?) (all-reduce|reduce-scatter|all-gather)(?:-start)?\(.*?replica_groups=(\S+)", line)
+        if match:
+            shapes = re.findall(r"\w+\[([0-9,]*)\]", match[1])
+            elements = sum(int(np.prod([int(n) for n in shape.split(",") if n])) for shape in shapes)
+            found.append({"kind": match[2], "elements": elements, "loop": loop, "groups": match[3]})
+    return found
+
+
+def run(mesh: dict[str, Any]) -> dict[str, Any]:
+    """The losses of each step, the last parameters, the program's collectives and the moments' share of a device."""
+    count = mesh.pop("accumulation", 1)
+    # eps is large, so that an update follows its gradient: Adam's sign of a tiny one would be a matter of rounding.
+    config = small_config(mesh=mesh, train={"batch_size": 16, "accumulation": count}, optimizer={"eps": 1e-3})
+    devices = int(np.prod([mesh.get(axis, 1) for axis in ("data", "fsdp", "model")]))
+    where = sharding.make_mesh(config.mesh, jax.devices()[:devices])
+    with jax.set_mesh(where):
+        model = heads.pretraining_model(config, VOCAB, "cpu")
+        init = lambda key: heads.init_params(model, key)  # noqa: E731
+        abstract = abstract_state(config, init, where)
+        state = init_state(config, init, abstract)
+        layout, losses, step = sharding.batch_sharding(where), [], None
+        for number in range(STEPS):
+            batch = jax.device_put(random_batch(config, number), layout)
+            step = step or make_train_step(config, objective(model, 1.0, 7), abstract).lower(state, batch).compile()
+            state, sums = step(state, batch)
+            losses.append([float(sums[name]) for name in ("mlm_loss", "sbo_loss", "positions", "gradient_norm")])
+    moments = [leaf for leaf in jax.tree.leaves(state["opt_state"]) if leaf.ndim]
+    return {
+        "losses": losses,
+        "params": [np.asarray(leaf).ravel().tolist() for leaf in jax.tree.leaves(state["params"])],
+        "collectives": collectives(step.as_text()),
+        "moments": sum(leaf.size for leaf in moments),
+        "moments_held": sum(leaf.addressable_shards[0].data.size for leaf in moments),
+    }
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_num_cpu_devices", 4)
+    print(json.dumps({name: run(dict(mesh)) for name, mesh in CASES.items()}))

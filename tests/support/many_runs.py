@@ -1,0 +1,30 @@
+"""One process of several, which makes several small runs one after another: the libraries are loaded once.
+
+    python -m tests.support.many_runs PLAN PROCESS
+
+PLAN is JSON: {"coordinator", "count", "devices" (of each process), "runs": [[workdir, {field: value}], ...]}.
+"""
+
+import json
+import sys
+
+import jax
+
+from configs.tiny import get_config
+from spanbert_jax.config import from_dict
+from spanbert_jax.runs import processes
+from spanbert_jax.tasks import registry
+from tests.support.runs import SMALL
+
+
+def main(plan: dict, process: int) -> None:
+    jax.config.update("jax_num_cpu_devices", plan["devices"])
+    processes.start(plan["coordinator"], plan["count"], process, 120, print)
+    for workdir, fields in plan["runs"]:
+        config = get_config()
+        config.update_from_flattened_dict(SMALL | fields)
+        assert registry.run(from_dict(config.to_dict()), workdir, "")
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,133 @@
+"""Real runs of the command line in processes of their own, on English prose that every Python has."""
+
+import json
+import os
+import pydoc_data.topics
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+ROOT = Path(__file__).resolve().parents[2]
+
+SMALL = {
+    "tokenizer.vocab_size": 600,
+    "corpus.held_out": 0.1,
+    "corpus.workers": 1,
+    "data.block_length": 64,
+    "data.lengths": 2,
+    "model.layers": 2,
+    "model.embed": 32,
+    "model.mlp": 64,
+    "model.max_length": 64,
+    "optimizer.warmup_steps": 4,
+    "train.batch_size": 8,
+    "train.steps": 12,
+    "train.log_every": 4,
+    "train.eval_every": 6,
+    "train.checkpoint_every": 4,
+}
+
+
+def write_corpus(path: Path, topics: int | None = None) -> None:
+    """The Python documentation's topics, one document each, blank lines between them."""
+    texts = list(pydoc_data.topics.topics.values())[:topics]
+    documents = ("\n".join(line for line in text.splitlines() if line.strip()) for text in texts)
+    path.write_text("\n\n".join(documents), encoding="utf-8")
+
+
+def command(workdir: Path, **fields: object) -> list[str]:
+    """The command line of a small run; keywords (dots as __) override fields of the configuration."""
+    overrides = SMALL | {name.replace("__", "."): value for name, value in fields.items()}
+    flags = [f"--config.{name}={value}" for name, value in overrides.items()]
+    return [sys.executable, "-m", "spanbert_jax.main", "--config", "configs/tiny.py", "--workdir", str(workdir), *flags]
+
+
+def environment(optimised: bool = False) -> dict[str, str]:
+    """On the CPU; unless `optimised`, by code that takes half the time to compile and longer to run."""
+    quick = {} if optimised else {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    return {**os.environ, "JAX_PLATFORMS": "cpu", **quick}
+
+
+def run(workdir: Path, expect: int = 0, optimised: bool = False, **fields: object) -> subprocess.CompletedProcess[str]:
+    """Runs to the end and checks the exit status."""
+    env = environment(optimised)
+    done = subprocess.run(command(workdir, **fields), cwd=ROOT, capture_output=True, text=True, env=env)
+    assert done.returncode == expect, done.stdout + done.stderr
+    return done
+
+
+def start_two(workdir: Path, **fields: object) -> list[subprocess.Popen[str]]:
+    """Two processes of one run, which find each other as under SLURM."""
+    slurm = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
+    return [
+        subprocess.Popen(
+            [*command(workdir, **fields), "--distributed"],
+            cwd=ROOT,
+            env=environment() | slurm | {"SLURM_PROCID": rank, "SLURM_LOCALID": rank},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in ("0", "1")
+    ]
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as taken:
+        taken.bind(("localhost", 0))
+        return taken.getsockname()[1]
+
+
+def run_together(planned: list[list[Any]], count: int, devices: int) -> None:
+    """Runs of `many_runs`, [[workdir, {field: value}], ...], in `count` processes of `devices` CPU devices each."""
+    plan = {"coordinator": f"localhost:{free_port()}", "count": count, "devices": devices, "runs": planned}
+    command = [sys.executable, "-m", "tests.support.many_runs", json.dumps(plan)]
+    started = [
+        subprocess.Popen(
+            [*command, str(number)],
+            cwd=ROOT,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for number in range(count)
+    ]
+    try:
+        printed = [process.communicate(timeout=1800)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert [process.returncode for process in started] == [0] * count, "\n".join(printed)
+
+
+def metrics(workdir: Path, name: str) -> dict[int, float]:
+    """step -> value of a metric in metrics.jsonl."""
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return {row["step"]: row[name] for row in rows if name in row}
+
+
+def wait_for(path: Path, process: subprocess.Popen[str], text: str = "") -> None:
+    """Waits until the file is there, with the text in it."""
+    for _ in range(12_000):
+        if path.exists() and (not text or text in path.read_text()):
+            return
+        assert process.poll() is None, f"the run ended before {path} was there"
+        time.sleep(0.05)
+    raise AssertionError(f"no {path} after ten minutes")
+
+
+def params(workdir: Path, step: int) -> dict[str, np.ndarray]:
+    """The parameters in a checkpoint, by name."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        state = checkpointer.restore(workdir.resolve() / "checkpoints" / str(step) / "state")
+    leaves = jax.tree_util.tree_leaves_with_path(state["params"])
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}

@@ -1,0 +1,242 @@
+"""Words, tags and entities come out of every delimiter and scheme as they went in; broken rules are told."""
+
+import gzip
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from spanbert_jax.errors import UserError
+from spanbert_jax.metrics import entities
+from spanbert_jax.tasks.entities.files import Sentence, read
+from tests.tasks.text_classification.test_files import prepare_tfds
+
+Spans = tuple[tuple[int, int, str], ...]
+WORDS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters=" \t\r\n"), min_size=1, max_size=5)
+
+
+def entities_of(tags: tuple[str, ...]) -> tuple[tuple[int, int, str], ...]:
+    """(first word, the one after the last, type) of each entity."""
+    return tuple(entities.spans(tags))
+
+
+def write(path: Path, content: str) -> str:
+    data = content.encode()
+    path.write_bytes(gzip.compress(data) if path.name.endswith(".gz") else data)
+    return str(path)
+
+
+def encode(length: int, spans: Spans, scheme: str) -> list[str]:
+    """Tags by the letters of a scheme: its own definition, written span by span."""
+    tags = ["O"] * length
+    for k, (start, end, kind) in enumerate(spans):
+        touches = k > 0 and spans[k - 1][1] == start and spans[k - 1][2] == kind
+        begin, inside, last, single = {
+            "IOB1": "BIII" if touches else "IIII",
+            "IOB2": "BIIB",
+            "BILOU": "BILU",
+            "IOBES": "BIES",
+        }[scheme]
+        if scheme == "IOB1":
+            single = begin
+        for i in range(start, end):
+            letter = begin if i == start else inside
+            letter = last if i == end - 1 else letter
+            letter = single if end - start == 1 else letter
+            tags[i] = f"{letter}-{kind}"
+        if scheme == "IOB1" and touches:
+            tags[start] = f"B-{kind}"
+    return tags
+
+
+@st.composite
+def sentences(draw: st.DrawFn) -> list[tuple[list[str], Spans]]:
+    drawn = []
+    for _ in range(draw(st.integers(1, 5))):
+        words = draw(st.lists(WORDS, min_size=1, max_size=8))
+        cuts = sorted(draw(st.sets(st.integers(0, len(words)), max_size=6)))
+        kinds = [draw(st.sampled_from(["", "PER", "LOC", "I-B"])) for _ in cuts[1:]]
+        drawn.append((words, tuple((a, b, kind) for a, b, kind in zip(cuts, cuts[1:], kinds, strict=False) if kind)))
+    return drawn
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(drawn=sentences(), columns=st.sampled_from([(" ", ""), ("\t", ""), ("\t", "\t"), ("|-|", "|-|"), (" \t ", "")]))
+@pytest.mark.parametrize("scheme", ["IOB1", "IOB2", "BILOU", "IOBES"])
+def test_entities_of_every_scheme_and_delimiter_are_read_as_they_were_written(
+    tmp_path: Path, scheme: str, drawn: list[tuple[list[str], Spans]], columns: tuple[str, str]
+) -> None:
+    written, delimiter = columns
+    drawn = [([f"x{word}" for word in words], spans) for words, spans in drawn]  # no comment, no -DOCSTART-
+    lines: list[str] = []
+    for words, spans in drawn:
+        tags = encode(len(words), spans, scheme)
+        lines += [written.join((word, "NN", tag)) for word, tag in zip(words, tags, strict=True)] + [""]
+    path = write(tmp_path / "a.conll", "\n".join(lines))
+    for given_scheme in ("auto", "BILOU" if scheme == "IOBES" else scheme):
+        found, warnings = read(path, delimiter=delimiter, scheme=given_scheme)
+        assert [(list(one.words), entities_of(one.tags)) for one in found] == drawn and warnings == []
+    assert [lines[one.line - 1].startswith(one.words[0]) for one in found] == [True] * len(drawn)
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "documents", "entities"),
+    [
+        ("wnut17/wnut17train.conll", 3394, 1, 1975),
+        ("wnut17/emerging.dev.conll", 1009, 1, 836),
+        ("wnut17/emerging.test.annotated", 1287, 1, 1079),
+        ("bc5cdr/train.txt", 3942, 500, 9270),
+        ("bc5cdr/dev.txt", 3949, 500, 9455),
+        ("bc5cdr/test.txt", 4139, 500, 9662),
+    ],
+)
+def test_real_files_are_read_whole(shared_data: Path, name: str, count: int, documents: int, entities: int) -> None:
+    found, warnings = read(str(shared_data / name))
+    rows = [line.split("\t") for line in (shared_data / name).read_text("utf-8").split("\n")]
+    rows = [row for row in rows if row[-1] and not row[0].startswith("-DOCSTART-")]
+    assert [word for one in found for word in one.words] == [row[0] for row in rows]
+    assert [tag for one in found for tag in one.tags] == [row[-1] for row in rows]
+    assert (len(found), len({one.document for one in found})) == (count, documents)
+    assert sum(len(entities_of(one.tags)) for one in found) == entities
+    # BC5CDR marks entities of one word with I-, longer ones with B-: neither IOB1 nor IOB2
+    assert [line.partition(" tag(s) break the rules of IOB1, and ")[1] != "" for line in warnings] == [True] * (
+        "bc5" in name
+    )
+
+
+@pytest.mark.parametrize("name", ["wnut17/wnut17train.conll", "bc5cdr/train.txt"])
+def test_entities_of_real_files_are_seqeval_s(shared_data: Path, name: str) -> None:
+    get_entities = pytest.importorskip("seqeval.metrics.sequence_labeling").get_entities
+    for one in read(str(shared_data / name))[0]:
+        assert entities_of(one.tags) == tuple(
+            (start, end + 1, kind) for kind, start, end in get_entities(list(one.tags))
+        )
+
+
+@given(st.lists(st.sampled_from(["O", *(f"{letter}-{kind}" for letter in "BI" for kind in "XY")]), max_size=12))
+def test_tags_against_the_rules_are_read_as_conll_s_scorer_reads_them(tags: list[str]) -> None:
+    get_entities = pytest.importorskip("seqeval.metrics.sequence_labeling").get_entities
+    assert entities_of(tags) == tuple((start, end + 1, kind) for kind, start, end in get_entities(tags))
+
+
+def test_conll_2003_s_own_layout_is_read(tmp_path: Path) -> None:
+    content = "-DOCSTART- -X- -X- O\n\nEU NNP B-NP B-ORG\nrejects VBZ B-VP O\n\nPeter NNP B-NP B-PER\n\n"
+    content += "-DOCSTART- -X- -X- O\n\n-DOCSTART- -X- -X- O\n. . O O\n-DOCSTART-\nEND NN I-NP I-LOC\n"
+    path = write(tmp_path / "eng.testa.gz", content.replace("I-LOC", "B-LOC"))
+    expected = [
+        Sentence(("EU", "rejects"), ("B-ORG", "O"), 0, 3),
+        Sentence(("Peter",), ("B-PER",), 0, 6),
+        Sentence((".",), ("O",), 1, 11),
+        Sentence(("END",), ("B-LOC",), 2, 13),
+    ]
+    assert read(path) == (expected, [])
+    chunks, _ = read(path, column=2)
+    assert [one.tags for one in chunks] == [("B-NP", "B-VP"), ("B-NP",), ("O",), ("I-NP",)]
+
+
+def test_a_number_sign_is_a_word_wherever_it_has_the_columns_of_one(tmp_path: Path) -> None:
+    content = "# newdoc\n# text = # tag\n#\tO\n#tag\tB-X\n# no comment\tO\n\n# text\nword\tO\n\n#\tO\n"
+    path = write(tmp_path / "a.conll", content)
+    found, warnings = read(path, delimiter="\t")
+    assert found == [
+        Sentence(("#", "#tag", "# no comment"), ("O", "B-X", "O"), 0, 3),
+        Sentence(("word",), ("O",), 0, 8),
+        Sentence(("#",), ("O",), 0, 10),
+    ]
+    assert warnings == [f"3 line(s) with # and other columns than words have are comments; the first: {path}, line 1"]
+
+
+def test_a_word_may_hold_spaces_that_are_not_blanks(tmp_path: Path) -> None:
+    found, _ = read(write(tmp_path / "a.txt", "a\u00a0b O\r\n\u2028 B-X\r\n \t\r\n\u3000\tO \r\n"))
+    assert [(one.words, one.tags) for one in found] == [(("a\u00a0b", "\u2028"), ("O", "B-X")), (("\u3000",), ("O",))]
+
+
+def test_words_without_tags_are_read_to_predict(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.txt", "EU\nrejects\n\nPeter\n")
+    assert read(path, "predict") == ([Sentence(("EU", "rejects"), (), 0, 1), Sentence(("Peter",), (), 0, 4)], [])
+    with pytest.raises(UserError, match="line 1: column 0 of 1 would be both word and tag"):
+        read(path, "dev")
+    germeval = write(tmp_path / "b.tsv", "#\thttp://x\n1\tEU\tB-ORG\tO\n2\t#\tO\tO\n")
+    assert read(germeval, column=2, word_column=1)[0] == [Sentence(("EU", "#"), ("B-ORG", "O"), 0, 2)]
+
+
+@pytest.mark.parametrize(
+    ("tags", "scheme", "line"),
+    [
+        ("O I-X O", "IOB2", 2),
+        ("B-X I-Y", "IOB2", 2),
+        ("I-X B-X O B-X", "IOB1", 4),
+        ("I-X B-Y", "IOB1", 2),
+        ("U-X B-X O", "BILOU", 3),
+        ("O B-X I-X", "BILOU", 3),
+        ("B-X L-Y", "BILOU", 2),
+        ("U-X L-X", "auto", 2),
+        ("B-X S-X", "auto", 2),
+        ("B-X L-X E-X", "auto", 3),
+        ("I-X U-X", "IOB1", 2),
+        ("O NN", "auto", 2),
+        ("O B_X", "auto", 2),
+        ("O M-X", "auto", 2),
+        ("B-", "auto", 1),
+    ],
+)
+def test_tags_that_break_their_scheme_are_told_with_their_line(
+    tmp_path: Path, tags: str, scheme: str, line: int
+) -> None:
+    lines = "".join(f"word {tag}\n" for tag in tags.split())
+    with pytest.raises(UserError, match=rf"a.txt, line {line}: .*{re.escape(tags.split()[line - 1])}"):
+        read(write(tmp_path / "a.txt", lines), scheme=scheme)
+
+
+def test_auto_warns_of_mixed_iob_and_names_the_first_of_the_fewer(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.txt", "w B-X\nw I-X\n\nw O\nw I-Y\n\nw B-X\nw O\nw B-X\n")
+    found, warnings = read(path)
+    assert [entities_of(one.tags) for one in found] == [((0, 2, "X"),), ((1, 2, "Y"),), ((0, 1, "X"), (2, 3, "X"))]
+    assert len(warnings) == 1
+    assert warnings[0].startswith("1 tag(s) break the rules of IOB2, and 3 those of IOB1; ")
+    assert warnings[0].endswith(f"the first: {path}, line 5: I-Y after O")
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "message"),
+    [
+        ("", {}, "a.txt has no words"),
+        ("\n \n-DOCSTART- O\n", {}, "a.txt has no words"),
+        ("# a comment\n", {}, "line 1: 'comment' is no tag"),
+        ("#tag\na O\n", {}, "line 1: column 0 of 1 would be both word and tag"),
+        ("a O\n\n#tag\n", {}, "line 3: 1 columns, but line 1 has 2"),
+        ("a O\n\n# b_X\n", {}, "line 3: 'b_X' is no tag"),
+        ("a O\nb NN O\n", {}, "line 2: 3 columns, but line 1 has 2"),
+        ("a O\nNew York B-X\n", {}, "line 2: 3 columns, .* another delimiter, such as TAB"),
+        ("a O\nb\n", {}, "line 2: 1 columns"),
+        ("a O\n# no comment here\n", {}, "line 2: 4 columns"),
+        ("a\tO\n\tO\n", {"delimiter": "\t"}, "line 2: the word is empty"),
+        ("a O\n", {"column": 2}, "line 1: no column 2; columns are counted from 0, here are 2"),
+        ("a O\n", {"column": -3}, "line 1: no column -3"),
+        ("a O\n", {"scheme": "IOBX"}, "unknown tagging scheme 'IOBX'"),
+    ],
+)
+def test_a_bad_file_is_told_with_its_line(tmp_path: Path, content: str, options: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read(write(tmp_path / "a.txt", content), **options)
+
+
+def test_conll_2003_from_tfds_gives_what_its_files_give(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    contents = {
+        "train": "EU NNP B-NP B-ORG\nrejects VBZ B-VP O\n\nPeter NNP B-NP B-PER\n\n",
+        "valid": "EU NNP B-NP B-ORG\n\n",
+    }
+    for name, content in {**contents, "test": contents["valid"]}.items():
+        write(tmp_path / f"{name}.txt", content)
+    prepare_tfds("conll2003", tmp_path, tmp_path, monkeypatch)
+
+    def words_and_tags(found: Sequence[Sentence]) -> list[tuple]:
+        return sorted((one.words, one.tags) for one in found)
+
+    for role, name in (("train", "train"), ("dev", "valid"), ("predict", "valid")):
+        expected, _ = read(str(tmp_path / f"{name}.txt"), role)
+        examples, warnings = read("conll2003", role)
+        assert words_and_tags(examples) == words_and_tags(expected) and warnings == []
