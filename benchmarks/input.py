@@ -1,7 +1,7 @@
 """The input pipeline of pre-training on one core, beside transformers' whole-word-mask collator on the same blocks.
 
 Invariant: each side's process is pinned to one core before it starts, so wall time is core time, whatever threads it
-makes. Ours is all of spanbert_jax/corpus/masked_batches.py: permute, read from disk, mask spans, SBO rows, hand over as jax
+makes. Ours is all of corpus/masked_batches.py: permute, read from disk, mask spans, SBO rows, hand over as jax
 arrays. Theirs does less: its blocks are padded lists in memory, with word offsets and special-token masks made
 beforehand, and it neither draws spans nor looks for their boundaries.
 """

@@ -25,7 +25,7 @@ import numpy as np
 from spanbert_jax.errors import UserError
 from spanbert_jax.training.progress import Stage
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 Show = Callable[[], None]  # called about once a second while a side is at work
 
 

@@ -39,7 +39,7 @@ def start(spec: dict[str, Any]) -> tuple[Answer, Any]:
 
     from spanbert_jax.corpus import blocks as block_data
     from spanbert_jax.corpus import masked_batches as input_data
-    from spanbert_jax.model import pretraining_heads as heads
+    from spanbert_jax.model import pretraining_heads
     from spanbert_jax.runs.prepare import given_tokenizer
     from spanbert_jax.tasks.pretraining_loss import objective
     from spanbert_jax.training import sharding
@@ -60,10 +60,10 @@ def start(spec: dict[str, Any]) -> tuple[Answer, Any]:
         rows += int(np.count_nonzero(lengths))
         if rows >= len(blocks):
             break
-    model = heads.pretraining_model(config, tokenizer.vocab_size, jax.default_backend())
+    model = pretraining_heads.pretraining_model(config, tokenizer.vocab_size, jax.default_backend())
     with jax.set_mesh(mesh):
-        abstract = abstract_state(config, lambda key: heads.init_params(model, key), mesh)
-        state = init_state(config, lambda key: heads.init_params(model, key), abstract)
+        abstract = abstract_state(config, lambda key: pretraining_heads.init_params(model, key), mesh)
+        state = init_state(config, lambda key: pretraining_heads.init_params(model, key), abstract)
     step = make_train_step(config, objective(model, config.train.sbo_weight, 0), abstract)
     counted = {
         "pieces": sum(int(np.maximum(np.asarray(batch["lengths"]) - 2, 0).sum()) for batch in batches),

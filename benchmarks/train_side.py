@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from benchmarks.batches import VOCAB, make_batch, make_config, row_flops
-from spanbert_jax.model import pretraining_heads as heads
+from spanbert_jax.model import pretraining_heads
 from spanbert_jax.tasks.pretraining_loss import objective
 from spanbert_jax.training import sharding
 from spanbert_jax.training.flops import peak_flops
@@ -35,9 +35,9 @@ class TrainStep:
         self.mesh = sharding.mesh_of(config)
         layout = sharding.batch_sharding(self.mesh)
         with jax.set_mesh(self.mesh):
-            model = heads.pretraining_model(config, VOCAB, jax.default_backend())
-            abstract = abstract_state(config, lambda key: heads.init_params(model, key), self.mesh)
-            self.state = init_state(config, lambda key: heads.init_params(model, key), abstract)
+            model = pretraining_heads.pretraining_model(config, VOCAB, jax.default_backend())
+            abstract = abstract_state(config, lambda key: pretraining_heads.init_params(model, key), self.mesh)
+            self.state = init_state(config, lambda key: pretraining_heads.init_params(model, key), abstract)
             self.batches = [jax.device_put(make_batch(config, seed), layout) for seed in range(_BATCHES)]
             began = time.monotonic()
             step = make_train_step(config, objective(model, config.train.sbo_weight, 0), abstract)

@@ -25,7 +25,7 @@ def main() -> None:
     from spanbert_jax.errors import UserError
 
     try:
-        facts, run = importlib.import_module(f"tools.benchmarks.{module}").start(spec)
+        facts, run = importlib.import_module(f"benchmarks.{module}").start(spec)
         answer(facts)
         for line in sys.stdin:
             answer(run(json.loads(line)))

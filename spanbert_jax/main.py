@@ -97,9 +97,22 @@ def main(config: Config, workdir: str) -> int:
         processes.start(COORDINATOR.value, PROCESSES.value, PROCESS.value, WAIT.value, _say)
     elif (COORDINATOR.value, PROCESSES.value, PROCESS.value) != (None, None, None):
         raise UserError("--coordinator, --processes and --process are for --distributed; add that, or leave them out")
-    from spanbert_jax.tasks import registry
+    return 0 if dispatch(config, workdir, shlex.join(sys.argv[1:])) else STOPPED_EARLY
 
-    return 0 if registry.run(config, workdir, shlex.join(sys.argv[1:])) else STOPPED_EARLY
+
+def dispatch(config: Config, workdir: str, arguments: str) -> bool:
+    """Runs the configuration's task; False where it was asked to stop before the end.
+
+    arguments: of the command line, for the commands that a report ends with.
+    """
+    if config.task == "pretraining":
+        from spanbert_jax.runs import pretraining
+
+        return pretraining.run(config, workdir, arguments)
+    from spanbert_jax.runs import finetuning
+    from spanbert_jax.tasks.registry import finetuning_task
+
+    return finetuning.run(finetuning_task(config.task), config, workdir)
 
 
 if __name__ == "__main__":

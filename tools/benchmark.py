@@ -66,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     subjects = top.add_subparsers(dest="subject", required=True, metavar="SUBJECT")
     for name, what in SUBJECTS.items():
-        text = __doc__ if name == "all" else _docstring(ROOT / "tools" / "benchmarks" / f"{name}.py")
+        text = __doc__ if name == "all" else _docstring(ROOT / "benchmarks" / f"{name}.py")
         sub = subjects.add_parser(name, help=what, description=text, formatter_class=raw)
         sub.add_argument("--rounds", type=_positive, default=3, help="medians are of so many; default 3")
         sub.add_argument("--cores", type=_positive, help="that every side may use; default: all that this process may")
@@ -127,7 +127,7 @@ def measure(arguments: argparse.Namespace) -> list[Row]:
         from benchmarks import everything
 
         return everything.run(options)
-    module: Any = importlib.import_module(f"tools.benchmarks.{arguments.subject}")
+    module: Any = importlib.import_module(f"benchmarks.{arguments.subject}")
     if arguments.subject != "step":
         rows: list[Row] = module.run(options)
         return rows

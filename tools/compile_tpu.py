@@ -28,7 +28,7 @@ from absl import flags
 from spanbert_jax.config import Config, max_masked
 from spanbert_jax.errors import UserError
 from spanbert_jax.main import config_file, run_app
-from spanbert_jax.model import pretraining_heads as heads
+from spanbert_jax.model import pretraining_heads
 from spanbert_jax.tasks.pretraining_loss import objective
 from spanbert_jax.training import flops, sharding
 from spanbert_jax.training.step import abstract_state, make_train_step
@@ -86,8 +86,8 @@ def compile_step(config: Config, mesh: jax.sharding.Mesh, what: str) -> Compiled
     began = time.monotonic()
     print(f"compiling {what} ...", end=" ", file=sys.stderr, flush=True)
     with jax.set_mesh(mesh):  # nothing concrete may be made in here: there is no device to hold it
-        model = heads.pretraining_model(config, VOCAB.value, "tpu")
-        abstract = abstract_state(config, lambda key: heads.init_params(model, key), mesh)
+        model = pretraining_heads.pretraining_model(config, VOCAB.value, "tpu")
+        abstract = abstract_state(config, lambda key: pretraining_heads.init_params(model, key), mesh)
         step = make_train_step(config, objective(model, config.train.sbo_weight, commonest=0), abstract)
         lowered = step.lower(abstract, abstract_batch(config, sharding.batch_sharding(mesh)))
         try:

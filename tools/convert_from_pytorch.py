@@ -22,10 +22,10 @@ from etils import epath
 
 from spanbert_jax.config import flatten, to_json
 from spanbert_jax.errors import UserError
+from spanbert_jax.files import new_directory
 from spanbert_jax.serving.weights import is_run, open_weights
 from spanbert_jax.training.checkpoint import write_params
 from spanbert_jax.training.progress import Stage
-from spanbert_jax.training.workdir import new_directory
 
 HEADS = {"mlm": "masked language model", "sbo": "span boundary"}
 

@@ -25,11 +25,11 @@ from spanbert_jax.config import Config
 from spanbert_jax.convert.export import DTYPES, Export, write_export
 from spanbert_jax.convert.tokenizer_files import differing
 from spanbert_jax.errors import UserError
+from spanbert_jax.files import new_directory
 from spanbert_jax.serving.functions import functions
 from spanbert_jax.serving.weights import Weights, open_weights
 from spanbert_jax.text.tokenizer import Tokenizer
 from spanbert_jax.training.progress import Stage
-from spanbert_jax.training.workdir import new_directory
 
 LINES, ROWS = 10_000, 8
 TOLERANCE = 1e-4  # of the largest value; float32 rounding stays under a tenth of it

@@ -19,10 +19,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from absl import logging
 
 from spanbert_jax.errors import UserError
+from spanbert_jax.serving.predictor import trained_task
 from spanbert_jax.serving.weights import open_weights
 from spanbert_jax.tasks.example_files import field, read_json, read_jsonl
 from spanbert_jax.tasks.finetuning import FineTuning, Prediction
-from spanbert_jax.tasks.registry import trained_task
 from tools.predict import predict
 
 

@@ -28,12 +28,12 @@ from safetensors.numpy import load_file, save_file
 from spanbert_jax.convert.huggingface_config import architecture
 from spanbert_jax.convert.tokenizer_files import TOKENIZER_FILE, write_tokenizer
 from spanbert_jax.errors import UserError
+from spanbert_jax.files import new_directory
 from spanbert_jax.serving.functions import functions
 from spanbert_jax.serving.weights import Weights, open_weights
 from spanbert_jax.text.tokenizer import Tokenizer
 from spanbert_jax.training.progress import Stage
 from spanbert_jax.training.sharding import path_name
-from spanbert_jax.training.workdir import new_directory
 from tools.convert_to_pytorch import real_lines, rows_of
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -103,7 +103,7 @@ def read_stablehlo(directory: Path) -> dict[str, Call]:
 
 def write_saved_model(model: Model, directory: Path) -> None:
     """A SavedModel with a signature a function, and the parameters as variables that the signatures share."""
-    importlib.import_module("spanbert_jax.data")  # quietens TensorFlow, which reads its settings when it is imported
+    importlib.import_module("spanbert_jax.tensorflow_settings")  # before TensorFlow is imported
     import tensorflow as tf
     from jax.experimental import jax2tf
 

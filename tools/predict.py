@@ -24,13 +24,12 @@ from absl import logging
 
 from spanbert_jax.config import Config
 from spanbert_jax.errors import UserError
-from spanbert_jax.serving.predictor import Predictor, kept_metrics, rows_of, warn_of_cuts, write_jsonl
+from spanbert_jax.files import make_directory
+from spanbert_jax.serving.predictor import Predictor, kept_metrics, rows_of, trained_task, warn_of_cuts, write_jsonl
 from spanbert_jax.serving.weights import open_weights
 from spanbert_jax.tasks.finetuning import FineTuning, Prediction, Role
-from spanbert_jax.tasks.registry import trained_task
 from spanbert_jax.training import sharding
 from spanbert_jax.training.progress import Stage
-from spanbert_jax.training.workdir import make_directory
 
 
 def predict(checkpoint: Path, source: str, role: Role) -> tuple[FineTuning, list[Any], list[Prediction]]:

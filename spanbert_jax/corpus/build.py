@@ -28,8 +28,7 @@ from spanbert_jax.config import Config, CorpusConfig, TokenizerConfig
 from spanbert_jax.corpus import tfds_source
 from spanbert_jax.corpus.blocks import DATASET, METADATA_FILE, SPLITS, Metadata, lengths_file, source_fields
 from spanbert_jax.errors import UserError
-from spanbert_jax.text import docstrings
-from spanbert_jax.text import worker_pool as workers
+from spanbert_jax.text import docstrings, worker_pool
 from spanbert_jax.text.documents import Document, find_files, hash_text, in_share, read_files
 from spanbert_jax.text.packing import FEATURE
 from spanbert_jax.text.sentences import split_sentences
@@ -50,7 +49,7 @@ class Shard(NamedTuple):
     lengths: np.ndarray  # int32[records]
 
 
-def read_corpus(corpus: CorpusConfig, pool: workers.Workers) -> tuple[Iterator[Document], list[dict[str, Any]]]:
+def read_corpus(corpus: CorpusConfig, pool: worker_pool.Workers) -> tuple[Iterator[Document], list[dict[str, Any]]]:
     """The documents of the corpus, always in the same order, and its sources for the metadata."""
     if corpus.files:
         paths = find_files(corpus.files)
@@ -73,7 +72,7 @@ def sample_sentences(config: Config, report: Report = lambda *_: None) -> Iterat
     dropped = (b"", b"")  # the largest that had to go; nothing under it may come in again
     size, documents = 0, 0
     clock = _Clock(report)
-    with workers.Workers(corpus.workers) as pool:
+    with worker_pool.Workers(corpus.workers) as pool:
         for document in read_corpus(corpus, pool)[0]:
             documents += 1
             clock.tick(document.fraction, documents, 0)
@@ -109,10 +108,10 @@ def _write(config: Config, tokenizer: Tokenizer, build: Path, report: Report) ->
     piece_counts = np.zeros(tokenizer.vocab_size, dtype=np.int64)
     writers = {split: _SplitWriter(build, split) for split in SPLITS}
     clock = _Clock(report)
-    with workers.Workers(config.corpus.workers, make_encoder(config, tokenizer)) as pool:
+    with worker_pool.Workers(config.corpus.workers, make_encoder(config, tokenizer)) as pool:
         documents, sources = read_corpus(config.corpus, pool)
         fractions: list[float | None] = []
-        for encoded in pool.map(workers.encode, make_tasks(documents, config.corpus.held_out, fractions)):
+        for encoded in pool.map(worker_pool.encode, make_tasks(documents, config.corpus.held_out, fractions)):
             for split in SPLITS:
                 held_out = split == "held_out"
                 writers[split].write(encoded.records[held_out], encoded.lengths[held_out])
@@ -133,9 +132,9 @@ def tokenizer_from_file(wanted: TokenizerConfig) -> Tokenizer | None:
     return sentencepiece_from_model(wanted.vocab_file)
 
 
-def make_encoder(config: Config, tokenizer: Tokenizer) -> workers.Encoder:
+def make_encoder(config: Config, tokenizer: Tokenizer) -> worker_pool.Encoder:
     """What turns the documents of `config` into its blocks."""
-    return workers.Encoder(tokenizer, config.corpus.language, config.corpus.sentences, config.data.block_length - 2)
+    return worker_pool.Encoder(tokenizer, config.corpus.language, config.corpus.sentences, config.data.block_length - 2)
 
 
 def _done(counts: dict[str, np.ndarray]) -> tuple[int, int]:
@@ -147,7 +146,7 @@ def _done(counts: dict[str, np.ndarray]) -> tuple[int, int]:
 def make_tasks(
     documents: Iterable[Document], held_out: float, fractions: list[float | None]
 ) -> Iterator[list[tuple[str, bool]]]:
-    """Groups documents into tasks for `workers.encode`; appends to `fractions` how far each task goes."""
+    """Groups documents into tasks for `worker_pool.encode`; appends to `fractions` how far each task goes."""
     task: list[tuple[str, bool]] = []
     size = 0
     fraction = None

@@ -33,7 +33,7 @@ from spanbert_jax.corpus import tfds_source
 from spanbert_jax.corpus.blocks import METADATA_FILE, SPLITS, is_block_file
 from spanbert_jax.corpus.build import Shard, ShardWriter
 from spanbert_jax.errors import UserError
-from spanbert_jax.text import worker_pool as workers
+from spanbert_jax.text import worker_pool
 from spanbert_jax.text.documents import Document, find_files, make_documents, read_files
 from spanbert_jax.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -155,7 +155,7 @@ def _text_files(globs: str) -> dict[str, int]:
 
 
 def _read(file: Input, document_break: str, held_out: float) -> Iterator[Any]:
-    """((the file's place, the task's), documents as `workers.encode_documents` takes them)."""
+    """((the file's place, the task's), documents as `worker_pool.encode_documents` takes them)."""
     for number, task in enumerate(building.make_tasks(_documents(file, document_break), held_out, [])):
         yield (file.place, number), task
 
@@ -213,7 +213,7 @@ class _Encode(beam.DoFn):
     """A task's documents to its blocks: (task, [(records, lengths) for each split]); tagged "sums", int64[6 + vocab]:
     documents, sentences and pieces of each split, and the counts of pieces in training."""
 
-    def __init__(self, encoder: workers.Encoder) -> None:
+    def __init__(self, encoder: worker_pool.Encoder) -> None:
         self._encoder = encoder
 
     def setup(self) -> None:
@@ -221,7 +221,7 @@ class _Encode(beam.DoFn):
 
     def process(self, element: Any) -> Iterator[Any]:
         task, documents = element
-        encoded = workers.encode_documents(self._encoder, documents)
+        encoded = worker_pool.encode_documents(self._encoder, documents)
         sides = [split == "held_out" for split in SPLITS]
         yield task, [(encoded.records[side], encoded.lengths[side]) for side in sides]
         sums = np.concatenate([*(encoded.counts[side] for side in sides), encoded.piece_counts])

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 
 from spanbert_jax.model.axes import on_each_device
 from spanbert_jax.model.dropout import drop
+from spanbert_jax.model.kernels.attention_splash import splash_attention
+from spanbert_jax.model.kernels.attention_triton import triton_attention
 from spanbert_jax.model.kernels.choice import DROPPING
-from spanbert_jax.model.kernels.choice.attention_splash import splash_attention
-from spanbert_jax.model.kernels.choice.attention_triton import triton_attention
 
 _MASKED = -1e30  # finite, so that a row without a valid piece averages all of its values instead of giving NaN
 

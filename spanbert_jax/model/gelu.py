@@ -12,7 +12,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from spanbert_jax.model.kernels.choice.gelu_triton import triton_gelu, triton_gelu_gradients
+from spanbert_jax.model.kernels.gelu_triton import triton_gelu, triton_gelu_gradients
 
 
 def gelu(x: jax.Array) -> jax.Array:

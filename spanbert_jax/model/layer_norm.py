@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from spanbert_jax.model.dropout import Dropout, dropout, site_seeds
-from spanbert_jax.model.kernels.choice.layer_norm_triton import triton_add_norm
+from spanbert_jax.model.kernels.layer_norm_triton import triton_add_norm
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))

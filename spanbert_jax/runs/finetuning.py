@@ -30,7 +30,8 @@ from spanbert_jax.text.tokenizer import Tokenizer, load_tokenizer
 from spanbert_jax.training import flops, loop, sharding
 from spanbert_jax.training.checkpoint import find_checkpoint, read_metadata, read_params
 from spanbert_jax.training.step import Batch
-from spanbert_jax.training.workdir import claim_workdir, make_directory, open_workdir
+from spanbert_jax.files import make_directory
+from spanbert_jax.training.workdir import claim_workdir, open_workdir
 
 
 @dataclasses.dataclass(frozen=True)

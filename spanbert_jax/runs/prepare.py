@@ -28,7 +28,7 @@ from spanbert_jax.serving.weights import open_weights
 from spanbert_jax.text import tokenizer as tokenizers
 from spanbert_jax.text.tokenizer import Tokenizer
 from spanbert_jax.training.progress import Stage
-from spanbert_jax.training.workdir import bucket_errors, is_remote, make_directory
+from spanbert_jax.files import bucket_errors, is_remote, make_directory
 
 _NOTE = "made_from.json"
 _T = TypeVar("_T")

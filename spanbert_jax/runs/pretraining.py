@@ -15,7 +15,7 @@ from etils import epath
 from spanbert_jax.config import Config, flatten
 from spanbert_jax.corpus import blocks as block_data
 from spanbert_jax.corpus import masked_batches as input_data
-from spanbert_jax.model import pretraining_heads as heads
+from spanbert_jax.model import pretraining_heads
 from spanbert_jax.runs.prepare import prepare
 from spanbert_jax.runs.start_from import adopt, initial_params
 from spanbert_jax.tasks.pretraining_loss import describe, metrics, objective
@@ -44,11 +44,11 @@ def run(config: Config, path: str, arguments: str) -> bool:
 
 def make_task(config: Config, tokenizer: Tokenizer, train: Any, held_out: Any) -> loop.Task:
     """Pre-training on the blocks `train`, evaluated on `held_out`."""
-    model = heads.pretraining_model(config, tokenizer.vocab_size, jax.default_backend())
+    model = pretraining_heads.pretraining_model(config, tokenizer.vocab_size, jax.default_backend())
     commonest = int(np.argmax(train.metadata.piece_counts))
     goal = objective(model, config.train.sbo_weight, commonest)
     return loop.Task(
-        init=lambda key: heads.init_params(model, key),
+        init=lambda key: pretraining_heads.init_params(model, key),
         objective=goal,
         train_batches=lambda layout, first, last: input_data.train_batches(
             config, train, tokenizer, layout, first, last
@@ -69,7 +69,7 @@ def make_task(config: Config, tokenizer: Tokenizer, train: Any, held_out: Any) -
             "vocab_size": tokenizer.vocab_size,
             "versions": {name: importlib.metadata.version(name) for name in ("jax", "flax", "optax")},
         },
-        initial_params=initial_params(config, lambda: heads.init_params(model, jax.random.key(0))),
+        initial_params=initial_params(config, lambda: pretraining_heads.init_params(model, jax.random.key(0))),
     )
 
 

@@ -11,9 +11,7 @@ import jax.numpy as jnp
 
 from spanbert_jax.config import ComputeConfig, Config
 from spanbert_jax.convert.huggingface_config import architecture
-from spanbert_jax.model import encoder
-from spanbert_jax.model import linear_heads as task_heads
-from spanbert_jax.model import pretraining_heads as heads
+from spanbert_jax.model import encoder, linear_heads, pretraining_heads
 
 Function = Callable[[Any, jax.Array, jax.Array, jax.Array], jax.Array]
 
@@ -51,18 +49,18 @@ def functions(config: Config, groups: Collection[str], vocab_size: int, labels: 
         return {"encode": _exact(encode)}
     whole = Config(model=config.model, compute=compute, masking=config.masking)
     if name == "BertForMaskedLM":
-        model = heads.pretraining_model(whole, vocab_size, "cpu")
+        model = pretraining_heads.pretraining_model(whole, vocab_size, "cpu")
 
         def masked_lm(params: Any, input_ids: jax.Array, lengths: jax.Array, token_type_ids: jax.Array) -> jax.Array:
             everywhere = jnp.broadcast_to(jnp.arange(input_ids.shape[1], dtype=jnp.int32), input_ids.shape)
             batch = {"input_ids": input_ids, "lengths": lengths, "token_type_ids": token_type_ids}
-            logits = heads.apply(model, params, {**batch, "masked_positions": everywhere}, with_sbo=False)
+            logits = pretraining_heads.apply(model, params, {**batch, "masked_positions": everywhere}, with_sbo=False)
             return logits.mlm[..., :vocab_size]
 
         return {"encode": _exact(encode), "predict": _exact(masked_lm)}
-    task = task_heads.task_model(_TASKS[name], whole, vocab_size, labels, "cpu")
+    task = linear_heads.task_model(_TASKS[name], whole, vocab_size, labels, "cpu")
 
     def predict(params: Any, input_ids: jax.Array, lengths: jax.Array, token_type_ids: jax.Array) -> jax.Array:
-        return task_heads.apply(task, params, input_ids, lengths, token_type_ids)
+        return linear_heads.apply(task, params, input_ids, lengths, token_type_ids)
 
     return {"encode": _exact(encode), "predict": _exact(predict)}

@@ -16,13 +16,21 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from spanbert_jax.batches.lengths import choose_lengths, sorted_batches
 from spanbert_jax.config import flatten
+from spanbert_jax.serving.weights import Weights
 from spanbert_jax.tasks.finetuning import FineTuning, Prediction, Role
+from spanbert_jax.tasks.registry import finetuning_task
 from spanbert_jax.tasks.rows import Rows, build_rows, fingerprint, load_rows, save_rows
 from spanbert_jax.training.progress import Stage
 
 Outputs = list[dict[str, np.ndarray]]  # of each row
 
 _POSITIONS = 8192  # in a batch; 16 rows of 512
+
+
+def trained_task(weights: Weights) -> FineTuning:
+    """The task that weights were fine-tuned for; raises UserError where they were not."""
+    kind = finetuning_task(weights.metadata.get("task", "of others' weights"))
+    return kind(weights.config, weights.tokenizer, weights.labels, weights.metadata.get("special", {}))
 
 
 class Predictor:

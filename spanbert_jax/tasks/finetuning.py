@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from spanbert_jax.config import Config
-from spanbert_jax.model import linear_heads as task_heads
+from spanbert_jax.model import linear_heads
 from spanbert_jax.tasks.rows import Featurise, Rows
 from spanbert_jax.text.tokenizer import Tokenizer
 from spanbert_jax.training.step import Batch, Objective, Sums
@@ -61,7 +61,7 @@ class FineTuning(abc.ABC):
 
     def init_params(self, model: Any, key: jax.Array) -> Any:
         """Fresh parameters."""
-        return task_heads.init_params(model, key)
+        return linear_heads.init_params(model, key)
 
     @abc.abstractmethod
     def objective(self, model: Any) -> Objective:
@@ -97,8 +97,8 @@ class FineTuning(abc.ABC):
 def row_logits(
     model: Any, params: Any, batch: Batch, key: jax.Array | None = None, rows: jax.Array | None = None
 ) -> jax.Array:
-    """`task_heads.apply` to a batch of rows."""
-    return task_heads.apply(model, params, batch["input_ids"], batch["lengths"], batch["token_type_ids"], key, rows)
+    """`linear_heads.apply` to a batch of rows."""
+    return linear_heads.apply(model, params, batch["input_ids"], batch["lengths"], batch["token_type_ids"], key, rows)
 
 
 def cross_entropy_sum(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> jax.Array:

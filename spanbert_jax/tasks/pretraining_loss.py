@@ -11,11 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from spanbert_jax.model import pretraining_heads as heads
+from spanbert_jax.model import pretraining_heads
 from spanbert_jax.training.step import Batch, Objective, Sums
 
 
-def objective(model: heads.PretrainingModel, sbo_weight: float, commonest: int) -> Objective:
+def objective(model: pretraining_heads.PretrainingModel, sbo_weight: float, commonest: int) -> Objective:
     """MLM and SBO; `commonest` is the piece that a guess without a model would always name."""
 
     def totals(batch: Batch) -> tuple[jax.Array, jax.Array]:
@@ -24,7 +24,7 @@ def objective(model: heads.PretrainingModel, sbo_weight: float, commonest: int) 
     def loss(
         params: Any, batch: Batch, counts: tuple[jax.Array, jax.Array], key: jax.Array | None, rows: jax.Array | None
     ) -> tuple[jax.Array, Sums]:
-        lost = heads.losses(model, params, batch, key, rows, with_sbo=sbo_weight > 0)
+        lost = pretraining_heads.losses(model, params, batch, key, rows, with_sbo=sbo_weight > 0)
         labels = batch["masked_ids"]
         sums: Sums = {"pieces": jnp.sum(jnp.maximum(batch["lengths"] - 2, 0)).astype(jnp.float32)}
         sums["row_positions"] = jnp.sum(batch["lengths"]).astype(jnp.float32)

@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from spanbert_jax.text import worker_pool as workers
+from spanbert_jax.text import worker_pool
 from spanbert_jax.text.documents import Document, make_documents
 
 _SKIPPED_FOLDERS = {"__pycache__", "site-packages", "dist-packages", "test", "tests", "testing", "_api"}
@@ -33,7 +33,7 @@ _FENCE = ("```", "~~~")
 _found: list[str] = []  # what this process has read: a run needs the corpus twice, and parsing is most of the work
 
 
-def read_docstrings(pool: workers.Workers) -> Iterator[Document]:
+def read_docstrings(pool: worker_pool.Workers) -> Iterator[Document]:
     """The modules of this Python, with docstrings that hold prose, in order of path; parsed by `pool`."""
     return make_documents(_again() if _found else _read(pool))
 
@@ -43,7 +43,7 @@ def _again() -> Iterator[tuple[str, float | None]]:
         yield text, done / len(_found)
 
 
-def _read(pool: workers.Workers) -> Iterator[tuple[str, float | None]]:
+def _read(pool: worker_pool.Workers) -> Iterator[tuple[str, float | None]]:
     tasks = list(_tasks(module_paths()))
     seen: set[bytes] = set()
     texts: list[str] = []

@@ -18,7 +18,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from spanbert_jax.config import TrainConfig
 from spanbert_jax.errors import UserError
-from spanbert_jax.training.workdir import absolute
+from spanbert_jax.files import absolute
 
 
 class Checkpoints:

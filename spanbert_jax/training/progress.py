@@ -14,7 +14,7 @@ from etils import epath
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from spanbert_jax.training.workdir import is_remote
+from spanbert_jax.files import is_remote
 
 _SECONDS_BETWEEN_LINES = 10.0
 _SECONDS_BETWEEN_COPIES = 1.0  # to a bucket; Google Cloud Storage takes an object no more often

@@ -13,8 +13,7 @@ from safetensors.numpy import load_file
 from spanbert_jax.convert.huggingface import SBO, Params, Report, from_tensors, named_views, shapes, to_tensors
 from spanbert_jax.convert.tensor_files import Tensors, read_tensors
 from spanbert_jax.errors import UserError
-from spanbert_jax.model import linear_heads as task_heads
-from spanbert_jax.model import pretraining_heads as heads
+from spanbert_jax.model import linear_heads, pretraining_heads
 from spanbert_jax.model.encoder import padded_vocab
 from tests.support.synthetic import VOCAB, small_config
 
@@ -110,8 +109,10 @@ def random_bert(class_name: str, **options: Any) -> Any:
 def test_the_shapes_are_those_of_the_models_own_parameters(task: str, sizes: dict[str, int]) -> None:
     def init() -> Params:
         if task == "pretraining":
-            return heads.init_params(heads.pretraining_model(CONFIG, VOCAB, "cpu"), jax.random.key(0))
-        return task_heads.init_params(task_heads.task_model(task, CONFIG, VOCAB, 5, "cpu"), jax.random.key(0))
+            return pretraining_heads.init_params(
+                pretraining_heads.pretraining_model(CONFIG, VOCAB, "cpu"), jax.random.key(0)
+            )
+        return linear_heads.init_params(linear_heads.task_model(task, CONFIG, VOCAB, 5, "cpu"), jax.random.key(0))
 
     assert jax.tree.map(lambda x: x.shape, jax.eval_shape(init)) == shapes(MODEL, ROWS, sizes)
 

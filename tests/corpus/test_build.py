@@ -206,7 +206,7 @@ def test_a_killed_build_is_never_taken_for_blocks_and_the_next_one_is_clean(
 ) -> None:
     build_blocks(config, tokenizer, tmp_path / "whole")
     program = (
-        "import sys, time, pickle; from pathlib import Path; from spanbert_jax.data import build_blocks as blocks\n"
+        "import sys, time, pickle; from pathlib import Path; from spanbert_jax.corpus import build as blocks\n"
         "config, tokenizer = pickle.loads(Path(sys.argv[1]).read_bytes())\n"
         "blocks._TASK_CHARS, blocks._REPORT_SECONDS = 1000, 0.0\n"
         "def report(fraction, documents, pieces):\n"

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.special import erf
-from spanbert_jax.model.kernels.choice.gelu_triton import triton_gelu
 
 from spanbert_jax.model import gelu as module
 from spanbert_jax.model.gelu import gelu, gelu_product
+from spanbert_jax.model.kernels.gelu_triton import triton_gelu
 from tests.support.devices import on_four_devices
 
 BF16, F32 = jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float32)

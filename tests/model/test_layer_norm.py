@@ -12,13 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from spanbert_jax.model.kernels.choice.layer_norm_triton import triton_add_norm
 
 from spanbert_jax.config import ComputeConfig, Config, ModelConfig
 from spanbert_jax.model import gelu
 from spanbert_jax.model import layer_norm as module
 from spanbert_jax.model.dropout import MLP_OUTPUT, Dropout, dropout, site_seeds
 from spanbert_jax.model.encoder import encode
+from spanbert_jax.model.kernels.layer_norm_triton import triton_add_norm
 from spanbert_jax.model.layer_norm import layer_norm
 from spanbert_jax.model.pretraining_heads import init_params, pretraining_model
 from tests.support.devices import on_four_devices
@@ -151,7 +151,7 @@ import functools
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 from spanbert_jax.model.dropout import Dropout, site_seeds
-from spanbert_jax.model.kernels.choice.layer_norm_triton import triton_add_norm
+from spanbert_jax.model.kernels.layer_norm_triton import triton_add_norm
 
 rng = np.random.default_rng(0)
 x, y, weights = (rng.normal(size=(8, 37, 48)).astype(np.float32) for _ in range(3))

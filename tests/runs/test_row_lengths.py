@@ -11,7 +11,7 @@ from jax import monitoring
 
 from spanbert_jax.config import Config
 from spanbert_jax.corpus.masked_batches import train_batches
-from spanbert_jax.model import pretraining_heads as heads
+from spanbert_jax.model import pretraining_heads
 from spanbert_jax.runs.pretraining import make_task
 from spanbert_jax.tasks.pretraining_loss import objective
 from spanbert_jax.training import loop
@@ -29,8 +29,8 @@ def config_of(lengths: int, **train: Any) -> Config:
 def losses_of_blocks(lengths: int) -> dict[int, tuple[float, float]]:
     """Block -> the sums of its MLM and SBO losses, over an epoch of rows padded to so many lengths."""
     config = config_of(lengths)
-    model = heads.pretraining_model(config, TOKENIZER.vocab_size, "cpu")
-    params = heads.init_params(model, jax.random.key(0))
+    model = pretraining_heads.pretraining_model(config, TOKENIZER.vocab_size, "cpu")
+    params = pretraining_heads.init_params(model, jax.random.key(0))
     loss = objective(model, 1.0, 5).loss
     of_row = jax.jit(lambda row: loss(params, row, (1.0, 1.0), None, None)[1])
     found = {}

@@ -29,7 +29,7 @@ from spanbert_jax.model.encoder import padded_vocab
 from spanbert_jax.serving.weights import open_weights
 from spanbert_jax.text.tokenizer import SPECIALS, Tokenizer, load_tokenizer
 from spanbert_jax.training.checkpoint import find_checkpoint, write_params
-from spanbert_jax.training.workdir import new_directory
+from spanbert_jax.files import new_directory
 from tests.support import runs
 from tools import convert_from_pytorch
 
@@ -261,14 +261,14 @@ def test_parameters_are_placed_as_the_state_is_and_the_rest_of_it_stays() -> Non
 
 def state_on(mesh: dict[str, int]) -> dict[str, Any]:
     """A state of zeros of tests/support/synthetic.py's small model."""
-    from spanbert_jax.model import pretraining_heads as heads
+    from spanbert_jax.model import pretraining_heads
     from spanbert_jax.training import sharding
     from spanbert_jax.training.step import abstract_state
     from tests.support.synthetic import VOCAB, small_config
 
     config = small_config(mesh=mesh)
-    model = heads.pretraining_model(config, VOCAB, "cpu")
-    abstract = abstract_state(config, lambda key: heads.init_params(model, key), sharding.make_mesh(config.mesh))
+    model = pretraining_heads.pretraining_model(config, VOCAB, "cpu")
+    abstract = abstract_state(config, lambda key: pretraining_heads.init_params(model, key), sharding.make_mesh(config.mesh))
     return jax.tree.map(lambda leaf: jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding), abstract)
 
 

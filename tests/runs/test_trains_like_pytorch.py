@@ -12,7 +12,7 @@ from spanbert_jax.config import Config
 from spanbert_jax.corpus.blocks import open_blocks
 from spanbert_jax.corpus.build import build_blocks
 from spanbert_jax.corpus.masked_batches import train_batches
-from spanbert_jax.model import pretraining_heads as heads
+from spanbert_jax.model import pretraining_heads
 from spanbert_jax.tasks.pretraining_loss import objective
 from spanbert_jax.text.tokenizer import wordpiece_from_vocab
 from spanbert_jax.training import sharding
@@ -27,8 +27,8 @@ def our_losses(config: Config, vocab_size: int, batches: list[dict]) -> tuple[li
     """The MLM loss at each step, and the parameters before the first."""
     mesh = sharding.make_mesh(config.mesh)
     with jax.set_mesh(mesh):
-        model = heads.pretraining_model(config, vocab_size, "cpu")
-        init = lambda key: heads.init_params(model, key)  # noqa: E731
+        model = pretraining_heads.pretraining_model(config, vocab_size, "cpu")
+        init = lambda key: pretraining_heads.init_params(model, key)  # noqa: E731
         abstract = abstract_state(config, init, mesh)
         state = init_state(config, init, abstract)
         before = jax.tree.map(np.array, state["params"])

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from spanbert_jax.model import pretraining_heads as heads
+from spanbert_jax.model import pretraining_heads
 from spanbert_jax.tasks.pretraining_loss import objective
 from spanbert_jax.training import sharding
 from spanbert_jax.training.step import abstract_state, init_state, make_train_step
@@ -49,8 +49,8 @@ def run(mesh: dict[str, Any]) -> dict[str, Any]:
     devices = int(np.prod([mesh.get(axis, 1) for axis in ("data", "fsdp", "model")]))
     where = sharding.make_mesh(config.mesh, jax.devices()[:devices])
     with jax.set_mesh(where):
-        model = heads.pretraining_model(config, VOCAB, "cpu")
-        init = lambda key: heads.init_params(model, key)  # noqa: E731
+        model = pretraining_heads.pretraining_model(config, VOCAB, "cpu")
+        init = lambda key: pretraining_heads.init_params(model, key)  # noqa: E731
         abstract = abstract_state(config, init, where)
         state = init_state(config, init, abstract)
         layout, losses, step = sharding.batch_sharding(where), [], None

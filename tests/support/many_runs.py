@@ -12,8 +12,8 @@ import jax
 
 from configs.tiny import get_config
 from spanbert_jax.config import from_dict
+from spanbert_jax.main import dispatch
 from spanbert_jax.runs import processes
-from spanbert_jax.tasks import registry
 from tests.support.runs import SMALL
 
 
@@ -23,7 +23,7 @@ def main(plan: dict, process: int) -> None:
     for workdir, fields in plan["runs"]:
         config = get_config()
         config.update_from_flattened_dict(SMALL | fields)
-        assert registry.run(from_dict(config.to_dict()), workdir, "")
+        assert dispatch(from_dict(config.to_dict()), workdir, "")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from spanbert_jax.errors import UserError
-from spanbert_jax.text import worker_pool as workers
+from spanbert_jax.text import worker_pool
 from spanbert_jax.text.documents import find_files
 from spanbert_jax.text.worker_pool import Workers
 
@@ -29,7 +29,7 @@ def test_results_come_in_order_and_tasks_are_taken_as_results_are() -> None:
 
     with Workers(2) as pool:
         for done, _ in enumerate(pool.map(time.sleep, naps()), start=1):
-            assert taken - done <= 2 * workers._AHEAD
+            assert taken - done <= 2 * worker_pool._AHEAD
         assert list(pool.map(abs, range(-9, 0))) == list(range(9, 0, -1))
 
 

@@ -24,7 +24,7 @@ from benchmarks.step import Variant
 from spanbert_jax.config import Config, largest_budget, max_masked
 from spanbert_jax.corpus.build import build_blocks
 from spanbert_jax.errors import UserError
-from spanbert_jax.model import pretraining_heads as heads
+from spanbert_jax.model import pretraining_heads
 from spanbert_jax.runs.prepare import given_tokenizer
 from spanbert_jax.tasks.pretraining_loss import objective
 from spanbert_jax.text.tokenizer import Tokenizer
@@ -162,8 +162,8 @@ def torch_weights(params: dict[str, Any], layers: int) -> dict[str, np.ndarray]:
 
 def test_the_pytorch_peer_computes_our_losses() -> None:
     config = make_config(SPEC)
-    model = heads.pretraining_model(config, VOCAB, "cpu")
-    params = jax.tree.map(np.asarray, jax.jit(lambda key: heads.init_params(model, key))(jax.random.key(0)))
+    model = pretraining_heads.pretraining_model(config, VOCAB, "cpu")
+    params = jax.tree.map(np.asarray, jax.jit(lambda key: pretraining_heads.init_params(model, key))(jax.random.key(0)))
     goal = objective(model, 1.0, 0)
     batch = make_batch(config, 0)
     sums = jax.jit(lambda params, batch: goal.loss(params, batch, goal.totals(batch), None, None)[1])(params, batch)
@@ -181,8 +181,8 @@ def test_the_pytorch_peer_computes_our_losses() -> None:
 def test_computed_memory_counts_the_parameters_that_there_are() -> None:
     for size in ("tiny", "small"):
         config = make_config({**SPEC, "size": size, "length": 512})
-        model = heads.pretraining_model(config, 28_928, "cpu")  # a vocabulary that needs no padding
-        shapes = jax.eval_shape(lambda key, model=model: heads.init_params(model, key), jax.random.key(0))
+        model = pretraining_heads.pretraining_model(config, 28_928, "cpu")  # a vocabulary that needs no padding
+        shapes = jax.eval_shape(lambda key, model=model: pretraining_heads.init_params(model, key), jax.random.key(0))
         count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
         assert start.parameters(SIZES[size], 28_928, config.masking.max_span_offset) == count
     parts = start.computed_bytes(Config(), 4, VOCAB)

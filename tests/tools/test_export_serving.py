@@ -18,8 +18,7 @@ from jax import export
 from safetensors.numpy import load_file
 
 from spanbert_jax.config import flatten
-from spanbert_jax.model import linear_heads as task_heads
-from spanbert_jax.model import pretraining_heads as heads
+from spanbert_jax.model import linear_heads, pretraining_heads
 from spanbert_jax.serving.functions import functions
 from spanbert_jax.text.tokenizer import Tokenizer
 from spanbert_jax.training.checkpoint import write_params
@@ -91,11 +90,11 @@ class Served(NamedTuple):
 def write_runs(folder: Path) -> dict[str, Any]:
     """A run a model, with weights so large that every part of the model shows in the output; its parameters."""
     config, rng = small_config(), np.random.default_rng(0)
-    pretraining = heads.pretraining_model(config, TOKENIZER.vocab_size, "cpu")
-    task = task_heads.task_model("sequence_classification", config, TOKENIZER.vocab_size, len(LABELS), "cpu")
+    pretraining = pretraining_heads.pretraining_model(config, TOKENIZER.vocab_size, "cpu")
+    task = linear_heads.task_model("sequence_classification", config, TOKENIZER.vocab_size, len(LABELS), "cpu")
     shapes = {
-        "pretraining": jax.eval_shape(lambda: heads.init_params(pretraining, jax.random.key(0))),
-        "classification": jax.eval_shape(lambda: task_heads.init_params(task, jax.random.key(0))),
+        "pretraining": jax.eval_shape(lambda: pretraining_heads.init_params(pretraining, jax.random.key(0))),
+        "classification": jax.eval_shape(lambda: linear_heads.init_params(task, jax.random.key(0))),
     }
 
     def draw(path: tuple, leaf: jax.ShapeDtypeStruct) -> np.ndarray:

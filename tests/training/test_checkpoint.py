@@ -11,7 +11,7 @@ import pytest
 from etils import epath
 
 from spanbert_jax.errors import UserError
-from spanbert_jax.model import pretraining_heads as heads
+from spanbert_jax.model import pretraining_heads
 from spanbert_jax.tasks.pretraining_loss import objective
 from spanbert_jax.training import loop
 from spanbert_jax.training.checkpoint import (
@@ -60,14 +60,14 @@ def test_the_best_comes_before_the_newest_where_it_is_whole(tmp_path: Path) -> N
 
 def test_the_best_evaluation_is_kept_and_one_that_is_no_number_never_is(tmp_path: Path) -> None:
     config = small_config(train={"steps": 5, "eval_every": 1, "checkpoint_every": 100})
-    model = heads.pretraining_model(config, VOCAB, "cpu")
+    model = pretraining_heads.pretraining_model(config, VOCAB, "cpu")
     values = iter([1.0, math.nan, 3.0, 2.0, math.nan])
 
     def batches(layout: Any, first: int, last: int) -> Iterator[Any]:
         return (random_batch(config, step) for step in range(first, last))
 
     task = loop.Task(
-        init=lambda key: heads.init_params(model, key),
+        init=lambda key: pretraining_heads.init_params(model, key),
         objective=objective(model, 1.0, 5),
         train_batches=batches,
         evaluate=lambda params, layout: {"held_out/score": next(values)},

@@ -9,17 +9,15 @@ from jax.sharding import AbstractMesh, PartitionSpec
 
 from spanbert_jax.config import MeshConfig
 from spanbert_jax.errors import UserError
-from spanbert_jax.model import linear_heads as task_heads
-from spanbert_jax.model import pretraining_heads as heads
-from spanbert_jax.model import span_head as spans
+from spanbert_jax.model import linear_heads, pretraining_heads, span_head
 from spanbert_jax.training import sharding
 from spanbert_jax.training.optimizer import make_optimizer
 from tests.support.synthetic import VOCAB, small_config
 
 
 def small_params() -> dict:
-    model = heads.pretraining_model(small_config(), VOCAB, "cpu")
-    return jax.eval_shape(lambda: heads.init_params(model, jax.random.key(0)))
+    model = pretraining_heads.pretraining_model(small_config(), VOCAB, "cpu")
+    return jax.eval_shape(lambda: pretraining_heads.init_params(model, jax.random.key(0)))
 
 
 def test_every_parameter_matches_exactly_one_row_and_every_row_a_parameter() -> None:
@@ -27,10 +25,10 @@ def test_every_parameter_matches_exactly_one_row_and_every_row_a_parameter() -> 
 
     trees = [small_params()]
     for task in ("question_answering", "token_classification", "sequence_classification"):
-        model = task_heads.task_model(task, small_config(), VOCAB, 3, "cpu")
-        trees.append(jax.eval_shape(lambda model=model: task_heads.init_params(model, jax.random.key(0))))
-    span_model = spans.span_model(small_config(), VOCAB, 3, "cpu")
-    trees.append(jax.eval_shape(lambda: spans.init_params(span_model, jax.random.key(0))))
+        model = linear_heads.task_model(task, small_config(), VOCAB, 3, "cpu")
+        trees.append(jax.eval_shape(lambda model=model: linear_heads.init_params(model, jax.random.key(0))))
+    span_model = span_head.span_model(small_config(), VOCAB, 3, "cpu")
+    trees.append(jax.eval_shape(lambda: span_head.init_params(span_model, jax.random.key(0))))
     leaves = jax.tree_util.tree_leaves_with_path(trees)
     leaves = [(path[1:], leaf) for path, leaf in leaves]
     names = {sharding.path_name(path): leaf for path, leaf in leaves}
@@ -100,14 +98,14 @@ def test_moments_are_divided_where_a_dimension_is_free(
 
 def test_every_tensor_of_a_large_model_has_divided_moments_on_a_pod() -> None:
     """Only what 256 devices cannot divide stays whole: vectors and the two rows of token types, 0.4% of it."""
-    model = heads.pretraining_model(
+    model = pretraining_heads.pretraining_model(
         small_config(
             model={"layers": 24, "embed": 1024, "heads": 16, "mlp": 4096, "max_length": 512, "span_offset_embed": 200}
         ),
         28_996,
         "cpu",
     )
-    params = jax.eval_shape(lambda: heads.init_params(model, jax.random.key(0)))
+    params = jax.eval_shape(lambda: pretraining_heads.init_params(model, jax.random.key(0)))
     mesh = AbstractMesh((256, 1, 1), ("data", "fsdp", "model"))
     specs = jax.tree.leaves(sharding.parameter_specs(params, mesh, moments=True))
     leaves = jax.tree.leaves(params)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from spanbert_jax.config import Config
-from spanbert_jax.model import pretraining_heads as heads
+from spanbert_jax.model import pretraining_heads
 from spanbert_jax.tasks.pretraining_loss import objective
 from spanbert_jax.training import sharding
 from spanbert_jax.training.step import abstract_state, init_state, make_eval_step, make_train_step
@@ -20,9 +20,9 @@ def states(config: Config, steps: int, seed: int = 0) -> Iterator[tuple[Any, dic
     """(state, sums) after each step on random batches."""
     mesh = sharding.make_mesh(config.mesh)
     with jax.set_mesh(mesh):
-        model = heads.pretraining_model(config, VOCAB, "cpu")
+        model = pretraining_heads.pretraining_model(config, VOCAB, "cpu")
         target = objective(model, config.train.sbo_weight, commonest=7)
-        init = lambda key: heads.init_params(model, key)  # noqa: E731
+        init = lambda key: pretraining_heads.init_params(model, key)  # noqa: E731
         abstract = abstract_state(config, init, mesh)
         state, step = init_state(config, init, abstract), make_train_step(config, target, abstract)
         for number in range(steps):
@@ -63,8 +63,8 @@ def test_dropout_differs_from_step_to_step() -> None:
     same_batch = [sums["mlm_loss"] for _, sums in states(config, 1)]
     mesh = sharding.make_mesh(config.mesh)
     with jax.set_mesh(mesh):
-        model = heads.pretraining_model(config, VOCAB, "cpu")
-        init = lambda key: heads.init_params(model, key)  # noqa: E731
+        model = pretraining_heads.pretraining_model(config, VOCAB, "cpu")
+        init = lambda key: pretraining_heads.init_params(model, key)  # noqa: E731
         state = init_state(config, init, abstract_state(config, init, mesh))
         step = make_train_step(config, objective(model, 1.0, 7), abstract_state(config, init, mesh))
         for _ in range(2):
@@ -77,8 +77,8 @@ def test_the_loss_falls_on_one_batch() -> None:
     config = small_config(train={"steps": 60}, optimizer={"weight_decay": 0.0})
     mesh = sharding.make_mesh(config.mesh)
     with jax.set_mesh(mesh):
-        model = heads.pretraining_model(config, VOCAB, "cpu")
-        init = lambda key: heads.init_params(model, key)  # noqa: E731
+        model = pretraining_heads.pretraining_model(config, VOCAB, "cpu")
+        init = lambda key: pretraining_heads.init_params(model, key)  # noqa: E731
         state, batch = init_state(config, init, abstract_state(config, init, mesh)), random_batch(config, 0)
         target = objective(model, 1.0, 7)
         step, evaluate = (
@@ -95,11 +95,11 @@ def test_the_loss_falls_on_one_batch() -> None:
 
 def test_a_batch_without_any_valid_pair_gives_a_finite_loss_and_gradient() -> None:
     config = small_config()
-    model = heads.pretraining_model(config, VOCAB, "cpu")
+    model = pretraining_heads.pretraining_model(config, VOCAB, "cpu")
     target = objective(model, 1.0, 7)
     batch = {name: jnp.asarray(value) for name, value in random_batch(config, 0).items()}
     batch["span_weights"] = jnp.zeros_like(batch["span_weights"])
-    params = heads.init_params(model, jax.random.key(0))
+    params = pretraining_heads.init_params(model, jax.random.key(0))
     loss, grads = jax.value_and_grad(lambda p: target.loss(p, batch, target.totals(batch), None, None)[0])(params)
     assert np.isfinite(loss)
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(grads))

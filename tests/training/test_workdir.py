@@ -11,9 +11,10 @@ import pytest
 from etils import epath
 
 from spanbert_jax.errors import UserError
+from spanbert_jax.files import make_directory
 from spanbert_jax.training import progress
 from spanbert_jax.training.checkpoint import find_checkpoint, newest_step
-from spanbert_jax.training.workdir import claim_workdir, make_directory, open_workdir
+from spanbert_jax.training.workdir import claim_workdir, open_workdir
 from tests.support import fake_bucket
 from tests.support.synthetic import small_config
 

@@ -18,9 +18,8 @@ import numpy as np
 from spanbert_jax.config import Config
 from spanbert_jax.errors import UserError
 from spanbert_jax.metrics import entities
-from spanbert_jax.model import linear_heads as task_heads
-from spanbert_jax.model import span_head as spans
-from spanbert_jax.tasks.entities import files as tagged_words
+from spanbert_jax.model import linear_heads, span_head
+from spanbert_jax.tasks.entities import files
 from spanbert_jax.tasks.entities.rows import Span, WordExample, WordRows
 from spanbert_jax.tasks.example_files import field, find_file, read_jsonl, read_lines
 from spanbert_jax.tasks.finetuning import FineTuning, Prediction, Role, cross_entropy_sum, mean_loss, row_logits
@@ -53,7 +52,7 @@ class TokenClassification(FineTuning):
         else:
             tagging = config.tagging
             columns = {"column": tagging.tag_column, "word_column": tagging.word_column}
-            sentences, warnings = tagged_words.read(
+            sentences, warnings = files.read(
                 source, role, scheme=tagging.scheme, delimiter=tagging.delimiter, **columns
             )
             room = config.data.block_length if tagging.document_context else 0
@@ -105,11 +104,11 @@ class TokenClassification(FineTuning):
     def model(self, platform: str) -> Any:
         labels, vocab_size = len(self.labels), self.tokenizer.vocab_size
         if self.config.tagging.head == "span":
-            return spans.span_model(self.config, vocab_size, labels, platform)
-        return task_heads.task_model(self.task, self.config, vocab_size, labels, platform)
+            return span_head.span_model(self.config, vocab_size, labels, platform)
+        return linear_heads.task_model(self.task, self.config, vocab_size, labels, platform)
 
     def init_params(self, model: Any, key: jax.Array) -> Any:
-        return (spans if self.config.tagging.head == "span" else task_heads).init_params(model, key)
+        return (span_head if self.config.tagging.head == "span" else linear_heads).init_params(model, key)
 
     def objective(self, model: Any) -> Objective:
         return span_objective(model) if self.config.tagging.head == "span" else token_objective(model)
@@ -117,8 +116,8 @@ class TokenClassification(FineTuning):
     def outputs(self, model: Any, params: Any, batch: Batch) -> dict[str, jax.Array]:
         """The best label of each position [batch, length], or span [batch, words, max_width], and its probability."""
         if self.config.tagging.head == "span":
-            logits = spans.apply(model, params, batch)
-            valid = spans.valid_spans(batch["first"], batch["starts"], model.max_width)
+            logits = span_head.apply(model, params, batch)
+            valid = span_head.valid_spans(batch["first"], batch["starts"], model.max_width)
         else:
             logits = row_logits(model, params, batch)
             valid = batch["word"] >= 0
@@ -228,14 +227,14 @@ def span_objective(model: Any) -> Objective:
     """Mean cross-entropy over spans, most of which are no entity."""
 
     def totals(batch: Batch) -> jax.Array:
-        return jnp.sum(spans.valid_spans(batch["first"], batch["starts"], model.max_width)).astype(jnp.float32)
+        return jnp.sum(span_head.valid_spans(batch["first"], batch["starts"], model.max_width)).astype(jnp.float32)
 
     def loss(
         params: Any, batch: Batch, count: jax.Array, key: jax.Array | None, rows: jax.Array | None
     ) -> tuple[jax.Array, Sums]:
-        logits = spans.apply(model, params, batch, key, rows)
+        logits = span_head.apply(model, params, batch, key, rows)
         labels = jnp.stack([batch[f"span_{width}"] for width in range(1, model.max_width + 1)], axis=-1)
-        valid = spans.valid_spans(batch["first"], batch["starts"], model.max_width)
+        valid = span_head.valid_spans(batch["first"], batch["starts"], model.max_width)
         return _mean(logits, labels, valid, count, batch)
 
     return Objective(totals, loss)
@@ -307,7 +306,7 @@ def _located(example: WordExample, found: Iterable[Found]) -> dict[str, Any]:
     return {"text": text, "entities": located}
 
 
-def _with(sentences: Iterable[tagged_words.Sentence], room: int) -> list[WordExample]:
+def _with(sentences: Iterable[files.Sentence], room: int) -> list[WordExample]:
     """The examples of a document, each with up to `room` words of it on either side."""
     document = list(sentences)
     words = [word for sentence in document for word in sentence.words]

@@ -20,11 +20,11 @@ from numpy.lib.stride_tricks import sliding_window_view
 from spanbert_jax.config import Config
 from spanbert_jax.errors import UserError
 from spanbert_jax.metrics import squad
-from spanbert_jax.model import linear_heads as task_heads
+from spanbert_jax.model import linear_heads
 from spanbert_jax.tasks.finetuning import FineTuning, Prediction, Role, cross_entropy_sum, mean_loss, row_logits
+from spanbert_jax.tasks.question_answering import files
 from spanbert_jax.tasks.question_answering.files import Example
 from spanbert_jax.tasks.question_answering.rows import QuestionWindows
-from spanbert_jax.tasks.question_answering.task import files as question_answering
 from spanbert_jax.tasks.rows import Featurise, Rows
 from spanbert_jax.training.step import Batch, Objective, Sums
 
@@ -58,7 +58,7 @@ class QuestionAnswering(FineTuning):
                 f"{source}: a question needs its text; give --input FILE, SQuAD's JSON without answers, or JSON lines "
                 'such as {"question": "...", "context": "..."}'
             )
-        examples, warnings = question_answering.read(source, role)
+        examples, warnings = files.read(source, role)
         without = [example.id for example in examples if example.impossible or not example.gold_texts]
         if without and role != "predict" and not config.question_answering.unanswerable:
             raise UserError(
@@ -74,7 +74,7 @@ class QuestionAnswering(FineTuning):
         )
 
     def model(self, platform: str) -> Any:
-        return task_heads.task_model("question_answering", self.config, self.tokenizer.vocab_size, 0, platform)
+        return linear_heads.task_model("question_answering", self.config, self.tokenizer.vocab_size, 0, platform)
 
     def objective(self, model: Any) -> Objective:
         return span_objective(model)

@@ -15,7 +15,7 @@ from spanbert_jax.config import Config
 from spanbert_jax.errors import UserError
 from spanbert_jax.metrics import relations as metrics
 from spanbert_jax.tasks.finetuning import Prediction, Role
-from spanbert_jax.tasks.relations import files as relations
+from spanbert_jax.tasks.relations import files
 from spanbert_jax.tasks.relations.rows import RelationRows, assign_special, special_names
 from spanbert_jax.tasks.rows import Featurise, Rows
 from spanbert_jax.tasks.text_classification.task import SequenceClassification
@@ -37,7 +37,7 @@ class RelationExtraction(SequenceClassification):
     @classmethod
     def read(cls, config: Config, source: str, role: Role) -> tuple[list[Any], list[str]]:
         """relations.read in the configuration's format."""
-        return relations.read(source, role, config.relation.format)
+        return files.read(source, role, config.relation.format)
 
     @classmethod
     def labels_of(cls, config: Config, examples: Sequence[Any]) -> tuple[str, ...]:

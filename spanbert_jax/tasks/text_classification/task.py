@@ -16,11 +16,11 @@ import numpy as np
 from spanbert_jax.config import Config
 from spanbert_jax.errors import UserError
 from spanbert_jax.metrics import classification
-from spanbert_jax.model import linear_heads as task_heads
+from spanbert_jax.model import linear_heads
 from spanbert_jax.tasks.example_files import read_lines
 from spanbert_jax.tasks.finetuning import FineTuning, Prediction, Role, cross_entropy_sum, mean_loss, row_logits
 from spanbert_jax.tasks.rows import Featurise, Rows
-from spanbert_jax.tasks.text_classification import files as labelled_texts
+from spanbert_jax.tasks.text_classification import files
 from spanbert_jax.tasks.text_classification.rows import TextRows
 from spanbert_jax.training.step import Batch, Objective, Sums
 
@@ -40,14 +40,14 @@ class SequenceClassification(FineTuning):
         """labelled_texts.read with the configuration's columns; of a .txt to predict, each line is a text."""
         wanted = config.classification
         if role == "predict" and source.endswith(".txt"):
-            if labelled_texts.GLUE.get(wanted.name, ("", wanted.second))[1]:
+            if files.GLUE.get(wanted.name, ("", wanted.second))[1]:
                 raise UserError(f"{source}: this task has two texts; give --input a file with both columns")
             lines = [(number, line.strip()) for number, line in read_lines(Path(source)) if line.strip()]
             if not lines:
                 raise UserError(f"{source}: no text in it; give an example a line")
-            return [labelled_texts.Example(str(number), text, None, None) for number, text in lines], []
+            return [files.Example(str(number), text, None, None) for number, text in lines], []
         columns = {"text": wanted.text, "second": wanted.second, "label": wanted.label}
-        return labelled_texts.read(source, role, task=wanted.name, **columns)
+        return files.read(source, role, task=wanted.name, **columns)
 
     @classmethod
     def labels_of(cls, config: Config, examples: Sequence[Any]) -> tuple[str, ...]:
@@ -71,7 +71,7 @@ class SequenceClassification(FineTuning):
         return TextRows(self.tokenizer, self.config.data.block_length, self.labels, self.regression)
 
     def model(self, platform: str) -> Any:
-        return task_heads.task_model(
+        return linear_heads.task_model(
             "sequence_classification", self.config, self.tokenizer.vocab_size, len(self.labels), platform
         )
 

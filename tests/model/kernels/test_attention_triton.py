@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from spanbert_jax.model.kernels.choice.attention_triton import triton_attention
 
 from spanbert_jax.model import attention as module
 from spanbert_jax.model.attention import attention
 from spanbert_jax.model.dropout import keep_mask
 from spanbert_jax.model.encoder import encode
+from spanbert_jax.model.kernels.attention_triton import triton_attention
 from tests.support.attention_agreement import (
     BF16,
     F32,
@@ -121,7 +121,7 @@ import functools
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 from spanbert_jax.model import attention as module
-from spanbert_jax.model.kernels.choice.attention_triton import triton_attention
+from spanbert_jax.model.kernels.attention_triton import triton_attention
 from tests.support.attention_agreement import F32, random_qkv, seeds_of
 
 shapes = []

@@ -16,9 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spanbert_jax.tasks.question_answering import files as question_answering
 from spanbert_jax.tasks.question_answering.files import Example
 from spanbert_jax.tasks.question_answering.rows import QuestionWindows, max_context, windows
-from spanbert_jax.tasks.question_answering.task import files as question_answering
 from spanbert_jax.tasks.rows import Rows, build_rows, make_rows
 from spanbert_jax.text.tokenizer import SPECIALS, Tokenizer, train_sentencepiece, wordpiece_from_vocab
 
@@ -221,7 +221,7 @@ def test_processes_that_make_windows_need_neither_jax_nor_tensorflow() -> None:
         "for name in ('jax', 'flax', 'tensorflow', 'tensorflow_datasets', 'torch'): sys.modules[name] = None\n"
         "import spanbert_jax.tasks.question_answering.rows"
     )
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

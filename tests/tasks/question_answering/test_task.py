@@ -32,7 +32,7 @@ from spanbert_jax.tasks.rows import Rows, make_rows
 from tests.support.synthetic import VOCAB, small_config
 from tests.tasks.question_answering.test_rows import KINDS, TEXTS, tokenizer_of
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 Outputs = list[dict[str, np.ndarray]]
 
 

@@ -11,7 +11,7 @@ import pytest
 from spanbert_jax.config import Config
 from spanbert_jax.errors import UserError
 from spanbert_jax.tasks.finetuning import FineTuning
-from spanbert_jax.tasks.relations import files as relations
+from spanbert_jax.tasks.relations import files
 from spanbert_jax.tasks.relations.task import RelationExtraction
 from spanbert_jax.tasks.rows import make_rows
 from spanbert_jax.tasks.text_classification.files import Example
@@ -69,7 +69,7 @@ def test_32_scores_are_learnt_by_heart() -> None:
 @pytest.mark.parametrize("entities", ["mask", "markers"])
 def test_32_real_relations_are_learnt_by_heart(shared_data: Path, entities: str) -> None:
     folder = shared_data / "semeval2010_task8"
-    examples = relations.read(str(folder / "TRAIN_FILE.TXT"), "train", "semeval")[0][:32]
+    examples = files.read(str(folder / "TRAIN_FILE.TXT"), "train", "semeval")[0][:32]
     tokenizer = wordpiece_from_vocab(shared_data / "vocab" / "bert-base-cased-vocab.txt", lowercase=False)
     config = config_of("relation_extraction", relation={"format": "semeval", "entities": entities})
     task = make(RelationExtraction, config, tokenizer, examples)
@@ -100,7 +100,7 @@ def test_a_label_that_training_did_not_have_is_an_error_that_names_it() -> None:
     task = make(SequenceClassification, config_of("sequence_classification"), TOKENIZER, examples)
     with pytest.raises(UserError, match=r"dev.tsv: 7 has label 'new'.*a, b, c"):
         task.check([Example("7", "w1", None, "new")], "dev.tsv")
-    related = [relations.Example("1", ("w1", "w2"), (0, 1, "A"), (1, 2, "B"), "no_relation")]
+    related = [files.Example("1", ("w1", "w2"), (0, 1, "A"), (1, 2, "B"), "no_relation")]
     task = make(RelationExtraction, config_of("relation_extraction"), TOKENIZER, [])
     with pytest.raises(UserError, match=r"dev.json: 1 has relation 'no_relation'"):
         task.check(related, "dev.json")
@@ -125,6 +125,6 @@ def test_the_baseline_is_the_commonest_label_and_relation() -> None:
     assert [guess["label"] for guess in task.baseline(texts, texts[:2])] == ["b", "b"]
     assert task.metrics(texts, task.baseline(texts, texts))["accuracy"] == 62.5
     labels = ["Other", "Other", "Cause-Effect(e1,e2)", "Other"]
-    related = [relations.Example(str(i), ("w1",), (0, 1, None), (0, 1, None), x) for i, x in enumerate(labels)]
+    related = [files.Example(str(i), ("w1",), (0, 1, None), (0, 1, None), x) for i, x in enumerate(labels)]
     task = make(RelationExtraction, config_of("relation_extraction"), TOKENIZER, related)
     assert {guess["relation"] for guess in task.baseline(related, related)} == {"Cause-Effect(e1,e2)"}
