@@ -13,9 +13,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
+from spanbert_jax import cli
 from spanbert_jax.config import Config, from_dict
 from spanbert_jax.config_check import check
 from spanbert_jax.errors import UserError
@@ -30,8 +31,6 @@ PROCESSES = flags.DEFINE_integer("processes", None, "--distributed: how many pro
 PROCESS = flags.DEFINE_integer("process", None, "--distributed: which of them this is, from 0.")
 WAIT = flags.DEFINE_float("wait", 300, "--distributed: seconds to wait for the other processes.")
 
-STOPPED_EARLY = 75  # EX_TEMPFAIL: asked to stop, and the same command goes on
-
 
 def run_app(main: Callable[[Config, str], int]) -> None:
     """Parses the flags, calls `main(config, workdir)` and exits with what it returns."""
@@ -41,18 +40,7 @@ def run_app(main: Callable[[Config, str], int]) -> None:
             raise UserError(f"argument {argv[1]!r} is not a flag; fields are set as --config.FIELD=VALUE")
         return main(_config(), WORKDIR.value or f"runs/{Path(config_file()).stem}")
 
-    def run(argv: list[str]) -> int:
-        logging.set_verbosity(logging.ERROR)  # Orbax logs 30 lines a checkpoint
-        try:
-            return checked(argv)
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 1
-        except KeyboardInterrupt:
-            print("stopped; the same command goes on", file=sys.stderr)
-            return STOPPED_EARLY
-
-    app.run(run, flags_parser=_parse)
+    app.run(lambda argv: cli.status(lambda: checked(argv)), flags_parser=_parse)
 
 
 def _config() -> Config:
@@ -97,7 +85,7 @@ def main(config: Config, workdir: str) -> int:
         processes.start(COORDINATOR.value, PROCESSES.value, PROCESS.value, WAIT.value, _say)
     elif (COORDINATOR.value, PROCESSES.value, PROCESS.value) != (None, None, None):
         raise UserError("--coordinator, --processes and --process are for --distributed; add that, or leave them out")
-    return 0 if dispatch(config, workdir, shlex.join(sys.argv[1:])) else STOPPED_EARLY
+    return 0 if dispatch(config, workdir, shlex.join(sys.argv[1:])) else cli.STOPPED_EARLY
 
 
 def dispatch(config: Config, workdir: str, arguments: str) -> bool:

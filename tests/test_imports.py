@@ -17,6 +17,7 @@ ALLOWED: dict[str, set[str]] = {
     "config": {"errors"},
     "config_check": {"config", "errors"},
     "files": {"errors"},
+    "cli": {"errors"},
     "tensorflow_settings": set(),
     "text": _BASE,
     "metrics": {"errors"},
@@ -28,7 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "tasks": {*_BASE, "text", "metrics", "batches", "corpus", "convert", "model", "training"},
     "serving": {*_BASE, "text", "batches", "convert", "model", "training", "tasks"},
     "runs": {*_BASE, "config_check", "text", "batches", "corpus", "convert", "model", "training", "tasks", "serving"},
-    "main": {"config", "config_check", "errors", "runs", "tasks"},
+    "main": {"cli", "config", "config_check", "errors", "runs", "tasks"},
 }
 ROOMS = {
     "apache_beam": ("corpus/build_on_beam.py",),

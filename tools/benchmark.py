@@ -19,8 +19,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from benchmarks import report
 from benchmarks.measure import ROOT, Options, Row, SideFailed
 from spanbert_jax.errors import UserError

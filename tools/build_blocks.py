@@ -10,9 +10,6 @@ that are not listed below are Beam's. Needs requirements-beam.txt in an environm
 import argparse
 import sys
 import time
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from spanbert_jax.config import Config
 from spanbert_jax.errors import UserError

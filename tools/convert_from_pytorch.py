@@ -8,18 +8,15 @@ DIR_OR_FILE: a Hugging Face BERT or SpanBERT directory (safetensors or pytorch_m
 Invariant: every tensor of the input is taken, or named as left alone; the output appears when it is complete.
 """
 
-import argparse
 import collections
 import dataclasses
 import re
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from absl import logging
 from etils import epath
 
+from spanbert_jax import cli
 from spanbert_jax.config import flatten, to_json
 from spanbert_jax.errors import UserError
 from spanbert_jax.files import new_directory
@@ -74,19 +71,13 @@ def convert(source: Path, output: Path, vocab: Path | None) -> None:
     print(f"\nGo on from it:  python -m spanbert_jax.main --config configs/base.py --config.init_from={output}")
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: list[str] | None = None) -> int:
+    parser = cli.parser(__doc__)
     parser.add_argument("--input", type=Path, required=True, help="the weights")
     parser.add_argument("--output", type=Path, required=True, help="a directory to make")
     parser.add_argument("--vocab", type=Path, help="vocab.txt or .model, where none is beside the weights")
-    logging.set_verbosity(logging.ERROR)
-    arguments = parser.parse_args()
-    try:
-        convert(arguments.input, arguments.output, arguments.vocab)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    arguments = parser.parse_args(argv)
+    return cli.status(lambda: convert(arguments.input, arguments.output, arguments.vocab))
 
 
 if __name__ == "__main__":

@@ -14,13 +14,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import jax
 import numpy as np
-from absl import logging
 
 import spanbert_jax
+from spanbert_jax import cli
 from spanbert_jax.config import Config
 from spanbert_jax.convert.export import DTYPES, Export, write_export
 from spanbert_jax.convert.tokenizer_files import differing
@@ -174,8 +172,8 @@ def convert(arguments: argparse.Namespace) -> None:
     print(*report, sep="\n")
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: list[str] | None = None) -> int:
+    parser = cli.parser(__doc__)
     parser.add_argument(
         "--checkpoint", type=Path, required=True, help="a workdir (its best or newest checkpoint), or checkpoints/STEP"
     )
@@ -192,13 +190,8 @@ def main() -> int:
     parser.add_argument(
         "--text", type=Path, help="real text to compare on, in the model's language; default: Python's documentation"
     )
-    logging.set_verbosity(logging.ERROR)
-    try:
-        convert(parser.parse_args())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    arguments = parser.parse_args(argv)
+    return cli.status(lambda: convert(arguments))
 
 
 if __name__ == "__main__":

@@ -14,10 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from absl import logging
-
+from spanbert_jax import cli
 from spanbert_jax.errors import UserError
 from spanbert_jax.serving.predictor import trained_task
 from spanbert_jax.serving.weights import open_weights
@@ -75,24 +72,22 @@ def evaluate(checkpoint: Path, data: str, predictions: Path | None) -> tuple[Fin
         raise UserError(f"{predictions}: not what predict.py writes for {task.task} ({error!r})") from error
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: list[str] | None = None) -> int:
+    parser = cli.parser(__doc__)
     parser.add_argument(
         "--checkpoint", type=Path, required=True, help="a fine-tuning run's workdir (its best checkpoint)"
     )
     parser.add_argument("--data", required=True, help="a labelled file, or a TFDS name")
     parser.add_argument("--predictions", type=Path, help="score this file instead of predicting")
-    logging.set_verbosity(logging.ERROR)
-    arguments = parser.parse_args()
-    try:
-        task, examples, metrics = evaluate(arguments.checkpoint, arguments.data, arguments.predictions)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    arguments = parser.parse_args(argv)
+    return cli.status(lambda: _print_metrics(arguments))
+
+
+def _print_metrics(arguments: argparse.Namespace) -> None:
+    task, examples, metrics = evaluate(arguments.checkpoint, arguments.data, arguments.predictions)
     print(f"{len(examples):,} examples of {arguments.data}")
     for name, value in metrics.items():
         print(f"{name:24}{value:10.4f}{'   <' if name == task.best else ''}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ Invariant: one artefact takes every batch and every length up to the model's, co
 and the directory appears only when what was written, loaded again, gave what our own functions give on real text.
 """
 
-import argparse
 import dataclasses
 import importlib.util
 import string
@@ -16,15 +15,13 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import jax
 import numpy as np
 import tokenizers
-from absl import logging
 from jax import export
 from safetensors.numpy import load_file, save_file
 
+from spanbert_jax import cli
 from spanbert_jax.convert.huggingface_config import architecture
 from spanbert_jax.convert.tokenizer_files import TOKENIZER_FILE, write_tokenizer
 from spanbert_jax.errors import UserError
@@ -331,21 +328,15 @@ def export_weights(checkpoint: Path, output: Path, kind: str) -> None:
     print(said)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: list[str] | None = None) -> int:
+    parser = cli.parser(__doc__)
     parser.add_argument(
         "--checkpoint", type=Path, required=True, help="a workdir (its best or newest checkpoint), or checkpoints/STEP"
     )
     parser.add_argument("--output", type=Path, required=True, help="a directory to make")
     parser.add_argument("--format", choices=list(FORMATS), required=True, help="what serves it: JAX, or TensorFlow")
-    arguments = parser.parse_args()
-    logging.set_verbosity(logging.ERROR)
-    try:
-        export_weights(arguments.checkpoint, arguments.output, arguments.format)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    arguments = parser.parse_args(argv)
+    return cli.status(lambda: export_weights(arguments.checkpoint, arguments.output, arguments.format))
 
 
 if __name__ == "__main__":

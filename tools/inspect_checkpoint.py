@@ -6,22 +6,18 @@
 Invariant: nothing is written, and what others publish is shown as it would be imported.
 """
 
-import argparse
 import math
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import jax
 import numpy as np
-from absl import logging
 from rich.console import Console
 from rich.table import Table
 
+from spanbert_jax import cli
 from spanbert_jax.config import Config, flatten
 from spanbert_jax.convert.huggingface import Params
-from spanbert_jax.errors import UserError
 from spanbert_jax.serving.weights import Weights, open_weights
 from spanbert_jax.training.optimizer import learning_rate
 from spanbert_jax.training.sharding import parameter_axes, path_name
@@ -107,21 +103,15 @@ def show(source: Path, vocab: Path | None, console: Console) -> None:
     console.print(*token_type_note(params, weights), sep="\n")
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: list[str] | None = None) -> int:
+    parser = cli.parser(__doc__)
     parser.add_argument("checkpoint", type=Path, help="a workdir, one of its checkpoints/STEP, or weights of others")
     parser.add_argument("--vocab", type=Path, help="vocab.txt or .model, where none is beside the weights of others")
-    logging.set_verbosity(logging.ERROR)
-    arguments = parser.parse_args()
-    try:
-        console = Console(highlight=False, soft_wrap=True)
-        if not console.is_terminal:
-            console.width = 140  # for a file or a pager, whose width is not known
-        show(arguments.checkpoint, arguments.vocab, console)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    arguments = parser.parse_args(argv)
+    console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = 140  # for a file or a pager, whose width is not known
+    return cli.status(lambda: show(arguments.checkpoint, arguments.vocab, console))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@
 Invariant: every point is a line of metrics.jsonl. Needs matplotlib (requirements-dev.txt).
 """
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -17,6 +16,8 @@ except ImportError:
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+
+from spanbert_jax import cli
 
 
 def read(path: Path) -> dict[str, tuple[list[int], list[float]]]:
@@ -51,11 +52,11 @@ def draw(series: dict[str, tuple[list[int], list[float]]], title: str) -> plt.Fi
     return figure
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: list[str] | None = None) -> int:
+    parser = cli.parser(__doc__)
     parser.add_argument("--workdir", type=Path, required=True, help="of the run")
     parser.add_argument("--output", type=Path, required=True, help="a .svg or .png file")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     try:
         series = read(arguments.workdir / "metrics.jsonl")
         draw(series, f"{arguments.workdir}").savefig(arguments.output, dpi=110)

@@ -10,18 +10,15 @@ Invariant: every example gets one prediction, in the order of the input, whateve
 """
 
 import argparse
+import json
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import json
-
 import jax
-from absl import logging
 
+from spanbert_jax import cli
 from spanbert_jax.config import Config
 from spanbert_jax.errors import UserError
 from spanbert_jax.files import make_directory
@@ -64,8 +61,8 @@ def _write(task: FineTuning, examples: list[Any], predictions: list[Prediction],
             path.replace(output if path == written else output.with_name(path.name))
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: list[str] | None = None) -> int:
+    parser = cli.parser(__doc__)
     parser.add_argument(
         "--checkpoint", type=Path, required=True, help="a fine-tuning run's workdir (its best checkpoint)"
     )
@@ -73,33 +70,31 @@ def main() -> int:
         "--input", help="a file as for training, labels may be missing; default: text on standard input"
     )
     parser.add_argument("--output", type=Path, help="default: JSON lines on standard output")
-    logging.set_verbosity(logging.ERROR)
-    arguments = parser.parse_args()
-    try:
-        if arguments.output is not None:
-            make_directory(arguments.output.parent, "--output")
-            if arguments.output.is_dir():
-                raise UserError(f"{arguments.output} is a directory; name a file with --output")
-        with tempfile.TemporaryDirectory() as folder:
-            source = arguments.input
-            if source is None:
-                path = Path(folder) / "standard_input.txt"
-                path.write_bytes(sys.stdin.buffer.read())  # a reader that knows lines says what is no UTF-8
-                source = str(path)
-            task, examples, predictions = predict(arguments.checkpoint, source, "predict")
-            if arguments.output is None:
-                for prediction in predictions:
-                    print(json.dumps(prediction, ensure_ascii=False))
-            elif arguments.output.suffix == ".jsonl":
-                write_jsonl(predictions, arguments.output)
-            else:
-                _write(task, examples, predictions, arguments.output)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    if arguments.output:
-        print(f"{len(predictions):,} predictions in {arguments.output}")
-    return 0
+    arguments = parser.parse_args(argv)
+    return cli.status(lambda: _run(arguments))
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    if arguments.output is not None:
+        make_directory(arguments.output.parent, "--output")
+        if arguments.output.is_dir():
+            raise UserError(f"{arguments.output} is a directory; name a file with --output")
+    with tempfile.TemporaryDirectory() as folder:
+        source = arguments.input
+        if source is None:
+            path = Path(folder) / "standard_input.txt"
+            path.write_bytes(sys.stdin.buffer.read())  # a reader that knows lines says what is no UTF-8
+            source = str(path)
+        task, examples, predictions = predict(arguments.checkpoint, source, "predict")
+        if arguments.output is None:
+            for prediction in predictions:
+                print(json.dumps(prediction, ensure_ascii=False))
+            return
+        if arguments.output.suffix == ".jsonl":
+            write_jsonl(predictions, arguments.output)
+        else:
+            _write(task, examples, predictions, arguments.output)
+    print(f"{len(predictions):,} predictions in {arguments.output}")
 
 
 if __name__ == "__main__":

@@ -8,11 +8,8 @@ workdir (default: runs/<the config's name>), the tokenizer and the blocks, is pr
 
 import dataclasses
 import html
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 from absl import flags

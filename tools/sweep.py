@@ -8,7 +8,6 @@ What follows -- is given to every run. The paper's grids: learning rates 5e-6 to
 Invariant: a run is a directory of its own, named by its point of the grid; the same command goes on from there.
 """
 
-import argparse
 import itertools
 import json
 import os
@@ -19,6 +18,8 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+
+from spanbert_jax import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -41,15 +42,15 @@ def table_of(results: dict[tuple[str, str], list[float]], metric: str) -> Table:
     return table
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: list[str] | None = None) -> int:
+    parser = cli.parser(__doc__)
     parser.add_argument("--config", required=True)
     parser.add_argument("--workdir", type=Path, required=True, help="a directory for each run is made in it")
     parser.add_argument("--learning-rates", default="5e-6,1e-5,2e-5,3e-5,5e-5")
     parser.add_argument("--batch-sizes", default="16,32")
     parser.add_argument("--seeds", default="1")
     parser.add_argument("rest", nargs="*", help="flags of spanbert_jax.main, after --")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     lists = [text.split(",") for text in (arguments.learning_rates, arguments.batch_sizes, arguments.seeds)]
     grid = list(itertools.product(*lists))
     results: dict[tuple[str, str], list[float]] = {}

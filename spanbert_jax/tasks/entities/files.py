@@ -4,16 +4,29 @@ Invariant: every line of a file is a word of a sentence, a blank, a -DOCSTART- l
 it; and a sentence's tags keep the rules of a tagging scheme, or a warning counts those that don't.
 """
 
+import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from spanbert_jax.errors import UserError
-from spanbert_jax.tasks.example_files import Role, Warnings, find_file, read_lines, tfds_examples, to_text
+from spanbert_jax.metrics import entities
+from spanbert_jax.tasks.entities.rows import WordExample
+from spanbert_jax.tasks.example_files import (
+    Role,
+    Warnings,
+    field,
+    find_file,
+    read_jsonl,
+    read_lines,
+    tfds_examples,
+    to_text,
+)
 
 SCHEMES = ("auto", "IOB1", "IOB2", "BILOU")  # BILOU is the same as IOBES: E and S for L and U
 _TAG = re.compile(r"O|[BILUES](-.+)?")
+_WORD = re.compile(r"\w(?:\S*\w)?|[^\w\s]")  # "U.S", "don't", ","
 _BLANKS = " \t\r\n"  # not Python's own: a no-break space may be a word's
 
 
@@ -204,3 +217,61 @@ def _find_breaches(tags: Sequence[str], scheme: str) -> Iterator[int]:
         if wrong:
             yield min(i, len(tags) - 1)
         before = tag
+
+
+def with_context(sentences: Iterable[Sentence], room: int) -> list[WordExample]:
+    """The examples of a document, each with up to `room` words of it on either side."""
+    document = list(sentences)
+    words = [word for sentence in document for word in sentence.words]
+    examples, place = [], 0
+    for sentence in document:
+        end = place + len(sentence.words)
+        around = tuple(words[max(place - room, 0) : place]), tuple(words[end : end + room])
+        found = tuple(entities.spans(sentence.tags))
+        examples.append(WordExample(str(sentence.line), sentence.words, found, *around))
+        place = end
+    return examples
+
+
+def has_columns(source: str) -> bool:
+    """Whether a .txt is CoNLL's columns after all, as its first line shows."""
+    path = find_file(source, ())
+    return path is not None and any(line.startswith("-DOCSTART-") for _, line in itertools.islice(read_lines(path), 1))
+
+
+def read_text(source: str) -> list[WordExample]:
+    """A sentence a line; punctuation marks at a word's ends are words, as in columns."""
+    path = find_file(source, ())
+    assert path is not None  # only a TFDS name has none
+    examples = []
+    for number, line in read_lines(path):
+        text = line.rstrip("\r\n")
+        places = tuple(match.span() for match in _WORD.finditer(text))
+        if places:
+            words = tuple(text[start:end] for start, end in places)
+            examples.append(WordExample(str(number), words, text=text, places=places))
+    if not examples:
+        raise UserError(f"{source} has no words; give a file with a sentence on every line")
+    return examples
+
+
+def read_spans(source: str, role: Role) -> list[WordExample]:
+    """An object a line: "words", and unless it is to predict for "entities", [first word, the one after the last, type]
+    each."""
+    path = find_file(source, ())
+    assert path is not None  # only a TFDS name has none
+    examples = []
+    for place, record in read_jsonl(path):
+        words = tuple(field(record, "words", list, place))
+        spans = [] if role == "predict" else field(record, "entities", list, place)
+        for span in spans:
+            whole = isinstance(span, list) and len(span) == 3 and all(isinstance(end, int) for end in span[:2])
+            if not whole or not 0 <= span[0] < span[1] <= len(words):
+                raise UserError(f"{place}: entity {span} is none of {len(words)} words; expected [first, end, type]")
+        if not words or not all(isinstance(word, str) for word in words):
+            raise UserError(f"{place}: 'words' is {words[:3]}; expected the sentence's words, one at least")
+        name = str(record.get("id", place.rpartition(" ")[2]))
+        examples.append(WordExample(name, words, tuple((start, end, str(kind)) for start, end, kind in spans)))
+    if not examples:
+        raise UserError(f"{source} has no sentences; give a file with an object on every line")
+    return examples

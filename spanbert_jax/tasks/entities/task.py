@@ -21,14 +21,12 @@ from spanbert_jax.metrics import entities
 from spanbert_jax.model import linear_heads, span_head
 from spanbert_jax.tasks.entities import files
 from spanbert_jax.tasks.entities.rows import Span, WordExample, WordRows
-from spanbert_jax.tasks.example_files import field, find_file, read_jsonl, read_lines
 from spanbert_jax.tasks.finetuning import FineTuning, Prediction, Role, cross_entropy_sum, mean_loss, row_logits
 from spanbert_jax.tasks.rows import Featurise, Rows
 from spanbert_jax.text.tokenizer import Tokenizer
 from spanbert_jax.training.step import Batch, Objective, Sums
 
 _BLANK = re.compile(r"\s")
-_WORD = re.compile(r"\w(?:\S*\w)?|[^\w\s]")  # "U.S", "don't", ","
 
 Found = tuple[float, Span]  # an entity with its score
 
@@ -46,9 +44,9 @@ class TokenClassification(FineTuning):
         a .txt with a sentence a line."""
         warnings: list[str] = []
         if source.endswith(".jsonl"):
-            examples = _read_spans(source, role)
-        elif role == "predict" and source.endswith(".txt") and not _has_columns(source):
-            examples = _read_text(source)
+            examples = files.read_spans(source, role)
+        elif role == "predict" and source.endswith(".txt") and not files.has_columns(source):
+            examples = files.read_text(source)
         else:
             tagging = config.tagging
             columns = {"column": tagging.tag_column, "word_column": tagging.word_column}
@@ -57,7 +55,7 @@ class TokenClassification(FineTuning):
             )
             room = config.data.block_length if tagging.document_context else 0
             groups = itertools.groupby(sentences, lambda one: one.document)
-            examples = [example for _, group in groups for example in _with(group, room)]
+            examples = [example for _, group in groups for example in files.with_context(group, room)]
         wide = [(e, s) for e in examples for s in e.spans if s[1] - s[0] > config.tagging.max_width]
         if wide and config.tagging.head == "span":
             example, (start, end, _) = wide[0]
@@ -304,61 +302,3 @@ def _located(example: WordExample, found: Iterable[Found]) -> dict[str, Any]:
         place = {"start": start, "end": end, "start_word": first, "end_word": end_word}
         located.append({"type": kind, **place, "text": text[start:end], "score": score})
     return {"text": text, "entities": located}
-
-
-def _with(sentences: Iterable[files.Sentence], room: int) -> list[WordExample]:
-    """The examples of a document, each with up to `room` words of it on either side."""
-    document = list(sentences)
-    words = [word for sentence in document for word in sentence.words]
-    examples, place = [], 0
-    for sentence in document:
-        end = place + len(sentence.words)
-        around = tuple(words[max(place - room, 0) : place]), tuple(words[end : end + room])
-        found = tuple(entities.spans(sentence.tags))
-        examples.append(WordExample(str(sentence.line), sentence.words, found, *around))
-        place = end
-    return examples
-
-
-def _has_columns(source: str) -> bool:
-    """Whether a .txt is CoNLL's columns after all, as its first line shows."""
-    path = find_file(source, ())
-    return path is not None and any(line.startswith("-DOCSTART-") for _, line in itertools.islice(read_lines(path), 1))
-
-
-def _read_text(source: str) -> list[WordExample]:
-    """A sentence a line; punctuation marks at a word's ends are words, as in columns."""
-    path = find_file(source, ())
-    assert path is not None  # only a TFDS name has none
-    examples = []
-    for number, line in read_lines(path):
-        text = line.rstrip("\r\n")
-        places = tuple(match.span() for match in _WORD.finditer(text))
-        if places:
-            words = tuple(text[start:end] for start, end in places)
-            examples.append(WordExample(str(number), words, text=text, places=places))
-    if not examples:
-        raise UserError(f"{source} has no words; give a file with a sentence on every line")
-    return examples
-
-
-def _read_spans(source: str, role: Role) -> list[WordExample]:
-    """An object a line: "words", and unless it is to predict for "entities", [first word, the one after the last, type]
-    each."""
-    path = find_file(source, ())
-    assert path is not None  # only a TFDS name has none
-    examples = []
-    for place, record in read_jsonl(path):
-        words = tuple(field(record, "words", list, place))
-        spans = [] if role == "predict" else field(record, "entities", list, place)
-        for span in spans:
-            whole = isinstance(span, list) and len(span) == 3 and all(isinstance(end, int) for end in span[:2])
-            if not whole or not 0 <= span[0] < span[1] <= len(words):
-                raise UserError(f"{place}: entity {span} is none of {len(words)} words; expected [first, end, type]")
-        if not words or not all(isinstance(word, str) for word in words):
-            raise UserError(f"{place}: 'words' is {words[:3]}; expected the sentence's words, one at least")
-        name = str(record.get("id", place.rpartition(" ")[2]))
-        examples.append(WordExample(name, words, tuple((start, end, str(kind)) for start, end, kind in spans)))
-    if not examples:
-        raise UserError(f"{source} has no sentences; give a file with an object on every line")
-    return examples

@@ -1,0 +1,40 @@
+"""How every command line of this project is parsed, and how it ends.
+
+Invariant: a user's mistake ends in one line on stderr and exit status 1, without a traceback. Ctrl-C ends with
+STOPPED_EARLY. This module imports no heavy library.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+
+from absl import logging
+
+from spanbert_jax.errors import UserError
+
+STOPPED_EARLY = 75  # EX_TEMPFAIL: asked to stop, and the same command goes on
+
+
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """A parser whose --help shows a module's docstring as it is written."""
+    return argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+
+
+def status(work: Callable[[], int | None]) -> int:
+    """Does the work and returns the exit status: what `work` returns (None: 0), 1 after a mistake, STOPPED_EARLY after
+    Ctrl-C."""
+    logging.set_verbosity(logging.ERROR)  # Orbax logs 30 lines a checkpoint
+    try:
+        return work() or 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        return STOPPED_EARLY
+    except BrokenPipeError:  # the reader of standard output, such as head, has all that it wants
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is left to complain at exit
+        return 1
