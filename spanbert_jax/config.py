@@ -133,6 +133,7 @@ class ModelConfig:
     mlp: int = 3072
     max_length: int = 512  # rows of the position table
     token_types: int = 2
+    vocab_rows: int = 0  # of the word table in `init_from`'s weights, where it has more rows than pieces
     dropout: float = 0.1
     attention_dropout: float = 0.1
     layer_norm_eps: float = 1e-12

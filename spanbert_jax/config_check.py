@@ -61,6 +61,7 @@ _POSITIVE = (
 _NOT_NEGATIVE = (
     "corpus.workers",
     "masking.rate_steps",
+    "model.vocab_rows",
     "model.layer_norm_eps",
     "model.init_std",
     "optimizer.learning_rate",

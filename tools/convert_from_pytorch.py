@@ -11,6 +11,7 @@ Invariant: every tensor of the input is taken, or named as left alone; the outpu
 import collections
 import dataclasses
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -61,14 +62,15 @@ def convert(source: Path, output: Path, vocab: Path | None) -> None:
         f"{source}: {weights.kind}, {model.layers} layers x {model.embed}, {model.heads} heads; "
         f"{tokenizer.vocab_size:,} pieces ({tokenizer.kind})"
     )
-    if weights.casing:
-        print(f"Text: {weights.casing}")
+    for note in weights.notes:
+        print(note)
     print(f"Taken: {', '.join(report.taken)}" + (f" ({', '.join(weights.labels)})" if weights.labels else ""))
     for head in report.missing:
         print(f"Missing: {head}, the {HEADS[head]} head; pre-training from here initialises it freshly")
     if report.left:
         print(f"Left alone, {len(report.left)} tensors: {summary(report.left)}")
-    print(f"\nGo on from it:  python -m spanbert_jax.main --config configs/base.py --config.init_from={output}")
+    command = f"python -m spanbert_jax.main --config configs/base.py --config.init_from={shlex.quote(str(output))}"
+    print(f"\nGo on from it:  {command}")
 
 
 def main(argv: list[str] | None = None) -> int:

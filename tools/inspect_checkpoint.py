@@ -89,8 +89,9 @@ def show(source: Path, vocab: Path | None, console: Console) -> None:
         console.print(
             f"Imported from {metadata['imported_from']}; {len(metadata['left_alone'])} tensors left alone there"
         )
-    casing = f"; {weights.casing}" if weights.casing else "; lowercases" if tokenizer.lowercase else ""
+    casing = "; lowercases" if tokenizer.lowercase else ""
     console.print(f"Tokenizer: {tokenizer.kind}, {tokenizer.vocab_size:,} pieces, {tokenizer.fingerprint[:16]}{casing}")
+    console.print(*weights.notes, sep="\n", end="\n" if weights.notes else "")
     if weights.labels:
         console.print(f"Labels: {', '.join(weights.labels)}")
     if "versions" in metadata:

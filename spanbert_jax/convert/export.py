@@ -56,7 +56,8 @@ def write_export(export: Export, directory: Path, dtype: str, encoder_only: bool
     if name == "BertModel" and "pooler" not in params:
         # AutoModel always has one, and would draw it anew at every load.
         params["pooler"] = plain_pooler(export.model.embed)
-    tensors = to_tensors(params, export.tokenizer.vocab_size, DTYPES[dtype])
+    rows = max(export.tokenizer.vocab_size, export.model.vocab_rows)
+    tensors = to_tensors(params, rows, DTYPES[dtype])
     sbo = {key: tensors.pop(key) for key in list(tensors) if key.startswith(SBO)}
     if name == "BertModel":  # whose own files have no prefix
         tensors = {key.removeprefix("bert."): tensor for key, tensor in tensors.items()}
@@ -64,7 +65,7 @@ def write_export(export: Export, directory: Path, dtype: str, encoder_only: bool
     if sbo:
         _write_tensors(directory / SBO_FILE, {_original(key): tensor for key, tensor in sbo.items()})
     labels = export.labels if "classifier" in kept else ()
-    fields = to_fields(export.model, export.tokenizer.vocab_size, export.tokenizer.pad_id, name, labels, dtype)
+    fields = to_fields(export.model, rows, export.tokenizer.pad_id, name, labels, dtype)
     _write_json(directory / "config.json", fields)
     write_tokenizer(export.tokenizer, directory, export.model.max_length)
     training = {**export.training, "tokenizer_fingerprint": export.tokenizer.fingerprint}

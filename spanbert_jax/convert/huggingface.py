@@ -38,12 +38,12 @@ HEADS = {
 }
 
 
-class Report(NamedTuple):
-    """What became of a file's tensors."""
+class Coverage(NamedTuple):
+    """How far a file's tensors and our parameters cover each other."""
 
-    taken: tuple[str, ...]  # the groups of ours that are filled: "embeddings", "encoder", "mlm", ...
+    taken: tuple[str, ...]  # groups of parameters that the file fills: "embeddings", "encoder", "mlm", ...
     missing: tuple[str, ...]  # heads of pre-training that the file lacks
-    left: tuple[str, ...]  # tensors that have no place here
+    left: tuple[str, ...]  # names of the file's tensors that no parameter takes
 
 
 def shapes(model: ModelConfig, vocab_rows: int, heads: Mapping[str, int]) -> Params:
@@ -96,9 +96,9 @@ def shapes(model: ModelConfig, vocab_rows: int, heads: Mapping[str, int]) -> Par
 
 
 def named_views(params: Params, vocab_size: int) -> dict[str, np.ndarray]:
-    """transformers' name -> the tensor, as a view of ours: writing to it writes to `params`.
+    """transformers' name -> the tensor, as a view of ours: writing to the view writes to `params`.
 
-    The rows of the word table and of the vocabulary's biases that only pad it are in no view.
+    vocab_size: config.json's, the rows that transformers' tables have. Rows that only pad ours are in no view.
     """
     views: dict[str, np.ndarray] = {}
 
@@ -161,9 +161,11 @@ def canonical(name: str) -> str:
 
 def from_tensors(
     tensors: Tensors, model: ModelConfig, vocab_size: int, vocab_rows: int, source: str
-) -> tuple[Params, Report]:
-    """Our parameters, float32, from tensors under any of transformers' spellings; padding rows are 0.
+) -> tuple[Params, Coverage]:
+    """Our parameters, float32, from tensors under any of transformers' spellings.
 
+    vocab_size: config.json's, the rows of the file's tables. vocab_rows: the rows of ours, of which those from
+    `vocab_size` on are 0.
     Raises UserError, naming `source` and the tensor, where one is missing, has another shape, is not finite, or where
     the decoder is not the word embeddings.
     """
@@ -195,7 +197,7 @@ def from_tensors(
     ):
         del params["pooler"]  # of an export of an encoder that has none
     absent = [head for head in ("mlm", "sbo") if head not in heads]
-    return params, Report(tuple(params), tuple(absent), tuple(sorted(left)))
+    return params, Coverage(tuple(params), tuple(absent), tuple(sorted(left)))
 
 
 def plain_pooler(embed: int) -> Params:
@@ -211,13 +213,8 @@ def _check_tied(found: Tensors, source: str) -> None:
 
 
 def _fill(view: np.ndarray, tensor: np.ndarray, name: str, source: str) -> None:
-    if name == _WORD and tensor.ndim == 2 and tensor.shape[0] != view.shape[0]:
-        raise UserError(
-            f"{source}: {name} has {tensor.shape[0]:,} rows, and the vocabulary {view.shape[0]:,} pieces; give the "
-            "vocabulary that these weights were trained with (--vocab)"
-        )
     if tensor.shape != view.shape:
-        raise UserError(f"{source}: {name} has shape {tensor.shape}; expected {view.shape}")
+        raise UserError(f"{source}: {name} has shape {tensor.shape}; expected {view.shape}, as its configuration says")
     view[...] = tensor
     if not np.isfinite(view).all():
         bad = int(np.size(view) - np.count_nonzero(np.isfinite(view)))

@@ -85,8 +85,8 @@ def model_card(
     use = _USES[architecture].replace("DIRECTORY", name)
     sizes = (
         f"BERT with {fields['num_hidden_layers']} layers of width {fields['hidden_size']}, "
-        f"{fields['num_attention_heads']} attention heads, {fields['vocab_size']:,} pieces, rows of up to "
-        f"{fields['max_position_embeddings']}"
+        f"{fields['num_attention_heads']} attention heads, {fields['vocab_size']:,} rows in the word table, texts "
+        f"of up to {fields['max_position_embeddings']} pieces"
     )
     lines = ["---", *front, "---", "", f"# {name}", "", f"{sizes}; trained with spanbert_jax.", ""]
     lines += ["```python", use, "```", ""]

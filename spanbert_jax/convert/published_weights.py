@@ -22,25 +22,27 @@ from spanbert_jax.errors import UserError
 from spanbert_jax.text.tokenizer import Tokenizer
 
 SBO_FILE = "sbo_head.safetensors"
+# Megatron pads the table to a multiple of 128 for each of the devices (up to 8) that it divides the table over.
+_MOST_PADDING = 8 * 128
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "model.pt")
 
 
 @dataclasses.dataclass(frozen=True)
-class Release:
+class PublishedWeights:
     """Weights that were not trained here; `load` reads the tensors."""
 
     source: Path
     kind: str  # what it is, for people
     model: ModelConfig
     tokenizer: Tokenizer
-    casing: str  # of a WordPiece: which, and why; for people
+    notes: tuple[str, ...]  # lines for people: how text is read and why, rows without pieces
     labels: tuple[str, ...]  # of a classifier
     span_boundary: tuple[int, int] | None  # (offsets, width) of the span-boundary head's table
-    load: Callable[[int], tuple[huggingface.Params, huggingface.Report]]  # rows of the word table -> parameters
+    load: Callable[[int], tuple[huggingface.Params, huggingface.Coverage]]  # rows of our word table -> parameters
 
 
 @contextlib.contextmanager
-def open_release(path: Path, vocab: Path | None = None) -> Iterator[Release]:
+def open_published_weights(path: Path, vocab: Path | None = None) -> Iterator[PublishedWeights]:
     """The weights in a directory, a file or a .tar.gz, with the vocabulary beside them or `vocab`, a file or directory.
 
     Raises UserError where there are none, they are damaged or of another architecture, or no vocabulary fits.
@@ -57,27 +59,42 @@ def open_release(path: Path, vocab: Path | None = None) -> Iterator[Release]:
         # Before the vocabulary: another architecture has another one.
         model = to_model_config(fields, str(config) if config.is_file() else name)
         tokenizer = read_tokenizer(vocab or found.parent)
-        casing = ""
+        notes: list[str] = []
         if tokenizer.kind == "wordpiece":
             place = vocab or found.parent
             pieces = [tokenizer.piece(i) for i in range(tokenizer.vocab_size)]
             _, casing = lowercase_of(place if place.is_dir() else place.parent, pieces)
-        if fields.get("vocab_size", tokenizer.vocab_size) != tokenizer.vocab_size:
-            raise UserError(
-                f"{name}: made for {fields['vocab_size']:,} pieces, and the vocabulary in {vocab or found.parent} has "
-                f"{tokenizer.vocab_size:,}; give the one that it was trained with (--vocab)"
+            notes.append(f"Text: {casing}")
+        rows = fields.get("vocab_size", tokenizer.vocab_size)  # `from_tensors` finds out if the tables have others
+        _check_rows(rows, tokenizer.vocab_size, name, vocab or found.parent, is_given=vocab is not None)
+        if rows > tokenizer.vocab_size:
+            model = dataclasses.replace(model, vocab_rows=rows)
+            notes.append(
+                f"Rows: {rows:,} in the word table, and {tokenizer.vocab_size:,} pieces; the rows without a piece are "
+                "kept and never score"
             )
         span_boundary = _span_boundary(tensors)
         if span_boundary:
             model = dataclasses.replace(model, span_offset_embed=span_boundary[1])
 
-        def load(vocab_rows: int) -> tuple[huggingface.Params, huggingface.Report]:
-            params, report = huggingface.from_tensors(tensors, model, tokenizer.vocab_size, vocab_rows, name)
+        def load(vocab_rows: int) -> tuple[huggingface.Params, huggingface.Coverage]:
+            params, report = huggingface.from_tensors(tensors, model, rows, vocab_rows, name)
             return params, report._replace(left=(*report.left, *left))
 
         classifier = tensors["classifier.weight"]() if "classifier.weight" in tensors else None
         labels = labels_of(fields, len(classifier), name) if classifier is not None and classifier.ndim else ()
-        yield Release(path, kind, model, tokenizer, casing, labels, span_boundary, load)
+        yield PublishedWeights(path, kind, model, tokenizer, tuple(notes), labels, span_boundary, load)
+
+
+def _check_rows(rows: int, pieces: int, name: str, vocabulary: Path, is_given: bool) -> None:
+    """Raises UserError where a vocabulary cannot be that of a table of `rows` rows: where it has more pieces; and where
+    it has far fewer and was given, so that nothing but its size says whether it belongs to the weights."""
+    if rows < pieces or (is_given and rows - pieces >= _MOST_PADDING):
+        beside = " If it is that one, copy it into the directory of the weights." if rows > pieces else ""
+        raise UserError(
+            f"{name}: the word table has {rows:,} rows, and the vocabulary in {vocabulary} {pieces:,} pieces; give the "
+            f"vocabulary that the weights were trained with (--vocab).{beside}"
+        )
 
 
 def _span_boundary(tensors: Tensors) -> tuple[int, int] | None:

@@ -24,8 +24,14 @@ from spanbert_jax.model.layer_norm import AddNorm, LayerNorm
 
 
 def padded_vocab(vocab_size: int) -> int:
-    """Rows of the word table: `vocab_size` rounded up to a multiple of 128, which matrix units like."""
+    """`vocab_size` rounded up to a multiple of 128, which matrix units like."""
     return -(-vocab_size // 128) * 128
+
+
+def table_rows(model: ModelConfig, vocab_size: int) -> int:
+    """Rows of the word table and of the vocabulary's biases: the rows that the weights had which a model began with,
+    or a row for each piece, padded."""
+    return padded_vocab(max(vocab_size, model.vocab_rows))
 
 
 def compute_dtype(compute: ComputeConfig, platform: str) -> jnp.dtype:
@@ -95,7 +101,7 @@ class Embeddings(nn.Module):
 
     def _init_word(self, key: jax.Array) -> jax.Array:
         """The rows that only pad the table are 0 and, without a gradient, stay 0: checkpoints need not hold them."""
-        rows = padded_vocab(self.vocab_size)
+        rows = table_rows(self.model, self.vocab_size)
         table = nn.initializers.normal(self.model.init_std)(key, (rows, self.model.embed))
         return jnp.where(jnp.arange(rows)[:, None] < self.vocab_size, table, 0)
 
@@ -172,7 +178,7 @@ class Encoder(nn.Module):
 
     model: ModelConfig
     compute: ComputeConfig
-    vocab_size: int  # of the tokenizer; the table has padded_vocab(vocab_size) rows
+    vocab_size: int  # of the tokenizer; the table has table_rows(model, vocab_size) rows
     dtype: jnp.dtype
 
     def setup(self) -> None:

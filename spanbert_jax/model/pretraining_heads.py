@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from spanbert_jax.config import Config, ModelConfig
 from spanbert_jax.model import decoder
 from spanbert_jax.model.dropout import Dropout
-from spanbert_jax.model.encoder import Dense, Encoder, dropout_state, padded_vocab, resolved
+from spanbert_jax.model.encoder import Dense, Encoder, dropout_state, resolved, table_rows
 from spanbert_jax.model.gelu import gelu
 from spanbert_jax.model.layer_norm import LayerNorm
 
@@ -91,7 +91,7 @@ class PretrainingModel(Encoder):
 
     def setup(self) -> None:
         super().setup()
-        vocab = padded_vocab(self.vocab_size)
+        vocab = table_rows(self.model, self.vocab_size)
         self.mlm = MaskedLanguageModelHead(self.model, vocab, self.dtype)
         self.sbo = SpanBoundaryHead(self.model, vocab, self.max_span_offset, self.dtype)
 

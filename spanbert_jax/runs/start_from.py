@@ -39,7 +39,9 @@ def adopt(config: Config, workdir: epath.Path) -> Config:
                 model, vocabulary = known.model, weights.tokenizer
                 print(
                     f"Starting from {config.init_from}, {weights.kind}: {model.layers} layers x {model.embed}, "
-                    f"{vocabulary.kind} vocabulary of {vocabulary.vocab_size:,} pieces"
+                    f"{vocabulary.kind} vocabulary of {vocabulary.vocab_size:,} pieces",
+                    *weights.notes,
+                    sep="\n",
                 )
     own = {name: getattr(config.model, name) for name in _OWN}
     names = ("kind", "lowercase", "vocab_size")

@@ -12,9 +12,9 @@ from typing import Any
 from etils import epath
 
 from spanbert_jax.config import Config, from_flat
-from spanbert_jax.convert.huggingface import Params, Report
-from spanbert_jax.convert.published_weights import open_release
-from spanbert_jax.model.encoder import padded_vocab
+from spanbert_jax.convert.huggingface import Coverage, Params
+from spanbert_jax.convert.published_weights import open_published_weights
+from spanbert_jax.model.encoder import table_rows
 from spanbert_jax.text.tokenizer import Tokenizer, load_tokenizer
 from spanbert_jax.training.checkpoint import find_checkpoint, read_metadata, read_params, read_shapes
 
@@ -27,12 +27,12 @@ class Weights:
     kind: str  # what it is, for people
     config: Config  # of the run; for others' weights the defaults with their model and vocabulary
     tokenizer: Tokenizer
-    casing: str  # of another's WordPiece: which, and why; for people
+    notes: tuple[str, ...]  # of others' weights: lines for people
     labels: tuple[str, ...]  # of a classifier
     span_boundary: tuple[int, int] | None  # (offsets, width) of the span-boundary head's table
     step: int
     metadata: dict[str, Any]  # as saved with a checkpoint of ours; else empty
-    load: Callable[[], tuple[Params, Report]]
+    load: Callable[[], tuple[Params, Coverage]]
 
 
 def is_run(path: Path) -> bool:
@@ -42,35 +42,35 @@ def is_run(path: Path) -> bool:
 
 @contextlib.contextmanager
 def open_weights(path: Path, vocab: Path | None = None) -> Iterator[Weights]:
-    """The weights of a run (a workdir: its best checkpoint, or its newest; or one of them), or of what `open_release`
-    takes.
+    """The weights of a run of ours, or others' published weights.
 
-    Raises UserError where there are none, they are damaged, or have no vocabulary that fits.
+    path: a workdir (its best checkpoint, or its newest one), a checkpoint in it, or what `open_published_weights`
+    takes. vocab: as there. Raises UserError where there are none, they are damaged, or have no vocabulary that fits.
     """
     if is_run(path):
         yield _open_run(path)
         return
-    with open_release(path, vocab) as release:
-        tokenizer = release.tokenizer
-        config = Config(model=release.model)
+    with open_published_weights(path, vocab) as published:
+        tokenizer = published.tokenizer
+        config = Config(model=published.model)
         config = dataclasses.replace(
             config,
             tokenizer=dataclasses.replace(
                 config.tokenizer, kind=tokenizer.kind, lowercase=tokenizer.lowercase, vocab_size=tokenizer.vocab_size
             ),
         )
-        rows = padded_vocab(tokenizer.vocab_size)
+        rows = table_rows(published.model, tokenizer.vocab_size)
         yield Weights(
             str(path),
-            release.kind,
+            published.kind,
             config,
             tokenizer,
-            release.casing,
-            release.labels,
-            release.span_boundary,
+            published.notes,
+            published.labels,
+            published.span_boundary,
             0,
             {},
-            lambda: release.load(rows),
+            lambda: published.load(rows),
         )
 
 
@@ -85,16 +85,16 @@ def _open_run(path: Path) -> Weights:
         config, compute=dataclasses.replace(config.compute, attention="auto", pointwise="auto")
     )
 
-    def load() -> tuple[Params, Report]:
+    def load() -> tuple[Params, Coverage]:
         params = read_params(checkpoint)
-        return params, Report(tuple(params), tuple(head for head in ("mlm", "sbo") if head not in params), ())
+        return params, Coverage(tuple(params), tuple(head for head in ("mlm", "sbo") if head not in params), ())
 
     return Weights(
         str(checkpoint),
         "a checkpoint of spanbert_jax",
         config,
         tokenizer,
-        "",
+        (),
         tuple(metadata.get("labels", ())),
         shapes["sbo"]["offset"] if "sbo" in shapes else None,
         int(metadata["step"]),

@@ -25,7 +25,7 @@ from safetensors.numpy import load_file, save_file
 
 from spanbert_jax.convert.export import DTYPES, Export, write_export
 from spanbert_jax.convert.huggingface import Params, named_views, shapes
-from spanbert_jax.convert.published_weights import open_release
+from spanbert_jax.convert.published_weights import open_published_weights
 from spanbert_jax.errors import UserError
 from spanbert_jax.model.encoder import padded_vocab
 from spanbert_jax.text.tokenizer import Tokenizer, train_sentencepiece, wordpiece_from_vocab
@@ -164,14 +164,14 @@ def test_the_exported_tokenizer_is_beside_the_model_and_gives_our_ids(exported: 
 
 
 def test_an_export_comes_back_bit_for_bit(exported: Exported) -> None:
-    with open_release(exported.directory) as release:
-        again, report = release.load(padded_vocab(exported.tokenizer.vocab_size))
+    with open_published_weights(exported.directory) as published:
+        again, report = published.load(padded_vocab(exported.tokenizer.vocab_size))
     assert_same_bits(again, {group: exported.params[group] for group in exported.returned[1]})
     assert report.left == () and set(report.taken) == set(exported.returned[1])
-    assert release.labels == exported.case.labels
-    assert release.tokenizer.fingerprint == exported.tokenizer.fingerprint
+    assert published.labels == exported.case.labels
+    assert published.tokenizer.fingerprint == exported.tokenizer.fingerprint
     narrow = MODEL if "sbo" in report.taken else dataclasses.replace(MODEL, span_offset_embed=200)  # in no other file
-    assert release.model == narrow
+    assert published.model == narrow
 
 
 @pytest.mark.parametrize("class_name", [name for name in CLASSES if name != "BertForMultipleChoice"])
@@ -180,9 +180,9 @@ def test_a_model_of_transformers_imported_and_exported_is_the_same_file_again(cl
     random_bert(class_name, pad_token_id=0).save_pretrained(first)
     write_vocabulary(first / "vocab.txt")
     second.mkdir()
-    with open_release(first) as release:
-        params, _ = release.load(padded_vocab(release.tokenizer.vocab_size))
-        what = Export(params, release.model, release.tokenizer, release.labels, {}, NAME)
+    with open_published_weights(first) as published:
+        params, _ = published.load(padded_vocab(published.tokenizer.vocab_size))
+        what = Export(params, published.model, published.tokenizer, published.labels, {}, NAME)
         assert write_export(what, second, "float32", encoder_only=False)[0] == class_name
     assert_same_bits(load_file(second / "model.safetensors"), load_file(first / "model.safetensors"))
     configs = [transformers.AutoConfig.from_pretrained(folder).to_dict() for folder in (first, second)]

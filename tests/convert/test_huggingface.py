@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from spanbert_jax.convert.huggingface import SBO, Params, Report, from_tensors, named_views, shapes, to_tensors
+from spanbert_jax.convert.huggingface import SBO, Coverage, Params, from_tensors, named_views, shapes, to_tensors
 from spanbert_jax.convert.tensor_files import Tensors, read_tensors
 from spanbert_jax.errors import UserError
 from spanbert_jax.model import linear_heads, pretraining_heads
@@ -65,7 +65,7 @@ def lazy(tensors: dict[str, np.ndarray]) -> Tensors:
     return {name: lambda tensor=tensor: tensor for name, tensor in tensors.items()}  # type: ignore[misc]
 
 
-def imported(tensors: dict[str, np.ndarray]) -> tuple[Params, Report]:
+def imported(tensors: dict[str, np.ndarray]) -> tuple[Params, Coverage]:
     return from_tensors(lazy(tensors), MODEL, VOCAB, ROWS, SOURCE)
 
 
@@ -152,7 +152,7 @@ def test_ours_to_tensors_to_ours_keeps_every_bit(sizes: dict[str, int]) -> None:
     again, report = imported(tensors)
     assert_same_bits(again, params)
     absent = tuple(head for head in ("mlm", "sbo") if head not in sizes)
-    assert report == Report(("embeddings", "encoder", *[h for h in again if h in sizes]), absent, ())
+    assert report == Coverage(("embeddings", "encoder", *[h for h in again if h in sizes]), absent, ())
     assert set(report.taken) == {"embeddings", "encoder", *sizes}
 
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from spanbert_jax.convert.huggingface import SBO, Params, Report, named_views, to_tensors
-from spanbert_jax.convert.published_weights import Release, open_release
+from spanbert_jax.convert.huggingface import SBO, Coverage, Params, named_views, to_tensors
+from spanbert_jax.convert.published_weights import PublishedWeights, open_published_weights
 from spanbert_jax.errors import UserError
 from spanbert_jax.model.encoder import padded_vocab
 from spanbert_jax.text.tokenizer import SPECIALS
@@ -58,13 +58,13 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def opened(path: Path, vocab: Path | None = None) -> tuple[Release, dict[str, np.ndarray], Report]:
-    """(release, its tensors under transformers' names, report)."""
-    with open_release(path, vocab) as release:
-        rows = padded_vocab(release.tokenizer.vocab_size)
-        params, report = release.load(rows)
+def opened(path: Path, vocab: Path | None = None) -> tuple[PublishedWeights, dict[str, np.ndarray], Coverage]:
+    """(published, its tensors under transformers' names, report)."""
+    with open_published_weights(path, vocab) as published:
+        rows = padded_vocab(published.tokenizer.vocab_size)
+        params, report = published.load(rows)
     assert params["embeddings"]["word"].shape[0] == rows
-    return release, named_views(params, release.tokenizer.vocab_size), report
+    return published, named_views(params, published.tokenizer.vocab_size), report
 
 
 def assert_values(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
@@ -112,13 +112,13 @@ def lay_out(layout: str, hub: Path, tensors: dict[str, np.ndarray], folder: Path
 def test_every_layout_of_a_hugging_face_directory_gives_the_same_values(
     layout: str, hub: Path, original: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
-    release, found, report = opened(lay_out(layout, hub, original, tmp_path))
+    published, found, report = opened(lay_out(layout, hub, original, tmp_path))
     assert_values(found, original)
-    assert report == Report(("embeddings", "encoder", "mlm"), ("sbo",), ())
-    assert release.kind == "a Hugging Face BERT" and release.labels == ()
-    sizes = (release.model.layers, release.model.embed, release.model.heads, release.model.mlp)
+    assert report == Coverage(("embeddings", "encoder", "mlm"), ("sbo",), ())
+    assert published.kind == "a Hugging Face BERT" and published.labels == ()
+    sizes = (published.model.layers, published.model.embed, published.model.heads, published.model.mlp)
     assert sizes == (MODEL.layers, MODEL.embed, MODEL.heads, MODEL.mlp)
-    assert release.model.max_length == MODEL.max_length
+    assert published.model.max_length == MODEL.max_length
 
 
 @pytest.mark.parametrize("folder", ["", "./", "spanbert_hf_base/"])
@@ -134,10 +134,10 @@ def test_a_released_archive_needs_a_vocabulary_and_gives_the_encoder_of_its_half
     members = {folder + name: tmp_path / name for name in ("config.json", "pytorch_model.bin")}
     path = archive(tmp_path / "spanbert_hf_base.tar.gz", members)
     refused(path, "vocabulary", "--vocab")
-    release, found, report = opened(path, hub / "vocab.txt")
+    published, found, report = opened(path, hub / "vocab.txt")
     assert_values(found, half)
-    assert report == Report(("embeddings", "encoder"), ("mlm", "sbo"), ())
-    assert release.source == path and release.casing.startswith("cased")
+    assert report == Coverage(("embeddings", "encoder"), ("mlm", "sbo"), ())
+    assert published.source == path and published.notes[0].startswith("Text: cased")
     assert list(temporary.iterdir()) == []
 
 
@@ -147,7 +147,7 @@ def test_an_archive_with_heads_gives_both_of_them(tmp_path: Path, temporary: Pat
     path = archive(tmp_path / "with_head.tar.gz", {"model.pt": saved(tensors, tmp_path / "model.pt", False)})
     refused(path, "vocabulary", "--vocab")
     vocab = write_vocabulary(tmp_path / "vocab.txt", len(tensors[DECODERS[0]]))
-    release, found, report = opened(path, vocab)
+    published, found, report = opened(path, vocab)
     expected = {
         name.removeprefix("decoder.").replace("gamma", "weight").replace("beta", "bias"): tensor
         for name, tensor in tensors.items()
@@ -156,7 +156,7 @@ def test_an_archive_with_heads_gives_both_of_them(tmp_path: Path, temporary: Pat
     assert_values(found, expected)
     assert set(report.taken) == {"embeddings", "encoder", "mlm", "sbo"} and report.missing == ()
     assert set(report.left) == set(DECODERS)
-    assert release.kind == "a fairseq SpanBERT" and release.model.heads == 2  # 128 / 64
+    assert published.kind == "a fairseq SpanBERT" and published.model.heads == 2  # 128 / 64
     assert list(temporary.iterdir()) == []
 
 
@@ -170,8 +170,8 @@ def test_a_tensorflow_checkpoint_is_taken_whole(shared_data: Path) -> None:
     sentence = {"cls.seq_relationship.weight", "cls.seq_relationship.bias"}
     tensor = reader.get_tensor("bert/encoder/layer_1/attention/self/value/kernel")
     for name in ("", "bert_model.ckpt", "bert_model.ckpt.index"):
-        release, found, report = opened(folder / name)
-        assert release.kind == "a TensorFlow-1 BERT" and release.tokenizer.vocab_size == 15
+        published, found, report = opened(folder / name)
+        assert published.kind == "a TensorFlow-1 BERT" and published.tokenizer.vocab_size == 15
         assert set(report.taken) == {"embeddings", "encoder", "pooler", "mlm"} and report.missing == ("sbo",)
         assert set(report.left) == slots | {"global_step"} | sentence
         assert len(found) == len(names - slots) - 1 - len(sentence)
@@ -198,8 +198,8 @@ def test_a_classifiers_labels_come_with_it(tmp_path: Path) -> None:
     model = random_bert("BertForTokenClassification", id2label=names, label2id={v: k for k, v in names.items()})
     model.save_pretrained(tmp_path)
     write_vocabulary(tmp_path / "vocab.txt")
-    release, _, report = opened(tmp_path)
-    assert release.labels == ("O", "B-LOC", "I-LOC") and "classifier" in report.taken
+    published, _, report = opened(tmp_path)
+    assert published.labels == ("O", "B-LOC", "I-LOC") and "classifier" in report.taken
 
 
 @pytest.mark.parametrize("said", [None, True], ids=["nothing_said", "said_to_lowercase"])
@@ -207,10 +207,10 @@ def test_a_cased_vocabulary_tokenises_cased_whatever_is_said(said: bool | None, 
     folder = Path(shutil.copytree(hub, tmp_path / "model"))
     if said is not None:
         (folder / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": said}))
-    release, _, _ = opened(folder)
-    assert not release.tokenizer.lowercase and release.casing.startswith("cased")
-    ids = release.tokenizer.encode("aB")
-    assert [release.tokenizer.piece(id) for id in ids] == ["a", "##B"]
+    published, _, _ = opened(folder)
+    assert not published.tokenizer.lowercase and published.notes[0].startswith("Text: cased")
+    ids = published.tokenizer.encode("aB")
+    assert [published.tokenizer.piece(id) for id in ids] == ["a", "##B"]
 
 
 def test_an_uncased_vocabulary_tokenises_lowercased(hub: Path, tmp_path: Path) -> None:
@@ -218,18 +218,18 @@ def test_an_uncased_vocabulary_tokenises_lowercased(hub: Path, tmp_path: Path) -
     pieces = [*SPECIALS, *LETTERS, *(f"##{letter}" for letter in LETTERS)]
     pieces += [f"word{i}" for i in range(VOCAB - len(pieces))]
     (folder / "vocab.txt").write_text("".join(f"{piece}\n" for piece in pieces))
-    release, _, _ = opened(folder)
-    assert release.casing.startswith("lowercased")
-    assert [release.tokenizer.piece(id) for id in release.tokenizer.encode("aB")] == ["a", "##b"]
+    published, _, _ = opened(folder)
+    assert published.notes[0].startswith("Text: lowercased")
+    assert [published.tokenizer.piece(id) for id in published.tokenizer.encode("aB")] == ["a", "##b"]
 
 
 def test_a_vocabulary_of_another_size_is_an_error_with_both_sizes(hub: Path, tmp_path: Path) -> None:
     vocab = write_vocabulary(tmp_path / "vocab.txt", VOCAB + 1)
-    refused(hub, str(hub), str(vocab), f"{VOCAB} pieces", f"{VOCAB + 1}", vocab=vocab)
+    refused(hub, str(hub), str(vocab), f"{VOCAB} rows", f"{VOCAB + 1} pieces", vocab=vocab)
     folder = Path(shutil.copytree(hub, tmp_path / "model"))
     fields = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(fields | {"vocab_size": VOCAB + 1}))  # agrees with the vocabulary
-    refused(folder, "model.safetensors", WORD, f"{VOCAB} rows", f"{VOCAB + 1} pieces", vocab=vocab)
+    refused(folder, "model.safetensors", WORD, f"({VOCAB}, ", f"expected ({VOCAB + 1}, ", vocab=vocab)
 
 
 @pytest.mark.parametrize("name", ["Roberta", "DistilBert"])
@@ -296,11 +296,11 @@ def test_an_archive_cannot_write_outside_of_its_place(hub: Path, tmp_path: Path,
 
 def test_temporary_files_last_as_long_as_the_release(hub: Path, tmp_path: Path, temporary: Path) -> None:
     path = archive(tmp_path / "model.tar.gz", {name: hub / name for name in WHOLE})
-    with open_release(path) as release:
+    with open_published_weights(path) as published:
         assert len(list(temporary.iterdir())) == 1
-        release.load(padded_vocab(VOCAB))
+        published.load(padded_vocab(VOCAB))
     assert list(temporary.iterdir()) == []
-    with pytest.raises(KeyError), open_release(path):
+    with pytest.raises(KeyError), open_published_weights(path):
         raise KeyError("the caller's")
     assert list(temporary.iterdir()) == []
 
@@ -331,7 +331,7 @@ def test_the_same_weights_under_older_names_in_a_pickle_are_the_same_parameters(
     for name in ("config.json", "vocab.txt"):
         shutil.copyfile(hub / name, tmp_path / name)
     torch.save(state, tmp_path / "pytorch_model.bin")
-    with open_release(tmp_path) as release:
-        again, report = release.load(padded_vocab(VOCAB))
+    with open_published_weights(tmp_path) as published:
+        again, report = published.load(padded_vocab(VOCAB))
     assert_same_bits(again, params)
     assert report.left == ("cls.seq_relationship.weight",)

@@ -14,7 +14,7 @@ import pytest
 
 from spanbert_jax.config import Config
 from spanbert_jax.convert.huggingface import named_views, shapes, to_tensors
-from spanbert_jax.convert.published_weights import open_release
+from spanbert_jax.convert.published_weights import open_published_weights
 from spanbert_jax.model.encoder import encode, padded_vocab
 from spanbert_jax.model.linear_heads import TaskModel, apply, init_params, task_model
 from spanbert_jax.text.tokenizer import SPECIALS
@@ -254,11 +254,11 @@ def imported(folder: Path, name: str, config_name: str, to: Path) -> tuple[Confi
     shutil.copyfile(folder / name, to / "model.safetensors")
     shutil.copyfile(folder / config_name, to / "config.json")
     (to / "vocab.txt").write_text("".join(f"{piece}\n" for piece in (*SPECIALS, *"aBcDeF")))
-    with open_release(to) as release:
-        params, _ = release.load(padded_vocab(release.tokenizer.vocab_size))
-        config = dataclasses.replace(CONFIG, model=release.model)
-        assert release.tokenizer.vocab_size == 11
-        return config, params, release.labels
+    with open_published_weights(to) as published:
+        params, _ = published.load(padded_vocab(published.tokenizer.vocab_size))
+        config = dataclasses.replace(CONFIG, model=published.model)
+        assert published.tokenizer.vocab_size == 11
+        return config, params, published.labels
 
 
 def test_an_imported_encoder_gives_the_float64_hidden_states_of_another_implementation(

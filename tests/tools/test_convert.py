@@ -23,8 +23,9 @@ import pytest
 from etils import epath
 from safetensors.numpy import load_file, save_file
 
-from spanbert_jax.config import Config, ModelConfig, flatten, from_dict
+from spanbert_jax.config import Config, ModelConfig, flatten, from_dict, from_flat
 from spanbert_jax.convert.huggingface import Params, shapes
+from spanbert_jax.model import pretraining_heads
 from spanbert_jax.model.encoder import padded_vocab
 from spanbert_jax.text.tokenizer import SPECIALS, Tokenizer, load_tokenizer
 from spanbert_jax.training.checkpoint import find_checkpoint, read_metadata, read_params, write_params
@@ -261,6 +262,37 @@ def test_without_torch_an_export_is_written_and_said_not_to_be_compared(bert: Pa
     assert {path.name for path in tmp_path.iterdir()} == {"pytorch_model.bin", "export"}
 
 
+@pytest.mark.parametrize("rows", [160, 300])  # within what our tables are padded to, and beyond
+def test_rows_beyond_the_pieces_are_named_and_survive_there_and_back(rows: int, exported: Path, tmp_path: Path) -> None:
+    shutil.copytree(exported, tmp_path / "padded")
+    field(vocab_size=rows)(tmp_path / "padded")
+    rng = np.random.default_rng(rows)
+    for name in ("model.safetensors", "sbo_head.safetensors"):
+        tensors = load_file(tmp_path / "padded" / name)
+        for key, array in tensors.items():
+            if array.shape[0] == 154:
+                more = rng.normal(size=(rows - 154, *array.shape[1:])).astype(np.float32)
+                tensors[key] = np.concatenate([array, more])
+        save_file(tensors, tmp_path / "padded" / name, metadata={"format": "pt"})
+
+    printed = import_(tmp_path / "padded", tmp_path / "imported")
+    assert f"\nRows: {rows} in the word table, and 154 pieces; the rows without a piece are kept and never score\n" in (
+        printed
+    )
+    assert max(differences(export(tmp_path / "imported", tmp_path / "again"))) <= 2e-5
+    assert files(tmp_path / "padded") == files(tmp_path / "again")
+
+    checkpoint = find_checkpoint(epath.Path(tmp_path / "imported"))
+    params, config = read_params(checkpoint), from_flat(read_metadata(checkpoint)["config"])
+    model = pretraining_heads.pretraining_model(config, 154, "cpu")
+    assert jax.tree.map(jax.numpy.shape, params["embeddings"]) == jax.tree.map(
+        jax.numpy.shape, jax.eval_shape(lambda: pretraining_heads.init_params(model, jax.random.key(0)))["embeddings"]
+    )
+    batch = {name: np.zeros((1, 3), np.int32) for name in ("input_ids", "masked_positions")}
+    scores = pretraining_heads.apply(model, params, {**batch, "lengths": np.array([3])}, with_sbo=False).mlm
+    assert np.isfinite(np.asarray(scores[..., :154])).all() and float(scores[..., 154:].max()) <= -1e9
+
+
 def test_a_tensorflow_checkpoint_is_accounted_for_tensor_by_tensor(shared_data: Path, tmp_path: Path) -> None:
     source = shared_data / "checkpoints/tiny_bert_tf1"
     printed = import_(source, tmp_path / "imported")
@@ -305,7 +337,7 @@ def field(**fields: Any) -> Damage:
 
     def damage(folder: Path) -> None:
         whole = json.loads((folder / "config.json").read_text())
-        (folder / "config.json").write_text(json.dumps(whole | fields))
+        (folder / "config.json").write_text(json.dumps(whole | fields, indent=2) + "\n")
 
     return damage
 
@@ -346,8 +378,9 @@ DENSE, WORD = "bert.encoder.layer.1.output.dense.weight", "bert.embeddings.word_
         (tensor(DENSE, lambda old: None), f"1 tensors are missing, {DENSE}"),
         (tensor(DENSE, lambda old: old.T), rf"{DENSE} has shape \(64, 48\); expected \(48, 64\)"),
         (tensor(DENSE, lambda old: old * np.nan), f"{DENSE} has 3072 values that are not finite"),
-        (tensor(WORD, lambda old: old[:-1]), f"{WORD} has 153 rows, and the vocabulary 154 pieces"),
-        (field(vocab_size=153), r"made for 153 pieces, and the vocabulary in .* has 154"),
+        (tensor(WORD, lambda old: old[:-1]), rf"{WORD} has shape \(153, 48\); expected \(154, 48\)"),
+        (field(vocab_size=153), r"the word table has 153 rows, and the vocabulary in .* 154 pieces"),
+        (field(vocab_size=160), rf"{WORD} has shape \(154, 48\); expected \(160, 48\)"),
     ],
 )
 def test_weights_that_cannot_be_used_are_one_message_and_leave_nothing(
