@@ -5,9 +5,8 @@ BIN := .venv/bin
 
 .PHONY: pretrain test lint format
 
-# Huge pages for what XLA allocates anew at every step (glibc 2.35 and later; others ignore it).
 pretrain: .venv/requirements
-	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/python -m spanbert_jax.main --config configs/tiny.py
+	$(BIN)/python -m spanbert_jax.main --config configs/tiny.py
 
 test: .venv/requirements-dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal

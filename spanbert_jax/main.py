@@ -104,4 +104,5 @@ def dispatch(config: Config, workdir: str, arguments: str) -> bool:
 
 
 if __name__ == "__main__":
+    cli.use_huge_pages()
     run_app(main)

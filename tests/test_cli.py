@@ -1,0 +1,61 @@
+"""Command lines end as cli.py promises."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from spanbert_jax import cli
+from spanbert_jax.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def raises(error: BaseException) -> int:
+    def work() -> None:
+        raise error
+
+    return cli.status(work)
+
+
+def test_a_mistake_ends_in_one_line_on_stderr_and_status_1(capsys: pytest.CaptureFixture[str]) -> None:
+    assert raises(UserError("FILE, line 3: found X; expected Y")) == 1
+    printed = capsys.readouterr()
+    assert printed.err == "error: FILE, line 3: found X; expected Y\n"
+    assert printed.out == ""
+
+
+def test_ctrl_c_ends_with_the_status_that_a_launcher_restarts_on(capsys: pytest.CaptureFixture[str]) -> None:
+    assert raises(KeyboardInterrupt()) == cli.STOPPED_EARLY == 75
+    assert "the same command goes on" in capsys.readouterr().err
+
+
+def test_work_without_a_status_of_its_own_succeeded() -> None:
+    assert cli.status(lambda: None) == 0
+    assert cli.status(lambda: 3) == 3
+
+
+def test_a_reader_that_goes_away_is_no_mistake() -> None:
+    """As `tools/... | head -1` does."""
+    script = (
+        "import sys\nfrom spanbert_jax import cli\nsys.exit(cli.status(lambda: [print(i) for i in range(10**5)] and 0))"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline() == "0\n"
+        process.stdout.close()
+        assert process.stderr.read() == ""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="huge pages are glibc's")
+@pytest.mark.parametrize("given", [None, "glibc.malloc.check=0"])
+def test_a_command_starts_anew_once_in_huge_pages_unless_the_user_says_otherwise(given: str | None) -> None:
+    script = "import os, sys\nfrom spanbert_jax import cli\ncli.use_huge_pages()\nprint(os.environ['GLIBC_TUNABLES'], sys.argv)"
+    environment = {"PYTHONPATH": str(ROOT)} | ({} if given is None else {"GLIBC_TUNABLES": given})
+    done = subprocess.run(
+        [sys.executable, "-c", script, "a word"], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"{given or 'glibc.malloc.hugetlb=1'} ['-c', 'a word']\n"
