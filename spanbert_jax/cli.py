@@ -41,8 +41,10 @@ def status(work: Callable[[], int | None]) -> int:
 
 
 def use_huge_pages() -> None:
-    """Starts this program anew, once, with glibc's huge pages for large allocations; returns where that is done already,
-    where the user sets GLIBC_TUNABLES, and on systems other than Linux. glibc before 2.35 ignores the setting.
+    """Starts this program anew, once, with glibc's huge pages for large allocations.
+
+    Returns where that is done already, where the user sets GLIBC_TUNABLES, and on systems other than Linux. Before
+    version 2.35 glibc ignores the setting.
 
     XLA allocates a step's temporaries anew at every step on a CPU, and the kernel clears each page when it is first
     touched: with huge pages `configs/tiny.py` trains a fifth faster (docs/speed.md). glibc reads the variable when a

@@ -53,7 +53,10 @@ def test_a_reader_that_goes_away_is_no_mistake() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="huge pages are glibc's")
 @pytest.mark.parametrize("given", [None, "glibc.malloc.check=0"])
 def test_a_command_starts_anew_once_in_huge_pages_unless_the_user_says_otherwise(given: str | None) -> None:
-    script = "import os, sys\nfrom spanbert_jax import cli\ncli.use_huge_pages()\nprint(os.environ['GLIBC_TUNABLES'], sys.argv)"
+    script = (
+        "import os, sys\nfrom spanbert_jax import cli\ncli.use_huge_pages()\n"
+        "print(os.environ['GLIBC_TUNABLES'], sys.argv)"
+    )
     environment = {"PYTHONPATH": str(ROOT)} | ({} if given is None else {"GLIBC_TUNABLES": given})
     done = subprocess.run(
         [sys.executable, "-c", script, "a word"], env=environment, capture_output=True, text=True, check=True
