@@ -3,16 +3,14 @@
 Invariant: every error names the file and the line, or the place in its JSON; nothing is downloaded.
 """
 
-import codecs
-import gzip
 import json
 import re
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from spanbert_jax.errors import UserError
+from spanbert_jax.text.lines import read_lines
 
 Role = Literal["train", "dev", "predict"]  # "predict" reads no labels, and needs none
 
@@ -49,27 +47,6 @@ def find_file(path_or_name: str, tfds_names: Sequence[str]) -> Path | None:
         return None
     also = f", and no TFDS name that this task reads ({', '.join(tfds_names)})" if tfds_names else ""
     raise UserError(f"{path} does not exist{also}; give the path of a file (seen from {Path.cwd()})")
-
-
-def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(number from 1, line with its end) of a UTF-8 file, unpacked if its name ends in .gz, without a BOM.
-
-    Lines end at LF alone, so that a CR or U+2028 within a text stays. Raises UserError naming the line.
-    """
-    number = 0
-    try:
-        with gzip.open(path) if path.name.endswith(".gz") else open(path, "rb") as file:
-            for number, line in enumerate(file, start=1):
-                yield number, (line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).decode()
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path}, line {number}: byte 0x{error.object[error.start]:02x} is not UTF-8; convert it, such as with "
-            f"iconv -f {'UTF-16' if number == 1 and error.start == 0 else 'LATIN1'} -t UTF-8"
-        ) from error
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{path}, after line {number}: broken gzip ({error}); copy the file again") from error
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; make it readable or give another") from error
 
 
 def read_json(path: Path) -> Any:

@@ -201,14 +201,17 @@ def test_a_bad_file_is_told_with_its_line(tmp_path: Path, name: str, content: st
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [
-        ("a.tsv", b"text\tlabel\na\tb\n\xe9\tc\n", "a.tsv, line 3: byte 0xe9 is not UTF-8; convert it, .* -f LATIN1"),
-        ("a.tsv", "text\tlabel\n".encode("utf-16"), "a.tsv, line 1: byte 0xf[ef] is not UTF-8; .* -f UTF-16"),
+        (
+            "a.tsv",
+            b"text\tlabel\na\tb\n\xe9\tc\n",
+            r"a.tsv, line 3: byte 15 \(0xe9\) is not UTF-8; convert it: iconv -f LATIN1",
+        ),
+        ("a.tsv", "text\tlabel\n".encode("utf-16"), "a.tsv, line 1: is UTF-16, not UTF-8; .* -f UTF-16 "),
         (
             "a.tsv.gz",
             gzip.compress(b"text\tlabel\n" + b"a\tb\n" * 9, mtime=0)[:-9],
             r"a.tsv.gz, after line \d+: broken gzip",
         ),
-        ("a.tsv.gz", b"text\tlabel\n", "a.tsv.gz, after line 0: broken gzip"),
     ],
 )
 def test_bytes_that_are_no_text_are_told(tmp_path: Path, name: str, data: bytes, message: str) -> None:
