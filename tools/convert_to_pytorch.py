@@ -9,7 +9,6 @@ where they are installed (requirements-torch.txt) they load it, and the largest 
 import argparse
 import importlib.util
 import json
-import pydoc_data.topics
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,24 +24,12 @@ from spanbert_jax.convert.tokenizer_files import differing
 from spanbert_jax.errors import UserError
 from spanbert_jax.files import new_directory
 from spanbert_jax.serving.functions import functions
+from spanbert_jax.serving.real_text import ROWS, real_lines, rows_of_lines
 from spanbert_jax.serving.weights import Weights, open_weights
 from spanbert_jax.text.tokenizer import Tokenizer
 from spanbert_jax.training.progress import Stage
 
-LINES, ROWS = 10_000, 8
 TOLERANCE = 1e-4  # of the largest value; float32 rounding stays under a tenth of it
-
-
-def real_lines(path: Path | None) -> list[str]:
-    """At most LINES lines of `path`, or of the Python documentation that every Python has."""
-    try:
-        text = path.read_text(encoding="utf-8") if path else "\n".join(pydoc_data.topics.topics.values())
-    except (OSError, ValueError) as error:
-        raise UserError(f"--text {path}: cannot be read as UTF-8 text ({error})") from error
-    lines = [line.strip() for line in text.splitlines() if line.strip()][:LINES]
-    if not lines:
-        raise UserError(f"--text {path}: no lines in it")
-    return lines
 
 
 def training_of(weights: Weights) -> dict[str, Any]:
@@ -70,17 +57,6 @@ def tokenizer_report(tokenizer: Tokenizer, directory: Path, lines: list[str]) ->
         pieces = [" ".join(map(tokenizer.piece, ids[first : first + 6])) for ids in (ours, theirs)]
         said += f"\n  {line[:60]!r}: {pieces[0]} ... here, {pieces[1]} ... there"
     return said
-
-
-def rows_of(tokenizer: Tokenizer, lines: list[str], length: int) -> tuple[np.ndarray, np.ndarray]:
-    """input_ids int32 [ROWS, length] and lengths int32 [ROWS]: rows of different lengths, cut from the lines."""
-    pieces = [piece for ids in tokenizer.encode_batch(lines[: ROWS * length]) for piece in ids]
-    ids = np.full((ROWS, length), tokenizer.pad_id, np.int32)
-    lengths = np.linspace(min(4, length), length, ROWS).astype(np.int32)
-    for row, count in enumerate(lengths):
-        body = np.resize(pieces[row * length :] or pieces, count - 2)
-        ids[row, :count] = [tokenizer.cls_id, *body, tokenizer.sep_id]
-    return ids, lengths
 
 
 def ours(export: Export, groups: tuple[str, ...], dtype: str, inputs: list[np.ndarray]) -> dict[str, np.ndarray]:
@@ -120,7 +96,7 @@ def theirs(name: str, directory: Path, inputs: list[np.ndarray]) -> dict[str, di
 
 def compare(export: Export, directory: Path, name: str, groups: tuple[str, ...], dtype: str, lines: list[str]) -> str:
     """What to print of our outputs against transformers' on real text; raises UserError where they do not agree."""
-    ids, lengths = rows_of(export.tokenizer, lines, min(128, export.model.max_length))
+    ids, lengths = rows_of_lines(export.tokenizer, lines, min(128, export.model.max_length))
     valid = np.arange(ids.shape[1]) < lengths[:, None]
     second = (np.arange(ids.shape[1]) >= lengths[:, None] // 2) & valid & (export.model.token_types > 1)
     types = second.astype(np.int32)

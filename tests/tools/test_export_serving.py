@@ -1,6 +1,7 @@
 """tools/export_serving.py, as a user runs it; what it wrote runs in processes that have nothing of this project."""
 
-import argparse
+import contextlib
+import io
 import itertools
 import re
 import string
@@ -139,6 +140,24 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
+@contextlib.contextmanager
+def locations_as_before() -> Iterator[None]:
+    """Gives back the setting of JAX that the tool changes for its process."""
+    limit = jax.config.values["jax_traceback_in_locations_limit"]
+    try:
+        yield
+    finally:
+        jax.config.update("jax_traceback_in_locations_limit", limit)
+
+
+def export_here(checkpoint: object, output: object, kind: str, expect: int = 0) -> str:
+    """Runs the tool in this process; returns what it printed."""
+    arguments = [f"--checkpoint={checkpoint}", f"--output={output}", f"--format={kind}"]
+    with contextlib.redirect_stdout(io.StringIO()) as printed, locations_as_before():
+        assert export_serving.main(arguments) == expect
+    return printed.getvalue()
+
+
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Served:
     folder, inputs = tmp_path_factory.mktemp("served"), make_inputs()
@@ -146,11 +165,6 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Served:
     flat = {f"{case}/{name}": x for case, values in inputs.items() for name, x in zip(names, values, strict=True)}
     np.savez(folder / "inputs.npz", **flat)
     params = write_runs(folder)
-    tool = str(ROOT / "tools" / "export_serving.py")
-    processes = {
-        (kind, model): start(folder, tool, f"--checkpoint={model}", f"--output={kind}-{model}", f"--format={kind}")
-        for kind, model in EXPORTS
-    }
     blocked = {
         "stablehlo": ("spanbert_jax", "flax", "tensorflow", "torch", "transformers"),
         "saved_model": ("spanbert_jax", "jax", "jaxlib", "flax", "safetensors", "tokenizers", "torch", "transformers"),
@@ -161,9 +175,12 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Served:
     }
     printed: dict[tuple[str, str], str] = {}
     fresh = {}
-    for kind in KINDS:
-        printed |= finish({key: process for key, process in processes.items() if key[0] == kind})
-        fresh[kind] = start(folder, "-c", scripts[kind])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for kind in KINDS:
+            for model in MODELS:
+                printed[kind, model] = export_here(model, f"{kind}-{model}", kind)
+            fresh[kind] = start(folder, "-c", scripts[kind])
     finish(fresh)
     outputs = {kind: np.load(folder / f"{kind}.npz") for kind in KINDS}
     computed = {
@@ -258,21 +275,6 @@ def test_no_file_names_a_directory_of_the_machine_that_wrote_it(served: Served, 
         assert path.is_dir() or not re.search(rb"/\w+/\w+\.py|" + str(ROOT).encode(), path.read_bytes()), path
 
 
-@pytest.fixture
-def as_before() -> Iterator[None]:
-    """Gives back the setting of JAX that the tool changes for its process."""
-    limit = jax.config.values["jax_traceback_in_locations_limit"]
-    yield
-    jax.config.update("jax_traceback_in_locations_limit", limit)
-
-
-def run_here(monkeypatch: pytest.MonkeyPatch, checkpoint: Path, output: Path) -> int:
-    arguments = argparse.Namespace(checkpoint=checkpoint, output=output, format="stablehlo")
-    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", lambda self: arguments)
-    return export_serving.main()
-
-
-@pytest.mark.usefixtures("as_before")
 @pytest.mark.parametrize("error", [1e-3, np.nan])
 def test_an_artefact_that_computes_something_else_is_not_kept(
     served: Served,
@@ -287,21 +289,20 @@ def test_an_artefact_that_computes_something_else_is_not_kept(
         return {name: lambda *inputs, call=call: call(*inputs) + error for name, call in read(directory).items()}
 
     monkeypatch.setitem(export_serving.FORMATS, "stablehlo", (write, read_wrong))
-    assert run_here(monkeypatch, served.folder / "classification", tmp_path / "serving") == 1
+    export_here(served.folder / "classification", tmp_path / "serving", "stablehlo", expect=1)
     assert re.fullmatch(r"error: encode: .* differs by (1\.\de-03|nan) .*\n", capsys.readouterr().err)
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.usefixtures("as_before")
 def test_bad_input_is_one_line_and_nothing_is_written(
-    served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    served: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run_here(monkeypatch, tmp_path / "no-run", tmp_path / "serving") == 1
+    export_here(tmp_path / "no-run", tmp_path / "serving", "stablehlo", expect=1)
     assert re.fullmatch(rf"error: {tmp_path}/no-run: no such .*\n", capsys.readouterr().err)
     assert not list(tmp_path.iterdir())
 
     (tmp_path / "serving").mkdir()
     (tmp_path / "serving" / "mine.txt").write_text("mine")
-    assert run_here(monkeypatch, served.folder / "pretraining", tmp_path / "serving") == 1
+    export_here(served.folder / "pretraining", tmp_path / "serving", "stablehlo", expect=1)
     assert re.fullmatch(rf"error: {tmp_path}/serving: exists and is not an empty .*\n", capsys.readouterr().err)
     assert [path.name for path in tmp_path.rglob("*")] == ["serving", "mine.txt"]

@@ -1,0 +1,156 @@
+"""The README.md of an exported model: what it takes and gives, and lines of Python that load and call it.
+
+Invariant: the lines run as they stand, in the directory above the export, without this project.
+"""
+
+import string
+from pathlib import Path
+from typing import Any
+
+import jax
+import tokenizers
+
+from spanbert_jax.convert.tokenizer_files import TOKENIZER_FILE
+from spanbert_jax.serving.artefact import PLATFORMS, Model
+from spanbert_jax.serving.saved_model import tensorflow_version
+
+LOGITS = {
+    "BertForMaskedLM": "[batch, length, pieces], scores of every piece to stand there",
+    "BertForQuestionAnswering": "[batch, length, 2], scores to be the answer's first piece, and its last",
+    "BertForTokenClassification": "[batch, length, labels], scores of every label for each piece",
+    "BertForSequenceClassification": "[batch, labels], scores of every label for the row",
+}
+TEXTS: dict[str, list[Any]] = {
+    "BertForMaskedLM": ["Paris is the [MASK] of France.", "Hello!"],
+    "BertForQuestionAnswering": [("Who lived in London?", "Ada Lovelace lived in London.")],
+}
+OTHER_TEXTS = ["Ada Lovelace lived in London.", "Hello!"]
+
+# What the README shows, with $names to fill in.
+STABLEHLO = """from pathlib import Path
+
+import jax
+import numpy as np
+from jax import export
+from safetensors.numpy import load_file
+from tokenizers import Tokenizer
+
+directory = Path($name)
+params = jax.device_put(load_file(directory / "params.safetensors"))
+functions = {
+    path.stem: jax.jit(export.deserialize(bytearray(path.read_bytes())).call) for path in directory.glob("*.stablehlo")
+}
+tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+tokenizer.enable_truncation($max_length)
+tokenizer.enable_padding(pad_id=$pad_id)
+
+texts = $texts
+rows = tokenizer.encode_batch(texts)
+inputs = (
+    np.array([row.ids for row in rows], np.int32),
+    np.array([sum(row.attention_mask) for row in rows], np.int32),
+    np.array([row.type_ids for row in rows], np.int32),
+)
+hidden_states = np.asarray(functions["encode"](params, *inputs))
+print(hidden_states.shape)
+"""
+STABLEHLO_PREDICT = 'logits = np.asarray(functions["predict"](params, *inputs))\n'
+STABLEHLO_ANSWER = {
+    "BertForMaskedLM": """row, position = np.argwhere(inputs[0] == tokenizer.token_to_id("[MASK]"))[0]
+print(tokenizer.id_to_token(int(logits[row, position].argmax())))
+""",
+    "BertForQuestionAnswering": """scores = logits[0, :, 0][:, None] + logits[0, :, 1][None, :]  # [first, last]
+in_text = np.array([part == 1 for part in rows[0].sequence_ids])
+allowed = np.tril(np.triu(np.ones_like(scores, bool)), 29) & in_text[:, None] & in_text[None, :]
+first, last = np.unravel_index(np.where(allowed, scores, -np.inf).argmax(), scores.shape)
+print(texts[0][1][rows[0].offsets[first][0] : rows[0].offsets[last][1]])
+""",
+    "BertForTokenClassification": """labels = $labels
+print([(piece, labels[label]) for piece, label in zip(rows[0].tokens, logits[0].argmax(-1))])
+""",
+    "BertForSequenceClassification": """labels = $labels
+print([labels[label] for label in logits.argmax(-1)])
+""",
+}
+SAVED_MODEL = """import tensorflow as tf
+
+model = tf.saved_model.load($name)
+inputs = {  # $texts
+    "input_ids": tf.constant($input_ids),
+    "lengths": tf.constant($lengths),
+    "token_type_ids": tf.constant($token_type_ids),
+}
+hidden_states = model.signatures["encode"](**inputs)["hidden_states"]
+print(hidden_states.shape)
+"""
+SAVED_MODEL_PREDICT = """logits = model.signatures["predict"](**inputs)["logits"]
+print(logits.shape)
+"""
+
+
+def lines_of_python(model: Model, kind: str, directory: Path, name: str) -> str:
+    """What loads and calls the export in `directory` once that is called `name`."""
+    texts = TEXTS.get(model.architecture, OTHER_TEXTS)
+    tokenizer = tokenizers.Tokenizer.from_file(str(directory / TOKENIZER_FILE))
+    tokenizer.enable_truncation(model.max_length)
+    tokenizer.enable_padding(pad_id=model.tokenizer.pad_id)
+    rows = tokenizer.encode_batch(texts)
+    values = {
+        "name": name,
+        "max_length": model.max_length,
+        "pad_id": model.tokenizer.pad_id,
+        "texts": texts,
+        "labels": list(model.labels),
+        "input_ids": [row.ids for row in rows],
+        "lengths": [sum(row.attention_mask) for row in rows],
+        "token_type_ids": [row.type_ids for row in rows],
+    }
+    code = STABLEHLO if kind == "stablehlo" else SAVED_MODEL
+    if "predict" in model.functions:
+        predict = STABLEHLO_PREDICT + STABLEHLO_ANSWER[model.architecture]
+        code += predict if kind == "stablehlo" else SAVED_MODEL_PREDICT
+    return string.Template(code).substitute({key: repr(value) for key, value in values.items()})
+
+
+def readme(model: Model, kind: str, directory: Path, name: str) -> str:
+    """The README.md of the export in `directory` once that is called `name`."""
+    width = model.params["embeddings/position"].shape[1]
+    outputs = [f"- `encode`: hidden states, float32 [batch, length, {width}]"]
+    if "predict" in model.functions:
+        outputs.append(f"- `predict`: logits, float32 {LOGITS[model.architecture]}")
+    if model.labels:
+        outputs[-1] += f"; the labels, in order: {', '.join(f'`{label}`' for label in model.labels)}"
+    if kind == "stablehlo":
+        what = "a BERT encoder as StableHLO, for JAX"
+        # docs.jax.dev/en/latest/export/export.html#compatibility-guarantees
+        needs = (
+            f"Needs `pip install jax=={jax.__version__} safetensors tokenizers`; for {', '.join(PLATFORMS)}. JAX "
+            "promises to read such\nfiles for six months: keep the checkpoint, to export it again."
+        )
+        parameters = "Parameters: one flat dict, the tensors of `params.safetensors`, which every function takes first."
+    else:
+        what = "a BERT encoder as a TensorFlow SavedModel"
+        needs = f"Needs TensorFlow alone; checked with {tensorflow_version()}. For {', '.join(PLATFORMS)}."
+        parameters = "`tokenizer.json`, of Hugging Face's tokenizers library, makes such ids of text."
+    lines = lines_of_python(model, kind, directory, name)
+    functions_list = "\n".join(outputs)
+    return f"""# {name}: {what}
+
+```python
+{lines}```
+
+{needs}
+
+Inputs, int32, for any batch and any length up to {model.max_length} (more is an error of refining shapes):
+
+- `input_ids` [batch, length]: [CLS], pieces, [SEP], and padding: any ids of the vocabulary
+- `lengths` [batch]: ids in each row before the padding, at least 1; what the padding is changes nothing
+- `token_type_ids` [batch, length]: 0, and 1 in the second text of a pair
+
+Outputs; at padding they mean nothing:
+
+{functions_list}
+
+{parameters} Everything is computed in float32.
+The first call with a new shape compiles: pad to a few lengths in serving.
+"""
