@@ -1,28 +1,21 @@
-"""Files to documents: plain text, JSON lines and WikiExtractor's output, gzipped or not, in any mix.
+"""Files to documents, in any mix of the formats that `formats` knows.
 
 Invariant: the documents, in their order, depend on the files' names and contents alone, and memory stays bounded
-by `MAX_CHARS`, or a line of JSON, whatever the size of a file or document.
+by `MAX_CHARS`, or a JSON value, whatever the size of a file or document.
 """
 
-import codecs
 import contextlib
 import glob
-import gzip
 import hashlib
-import html
-import io
-import itertools
-import json
 import os
-import re
-import zlib
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from spanbert_jax.errors import UserError
+from spanbert_jax.text import formats
+from spanbert_jax.text.lines import Content, numbered_lines
 
-_KINDS = "give UTF-8 text, .jsonl, WikiExtractor files, or these in .gz"
 MAX_CHARS = 1_000_000  # a document longer than this is cut at the end of a line, or of this many characters
 
 
@@ -69,7 +62,8 @@ def find_files(globs: str) -> list[Path]:
         files = [path for path in matches if not os.path.isdir(path)]
         if not files:
             found = "only directories; name the files in them: " + pattern.rstrip("/") + "/*" if matches else "no file"
-            raise UserError(f"config.corpus.files: {pattern!r} matches {found} (seen from {os.getcwd()})")
+            seen = "" if matches else f"; {_seen(os.path.expanduser(pattern))}"
+            raise UserError(f"config.corpus.files: {pattern!r} matches {found} (seen from {os.getcwd()}){seen}")
         paths.update(files)
     if not paths:
         raise UserError(
@@ -86,14 +80,23 @@ def find_files(globs: str) -> list[Path]:
     return ordered
 
 
-def read_files(paths: list[Path], document_break: str) -> Iterator[Document]:
+def _seen(pattern: str) -> str:
+    """What stands where a pattern that matches nothing looks."""
+    folder = Path(pattern).parent
+    while glob.has_magic(str(folder)) or not folder.is_dir():
+        folder = folder.parent
+    names = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir())
+    listed = ", ".join(names[:5]) + (f" and {len(names) - 5:,} more" if len(names) > 5 else "")
+    return f"{folder} holds {listed or 'nothing'}"
+
+
+def read_files(paths: list[Path], document_break: str, contents: dict[Path, str] | None = None) -> Iterator[Document]:
     """The documents of the files, in order.
 
     Args:
-      paths: files; a name in .gz is unpacked, a name in .jsonl (before .gz) has a JSON object with a string `text`
-        on every line, and so has a file whose first line is one; a file whose first line begins with "<doc " is
-        WikiExtractor's; all others are plain text.
+      paths: files of plain text, JSON lines, JSON lists or WikiExtractor's output (`formats.parse`), packed or not.
       document_break: in plain text, "blank_line" (documents are set apart by blank lines) or "file".
+      contents: gets path -> sha256, in hex, of each file's bytes when its last document has been taken.
 
     Raises:
       UserError: naming file and line, for what cannot be read, decoded or parsed, and for a file without any text.
@@ -102,14 +105,25 @@ def read_files(paths: list[Path], document_break: str) -> Iterator[Document]:
     before = 0
     for path in paths:
         found = False
-        with open(path, "rb") as raw, contextlib.closing(_lines(path, raw)) as lines:
-            parts = _assemble(_parse(path, lines, document_break))
-            for document in _documents(parts, lambda: min(1.0, (before + raw.tell()) / total)):  # noqa: B023
-                found = True
-                yield document
-        if not found:
-            raise UserError(f"{path} holds no text; remove it or leave it out of config.corpus.files")
-        before += path.stat().st_size
+        with open(path, "rb") as file, contextlib.closing(Content(file)) as content:
+            lines = numbered_lines(path, content, universal=True, limit=MAX_CHARS)
+            with contextlib.closing(lines):
+                parts = _assemble(formats.parse(path, _without_nuls(path, lines), document_break))
+                for document in _documents(parts, lambda: min(1.0, (before + content.size) / total)):  # noqa: B023
+                    found = True
+                    yield document
+            if not found:
+                raise UserError(f"{path} holds no text; remove it or leave it out of config.corpus.files")
+            if contents is not None:
+                contents[path] = content.hexdigest()
+            before += content.size
+
+
+def _without_nuls(path: Path, lines: Iterable[tuple[int, str]]) -> Iterator[tuple[int, str]]:
+    for number, line in lines:
+        if "\0" in line:
+            raise UserError(f"{path}, line {number}: holds a NUL byte, so it is no text file; give UTF-8 text")
+        yield number, line
 
 
 def _documents(parts: Iterable[tuple[str, bool]], fraction: Callable[[], float | None]) -> Iterator[Document]:
@@ -138,110 +152,3 @@ def _assemble(lines: Iterable[str | None]) -> Iterator[tuple[str, bool]]:
             buffer, size, begins = [], 0, True
     if buffer:
         yield "".join(buffer), begins
-
-
-def _parse(path: Path, lines: Iterator[tuple[int, str]], document_break: str) -> Iterator[str | None]:
-    """The lines of a file's documents, None after each document, by the format that name and first line show."""
-    if path.name.removesuffix(".gz").endswith(".jsonl"):
-        yield from _parse_jsonl(path, lines)
-        return
-    first = next(((number, line) for number, line in lines if line.strip()), None)
-    if first is None:
-        return
-    lines = itertools.chain([first], lines)
-    if _is_json_document(first[1]):
-        yield from _parse_jsonl(path, lines)
-    elif first[1].startswith("<doc "):
-        yield from _parse_wiki(path, lines)
-    else:
-        for _, line in lines:
-            yield None if document_break == "blank_line" and not line.strip() else line
-
-
-def _is_json_document(line: str) -> bool:
-    """Whether a file without .jsonl in its name has JSON lines all the same, such as WikiExtractor's with --json."""
-    try:
-        record = json.loads(line) if line.startswith("{") else None
-    except ValueError:
-        return False
-    return isinstance(record, dict) and isinstance(record.get("text"), str)
-
-
-def _parse_jsonl(path: Path, lines: Iterator[tuple[int, str]]) -> Iterator[str | None]:
-    for number, line in lines:
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise UserError(
-                f"{path}, line {number}: not JSON ({error}); a .jsonl file has one object a line"
-            ) from error
-        text = record.get("text") if isinstance(record, dict) else None
-        if not isinstance(text, str):
-            found = f"the fields {', '.join(record)}" if isinstance(record, dict) else f"a {type(record).__name__}"
-            raise UserError(
-                f"{path}, line {number}: no string field 'text', but {found}; put each document's text there"
-            )
-        whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # JSON allows half characters
-        yield from whole.splitlines(keepends=True)
-        yield None
-
-
-def _parse_wiki(path: Path, lines: Iterator[tuple[int, str]]) -> Iterator[str | None]:
-    """WikiExtractor's articles without their tags, and without the title, which is no sentence of the text."""
-    title: str | None = None  # until the body's first line has been seen
-    inside = False
-    for number, line in lines:
-        if line.startswith("<doc "):
-            match = re.search(r'title="(.*?)"\s*>', line)
-            title = html.unescape(match[1]) if match else ""
-            inside = True
-            yield None
-        elif line.startswith("</doc>"):
-            inside = False
-            yield None
-        elif line.strip():
-            if not inside:
-                raise UserError(f"{path}, line {number}: text outside of <doc ...> and </doc>; repair the file")
-            if title is None or line.strip() != title:
-                yield line
-            title = None
-
-
-def _lines(path: Path, raw: io.BufferedReader) -> Generator[tuple[int, str], None, None]:
-    """(number, line with its end), decoded; a line of a text file that is over `MAX_CHARS` comes in pieces."""
-    stream = gzip.GzipFile(fileobj=raw) if path.name.endswith(".gz") else raw
-    limit = -1 if path.name.removesuffix(".gz").endswith(".jsonl") else MAX_CHARS
-    text = io.TextIOWrapper(stream, encoding="utf-8-sig")
-    number = 0
-    try:
-        while line := text.readline(limit):
-            number += 1
-            if "\0" in line:
-                raise UserError(f"{path}, line {number}: holds a NUL byte, so it is no text file; {_KINDS}")
-            yield number, line
-    except UnicodeDecodeError as error:
-        raise UserError(_undecodable(path)) from error
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{path}, after line {number}: broken gzip ({error}); copy the file again") from error
-    except OSError as error:
-        raise UserError(f"cannot read {path} after line {number}: {error.strerror}") from error
-    finally:
-        text.detach()
-
-
-def _undecodable(path: Path) -> str:
-    """Says where the first byte is that is not UTF-8; the decoder itself knows its place in a buffer alone."""
-    offset = 0
-    with gzip.open(path) if path.name.endswith(".gz") else open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            if number == 1 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-                return f"{path}, line 1: is UTF-16, not UTF-8; convert it: iconv -f UTF-16 -t UTF-8"
-            try:
-                line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                where = f"{path}, line {number}: byte {offset + error.start} (0x{line[error.start]:02x}) is not UTF-8"
-                return f"{where}; {_KINDS}, or convert it, such as with iconv -f LATIN1 -t UTF-8"
-            offset += len(line)
-    return f"{path} is not UTF-8; {_KINDS}"

@@ -1,0 +1,198 @@
+"""The documents in the lines of a file: plain text, JSON lines, JSON lists, WikiExtractor's output.
+
+Invariant: a file's first lines decide, once, which format all of it has. A file in none of these formats is refused
+with what its first lines hold, and is never taken for plain text. Memory is bounded by a few lines, or by one JSON
+value, whatever the size of the file.
+"""
+
+import html
+import itertools
+import json
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+from spanbert_jax.errors import UserError
+
+_HEAD_LINES = 5  # not blank, that decide on the format
+_HEAD_CHARS = 100_000  # after which no further line is looked at for that
+_JSON_CHARS = 64_000_000  # of one JSON value that may span lines
+_FORMATS = "corpus files are plain text, JSON lines or lists with a string 'text', or WikiExtractor's output"
+
+# Text may begin with a bracket ("[Illustration]", "{{Infobox"), so what follows the bracket decides.
+_JSON = re.compile(
+    r"""
+      null\s*$
+    | \{\s*(?: $ | \}\s*$ | "(?:[^"\\]|\\.)*"\s*: )
+    | \[\s*(?: $ | \]\s*$ | \{\s*(?:$|") | "(?:[^"\\]|\\.)*"\s*[,\]] | \[\s*["\d] )
+    """,
+    re.VERBOSE,
+)
+_JSON_NAME = re.compile(r"\.(jsonl|ndjson|json)(\.\w+)?$")
+_CSV_NAME = re.compile(r"\.csv(\.\w+)?$")
+_MARKUP = re.compile(
+    r"<(\?xml|!doctype|!--|html|head|body|mediawiki|page|doc|tei|text|corpus|article)\b", re.IGNORECASE
+)
+_ITEM_BREAK = re.compile(r"[\s,]*")
+_VALUE_BREAK = re.compile(r"\s*")
+_JSON_TYPES = {dict: "an object", list: "a list", str: "a string", bool: "a truth value", type(None): "null"}
+
+
+def parse(path: Path, lines: Iterator[tuple[int, str]], document_break: str) -> Iterator[str | None]:
+    """The lines of a file's documents, with None after each document.
+
+    Args:
+      path: the name that errors give.
+      lines: (number, line with its end); a long line may come in pieces with one number.
+      document_break: in plain text, "blank_line" (blank lines set documents apart) or "file".
+
+    Raises:
+      UserError: naming file and line, where the format is none of these or is broken.
+    """
+    head = _head(lines)
+    if not head:
+        return
+    lines = itertools.chain(head, lines)
+    number, first = next(_joined(head))
+    first = first.lstrip()
+    if _JSON.match(first.rstrip()) or _JSON_NAME.search(path.name):
+        yield from _parse_json(path, _joined(lines))
+    elif first.startswith("<doc "):
+        yield from _parse_wiki(path, lines)
+    elif found := _refused(path, [line for _, line in head]):
+        kind, cure = found
+        raise UserError(f"{path}, line {number}: begins like {kind} ({first.rstrip()[:60]!r}); {_FORMATS}: {cure}")
+    else:
+        for _, line in lines:
+            yield None if document_break == "blank_line" and not line.strip() else line
+
+
+def _head(lines: Iterator[tuple[int, str]]) -> list[tuple[int, str]]:
+    """The first lines that are not blank, with the blank ones among them."""
+    head: list[tuple[int, str]] = []
+    for number, line in lines:
+        if head or line.strip():
+            head.append((number, line))
+        full = sum(bool(line.strip()) for _, line in head) == _HEAD_LINES
+        if full or sum(len(line) for _, line in head) > _HEAD_CHARS:
+            break
+    return head
+
+
+def _refused(path: Path, head: list[str]) -> tuple[str, str] | None:
+    """(what a file is that holds no plain text, what to do), or None."""
+    first = head[0].lstrip()
+    if first.startswith("{\\rtf"):
+        return "RTF", "save it as plain text"
+    if markup := _MARKUP.match(first):
+        dump = markup[1].lower() in ("mediawiki", "page")
+        return "markup", "run WikiExtractor on it" if dump else "take the text out of its tags"
+    rows = [line.strip("\n\t ") for line in head if line.strip()]
+    tabs = {row.count("\t") for row in rows}
+    if len(rows) >= 3 and len(tabs) == 1 and 0 not in tabs:
+        return "a table with tabs", "give the column with the text alone, a document a line apart"
+    if _CSV_NAME.search(path.name) and all("," in row for row in rows):
+        return "CSV", "give the column with the text alone"
+    return None
+
+
+def _joined(lines: Iterable[tuple[int, str]]) -> Iterator[tuple[int, str]]:
+    """Whole lines from pieces of lines."""
+    for number, pieces in itertools.groupby(lines, lambda line: line[0]):
+        yield number, "".join(piece for _, piece in pieces)
+
+
+def _parse_json(path: Path, lines: Iterator[tuple[int, str]]) -> Iterator[str | None]:
+    """The texts of a JSON object a line, or of objects that span lines or stand in a list."""
+    number, first = next(lines)
+    lines = itertools.chain([(number, first)], lines)
+    try:
+        one_a_line = isinstance(json.loads(first), dict)
+    except ValueError:
+        one_a_line = False
+    for number, record in _parse_each(path, lines) if one_a_line else _parse_values(path, lines):
+        text = record.get("text") if isinstance(record, dict) else None
+        if not isinstance(text, str):
+            found = f"no string field 'text', but {_describe(record)}"
+            raise UserError(f"{path}, line {number}: {found}; put each document's text there")
+        whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # JSON allows half characters
+        yield from whole.splitlines(keepends=True)
+        yield None
+
+
+def _describe(record: Any) -> str:
+    if isinstance(record, dict) and "text" in record:
+        return f"'text' is {json.dumps(record['text'])[:60]}"
+    if isinstance(record, dict) and record:
+        names = list(map(str, record))
+        return f"the fields {', '.join(names[:10])}" + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+    return _JSON_TYPES.get(type(record), "a number")
+
+
+def _parse_each(path: Path, lines: Iterator[tuple[int, str]]) -> Iterator[tuple[int, Any]]:
+    """(line, value) of one JSON value a line."""
+    for number, line in lines:
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except ValueError as error:
+                _not_json(path, number, error)
+
+
+def _parse_values(path: Path, lines: Iterator[tuple[int, str]]) -> Iterator[tuple[int, Any]]:
+    """(line, value) of JSON values one after another, a list's items instead of the list."""
+    decoder = json.JSONDecoder()
+    text, place, line, inside = "", 0, 0, False  # `line` is the one that text[place] stands in
+    needed = 0  # characters, before the next try to decode a value that was not whole
+    for number, more in itertools.chain(lines, [(0, "")]):
+        line = line or number
+        text, place = text[place:] + more, 0
+        while more == "" or len(text) - place >= needed:
+            space = (_ITEM_BREAK if inside else _VALUE_BREAK).match(text, place)
+            start = space.end() if space else place
+            line += text.count("\n", place, start)
+            place = start
+            if place == len(text):
+                break
+            if text[place] in "[]" and (text[place] == "]") == inside:
+                inside, place = not inside, place + 1
+                continue
+            try:
+                value, end = decoder.raw_decode(text, place)
+            except ValueError as error:
+                needed = 2 * (len(text) - place)
+                if more == "" or needed > _JSON_CHARS:
+                    _not_json(path, line, error)
+                break
+            yield line, value
+            line += text.count("\n", place, end)
+            place, needed = end, 0
+    if inside:
+        raise UserError(f"{path} ends within a JSON list; copy it again")
+
+
+def _not_json(path: Path, number: int, error: ValueError) -> NoReturn:
+    reason = str(error).partition(": line ")[0]
+    raise UserError(f"{path}, line {number}: not JSON ({reason}); a .jsonl file has one object a line") from error
+
+
+def _parse_wiki(path: Path, lines: Iterator[tuple[int, str]]) -> Iterator[str | None]:
+    """WikiExtractor's articles without their tags, and without the title, which is no sentence of the text."""
+    title: str | None = None  # until the body's first line has been seen
+    inside = False
+    for number, line in lines:
+        if line.startswith("<doc "):
+            match = re.search(r'title="(.*?)"\s*>', line)
+            title = html.unescape(match[1]) if match else ""
+            inside = True
+            yield None
+        elif line.startswith("</doc>"):
+            inside = False
+            yield None
+        elif line.strip():
+            if not inside:
+                raise UserError(f"{path}, line {number}: text outside of <doc ...> and </doc>; repair the file")
+            if title is None or line.strip() != title:
+                yield line
+            title = None
