@@ -5,7 +5,6 @@ Invariant: the dataclasses below are the only list of fields and defaults (the p
 """
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -251,6 +250,15 @@ MAY_CHANGE = (
 )
 
 
+# Fields that earlier versions had, for the configurations they saved: old name -> new name ...
+RENAMED = {
+    "finetuning.lengths": "data.lengths",
+    "finetuning.trials": "trials",
+}
+# ... and those that are gone -> what holds without them, so that a saved value may be left out.
+REMOVED: dict[str, str] = {}
+
+
 def default_config() -> "ConfigDict":
     """The defaults as a ConfigDict, for a file in configs/ to change and return."""
     from ml_collections import ConfigDict  # only the edge needs it: the step also runs where it is not installed
@@ -259,13 +267,14 @@ def default_config() -> "ConfigDict":
 
 
 def from_dict(fields: Mapping[str, Any]) -> Config:
-    """Builds a Config from nested plain dicts, as `to_json` wrote them; raises UserError on an unknown field."""
+    """Builds a Config from nested plain dicts; raises UserError on an unknown field, with the name it has now."""
 
     def build(cls: Any, values: Mapping[str, Any], prefix: str) -> Any:
         known = {f.name: f for f in dataclasses.fields(cls)}
         unknown = sorted(set(values) - set(known))
         if unknown:
-            raise UserError(f"config: unknown field {prefix}{unknown[0]}; known here: {', '.join(known)}")
+            path = f"{prefix}{unknown[0]}"
+            raise UserError(f"config: unknown field {path}; {renamed(path) or 'known here: ' + ', '.join(known)}")
         return cls(
             **{
                 name: build(known[name].type, value, f"{prefix}{name}.") if isinstance(value, Mapping) else value
@@ -276,29 +285,41 @@ def from_dict(fields: Mapping[str, Any]) -> Config:
     return build(Config, fields, "")
 
 
-def from_flat(flat: Mapping[str, Any]) -> Config:
-    """The Config that `flatten` made the dict of; raises UserError on an unknown field."""
-    fields: dict[str, Any] = {}
+def renamed(field: str) -> str:
+    """What became of a field that earlier versions had, in words; "" for any other."""
+    if field in RENAMED:
+        return f"its name is {RENAMED[field]} now"
+    return f"it is gone: {REMOVED[field]}" if field in REMOVED else ""
+
+
+def from_saved(fields: Mapping[str, Any]) -> Config:
+    """The Config that this version or an earlier one saved, as nested dicts or as `flatten` makes them.
+
+    Raises UserError on a field that no version up to this one had.
+    """
+    flat = _flat(fields)
+    if flat.get("task") == "pretraining" and "data.lengths" not in flat:
+        flat = flat | {"data.lengths": 1}  # before pre-training had the field it padded all rows to block_length
+        flat.pop("finetuning.lengths", None)
+    nested: dict[str, Any] = {}
     for path, value in flat.items():
-        section, _, name = path.rpartition(".")
-        (fields.setdefault(section, {}) if section else fields)[name] = value
-    return from_dict(fields)
+        if path in REMOVED:
+            continue
+        section, _, name = RENAMED.get(path, path).rpartition(".")
+        (nested.setdefault(section, {}) if section else nested)[name] = value
+    return from_dict(nested)
 
 
 def flatten(config: Config) -> dict[str, Any]:
     """{"model.layers": 12, ...}"""
+    return _flat(dataclasses.asdict(config))
+
+
+def _flat(fields: Mapping[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
-    for name, value in dataclasses.asdict(config).items():
-        if isinstance(value, dict):
-            flat.update({f"{name}.{key}": item for key, item in value.items()})
-        else:
-            flat[name] = value
+    for name, value in fields.items():
+        flat |= {f"{name}.{key}": item for key, item in value.items()} if isinstance(value, Mapping) else {name: value}
     return flat
-
-
-def to_json(config: Config) -> str:
-    """Text that `from_dict(json.loads(...))` reads back to an equal Config."""
-    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
 
 
 def max_masked(config: Config, length: int = 0) -> int:

@@ -8,6 +8,7 @@ the configuration alone shows it.
 
 import os
 import platform
+import re
 import shlex
 import sys
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from spanbert_jax import cli
-from spanbert_jax.config import Config, from_dict
+from spanbert_jax.config import Config, from_dict, renamed
 from spanbert_jax.config_check import check
 from spanbert_jax.errors import UserError
 
@@ -66,7 +67,9 @@ def _parse(argv: list[str]) -> list[str]:
         return flags.FLAGS(argv)
     except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         message = str(error.args[0] if error.args else error).replace("\\n", " ").replace("\\", "")
-        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        fields = [match[1] for match in map(re.compile(r"--?config\.([\w.]+)").match, argv) if match]
+        gone = [f"unknown field config.{field}; {renamed(field)}" for field in fields if renamed(field)]
+        print(f"error: {'; '.join(gone) or ' '.join(message.split())}", file=sys.stderr)
         sys.exit(1)
 
 

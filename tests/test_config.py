@@ -1,7 +1,6 @@
 """The configuration: what is refused, with which words, and that every file in configs/ loads."""
 
 import importlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from spanbert_jax import config as configuration
 from spanbert_jax.config import Config
 from spanbert_jax.config_check import check
 from spanbert_jax.errors import UserError
+from spanbert_jax.training.metadata import config_from_json, config_to_json
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -36,7 +36,7 @@ def test_every_configuration_loads_passes_its_checks_and_survives_json(path: Pat
         nested["init_from"] = "runs/base"
     config = configuration.from_dict(nested)
     check(config)
-    assert configuration.from_dict(json.loads(configuration.to_json(config))) == config
+    assert config_from_json(config_to_json(config), "config.json") == config
 
 
 def test_base_and_large_are_the_published_models() -> None:
@@ -99,3 +99,33 @@ def test_the_slots_follow_the_largest_masking_rate() -> None:
 def test_an_unknown_field_in_a_saved_configuration_is_named() -> None:
     with pytest.raises(UserError, match=r"unknown field model\.layer; known here: layers, embed"):
         configuration.from_dict({"model": {"layer": 3}})
+
+
+def test_a_renamed_field_in_a_user_s_configuration_is_refused_with_its_new_name() -> None:
+    with pytest.raises(UserError, match=r"unknown field finetuning\.lengths; its name is data\.lengths now"):
+        configuration.from_dict({"finetuning": {"lengths": 3}})
+
+
+def test_old_names_stand_for_fields_there_are_and_no_field_has_one() -> None:
+    fields = configuration.flatten(Config())
+    assert set(configuration.RENAMED.values()) <= set(fields)
+    assert not {*configuration.RENAMED, *configuration.REMOVED} & set(fields)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_saved_configuration_of_an_earlier_version_keeps_what_it_computed(nested: bool) -> None:
+    """Fine-tuning had `finetuning.lengths`; pre-training padded every row to block_length."""
+    flat = configuration.flatten(Config())
+    del flat["data.lengths"]
+    flat |= {"finetuning.lengths": 3, "finetuning.trials": 5}
+    fields: dict[str, Any] = flat
+    if nested:
+        fields = {}
+        for name, value in flat.items():
+            section, _, field = name.rpartition(".")
+            (fields.setdefault(section, {}) if section else fields)[field] = value
+    assert configuration.from_saved(fields).data.lengths == 1
+    tuned = configuration.from_saved(fields | {"task": "question_answering"})
+    assert (tuned.data.lengths, tuned.trials) == (3, 5)
+    with pytest.raises(UserError, match=r"unknown field data\.legnths"):
+        configuration.from_saved(flat | {"data.legnths": 3})

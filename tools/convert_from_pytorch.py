@@ -18,11 +18,11 @@ from pathlib import Path
 from etils import epath
 
 from spanbert_jax import cli
-from spanbert_jax.config import flatten, to_json
 from spanbert_jax.errors import UserError
 from spanbert_jax.files import new_directory
 from spanbert_jax.serving.weights import is_run, open_weights
 from spanbert_jax.training.checkpoint import write_params
+from spanbert_jax.training.metadata import Metadata, config_to_json
 from spanbert_jax.training.progress import Stage
 
 HEADS = {"mlm": "masked language model", "sbo": "span boundary"}
@@ -44,18 +44,19 @@ def convert(source: Path, output: Path, vocab: Path | None) -> None:
         with Stage(f"Reading {source}"), open_weights(source, vocab) as weights:
             params, report = weights.load()
         model, tokenizer = weights.config.model, weights.tokenizer
-        metadata = {
-            "task": "imported",
-            "imported_from": str(source),
-            "step": 0,
-            "config": flatten(weights.config),
-            "tokenizer_fingerprint": tokenizer.fingerprint,
-            "vocab_size": tokenizer.vocab_size,
-            "labels": list(weights.labels),
-            "left_alone": list(report.left),
-        }
+        metadata = Metadata(
+            task="imported",
+            step=0,
+            config=weights.config,
+            vocab_size=tokenizer.vocab_size,
+            tokenizer_fingerprint=tokenizer.fingerprint,
+            labels=weights.labels,
+            imported_from=str(source),
+            left_alone=report.left,
+        )
         with Stage(f"Writing {output}"):
-            (directory / "config.json").write_text(to_json(dataclasses.replace(weights.config, init_from=str(source))))
+            imported = dataclasses.replace(weights.config, init_from=str(source))
+            (directory / "config.json").write_text(config_to_json(imported))
             tokenizer.save(directory / "tokenizer")
             write_params(epath.Path(directory) / "checkpoints", params, metadata)
     print(

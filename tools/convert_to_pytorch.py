@@ -34,12 +34,15 @@ TOLERANCE = 1e-4  # of the largest value; float32 rounding stays under a tenth o
 
 def training_of(weights: Weights) -> dict[str, Any]:
     """What is known of the training: for spanbert_jax.json and the card."""
-    known = {name: value for name, value in weights.metadata.items() if name not in ("left_alone", "labels")}
-    known["exported_by"] = f"spanbert_jax {spanbert_jax.__version__}"
-    if "imported_from" in known:
+    by = {"exported_by": f"spanbert_jax {spanbert_jax.__version__}"}
+    if weights.metadata is None:
+        return {"step": weights.step, "imported_from": weights.source} | by
+    kept = weights.metadata.to_json()
+    known = {name: value for name, value in kept.items() if value and name not in ("left_alone", "labels")} | by
+    known["step"] = weights.step
+    if weights.metadata.imported_from:
         del known["config"]  # sizes apart, its fields are defaults
-    if "config" not in known:
-        return {"step": weights.step, "imported_from": weights.source, **known}
+        return known
     log = Path(weights.source).parent.parent / "metrics.jsonl"
     lines = log.read_text().splitlines() if log.exists() else []
     rows = [json.loads(line) for line in lines if line.endswith("}")]  # a killed run's last one may be half a line

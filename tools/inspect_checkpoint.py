@@ -65,11 +65,12 @@ def token_type_note(params: Params, weights: Weights) -> list[str]:
     rms = norms[1] / math.sqrt(table.shape[1])
     lines = [f"Token types: norm of row 0 {norms[0]:.4g}, of row 1 {norms[1]:.4g} (rms {rms:.3g})"]
     config, steps = weights.config, weights.step
-    if weights.metadata.get("task") == "pretraining" and not config.init_from:
+    saved = weights.metadata
+    if saved and saved.task == "pretraining" and not config.init_from:
         rates = jax.vmap(learning_rate(config.optimizer, config.train.steps))(np.arange(steps))
         expected = config.model.init_std * math.exp(-config.optimizer.weight_decay * float(rates.sum()))
         lines.append(f"  decayed alone for {steps:,} steps it would have an rms of about {expected:.3g}")
-    elif not weights.metadata or "imported_from" in weights.metadata:
+    elif not saved or saved.imported_from:
         for decay in (0.01, 0.1):
             decayed = (f"{0.02 * math.exp(-decay * total):.2g} in {size}" for size, total in RELEASED.items())
             lines.append(f"  SpanBERT trained with weight decay {decay} would have an rms of {', '.join(decayed)}")
@@ -85,17 +86,16 @@ def show(source: Path, vocab: Path | None, console: Console) -> None:
     size = _size(params)
     console.print(f"[bold]{weights.source}[/]: {weights.kind}, step {weights.step:,}")
     console.print(f"{size:,} parameters ({size * 4 / 2**20:,.1f} MiB in float32): {', '.join(report.taken)}")
-    if "imported_from" in metadata:
-        console.print(
-            f"Imported from {metadata['imported_from']}; {len(metadata['left_alone'])} tensors left alone there"
-        )
+    if metadata and metadata.imported_from:
+        console.print(f"Imported from {metadata.imported_from}; {len(metadata.left_alone)} tensors left alone there")
     casing = "; lowercases" if tokenizer.lowercase else ""
     console.print(f"Tokenizer: {tokenizer.kind}, {tokenizer.vocab_size:,} pieces, {tokenizer.fingerprint[:16]}{casing}")
     console.print(*weights.notes, sep="\n", end="\n" if weights.notes else "")
     if weights.labels:
         console.print(f"Labels: {', '.join(weights.labels)}")
-    if "versions" in metadata:
-        console.print("Written by " + ", ".join(f"{name} {version}" for name, version in metadata["versions"].items()))
+    if metadata:
+        writers = {"spanbert_jax": metadata.written_by or "before 0.2.0", **metadata.versions}
+        console.print("Written by " + ", ".join(f"{name} {version}" for name, version in writers.items()))
     default = flatten(Config())
     changed = [f"{k}={v!r}" for k, v in flatten(weights.config).items() if v != default[k]]
     console.print("Configuration, where it differs from the defaults:", *changed, sep="\n  ")

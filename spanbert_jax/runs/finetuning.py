@@ -4,7 +4,6 @@ Invariant: as in pre-training, a batch is a pure function of (seed, step), and a
 """
 
 import dataclasses
-import importlib.metadata
 import json
 import shutil
 from collections.abc import Iterator, Mapping
@@ -19,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from spanbert_jax.batches.lengths import BucketedOrder, choose_lengths
-from spanbert_jax.config import Config, flatten
+from spanbert_jax.config import Config
 from spanbert_jax.errors import UserError
 from spanbert_jax.serving.predictor import Predictor, kept_metrics, rows_of, to_global, warn_of_cuts, write_jsonl
 from spanbert_jax.runs.prepare import given_tokenizer
@@ -31,6 +30,7 @@ from spanbert_jax.training import flops, loop, sharding
 from spanbert_jax.training.checkpoint import find_checkpoint, read_metadata, read_params
 from spanbert_jax.training.step import Batch
 from spanbert_jax.files import make_directory
+from spanbert_jax.training.metadata import Metadata
 from spanbert_jax.training.workdir import claim_workdir, open_workdir
 
 
@@ -169,16 +169,16 @@ def _loop_task(config: Config, data: Data, tokenizer: Tokenizer) -> loop.Task:
         metrics=metrics,
         describe=describe,
         row_flops=lambda length: flops.encoder_flops(config.model, length),
-        metadata={
-            "task": task.task,
-            "config": flatten(config),
-            "labels": list(task.labels),
-            "special": task.special,
-            "data_fingerprint": data.fingerprint,
-            "tokenizer_fingerprint": tokenizer.fingerprint,
-            "vocab_size": tokenizer.vocab_size,
-            "versions": {name: importlib.metadata.version(name) for name in ("jax", "flax", "optax")},
-        },
+        metadata=Metadata(
+            task=task.task,
+            step=0,
+            config=config,
+            vocab_size=tokenizer.vocab_size,
+            tokenizer_fingerprint=tokenizer.fingerprint,
+            data_fingerprint=data.fingerprint,
+            labels=task.labels,
+            special=task.special,
+        ),
         initial_params=initial_params(config, lambda: task.init_params(model, jax.random.key(0)), task.labels),
         best=f"held_out/{task.best}",
     )

@@ -3,7 +3,6 @@
 Invariant: every stage finds what an earlier start finished and goes on from it: vocabulary, blocks, checkpoint.
 """
 
-import importlib.metadata
 import os
 import sys
 from typing import Any
@@ -12,7 +11,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from spanbert_jax.config import Config, flatten
+from spanbert_jax.config import Config
 from spanbert_jax.corpus import blocks as block_data
 from spanbert_jax.corpus import masked_batches as input_data
 from spanbert_jax.model import pretraining_heads
@@ -21,6 +20,7 @@ from spanbert_jax.runs.start_from import adopt, initial_params
 from spanbert_jax.tasks.pretraining_loss import describe, metrics, objective
 from spanbert_jax.text.tokenizer import Tokenizer
 from spanbert_jax.training import flops, loop, sharding
+from spanbert_jax.training.metadata import Metadata
 from spanbert_jax.training.workdir import claim_workdir, open_workdir
 
 
@@ -61,14 +61,14 @@ def make_task(config: Config, tokenizer: Tokenizer, train: Any, held_out: Any) -
         metrics=lambda totals: metrics(totals, config.train.sbo_weight),
         describe=describe,
         row_flops=lambda length: flops.pretraining_row_flops(config, tokenizer.vocab_size, length),
-        metadata={
-            "task": "pretraining",
-            "config": flatten(config),
-            "data_fingerprint": train.metadata.fingerprint,
-            "tokenizer_fingerprint": tokenizer.fingerprint,
-            "vocab_size": tokenizer.vocab_size,
-            "versions": {name: importlib.metadata.version(name) for name in ("jax", "flax", "optax")},
-        },
+        metadata=Metadata(
+            task="pretraining",
+            step=0,
+            config=config,
+            vocab_size=tokenizer.vocab_size,
+            tokenizer_fingerprint=tokenizer.fingerprint,
+            data_fingerprint=train.metadata.fingerprint,
+        ),
         initial_params=initial_params(config, lambda: pretraining_heads.init_params(model, jax.random.key(0))),
     )
 

@@ -6,7 +6,7 @@ Invariant: each row is computed once, and what comes back is in the rows' order,
 import functools
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from spanbert_jax.serving.weights import Weights
 from spanbert_jax.tasks.finetuning import FineTuning, Prediction, Role
 from spanbert_jax.tasks.registry import finetuning_task
 from spanbert_jax.tasks.rows import Rows, build_rows, fingerprint, load_rows, save_rows
+from spanbert_jax.training.metadata import Metadata
 from spanbert_jax.training.progress import Stage
 
 Outputs = list[dict[str, np.ndarray]]  # of each row
@@ -29,8 +30,9 @@ _POSITIONS = 8192  # in a batch; 16 rows of 512
 
 def trained_task(weights: Weights) -> FineTuning:
     """The task that weights were fine-tuned for; raises UserError where they were not."""
-    kind = finetuning_task(weights.metadata.get("task", "of others' weights"))
-    return kind(weights.config, weights.tokenizer, weights.labels, weights.metadata.get("special", {}))
+    saved = weights.metadata
+    kind = finetuning_task(saved.task if saved else "of others' weights")
+    return kind(weights.config, weights.tokenizer, weights.labels, saved.special if saved else {})
 
 
 class Predictor:
@@ -118,9 +120,10 @@ def warn_of_cuts(rows: Rows, examples: Sequence[Any], source: str) -> None:
         )
 
 
-def kept_metrics(metadata: Mapping[str, Any]) -> dict[str, float]:
+def kept_metrics(metadata: Metadata | None) -> dict[str, float]:
     """The metrics of the evaluation that a checkpoint was kept for; none where there was no such."""
-    return {name.removeprefix("held_out/"): value for name, value in metadata.get("evaluation", {}).items()}
+    saved = metadata.evaluation if metadata else {}
+    return {name.removeprefix("held_out/"): value for name, value in saved.items()}
 
 
 def write_jsonl(predictions: Sequence[Prediction], path: Path) -> None:

@@ -7,16 +7,16 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from etils import epath
 
-from spanbert_jax.config import Config, from_flat
+from spanbert_jax.config import Config
 from spanbert_jax.convert.huggingface import Coverage, Params
 from spanbert_jax.convert.published_weights import open_published_weights
 from spanbert_jax.model.encoder import table_rows
 from spanbert_jax.text.tokenizer import Tokenizer, load_tokenizer
 from spanbert_jax.training.checkpoint import find_checkpoint, read_metadata, read_params, read_shapes
+from spanbert_jax.training.metadata import Metadata
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Weights:
     labels: tuple[str, ...]  # of a classifier
     span_boundary: tuple[int, int] | None  # (offsets, width) of the span-boundary head's table
     step: int
-    metadata: dict[str, Any]  # as saved with a checkpoint of ours; else empty
+    metadata: Metadata | None  # saved with a checkpoint of ours
     load: Callable[[], tuple[Params, Coverage]]
 
 
@@ -69,7 +69,7 @@ def open_weights(path: Path, vocab: Path | None = None) -> Iterator[Weights]:
             published.labels,
             published.span_boundary,
             0,
-            {},
+            None,
             lambda: published.load(rows),
         )
 
@@ -79,7 +79,7 @@ def _open_run(path: Path) -> Weights:
     metadata = read_metadata(checkpoint)
     tokenizer = load_tokenizer(Path(checkpoint.parent.parent) / "tokenizer")
     shapes = read_shapes(checkpoint)
-    config = from_flat(metadata["config"])
+    config = metadata.config
     # A kernel that was named for the machine that trained need not run on this one.
     config = dataclasses.replace(
         config, compute=dataclasses.replace(config.compute, attention="auto", pointwise="auto")
@@ -95,9 +95,9 @@ def _open_run(path: Path) -> Weights:
         config,
         tokenizer,
         (),
-        tuple(metadata.get("labels", ())),
+        metadata.labels,
         shapes["sbo"]["offset"] if "sbo" in shapes else None,
-        int(metadata["step"]),
+        metadata.step,
         metadata,
         load,
     )

@@ -19,6 +19,7 @@ from orbax.checkpoint import checkpoint_managers
 from spanbert_jax.config import TrainConfig
 from spanbert_jax.errors import UserError
 from spanbert_jax.files import absolute
+from spanbert_jax.training.metadata import Metadata, from_json
 
 
 class Checkpoints:
@@ -45,9 +46,10 @@ class Checkpoints:
         """The newest step that was saved whole."""
         return self._manager.latest_step()
 
-    def metadata(self, step: int) -> dict[str, Any]:
-        """The JSON that was saved with the state."""
-        return self._restore(step, metadata=ocp.args.JsonRestore())["metadata"]
+    def metadata(self, step: int) -> Metadata:
+        """What was saved beside the state; raises UserError where it cannot be read."""
+        saved = self._restore(step, metadata=ocp.args.JsonRestore())["metadata"]
+        return from_json(saved, f"{self._manager.directory}/{step}")
 
     def restore(self, step: int, abstract: Any) -> Any:
         """The state, laid out as `abstract` (ShapeDtypeStructs with shardings) says, whatever mesh wrote it.
@@ -65,13 +67,13 @@ class Checkpoints:
                 f"({str(error).partition(chr(10))[0]}); delete that directory to go on from an earlier one"
             ) from error
 
-    def save(self, step: int, state: Any, metadata: Mapping[str, Any], force: bool = False) -> bool:
+    def save(self, step: int, state: Any, metadata: Metadata, force: bool = False) -> bool:
         """Saves in the background if the step is due, or `force`; True where a save began."""
         if step == self._manager.latest_step():
             return False
         return self._manager.save(
             step,
-            args=ocp.args.Composite(state=ocp.args.StandardSave(state), metadata=ocp.args.JsonSave(dict(metadata))),
+            args=ocp.args.Composite(state=ocp.args.StandardSave(state), metadata=ocp.args.JsonSave(metadata.to_json())),
             force=force,
         )
 
@@ -111,10 +113,14 @@ def newest_step(folder: epath.Path) -> epath.Path | None:
     return max(whole, key=lambda step: int(step.name), default=None)
 
 
-def read_metadata(checkpoint: epath.Path) -> dict[str, Any]:
-    """The JSON that was saved with a checkpoint that `find_checkpoint` found; raises UserError where it is damaged."""
+def read_metadata(checkpoint: epath.Path) -> Metadata:
+    """What was saved beside a checkpoint that `find_checkpoint` found.
+
+    Raises UserError where it is damaged, or a later version wrote it.
+    """
     with _readable(checkpoint), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
-        return checkpointer.restore(absolute(checkpoint) / "metadata")
+        saved = checkpointer.restore(absolute(checkpoint) / "metadata")
+    return from_json(saved, str(checkpoint))
 
 
 def read_params(checkpoint: epath.Path) -> dict[str, Any]:
@@ -144,7 +150,7 @@ def _saved_tree(checkpointer: ocp.PyTreeCheckpointer, state: epath.Path) -> Any:
     return metadata.tree
 
 
-def write_params(directory: epath.Path, params: Mapping[str, Any], metadata: Mapping[str, Any], step: int = 0) -> None:
+def write_params(directory: epath.Path, params: Mapping[str, Any], metadata: Metadata) -> None:
     """A checkpoint of parameters alone, to predict with or to start other runs from; the only one in `directory`.
 
     Written in small chunks and files: buffers of Orbax's default sizes would take as much memory as BERT-base again.
@@ -155,10 +161,14 @@ def write_params(directory: epath.Path, params: Mapping[str, Any], metadata: Map
     )
     with ocp.CheckpointManager(absolute(epath.Path(directory)), options=options) as manager:
         for old in manager.all_steps():
-            if old >= step:  # of a run that went back to an earlier checkpoint; Orbax would keep it, and skip this one
+            if (
+                old >= metadata.step
+            ):  # of a run that went back to an earlier checkpoint; Orbax would keep it, and skip this one
                 manager.delete(old)
         state = ocp.args.PyTreeSave({"params": params}, save_args={"params": chunks}, ocdbt_target_data_file_size=2**24)
-        manager.save(step, args=ocp.args.Composite(state=state, metadata=ocp.args.JsonSave(dict(metadata))))
+        manager.save(
+            metadata.step, args=ocp.args.Composite(state=state, metadata=ocp.args.JsonSave(metadata.to_json()))
+        )
 
 
 @contextlib.contextmanager

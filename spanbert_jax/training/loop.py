@@ -5,6 +5,7 @@ window before. So a checkpoint named n is the state before batch n, and the devi
 """
 
 import collections
+import dataclasses
 import functools
 import math
 import signal
@@ -23,6 +24,7 @@ from spanbert_jax.errors import UserError
 from spanbert_jax.training import sharding
 from spanbert_jax.training.checkpoint import Checkpoints, newest_step, read_metadata, write_params
 from spanbert_jax.training.flops import peak_flops
+from spanbert_jax.training.metadata import Metadata
 from spanbert_jax.training.progress import MetricsWriter, Stage
 from spanbert_jax.training.step import (
     Batch,
@@ -48,7 +50,7 @@ class Task(NamedTuple):
     metrics: Callable[[Mapping[str, float]], dict[str, float]]  # a window's summed sums -> what they mean
     describe: Callable[[Mapping[str, float]], str]  # metrics -> a few words for the progress display
     row_flops: Callable[[int], float]  # length -> model FLOPs of training on one row of so many positions
-    metadata: Mapping[str, Any]  # saved with every checkpoint
+    metadata: Metadata  # saved with every checkpoint, with its step
     initial_params: Callable[[], Any] | None = None  # NumPy arrays, for some groups of the tree or all; else `init`'s
     best: str = ""  # the evaluation's metric whose highest value is kept, as parameters alone, under best/
 
@@ -119,9 +121,9 @@ def _run(config: Config, task: Task, workdir: epath.Path) -> Result:
                 evaluation = task.evaluate(state["params"], layout)
                 if task.best and evaluation[task.best] > best:  # never of NaN, which a correlation may be
                     best = evaluation[task.best]
-                    saved = {**task.metadata, "step": step, "evaluation": evaluation}
+                    saved = dataclasses.replace(task.metadata, step=step, evaluation=evaluation)
                     checkpoints.wait()
-                    write_params(workdir / "best", state["params"], saved, step)
+                    write_params(workdir / "best", state["params"], saved)
                 if writer and step > first:
                     writer.write(step, evaluation)
                 stage.say(f"Step {step:,}, held out: {task.describe(evaluation)}")
@@ -129,7 +131,8 @@ def _run(config: Config, task: Task, workdir: epath.Path) -> Result:
                 window.start()
             stop = signals.asked or checkpoints.preempted(step)
             if step > first:
-                checkpoints.save(step, state, {**task.metadata, "step": step}, force=stop or step == last)
+                at_step = dataclasses.replace(task.metadata, step=step)
+                checkpoints.save(step, state, at_step, force=stop or step == last)
             if step == last or stop:
                 break
             began = time.monotonic()
@@ -156,13 +159,12 @@ def _run(config: Config, task: Task, workdir: epath.Path) -> Result:
     return Result(step, step == last, evaluation)
 
 
-def _check_same_data(task: Task, saved: Mapping[str, Any], workdir: epath.Path) -> None:
+def _check_same_data(task: Task, saved: Metadata, workdir: epath.Path) -> None:
     """Raises UserError where the checkpoint was trained on other data than a step would now read."""
-    names = [name for name in task.metadata if name.endswith("fingerprint")]
     differing = [
-        f"{name} {saved.get(name)} then, {task.metadata[name]} now"
-        for name in names
-        if saved.get(name) != task.metadata[name]
+        f"{name} {saved.fingerprints[name]} then, {now} now"
+        for name, now in task.metadata.fingerprints.items()
+        if saved.fingerprints[name] != now
     ]
     if differing:
         raise UserError(
@@ -173,7 +175,7 @@ def _check_same_data(task: Task, saved: Mapping[str, Any], workdir: epath.Path) 
 
 def _best_so_far(task: Task, workdir: epath.Path) -> float:
     best = newest_step(workdir / "best")
-    return float(read_metadata(best)["evaluation"][task.best]) if task.best and best else -math.inf
+    return float(read_metadata(best).evaluation[task.best]) if task.best and best else -math.inf
 
 
 def summed_evaluation(

@@ -5,15 +5,15 @@ Invariant: all that a workdir holds was computed with the configuration in its c
 """
 
 import importlib
-import json
 from pathlib import Path
 
 import jax
 from etils import epath
 
-from spanbert_jax.config import MAY_CHANGE, Config, flatten, from_dict, to_json
+from spanbert_jax.config import MAY_CHANGE, Config, flatten
 from spanbert_jax.errors import UserError
 from spanbert_jax.files import bucket_errors, is_remote, make_directory, written_aside
+from spanbert_jax.training.metadata import config_from_json, config_to_json
 
 _FILE = "config.json"
 
@@ -52,15 +52,13 @@ def claim_workdir(config: Config, workdir: epath.Path) -> None:
     it, claims nothing."""
     if jax.process_index() == 0:
         with written_aside(workdir / _FILE) as aside:
-            aside.write_text(to_json(config))
+            aside.write_text(config_to_json(config))
 
 
 def read_config(file: epath.Path) -> Config:
-    """The configuration in a workdir's config.json; raises UserError where it is none."""
-    try:
-        return from_dict(json.loads(file.read_text()))
-    except ValueError as error:
-        raise UserError(f"{file}: not a configuration ({error}); delete it or choose another --workdir") from error
+    """The configuration in a workdir's config.json, of this version or an earlier one; raises UserError where it is
+    none."""
+    return config_from_json(file.read_text(), str(file))
 
 
 def _check_same(config: Config, file: epath.Path) -> None:

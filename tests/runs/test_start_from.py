@@ -20,7 +20,7 @@ import pytest
 from etils import epath
 from jax.experimental.compilation_cache import compilation_cache
 
-from spanbert_jax.config import Config, ModelConfig, flatten, from_dict
+from spanbert_jax.config import Config, ModelConfig, from_dict
 from spanbert_jax.config_check import check
 from spanbert_jax.convert.export import Export, write_export
 from spanbert_jax.convert.huggingface import shapes
@@ -29,6 +29,7 @@ from spanbert_jax.model.encoder import padded_vocab
 from spanbert_jax.serving.weights import open_weights
 from spanbert_jax.text.tokenizer import SPECIALS, Tokenizer, load_tokenizer
 from spanbert_jax.training.checkpoint import find_checkpoint, write_params
+from spanbert_jax.training.metadata import Metadata
 from spanbert_jax.files import new_directory
 from tests.support import runs
 from tools import convert_from_pytorch
@@ -236,7 +237,7 @@ def test_a_source_that_is_missing_is_one_message(corpus: Path, tmp_path: Path) -
 def test_what_does_not_fit_the_source_is_one_message_and_claims_nothing(
     fields: dict[str, Any], message: str, corpus: Path, tmp_path: Path
 ) -> None:
-    metadata = {"task": "pretraining", "step": 0, "config": flatten(Config(model=BERT))}
+    metadata = Metadata("pretraining", 0, Config(model=BERT))
     write_params(epath.Path(tmp_path / "source" / "checkpoints"), random_params(BERT, mlm=0, sbo=15), metadata)
     wordpiece().save(tmp_path / "source" / "tokenizer")
     with pytest.raises(UserError, match=message) as raised:

@@ -23,12 +23,14 @@ import pytest
 from etils import epath
 from safetensors.numpy import load_file, save_file
 
-from spanbert_jax.config import Config, ModelConfig, flatten, from_dict, from_flat
+from spanbert_jax.config import Config, ModelConfig, flatten
 from spanbert_jax.convert.huggingface import Params, shapes
 from spanbert_jax.model import pretraining_heads
 from spanbert_jax.model.encoder import padded_vocab
 from spanbert_jax.text.tokenizer import SPECIALS, Tokenizer, load_tokenizer
 from spanbert_jax.training.checkpoint import find_checkpoint, read_metadata, read_params, write_params
+from spanbert_jax.training.metadata import Metadata
+from spanbert_jax.training.workdir import read_config
 from tests.support import runs
 from tools import convert_from_pytorch, convert_to_pytorch
 
@@ -60,7 +62,7 @@ def random_params(lowercase: bool = False, **heads: int) -> Params:
 def write_run(workdir: Path, params: Params, lowercase: bool = False, labels: tuple[str, ...] = ()) -> Path:
     """What a run leaves, as far as the tools read it."""
     wordpiece(lowercase).save(workdir / "tokenizer")
-    metadata = {"task": "any", "step": 7, "config": flatten(Config(model=MODEL)), "labels": list(labels)}
+    metadata = Metadata("any", 7, Config(model=MODEL), labels=labels)
     write_params(epath.Path(workdir / "checkpoints"), params, metadata)
     return workdir
 
@@ -162,7 +164,7 @@ def test_transformers_loads_a_trained_run_s_export_with_nothing_missing(trained:
 def test_an_export_says_which_training_it_comes_from(trained: Path) -> None:
     said, again = (json.loads((trained / name / ABOUT).read_text()) for name in ("export", "again"))
     assert said["step"] == 4
-    assert said["config"] == flatten(from_dict(json.loads((trained / "run" / "config.json").read_text())))
+    assert said["config"] == flatten(read_config(epath.Path(trained / "run" / "config.json")))
     assert said["evaluation"]["held_out/mlm_loss"] == runs.metrics(trained / "run", "held_out/mlm_loss")[4]
     assert again["imported_from"] == str(trained / "export") and "config" not in again
 
@@ -202,7 +204,7 @@ def test_a_run_with_any_head_is_verified_and_comes_back_bitwise(name: str, lower
     assert re.findall(r"Missing: (\w+)", printed) == ([] if "mlm" in heads else ["mlm", "sbo"])
     checkpoint = find_checkpoint(epath.Path(tmp_path / "imported"))
     assert_same(read_params(checkpoint), params)
-    assert tuple(read_metadata(checkpoint)["labels"]) == labels
+    assert read_metadata(checkpoint).labels == labels
     assert load_tokenizer(tmp_path / "imported" / "tokenizer").fingerprint == wordpiece(lowercase).fingerprint
     export(tmp_path / "imported", tmp_path / "again")
     assert files(tmp_path / "export") == files(tmp_path / "again")
@@ -283,7 +285,7 @@ def test_rows_beyond_the_pieces_are_named_and_survive_there_and_back(rows: int, 
     assert files(tmp_path / "padded") == files(tmp_path / "again")
 
     checkpoint = find_checkpoint(epath.Path(tmp_path / "imported"))
-    params, config = read_params(checkpoint), from_flat(read_metadata(checkpoint)["config"])
+    params, config = read_params(checkpoint), read_metadata(checkpoint).config
     model = pretraining_heads.pretraining_model(config, 154, "cpu")
     assert jax.tree.map(jax.numpy.shape, params["embeddings"]) == jax.tree.map(
         jax.numpy.shape, jax.eval_shape(lambda: pretraining_heads.init_params(model, jax.random.key(0)))["embeddings"]
@@ -303,7 +305,7 @@ def test_a_tensorflow_checkpoint_is_accounted_for_tensor_by_tensor(shared_data: 
     (left,) = re.findall(r"Left alone, 95 tensors: (.*)", printed)
     named = {"cls.seq_relationship.bias", "cls.seq_relationship.weight", "global_step"}
     assert set(left.split(", ")) == {"46 x */adam_m", "46 x */adam_v", *named}
-    left_alone = read_metadata(find_checkpoint(epath.Path(tmp_path / "imported")))["left_alone"]
+    left_alone = read_metadata(find_checkpoint(epath.Path(tmp_path / "imported"))).left_alone
     assert len(set(left_alone)) == 95 and "bert/pooler/dense/kernel/adam_m" in left_alone
     assert "Left out: pooler\n" in export(tmp_path / "imported", tmp_path / "export")
 
@@ -422,7 +424,7 @@ def test_a_checkpoint_with_a_value_that_is_not_finite_is_not_exported(tmp_path: 
     assert "bert.encoder.layer.1.intermediate.dense.weight has values that are not finite" in refusal
 
 
-@pytest.mark.parametrize("damaged", ["0/state/ocdbt.process_0/d/*", "0/state/manifest.ocdbt", "0/metadata/metadata"])
+@pytest.mark.parametrize("damaged", ["7/state/ocdbt.process_0/d/*", "7/state/manifest.ocdbt", "7/metadata/metadata"])
 def test_a_truncated_checkpoint_is_one_message_and_leaves_nothing(damaged: str, bert: Path, tmp_path: Path) -> None:
     """In a process of its own, whose stderr has everything, of whatever thread."""
     shutil.copytree(bert, tmp_path / "run")

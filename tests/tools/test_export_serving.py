@@ -18,11 +18,11 @@ from etils import epath
 from jax import export
 from safetensors.numpy import load_file
 
-from spanbert_jax.config import flatten
 from spanbert_jax.model import linear_heads, pretraining_heads
 from spanbert_jax.serving.functions import functions
 from spanbert_jax.text.tokenizer import Tokenizer
 from spanbert_jax.training.checkpoint import write_params
+from spanbert_jax.training.metadata import Metadata
 from tests.support.synthetic import small_config
 from tools import export_serving
 
@@ -104,7 +104,7 @@ def write_runs(folder: Path) -> dict[str, Any]:
     params = {model: jax.tree_util.tree_map_with_path(draw, tree) for model, tree in shapes.items()}
     for model, tree in params.items():
         TOKENIZER.save(folder / model / "tokenizer")
-        metadata = {"config": flatten(config), "step": 0, "labels": LABELS if model == "classification" else ()}
+        metadata = Metadata(model, 0, config, labels=LABELS if model == "classification" else ())
         write_params(epath.Path(folder / model / "checkpoints"), tree, metadata)
     return params
 

@@ -10,11 +10,12 @@ import pytest
 from etils import epath
 from rich.console import Console
 
-from spanbert_jax.config import Config, ModelConfig, OptimizerConfig, TrainConfig, flatten
+from spanbert_jax.config import Config, ModelConfig, OptimizerConfig, TrainConfig
 from spanbert_jax.convert.huggingface import shapes
 from spanbert_jax.errors import UserError
 from spanbert_jax.text.tokenizer import SPECIALS, Tokenizer
 from spanbert_jax.training.checkpoint import write_params
+from spanbert_jax.training.metadata import Metadata
 from tools import inspect_checkpoint
 
 MODEL = ModelConfig(layers=2, embed=8, heads=2, mlp=16, max_length=16)
@@ -37,8 +38,8 @@ def write(workdir: Path, **metadata: Any) -> dict[str, Any]:
     params = draw(shapes(MODEL, 128, {"mlm": 0, "sbo": 15}))
     optimizer = OptimizerConfig(learning_rate=0.5, warmup_steps=0, weight_decay=0.1)
     config = dataclasses.replace(Config(), model=MODEL, optimizer=optimizer, train=TrainConfig(steps=100))
-    known = {"task": "pretraining", "step": 100, "config": flatten(config), "labels": []}
-    write_params(epath.Path(workdir) / "checkpoints", params, known | metadata, 100)
+    known = {"task": "pretraining", "step": 100, "config": config}
+    write_params(epath.Path(workdir) / "checkpoints", params, Metadata(**known | metadata))
     TOKENIZER.save(workdir / "tokenizer")
     return params
 
@@ -75,7 +76,7 @@ def test_token_type_1_is_compared_with_what_decay_alone_would_leave(tmp_path: Pa
     assert f"norm of row 0 {norms[0]:.4g}, of row 1 {norms[1]:.4g} (rms {norms[1] / np.sqrt(8):.3g})" in text
     # 0.5 falling linearly to 0 over 100 steps adds up to 25.25; 0.02 * exp(-0.1 * 25.25) = 0.0016.
     assert "100 steps it would have an rms of about 0.0016" in text
-    write(tmp_path / "imported", task="imported", imported_from="spanbert.tar.gz", left_alone=["x"])
+    write(tmp_path / "imported", task="imported", imported_from="spanbert.tar.gz", left_alone=("x",))
     text = printed(tmp_path / "imported")
     assert "Imported from spanbert.tar.gz; 1 tensors left alone there" in text
     # Sums of 120 (large) and 75 (base): 0.02 * exp(-1.2) = 0.006, 0.02 * exp(-0.75) = 0.0094.

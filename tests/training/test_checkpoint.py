@@ -22,6 +22,7 @@ from spanbert_jax.training.checkpoint import (
     read_shapes,
     write_params,
 )
+from spanbert_jax.training.metadata import Metadata
 from tests.support.synthetic import VOCAB, random_batch, small_config
 
 
@@ -29,18 +30,23 @@ def params_of(value: float) -> dict[str, Any]:
     return {"a": {"b": np.full((3, 2), value, np.float32)}, "c": np.full(4, value, np.float32)}
 
 
+def at(step: int) -> Metadata:
+    return Metadata("x", step, small_config())
+
+
 def test_parameters_and_what_belongs_to_them_are_read_back(tmp_path: Path) -> None:
-    write_params(epath.Path(tmp_path), params_of(2.0), {"labels": ["x"]}, 7)
+    metadata = Metadata("x", 7, small_config(), labels=("x",), special={"a": 1}, evaluation={"held_out/score": 3.0})
+    write_params(epath.Path(tmp_path), params_of(2.0), metadata)
     checkpoint = find_checkpoint(epath.Path(tmp_path))
-    assert checkpoint.name == "7" and read_metadata(checkpoint) == {"labels": ["x"]}
+    assert checkpoint.name == "7" and read_metadata(checkpoint) == metadata
     jax.tree.map(np.testing.assert_array_equal, read_params(checkpoint), params_of(2.0))
     assert read_shapes(checkpoint) == {"a": {"b": (3, 2)}, "c": (4,)}
 
 
 @pytest.mark.parametrize("step", [3, 7, 12])
 def test_a_later_write_is_the_one_that_stays_whatever_its_step(tmp_path: Path, step: int) -> None:
-    write_params(epath.Path(tmp_path), params_of(1.0), {}, 7)
-    write_params(epath.Path(tmp_path), params_of(2.0), {}, step)
+    write_params(epath.Path(tmp_path), params_of(1.0), at(7))
+    write_params(epath.Path(tmp_path), params_of(2.0), at(step))
     (only,) = (child for child in tmp_path.iterdir() if child.name.isdigit())
     assert only.name == str(step)
     np.testing.assert_array_equal(read_params(epath.Path(only))["c"], params_of(2.0)["c"])
@@ -50,11 +56,11 @@ def test_the_best_comes_before_the_newest_where_it_is_whole(tmp_path: Path) -> N
     workdir = epath.Path(tmp_path)
     with pytest.raises(UserError, match="no checkpoint there"):
         find_checkpoint(workdir)
-    write_params(workdir / "checkpoints", params_of(1.0), {}, 9)
+    write_params(workdir / "checkpoints", params_of(1.0), at(9))
     (tmp_path / "best" / "5.orbax-checkpoint-tmp-1").mkdir(parents=True)  # a first save that was cut off
     assert newest_step(workdir / "best") is None
     assert find_checkpoint(workdir) == workdir / "checkpoints" / "9"
-    write_params(workdir / "best", params_of(2.0), {}, 5)
+    write_params(workdir / "best", params_of(2.0), at(5))
     assert find_checkpoint(workdir) == workdir / "best" / "5"
 
 
@@ -74,10 +80,10 @@ def test_the_best_evaluation_is_kept_and_one_that_is_no_number_never_is(tmp_path
         metrics=lambda totals: {},
         describe=lambda values: "",
         row_flops=lambda length: 1.0,
-        metadata={"task": "x"},
+        metadata=at(0),
         best="held_out/score",
     )
     assert loop.run(config, task, epath.Path(tmp_path)).finished
     best = find_checkpoint(epath.Path(tmp_path))
     assert (best.parent.name, best.name) == ("best", "3")
-    assert read_metadata(best)["evaluation"] == {"held_out/score": 3.0}
+    assert read_metadata(best).evaluation == {"held_out/score": 3.0}

@@ -1,0 +1,113 @@
+"""The JSON beside a checkpoint's arrays, and a workdir's config.json: their fields, their format, who wrote them.
+
+Invariant: this module alone writes and reads both. Each names the version of spanbert_jax that wrote it. A file of an
+earlier version opens with the fields it had; a file that cannot be opened is refused with its name, the version that
+wrote it, this version, and the cure.
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+import spanbert_jax
+from spanbert_jax.config import Config, flatten, from_saved
+from spanbert_jax.errors import UserError
+
+FORMAT = 2  # 1: no number, no version, fields as each run named them; up to version 0.1.0
+
+_WRITER = "written_by"  # the field of config.json that holds the version
+
+
+def _library_versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in ("jax", "flax", "optax")}
+
+
+@dataclasses.dataclass(frozen=True)
+class Metadata:
+    """What a checkpoint says beside its arrays. Fields with a default may be absent from a file."""
+
+    task: str  # config.task of the run, or "imported"
+    step: int  # updates of the parameters so far
+    config: Config
+    vocab_size: int = 0  # pieces; 0: not known
+    tokenizer_fingerprint: str = ""
+    data_fingerprint: str = ""  # of the blocks, or of the labelled files
+    labels: tuple[str, ...] = ()  # of a classifier, in its order
+    special: Mapping[str, int] = dataclasses.field(default_factory=dict)  # `FineTuning.special`
+    evaluation: Mapping[str, float] = dataclasses.field(default_factory=dict)  # "held_out/NAME": value, of a best one
+    imported_from: str = ""  # the path of others' weights
+    left_alone: tuple[str, ...] = ()  # their tensors that were not taken
+    versions: Mapping[str, str] = dataclasses.field(default_factory=_library_versions)
+    written_by: str = spanbert_jax.__version__
+    format: int = FORMAT
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """What a run that goes on must find unchanged."""
+        return {name: getattr(self, name) for name in ("data_fingerprint", "tokenizer_fingerprint")}
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as plain JSON; the configuration flat, {"model.layers": 12, ...}."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return fields | {
+            "config": flatten(self.config),
+            "labels": list(self.labels),
+            "left_alone": list(self.left_alone),
+        }
+
+
+def from_json(fields: Any, source: str) -> Metadata:
+    """The metadata that `to_json`, of this version or an earlier one, made `fields` of.
+
+    source: the checkpoint, for the message. Raises UserError where the format is newer than FORMAT, a field that every
+    checkpoint has is missing, or a field has another type.
+    """
+    if not isinstance(fields, Mapping):
+        raise UserError(f"{source}: its metadata is not a JSON object but {type(fields).__name__}; name another one")
+    writer, number = str(fields.get("written_by", "")), fields.get("format", 1)
+    if not isinstance(number, int) or number > FORMAT:
+        cure = "install that version, or a later one"
+        _refuse(source, writer, f"it has format {number}, and the newest known here is {FORMAT}", cure)
+    known = {field.name: fields[field.name] for field in dataclasses.fields(Metadata) if field.name in fields}
+    known |= {"written_by": writer, "format": number, "versions": fields.get("versions", {})}
+    try:
+        known["config"] = from_saved(fields["config"])
+        for name in ("labels", "left_alone"):
+            known[name] = tuple(fields.get(name, ()))
+        return Metadata(**known)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        _refuse(source, writer, f"its metadata is not as it was written: {error!r}", "restore it, or name another one")
+    except UserError as error:
+        _refuse(source, writer, str(error), "open it with the version that wrote it")
+
+
+def config_to_json(config: Config) -> str:
+    """The text of a workdir's config.json."""
+    fields = {_WRITER: spanbert_jax.__version__, **dataclasses.asdict(config)}
+    return json.dumps(fields, indent=2) + "\n"
+
+
+def config_from_json(text: str, source: str) -> Config:
+    """The configuration in the text of a config.json of this version or an earlier one.
+
+    source: the file, for the message. Raises UserError where the text holds no configuration that can be read.
+    """
+    try:
+        fields = dict(json.loads(text))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{source}: not a configuration ({error}); delete it or choose another --workdir") from error
+    writer = str(fields.pop(_WRITER, ""))
+    try:
+        return from_saved(fields)
+    except (TypeError, UserError) as error:
+        _refuse(source, writer, str(error), "use the version that wrote it, or choose another --workdir")
+
+
+def _refuse(source: str, writer: str, why: str, cure: str) -> NoReturn:
+    here = spanbert_jax.__version__
+    raise UserError(
+        f"{source}: written by spanbert_jax {writer or 'before 0.2.0'}, and spanbert_jax {here} cannot open it "
+        f"({why}); {cure}"
+    )
