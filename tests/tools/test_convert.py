@@ -14,7 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
-from unittest import mock
 
 import jax
 import ml_dtypes
@@ -69,12 +68,8 @@ def write_run(workdir: Path, params: Params, lowercase: bool = False, labels: tu
 
 def call(tool: ModuleType, *arguments: object) -> tuple[int, str, str]:
     """Runs the tool's main in this process: (status, stdout, stderr)."""
-    with (
-        mock.patch.object(sys, "argv", [str(tool.__file__), *map(str, arguments)]),
-        contextlib.redirect_stdout(io.StringIO()) as out,
-        contextlib.redirect_stderr(io.StringIO()) as err,
-    ):
-        status = tool.main()
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        status = tool.main([*map(str, arguments)])
     return status, out.getvalue(), err.getvalue()
 
 
@@ -126,24 +121,24 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs.write_corpus(folder / "topics.txt", topics=30)
     runs.run(folder / "run", corpus__files=folder / "topics.txt", train__steps=4, train__eval_every=4)
     for tool, *arguments in (
-        ("convert_to_pytorch.py", "--verify", "--checkpoint", folder / "run", "--output", folder / "export"),
-        ("convert_from_pytorch.py", "--input", folder / "export", "--output", folder / "imported"),
+        (convert_to_pytorch, "--verify", "--checkpoint", folder / "run", "--output", folder / "export"),
+        (convert_from_pytorch, "--input", folder / "export", "--output", folder / "imported"),
     ):
-        done = process(f"tools/{tool}", *arguments)
-        assert done.returncode == 0 and done.stderr == "", done.stderr
-        (folder / tool).write_text(done.stdout)
+        status, out, err = call(tool, *arguments)
+        assert status == 0 and err == "", err
+        (folder / f"{tool.__name__}.txt").write_text(out)
     export(folder / "imported", folder / "again")
     return folder
 
 
 def test_a_trained_run_is_verified_and_comes_back_bitwise(trained: Path) -> None:
-    printed = (trained / "convert_to_pytorch.py").read_text()
+    printed = (trained / "tools.convert_to_pytorch.txt").read_text()
     assert max(differences(printed)) <= 2e-5
     lines, differing = re.findall(r"Tokenizer: on (\d+),\d+ real lines, \d+ differ \((\S+)%\)", printed)[0]
     assert int(lines) >= 5 and float(differing) < 0.2  # thousands
     listed = re.findall(r"^  (\S+) +([\d,]+) bytes$", printed, re.M)
     assert dict(listed) == {path.name: f"{path.stat().st_size:,}" for path in (trained / "export").iterdir()}
-    assert "Taken: embeddings, encoder, mlm, sbo\n" in (trained / "convert_from_pytorch.py").read_text()
+    assert "Taken: embeddings, encoder, mlm, sbo\n" in (trained / "tools.convert_from_pytorch.txt").read_text()
 
     assert_same(runs.params(trained / "run", 4), runs.params(trained / "imported", 0))
     assert files(trained / "export") == files(trained / "again")
@@ -424,11 +419,21 @@ def test_a_checkpoint_with_a_value_that_is_not_finite_is_not_exported(tmp_path: 
     assert "bert.encoder.layer.1.intermediate.dense.weight has values that are not finite" in refusal
 
 
-@pytest.mark.parametrize("damaged", ["7/state/ocdbt.process_0/d/*", "7/state/manifest.ocdbt", "7/metadata/metadata"])
-def test_a_truncated_checkpoint_is_one_message_and_leaves_nothing(damaged: str, bert: Path, tmp_path: Path) -> None:
+def test_a_truncated_checkpoint_is_one_message_and_leaves_nothing(bert: Path, tmp_path: Path) -> None:
     """In a process of its own, whose stderr has everything, of whatever thread."""
-    shutil.copytree(bert, tmp_path / "run")
-    truncate(max((tmp_path / "run" / "checkpoints").glob(damaged), key=lambda path: path.stat().st_size))
-    done = process("tools/convert_to_pytorch.py", "--checkpoint", tmp_path / "run", "--output", tmp_path / "export")
-    assert done.stderr.startswith(f"error: {tmp_path}/run") and done.stderr.count("\n") == 1, done.stderr
-    assert done.returncode == 1 and [path.name for path in tmp_path.iterdir()] == ["run"]
+    damaged = ("7/state/ocdbt.process_0/d/*", "7/state/manifest.ocdbt", "7/metadata/metadata")
+    for number, pattern in enumerate(damaged):
+        shutil.copytree(bert, tmp_path / f"run{number}")
+        truncate(max((tmp_path / f"run{number}" / "checkpoints").glob(pattern), key=lambda path: path.stat().st_size))
+    script = (
+        "import sys\n"
+        "from tools import convert_to_pytorch\n"
+        "for run in sys.argv[1:]:\n"
+        "    print(convert_to_pytorch.main(['--checkpoint', run, '--output', run + '.export']))\n"
+    )
+    places = [tmp_path / f"run{number}" for number in range(len(damaged))]
+    done = process("-c", script, *places)
+    assert done.returncode == 0 and re.findall(r"^\d$", done.stdout, re.M) == ["1"] * len(places), done.stderr
+    for place, line in zip(places, done.stderr.splitlines(), strict=True):
+        assert line.startswith(f"error: {place}/")
+    assert sorted(tmp_path.iterdir()) == places
