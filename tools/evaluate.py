@@ -18,7 +18,7 @@ from spanbert_jax import cli
 from spanbert_jax.errors import UserError
 from spanbert_jax.serving.predictor import trained_task
 from spanbert_jax.serving.weights import open_weights
-from spanbert_jax.tasks.example_files import field, read_json, read_jsonl
+from spanbert_jax.tasks.example_files import field, read_lines, read_records
 from spanbert_jax.tasks.finetuning import FineTuning, Prediction
 from tools.predict import predict
 
@@ -30,17 +30,14 @@ def read_predictions(path: Path, examples: list[Any], may_lack: bool) -> list[Pr
     otherwise, or all are, or an id comes twice.
     """
     found: dict[str, Prediction] = {}
-    if path.suffix == ".jsonl":
-        for place, record in read_jsonl(path):
-            name = str(field(record, "id", (str, int), place))
-            if name in found:
-                raise UserError(f"{place}: a second prediction for {name!r}; keep one")
-            found[name] = {**record, "id": name}
-    else:
-        texts = read_json(path)
-        if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
-            raise UserError(f"{path}: expected SQuAD's {{id: text}}; name JSON lines .jsonl")
-        found = {name: {"id": name, "text": text} for name, text in texts.items()}
+    for place, record in read_records(path, read_lines(path)):
+        if "id" not in record and all(isinstance(text, str) for text in record.values()):
+            found |= {name: {"id": name, "text": text} for name, text in record.items()}
+            continue
+        name = str(field(record, "id", (str, int), place))
+        if name in found:
+            raise UserError(f"{place}: a second prediction for {name!r}; keep one")
+        found[name] = {**record, "id": name}
     wanted = [str(example.id) for example in examples]
     missing = [name for name in wanted if name not in found]
     if missing and (not may_lack or len(missing) == len(wanted)):

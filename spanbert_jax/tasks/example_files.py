@@ -1,20 +1,42 @@
-"""What the readers of labelled data share: files line by line or as JSON, TFDS sets, counted warnings.
+"""What the readers of labelled data share: files, JSON in any form, TFDS sets, counted warnings.
 
-Invariant: every error names the file and the line, or the place in its JSON; nothing is downloaded.
+Invariant: what a file is follows from its content alone, never from its name or from the role it is read for; every
+error names the file and the line, or the place in its JSON; nothing is downloaded.
 """
 
+import io
+import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from spanbert_jax.errors import UserError
-from spanbert_jax.text.lines import read_lines
+from spanbert_jax.text import lines
 
 Role = Literal["train", "dev", "predict"]  # "predict" reads no labels, and needs none
+Record = str | Mapping[str, Any]  # an example as a user writes it: a text, or named fields
+Lines = Iterator[tuple[int, str]]  # (number from 1, line with its end)
 
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+_JSON_BEGINS = re.compile(r"\s*(\{\s*(\"|\}|$)|\[\s*([{\[\]]|$))")
+_HEAD = 200  # lines from which a file's format is told
+
+
+@dataclass(frozen=True)
+class Contents:
+    """A file's bytes in memory; errors say `name` where they would say a path."""
+
+    name: str
+    data: bytes
+
+    def __str__(self) -> str:
+        return self.name
+
+
+Source = str | Contents  # a path or a name of TFDS; or what came another way, such as by standard input
 
 
 class Warnings:
@@ -33,46 +55,100 @@ class Warnings:
         return [f"{count:,} {kind}; the first: {first}" for kind, (count, first) in self._kinds.items()]
 
 
-def find_file(path_or_name: str, tfds_names: Sequence[str]) -> Path | None:
+def find_source(source: Source, tfds_names: Sequence[str]) -> Path | Contents | None:
     """The file, or None for a name of TFDS; raises UserError for what is neither.
 
     tfds_names: the TFDS sets, without their config, that the caller reads.
     """
-    path = Path(path_or_name).expanduser()
+    if isinstance(source, Contents):
+        return source
+    path = Path(source).expanduser()
     if path.is_dir():
         raise UserError(f"{path} is a directory; name a file in it")
     if path.exists():
         return path
-    if path_or_name.partition(":")[0].partition("/")[0] in tfds_names:
+    if source.partition(":")[0].partition("/")[0] in tfds_names:
         return None
     also = f", and no TFDS name that this task reads ({', '.join(tfds_names)})" if tfds_names else ""
     raise UserError(f"{path} does not exist{also}; give the path of a file (seen from {Path.cwd()})")
 
 
-def read_json(path: Path) -> Any:
-    """What a JSON file holds; raises UserError naming the line."""
-    content = "".join(line for _, line in read_lines(path))
-    if not content.strip():
-        raise UserError(f"{path} is empty; give a file with examples")
+def read_lines(source: Path | Contents) -> Lines:
+    """The lines of a UTF-8 file, as `text.lines.read_lines` gives them; raises UserError naming the line."""
+    if isinstance(source, Contents):
+        return lines.numbered_lines(source.name, io.BytesIO(source.data))  # type: ignore[arg-type]
+    return lines.read_lines(source)
+
+
+def split_head(found: Lines) -> tuple[list[tuple[int, str]], Lines]:
+    """(the first lines that are not blank, for telling the format; all lines)."""
+    first = list(itertools.islice(found, _HEAD))
+    return [(number, line) for number, line in first if line.strip()], itertools.chain(first, found)
+
+
+def is_json(head: Sequence[tuple[int, str]]) -> bool:
+    """Whether lines begin as a JSON object or list does: no word "[" and no "[laughs]"."""
+    return bool(_JSON_BEGINS.match("".join(line for _, line in head)))
+
+
+def is_plain_text(source: Path | Contents) -> bool:
+    """Whether what can be told by nothing in it may be a text, an example a line: standard input, and a name in .txt.
+
+    Any lines are text, so a reader asks this last.
+    """
+    name = re.sub(r"\.(gz|bz2|xz)$", "", str(source))
+    return isinstance(source, Contents) or name.endswith(".txt")
+
+
+def unrecognised(source: Path | Contents, head: Sequence[tuple[int, str]], expected: str) -> UserError:
+    """The error of a file that is none of what a task reads; `expected` says what that is, and the cure."""
+    shown = " and ".join(f"line {number} {line.strip()[:60]!r}" for number, line in head[:2])
+    return UserError(f"{source} has {shown or 'nothing in it'}; expected {expected}")
+
+
+def read_records(source: Path | Contents, found: Lines) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(place, object) of each object in JSON lines, in a JSON list, or of the one object that a JSON file is.
+
+    The place is "FILE, line N" or "FILE, [i]", or FILE for the one object. Raises UserError for what is no object.
+    """
+    first = next(((number, line) for number, line in found if line.strip()), None)
+    if first is None:
+        return
     try:
-        return json.loads(content)
-    except ValueError as error:
-        hint = "; JSON lines are read from a name in .jsonl" if "Extra data" in str(error) else ""
-        raise UserError(f"{path}: not JSON ({error}){hint}") from error
+        is_one = isinstance(json.loads(first[1]), dict)
+    except (ValueError, RecursionError):
+        is_one = False  # a value goes on in the next line, or is broken
+    if is_one:
+        for number, line in itertools.chain([first], found):
+            if line.strip():
+                place = f"{source}, line {number}"
+                yield place, _object(load_json(line, place), place)
+        return
+    value = load_json("\n" * (first[0] - 1) + first[1] + "".join(line for _, line in found), str(source))
+    if isinstance(value, list):
+        for i, record in enumerate(value):
+            yield f"{source}, [{i}]", _object(record, f"{source}, [{i}]")
+    else:
+        yield str(source), _object(value, str(source))
 
 
-def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """("FILE, line N", object) of each line that is not blank; raises UserError for what is no object."""
-    for number, line in read_lines(path):
-        place = f"{path}, line {number}"
-        if line.strip():
-            try:
-                record = json.loads(line)
-            except ValueError as error:
-                raise UserError(f"{place}: not JSON ({error}); a .jsonl file has one object a line") from error
-            if not isinstance(record, dict):
-                raise UserError(f"{place}: a {type(record).__name__}; a .jsonl file has one object a line")
-            yield place, record
+def load_json(text: str, place: str) -> Any:
+    """The value that a text of JSON is; raises UserError naming place, and the line where the text has several."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        line = f", line {error.lineno}" if "\n" in text.rstrip("\n") else ""
+        raise UserError(f"{place}{line}: not JSON ({error.msg} at character {error.colno}); repair it") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{place}: not JSON that can be read ({error}); repair it") from error
+
+
+def _object(record: Any, place: str) -> dict[str, Any]:
+    if not isinstance(record, dict):
+        raise UserError(
+            f"{place}: a {type(record).__name__} in JSON; expected objects with named fields, in a list or one a line"
+        )
+    return record
 
 
 def field(record: Any, name: str, kind: type | tuple[type, ...], place: str) -> Any:
@@ -81,12 +157,12 @@ def field(record: Any, name: str, kind: type | tuple[type, ...], place: str) -> 
     Half characters, which JSON allows and UTF-8 doesn't, become U+FFFD: one character as before.
     """
     kinds = kind if isinstance(kind, tuple) else (kind,)
-    value = record.get(name) if isinstance(record, dict) else None
+    value = record.get(name) if isinstance(record, Mapping) else None
     if isinstance(value, str) and str in kinds:
         return value if value.isascii() else _LONE_SURROGATE.sub("\ufffd", value)
     if isinstance(value, kinds) and (not isinstance(value, bool) or bool in kinds):
         return value
-    if not isinstance(record, dict):
+    if not isinstance(record, Mapping):
         found = f"{type(record).__name__} instead of an object with {name!r}"
     elif name in record:
         found = f"{name!r} is {json.dumps(value, default=str)[:60]}"
@@ -96,8 +172,8 @@ def field(record: Any, name: str, kind: type | tuple[type, ...], place: str) -> 
     raise UserError(f"{place}: {found}; {name!r} must be there, as {expected}")
 
 
-def tfds_examples(name: str, role: Role) -> tuple[Any, Iterable[dict[str, Any]]]:
-    """The TFDS builder of "name" or "name:split", and the split's examples as NumPy.
+def tfds_examples(source: Source, role: Role) -> tuple[Any, Iterable[dict[str, Any]]]:
+    """The TFDS builder of the source "name" or "name:split", and the split's examples as NumPy.
 
     Without a split it is "train", or else "validation" (matched, mismatched), "dev", "test", whichever is first there.
     Nothing is downloaded; raises UserError where the set is neither on this machine (TFDS's directory, or
@@ -107,7 +183,7 @@ def tfds_examples(name: str, role: Role) -> tuple[Any, Iterable[dict[str, Any]]]
 
     from spanbert_jax.corpus import tfds_source
 
-    name, _, split = name.partition(":")
+    name, _, split = str(source).partition(":")
     builder = tfds_source.find_builder(
         name, "", f"{name} is no file", "Set TFDS_DATA_DIR to where it was prepared, or name a file"
     )

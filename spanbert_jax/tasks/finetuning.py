@@ -6,7 +6,7 @@ Invariant: the runner, the predictor and the evaluator know a task by this class
 import abc
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +14,11 @@ import numpy as np
 
 from spanbert_jax.config import Config
 from spanbert_jax.model import linear_heads
+from spanbert_jax.tasks.example_files import Record, Role, Source
 from spanbert_jax.tasks.rows import Featurise, Rows
 from spanbert_jax.text.tokenizer import Tokenizer
 from spanbert_jax.training.step import Batch, Objective, Sums
 
-Role = Literal["train", "dev", "predict"]
 Prediction = dict[str, Any]  # what one example's answer is, JSON: "id", offsets, text, score, ...
 
 
@@ -35,8 +35,19 @@ class FineTuning(abc.ABC):
 
     @classmethod
     @abc.abstractmethod
-    def read(cls, config: Config, source: str, role: Role) -> tuple[list[Any], list[str]]:
-        """(examples, warnings) of a file or TFDS name; role: "train", "dev", or "predict", which needs no labels."""
+    def read(cls, config: Config, source: Source, role: Role) -> tuple[list[Any], list[str]]:
+        """(examples, warnings) of a file, of its contents, or of a TFDS name.
+
+        The same source gives the same examples in every role; "predict" reads no labels, and needs none.
+        """
+
+    @classmethod
+    @abc.abstractmethod
+    def parse(cls, config: Config, record: Record, place: str, name: str, role: Role = "predict") -> Any:
+        """The example of one record: an object with the task's fields, or a text where the task reads such.
+
+        place: what errors name, such as "standard input, line 3". name: the example's id where the record has none.
+        """
 
     @classmethod
     def labels_of(cls, config: Config, examples: Sequence[Any]) -> tuple[str, ...]:

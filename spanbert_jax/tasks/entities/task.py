@@ -20,8 +20,10 @@ from spanbert_jax.errors import UserError
 from spanbert_jax.metrics import entities
 from spanbert_jax.model import linear_heads, span_head
 from spanbert_jax.tasks.entities import files
+from spanbert_jax.tasks.entities.columns import Layout
 from spanbert_jax.tasks.entities.rows import Span, WordExample, WordRows
-from spanbert_jax.tasks.finetuning import FineTuning, Prediction, Role, cross_entropy_sum, mean_loss, row_logits
+from spanbert_jax.tasks.example_files import Record, Role, Source
+from spanbert_jax.tasks.finetuning import FineTuning, Prediction, cross_entropy_sum, mean_loss, row_logits
 from spanbert_jax.tasks.rows import Featurise, Rows
 from spanbert_jax.text.tokenizer import Tokenizer
 from spanbert_jax.training.step import Batch, Objective, Sums
@@ -39,31 +41,18 @@ class TokenClassification(FineTuning):
     padding: ClassVar[Mapping[str, int]] = {"label": -1, "word": -1, "first": -1, "last": -1}
 
     @classmethod
-    def read(cls, config: Config, source: str, role: Role) -> tuple[list[Any], list[str]]:
-        """`WordExample`s of CoNLL's columns, a TFDS name, or a .jsonl, whose entities may nest; to predict for, also of
-        a .txt with a sentence a line."""
-        warnings: list[str] = []
-        if source.endswith(".jsonl"):
-            examples = files.read_spans(source, role)
-        elif role == "predict" and source.endswith(".txt") and not files.has_columns(source):
-            examples = files.read_text(source)
-        else:
-            tagging = config.tagging
-            columns = {"column": tagging.tag_column, "word_column": tagging.word_column}
-            sentences, warnings = files.read(
-                source, role, scheme=tagging.scheme, delimiter=tagging.delimiter, **columns
-            )
-            room = config.data.block_length if tagging.document_context else 0
-            groups = itertools.groupby(sentences, lambda one: one.document)
-            examples = [example for _, group in groups for example in files.with_context(group, room)]
-        wide = [(e, s) for e in examples for s in e.spans if s[1] - s[0] > config.tagging.max_width]
-        if wide and config.tagging.head == "span":
-            example, (start, end, _) = wide[0]
-            warnings.append(
-                f"{len(wide):,} entities are over config.tagging.max_width {config.tagging.max_width} words, and can "
-                f"not be found; the first: {source}, line {int(example.id) + start}, {end - start} words"
-            )
-        return examples, warnings
+    def read(cls, config: Config, source: Source, role: Role) -> tuple[list[Any], list[str]]:
+        """`files.read` with the configuration's columns; entities that its head cannot have are counted, or refused."""
+        tagging = config.tagging
+        layout = Layout(tagging.delimiter, tagging.word_column, tagging.tag_column)
+        room = config.data.block_length if tagging.document_context else 0
+        examples, warnings = files.read(source, role, layout=layout, scheme=tagging.scheme, context=room)
+        max_width = tagging.max_width if tagging.head == "span" else 0
+        return examples, warnings + files.check_entities(examples, str(source), max_width)
+
+    @classmethod
+    def parse(cls, config: Config, record: Record, place: str, name: str, role: Role = "predict") -> Any:
+        return files.parse(record, place, name, role)
 
     @classmethod
     def labels_of(cls, config: Config, examples: Sequence[Any]) -> tuple[str, ...]:

@@ -5,24 +5,29 @@ Invariant: context[start : start + len(text)] == text for every answer that is r
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from spanbert_jax.errors import UserError
 from spanbert_jax.tasks.example_files import (
+    Record,
     Role,
+    Source,
     Warnings,
     field,
-    find_file,
-    read_json,
-    read_jsonl,
+    find_source,
+    is_json,
+    read_lines,
+    read_records,
+    split_head,
     tfds_examples,
     to_text,
+    unrecognised,
 )
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
+_EXPECTED = 'give each question as an object such as {"question": "...", "context": "..."}'
 
 
 @dataclass(frozen=True)
@@ -44,102 +49,143 @@ class Example:
     gold_texts: tuple[str, ...] = ()
 
 
-def read(path_or_name: str, role: Role = "train") -> tuple[list[Example], list[str]]:
+def read(source: Source, role: Role = "train", unanswerable: bool = True) -> tuple[list[Example], list[str]]:
     """The questions of a file or of a TFDS name ("squad", "squad/v2.0:train[:10%]", "mrqa/news_qa"), and warnings.
 
-    A .jsonl(.gz) holds MRQA's lines or, to predict alone, {"id"?, "question", "context"}; all else is SQuAD's JSON. In
-    "train", a question without an answer at its offset is left out unless it is marked impossible.
+    A file is SQuAD's JSON, MRQA's JSON lines, or objects that `parse` reads, in JSON lines or a JSON list. In "train",
+    a question whose answers are none at their offset is left out. A question with an empty list of answers has no
+    answer in its context, whether or not it is marked impossible.
+
+    Args:
+      unanswerable: whether questions without an answer are allowed.
 
     Raises:
-      UserError: naming file and place, for JSON of another shape, an id that comes twice, and no questions.
+      UserError: naming file and place, for JSON of another shape, an id that comes twice, no questions, and, unless
+        they are allowed, for questions without an answer.
     """
     warnings = Warnings()
-    path = find_file(path_or_name, ("squad", "mrqa"))
-    if path is None:
-        found = _from_tfds(path_or_name, role)
-    elif path.name.removesuffix(".gz").endswith(".jsonl"):
-        found = _from_lines(path, role)
-    else:
-        found = _from_squad(path, role)
-    examples, ids = [], set()
-    for place, example in found:
+    examples: list[Example] = []
+    without, ids = [], set()
+    for place, example in _found(source, role):
         if example.id in ids:
             raise UserError(f"{place}: a question before has the same id; give every question an id of its own")
         ids.add(example.id)
-        answers = tuple(one for one in example.answers if _is_at_offset(example.context, *one))
-        for _ in range(len(example.answers) - len(answers)):
-            warnings.add("answer(s) are not at their offset and are left out", place)
-        if role != "predict" and not answers and not example.impossible:
-            if role == "train":
-                warnings.add("question(s) have no answer in their context and are left out", place)
+        if role != "predict":
+            example = _checked(example, role, place, warnings)
+            if example.impossible:
+                without.append(example.id)
+            elif role == "train" and not example.answers:
                 continue
-            warnings.add("question(s) have no answer in their context, nor are they marked impossible", place)
-        examples.append(replace(example, answers=answers) if len(answers) < len(example.answers) else example)
+        examples.append(example)
+    if without and not unanswerable:
+        raise UserError(
+            f"{source}: {len(without):,} of {len(ids):,} questions have no answer, the first is {without[0]}; for such "
+            "data (SQuAD 2.0) use configs/squad2.py, or --config.question_answering.unanswerable=True"
+        )
     if not examples:
         what = "has no questions" if not ids else "has no question with an answer at its offset"
-        raise UserError(f"{path_or_name} {what}; give SQuAD's JSON or MRQA's JSON lines")
+        raise UserError(f"{source} {what}; give SQuAD's JSON or MRQA's JSON lines")
     return examples, warnings.lines()
+
+
+def parse(record: Record, place: str, name: str, role: Role = "predict") -> Example:
+    """The question of {"question", "context", "id"?, "title"?}; unless it is to predict for, with "answers" too.
+
+    Args:
+      record: its "answers" are SQuAD's, [{"text", "answer_start"}, ...], or Hugging Face's, {"text": [...],
+        "answer_start": [...]}; "is_impossible" may mark that there are none.
+      place: what errors name, such as "standard input, line 3".
+      name: the id where the record has none.
+
+    Raises UserError, naming place, where a field is missing or of another kind.
+    """
+    if isinstance(record, str):
+        raise UserError(f"{place}: {record[:60]!r} is no question with its text; {_EXPECTED}")
+    example = Example(
+        str(field(record, "id", (str, int), place)) if "id" in record else name,
+        field(record, "question", str, place),
+        field(record, "context", str, place),
+        title=field(record, "title", str, place) if "title" in record else "",
+    )
+    return example if role == "predict" else _with_answers(example, record, place)
+
+
+def _found(source: Source, role: Role) -> Iterator[tuple[str, Example]]:
+    file = find_source(source, ("squad", "mrqa"))
+    if file is None:
+        yield from _from_tfds(source, role)
+        return
+    head, lines = split_head(read_lines(file))
+    if not is_json(head):
+        raise unrecognised(file, head, f"SQuAD's JSON, or JSON lines; {_EXPECTED}")
+    for number, (place, record) in enumerate(read_records(file, lines)):
+        if "data" in record:
+            yield from _from_squad(str(file), record, role)
+        elif "qas" in record:
+            yield from _from_mrqa(place, record, role)
+        elif "context" in record or "header" not in record:
+            yield place, parse(record, place, str(number), role)
+
+
+def _checked(example: Example, role: Role, place: str, warnings: Warnings) -> Example:
+    """The example with the answers that are at their offsets; impossible where the file gives no answer."""
+    if not example.gold_texts and not example.impossible:
+        warnings.add("question(s) have no answers and no mark is_impossible: they count as without an answer", place)
+        return replace(example, impossible=True)
+    answers = tuple(one for one in example.answers if _is_at_offset(example.context, *one))
+    for _ in range(len(example.answers) - len(answers)):
+        warnings.add("answer(s) are not at their offset and are left out", place)
+    if not answers and not example.impossible:
+        left_out = " and are left out" if role == "train" else ", nor are they marked impossible"
+        warnings.add(f"question(s) have no answer in their context{left_out}", place)
+    return replace(example, answers=answers)
 
 
 def _is_at_offset(context: str, start: int, text: str) -> bool:
     return start >= 0 and text != "" and context.startswith(text, start)
 
 
-def _from_squad(path: Path, role: Role) -> Iterator[tuple[str, Example]]:
-    for i, article in enumerate(field(read_json(path), "data", list, str(path))):
-        paragraphs = field(article, "paragraphs", list, f"{path}, data[{i}]")
-        title = field(article, "title", str, f"{path}, data[{i}]") if "title" in article else ""
+def _from_squad(name: str, content: Mapping[str, Any], role: Role) -> Iterator[tuple[str, Example]]:
+    for i, article in enumerate(field(content, "data", list, name)):
+        paragraphs = field(article, "paragraphs", list, f"{name}, data[{i}]")
+        more = {"title": field(article, "title", str, f"{name}, data[{i}]")} if "title" in article else {}
         for j, paragraph in enumerate(paragraphs):
-            place = f"{path}, data[{i}].paragraphs[{j}]"
-            context = field(paragraph, "context", str, place)
+            place = f"{name}, data[{i}].paragraphs[{j}]"
+            more["context"] = field(paragraph, "context", str, place)
             for k, record in enumerate(field(paragraph, "qas", list, place)):
                 inner = f"{place}.qas[{k}]"
-                example = Example(
-                    str(field(record, "id", (str, int), inner)),
-                    field(record, "question", str, inner),
-                    context,
-                    title=title,
-                )
-                if role != "predict":
-                    example = _with_answers(example, record, inner)
-                yield f"{path}, question {example.id}", example
+                id = str(field(record, "id", (str, int), inner))
+                yield f"{name}, question {id}", parse({**record, **more}, inner, id, role)
 
 
-def _with_answers(example: Example, record: dict[str, Any], place: str) -> Example:
-    answers = tuple(
-        (field(answer, "answer_start", int, f"{place}.answers"), field(answer, "text", str, f"{place}.answers"))
-        for answer in field(record, "answers", list, place)
-    )
+def _with_answers(example: Example, record: Mapping[str, Any], place: str) -> Example:
+    given = field(record, "answers", (list, dict), place)
+    inner = f"{place}.answers"
+    if isinstance(given, dict):
+        starts, texts = (field(given, name, list, inner) for name in ("answer_start", "text"))
+        if len(starts) != len(texts):
+            raise UserError(f"{inner}: {len(texts)} in 'text', {len(starts)} in 'answer_start'; give as many of both")
+        given = [{"answer_start": start, "text": text} for start, text in zip(starts, texts, strict=True)]
+    answers = tuple((field(one, "answer_start", int, inner), field(one, "text", str, inner)) for one in given)
     impossible = _is_impossible(record, place)
     if impossible and answers:
         raise UserError(f"{place} is marked is_impossible, but has answers; remove the mark or the answers")
     return replace(example, answers=answers, impossible=impossible, gold_texts=tuple(text for _, text in answers))
 
 
-def _is_impossible(record: dict[str, Any], place: str) -> bool:
+def _is_impossible(record: Mapping[str, Any], place: str) -> bool:
     return "is_impossible" in record and field(record, "is_impossible", bool, place)
 
 
-def _from_lines(path: Path, role: Role) -> Iterator[tuple[str, Example]]:
-    for number, (place, record) in enumerate(read_jsonl(path)):
-        if "header" in record and "context" not in record:
-            continue
-        context = field(record, "context", str, place)
-        if "qas" in record:
-            for qa in field(record, "qas", list, place):
-                id = field(qa, "qid", str, place)
-                example = Example(id, field(qa, "question", str, place), context)
-                yield f"{place}, question {id}", example if role == "predict" else _with_detected(example, qa, place)
-        elif role == "predict":
-            id = str(field(record, "id", (str, int), place)) if "id" in record else str(number)
-            yield place, Example(id, field(record, "question", str, place), context)
-        else:
-            raise UserError(
-                f"{place}: no 'qas', so the question has no answers; give SQuAD's JSON or MRQA's JSON lines to {role}"
-            )
+def _from_mrqa(place: str, record: Mapping[str, Any], role: Role) -> Iterator[tuple[str, Example]]:
+    context = field(record, "context", str, place)
+    for qa in field(record, "qas", list, place):
+        id = field(qa, "qid", str, place)
+        example = Example(id, field(qa, "question", str, place), context)
+        yield f"{place}, question {id}", example if role == "predict" else _with_detected(example, qa, place)
 
 
-def _with_detected(example: Example, qa: dict[str, Any], place: str) -> Example:
+def _with_detected(example: Example, qa: Mapping[str, Any], place: str) -> Example:
     spans = []
     for answer in field(qa, "detected_answers", list, place):
         text = field(answer, "text", str, place)
@@ -171,7 +217,7 @@ def _letters(text: str) -> str:
     return "".join(filter(str.isalnum, text))
 
 
-def _from_tfds(name: str, role: Role) -> Iterator[tuple[str, Example]]:
+def _from_tfds(name: Source, role: Role) -> Iterator[tuple[str, Example]]:
     _, examples = tfds_examples(name, role)
     for row in examples:
         mrqa = "qid" in row

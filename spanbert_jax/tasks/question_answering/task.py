@@ -18,10 +18,10 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from spanbert_jax.config import Config
-from spanbert_jax.errors import UserError
 from spanbert_jax.metrics import squad
 from spanbert_jax.model import linear_heads
-from spanbert_jax.tasks.finetuning import FineTuning, Prediction, Role, cross_entropy_sum, mean_loss, row_logits
+from spanbert_jax.tasks.example_files import Record, Role, Source
+from spanbert_jax.tasks.finetuning import FineTuning, Prediction, cross_entropy_sum, mean_loss, row_logits
 from spanbert_jax.tasks.question_answering import files
 from spanbert_jax.tasks.question_answering.files import Example
 from spanbert_jax.tasks.question_answering.rows import QuestionWindows
@@ -51,21 +51,13 @@ class QuestionAnswering(FineTuning):
         self.best = "best_f1" if config.question_answering.unanswerable else "f1"
 
     @classmethod
-    def read(cls, config: Config, source: str, role: Role) -> tuple[list[Any], list[str]]:
-        """question_answering.read; raises UserError for questions without answers where all should have one."""
-        if role == "predict" and source.endswith(".txt"):
-            raise UserError(
-                f"{source}: a question needs its text; give --input FILE, SQuAD's JSON without answers, or JSON lines "
-                'such as {"question": "...", "context": "..."}'
-            )
-        examples, warnings = files.read(source, role)
-        without = [example.id for example in examples if example.impossible or not example.gold_texts]
-        if without and role != "predict" and not config.question_answering.unanswerable:
-            raise UserError(
-                f"{source}: {len(without)} of {len(examples)} questions have no answer, the first is {without[0]}; for "
-                "such data (SQuAD 2.0) use configs/squad2.py, or --config.question_answering.unanswerable=True"
-            )
-        return examples, warnings
+    def read(cls, config: Config, source: Source, role: Role) -> tuple[list[Any], list[str]]:
+        """`files.read`; questions without an answer are allowed where the configuration says so."""
+        return files.read(source, role, config.question_answering.unanswerable)
+
+    @classmethod
+    def parse(cls, config: Config, record: Record, place: str, name: str, role: Role = "predict") -> Any:
+        return files.parse(record, place, name, role)
 
     def featuriser(self, role: Role) -> Featurise:
         wanted = self.config.question_answering

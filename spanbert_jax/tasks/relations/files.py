@@ -4,19 +4,36 @@ Invariant: subject and object are ranges of whole words, not empty, within the s
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from spanbert_jax.errors import UserError
-from spanbert_jax.tasks.example_files import Role, field, find_file, read_json, read_lines
+from spanbert_jax.tasks.example_files import (
+    Contents,
+    Lines,
+    Record,
+    Role,
+    Source,
+    field,
+    find_source,
+    is_json,
+    read_lines,
+    read_records,
+    split_head,
+    unrecognised,
+)
 
 Entity = tuple[int, int, str | None]  # first word, word after the last, type
 
 FORMATS = ("tacred", "semeval")
 _KEYS = ("subj_start", "subj_end", "obj_start", "obj_end")
 _OTHER_KEYS = ("id", "docid", "token", "relation", "subj_type", "obj_type")  # and stanford_*
+_EXPECTED = (
+    'TACRED\'s JSON, objects with "token", "subj_start" and so on, or SemEval\'s text, lines such as '
+    '1 "The <e1>fire</e1> was caused by <e2>heat</e2>."'
+)
 _BRACKETS = {"-lrb-": "(", "-rrb-": ")", "-lsb-": "[", "-rsb-": "]", "-lcb-": "{", "-rcb-": "}"}
 _SENTENCE = re.compile(r'(\d+)\s+"(.*)"')
 _MARK = re.compile(r"(</?e[12]>)")
@@ -34,58 +51,86 @@ class Example:
     label: str | None
 
 
-def read(path: str, role: Role = "train", format: str = "tacred") -> tuple[list[Example], list[str]]:
-    """The examples of a file (.gz too), and warnings (none so far: every fault is an error).
+def read(source: Source, role: Role = "train", format: str = "tacred") -> tuple[list[Example], list[str]]:
+    """The examples of a file, and warnings (none so far: every fault is an error).
+
+    A file is TACRED's JSON, a list of objects or one a line; or SemEval's text.
 
     Args:
-      format: one of `FORMATS`. "tacred": a list of objects, whose ends of entities are included and whose brackets are
-        the Penn Treebank's ("-LRB-"), which become brackets again. "semeval": its text is split at white space and
-        before and after entities.
+      format: one of `FORMATS`, by whose metric the labels are judged: a file with labels is in this format. To predict
+        for, a file may be in either.
 
     Raises:
       UserError: naming file and id, for unknown or missing keys, entities outside of the sentence or over each other,
-        marks that do not match, an id that comes twice, and a file without sentences.
+        marks that do not match, an id that comes twice, labels in the other format, and a file without sentences.
     """
     if format not in FORMATS:
         raise UserError(f"unknown format {format!r} of relations; it is one of {', '.join(FORMATS)}")
-    found = find_file(path, ())
-    assert found is not None  # there are no TFDS names
+    file = find_source(source, ())
+    assert file is not None  # there are no TFDS names
     examples, ids = [], set()
-    for example in _from_tacred(found, role) if format == "tacred" else _from_semeval(found, role):
+    for example in _found(file, role, format):
         if example.id in ids:
-            raise UserError(f"{path}, id {example.id}: this id has come before; give every sentence one of its own")
+            raise UserError(f"{source}, id {example.id}: this id has come before; give every sentence one of its own")
         ids.add(example.id)
         examples.append(example)
     if not examples:
-        raise UserError(f"{path} has no sentences; give a file in the format {format}")
+        raise UserError(f"{source} has no sentences; give {_EXPECTED}")
     return examples, []
 
 
-def _from_tacred(path: Path, role: Role) -> Iterator[Example]:
-    records = read_json(path)
-    if not isinstance(records, list):
-        raise UserError(f"{path} is no list but a {type(records).__name__}; TACRED's JSON is a list of objects")
-    for number, record in enumerate(records):
-        id = str(field(record, "id", (str, int), f"{path}, [{number}]"))
-        place = f"{path}, id {id}"
-        unknown = [key for key in record if key not in (*_KEYS, *_OTHER_KEYS) and not key.startswith("stanford_")]
-        if unknown:
-            raise UserError(
-                f"{place}: unknown keys {', '.join(unknown)}; TACRED has {', '.join((*_OTHER_KEYS, *_KEYS))}"
-            )
-        words = tuple(
-            _unescape(field({"token": word}, "token", str, place)) for word in field(record, "token", list, place)
+def _found(file: Path | Contents, role: Role, format: str) -> Iterator[Example]:
+    head, lines = split_head(read_lines(file))
+    found = "tacred" if is_json(head) else "semeval" if any(_is_semeval(line) for _, line in head) else ""
+    if head and not found:
+        raise unrecognised(file, head, _EXPECTED)
+    if found and found != format and role != "predict":
+        raise UserError(
+            f"{file} is in the format {found}, but config.relation.format, by which the metric is chosen, is {format}; "
+            f"give --config.relation.format={found}"
         )
-        subject, object = (_entity(record, role, len(words), place) for role in ("subj", "obj"))
-        if subject[0] < object[1] and object[0] < subject[1]:
-            raise UserError(
-                f"{place}: the subject is words {subject[0]} to {subject[1] - 1}, the object {object[0]} to "
-                f"{object[1] - 1}; they must not have words in common"
-            )
-        yield Example(id, words, subject, object, None if role == "predict" else field(record, "relation", str, place))
+    if found == "semeval":
+        yield from _from_semeval(file, lines, role)
+    else:
+        for number, (place, record) in enumerate(read_records(file, lines)):
+            id = str(field(record, "id", (str, int), place)) if role != "predict" or "id" in record else str(number)
+            yield parse(record, f"{file}, id {id}", id, role)
 
 
-def _entity(record: dict[str, Any], role: str, length: int, place: str) -> Entity:
+def parse(record: Record, place: str, name: str, role: Role = "predict") -> Example:
+    """The sentence of TACRED's fields, or, to predict for, of a text with SemEval's marks.
+
+    Of the fields, the ends of entities are included, and brackets are the Penn Treebank's ("-LRB-"), which become
+    brackets again. A text is split at white space and before and after entities.
+
+    Args:
+      place: what errors name, such as "standard input, line 3".
+      name: the id where the record has none.
+
+    Raises UserError, naming place, for unknown or missing keys, and for entities that are outside of the sentence or
+    have words in common.
+    """
+    if isinstance(record, str):
+        if role != "predict":
+            raise UserError(f"{place}: {record[:60]!r} has no relation; expected {_EXPECTED}")
+        return _marked(name, record, f"{place}, id {name}")
+    unknown = [key for key in record if key not in (*_KEYS, *_OTHER_KEYS) and not key.startswith("stanford_")]
+    if unknown:
+        raise UserError(f"{place}: unknown keys {', '.join(unknown)}; TACRED has {', '.join((*_OTHER_KEYS, *_KEYS))}")
+    words = tuple(
+        _unescape(field({"token": word}, "token", str, place)) for word in field(record, "token", (list, tuple), place)
+    )
+    subject, object = (_entity(record, role, len(words), place) for role in ("subj", "obj"))
+    if subject[0] < object[1] and object[0] < subject[1]:
+        raise UserError(
+            f"{place}: the subject is words {subject[0]} to {subject[1] - 1}, the object {object[0]} to "
+            f"{object[1] - 1}; they must not have words in common"
+        )
+    id = str(field(record, "id", (str, int), place)) if "id" in record else name
+    return Example(id, words, subject, object, None if role == "predict" else field(record, "relation", str, place))
+
+
+def _entity(record: Mapping[str, Any], role: str, length: int, place: str) -> Entity:
     first, last = (field(record, f"{role}_{end}", int, place) for end in ("start", "end"))
     if not 0 <= first <= last < length:
         raise UserError(
@@ -99,14 +144,21 @@ def _unescape(word: str) -> str:
     return _BRACKETS.get(word.lower(), word)
 
 
-def _from_semeval(path: Path, role: Role) -> Iterator[Example]:
+def _is_semeval(line: str) -> bool:
+    return bool(_SENTENCE.fullmatch(line.strip()) or _MARK.search(line))
+
+
+def _from_semeval(file: Path | Contents, lines: Lines, role: Role) -> Iterator[Example]:
+    """The examples of SemEval's blocks: sentence, relation, comment; to predict for, also of marked sentences."""
     example: Example | None = None
-    for number, line in read_lines(path):
-        line, place = line.strip(), f"{path}, line {number}"
-        if sentence := _SENTENCE.fullmatch(line):
+    for number, line in lines:
+        line, place = line.strip(), f"{file}, line {number}"
+        sentence = _SENTENCE.fullmatch(line)
+        if sentence or (role == "predict" and _MARK.search(line) and not re.match(r"\d+\t", line)):
             if example is not None:
-                yield _finished(example, role, path)
-            example = _marked(sentence[1], sentence[2], f"{place}, id {sentence[1]}")
+                yield _finished(example, role, file)
+            id, text = sentence.groups() if sentence else (str(number), line)
+            example = parse(text, place, id)
         elif not line or line.startswith("Comment"):
             continue
         elif example is None or example.label is not None or not _RELATION.fullmatch(line):
@@ -117,14 +169,14 @@ def _from_semeval(path: Path, role: Role) -> Iterator[Example]:
         else:
             example = replace(example, label=line)
     if example is not None:
-        yield _finished(example, role, path)
+        yield _finished(example, role, file)
 
 
-def _finished(example: Example, role: Role, path: Path) -> Example:
+def _finished(example: Example, role: Role, file: Path | Contents) -> Example:
     if role == "predict":
         return replace(example, label=None)
     if example.label is None:
-        raise UserError(f"{path}, id {example.id}: no relation after the sentence; give its line, such as Other")
+        raise UserError(f"{file}, id {example.id}: no relation after the sentence; give its line, such as Other")
     return example
 
 

@@ -14,7 +14,8 @@ import numpy as np
 from spanbert_jax.config import Config
 from spanbert_jax.errors import UserError
 from spanbert_jax.metrics import relations as metrics
-from spanbert_jax.tasks.finetuning import Prediction, Role
+from spanbert_jax.tasks.example_files import Record, Role, Source
+from spanbert_jax.tasks.finetuning import Prediction
 from spanbert_jax.tasks.relations import files
 from spanbert_jax.tasks.relations.rows import RelationRows, assign_special, special_names
 from spanbert_jax.tasks.rows import Featurise, Rows
@@ -35,9 +36,13 @@ class RelationExtraction(SequenceClassification):
         self.best = "f1" if config.relation.format == "tacred" else "macro_f1"
 
     @classmethod
-    def read(cls, config: Config, source: str, role: Role) -> tuple[list[Any], list[str]]:
-        """relations.read in the configuration's format."""
+    def read(cls, config: Config, source: Source, role: Role) -> tuple[list[Any], list[str]]:
+        """`files.read`; labels are in the configuration's format."""
         return files.read(source, role, config.relation.format)
+
+    @classmethod
+    def parse(cls, config: Config, record: Record, place: str, name: str, role: Role = "predict") -> Any:
+        return files.parse(record, place, name, role)
 
     @classmethod
     def labels_of(cls, config: Config, examples: Sequence[Any]) -> tuple[str, ...]:

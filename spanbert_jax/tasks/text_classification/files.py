@@ -1,25 +1,33 @@
-"""One or two texts with a label or a number: GLUE's files, a user's own TSV, CSV or JSON lines, and GLUE from TFDS.
+"""One or two texts with a label or a number: GLUE's files, a user's own TSV, CSV or JSON, plain text, GLUE from TFDS.
 
 Invariant: every row of a file becomes an example, is counted in a warning, or is an error that names its line.
 """
 
 import csv
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from spanbert_jax.errors import UserError
 from spanbert_jax.tasks.example_files import (
+    Contents,
+    Lines,
+    Record,
     Role,
+    Source,
     Warnings,
     field,
-    find_file,
-    read_jsonl,
+    find_source,
+    is_json,
+    is_plain_text,
     read_lines,
+    read_records,
+    split_head,
     tfds_examples,
     to_text,
+    unrecognised,
 )
 
 # GLUE's own columns: text, second text, label. Its tasks' names are those of TFDS.
@@ -38,6 +46,15 @@ _COLA_HEADER = ["source", "label", "mark", "sentence"]  # which train.tsv and de
 _NUMBERED = ("cola", "sst2", "mrpc", "qqp", "wnli")  # labels are "0" and "1" in GLUE's files, words in TFDS
 
 
+class Columns(NamedTuple):
+    """A task of `GLUE` or "custom", and the names of its columns or fields."""
+
+    task: str
+    text: str
+    second: str  # "": one text
+    label: str
+
+
 @dataclass(frozen=True)
 class Example:
     """A row: `label` is a number for STS-B, a string for all others, None where none was asked for."""
@@ -49,7 +66,7 @@ class Example:
 
 
 def read(
-    path_or_name: str,
+    source: Source,
     role: Role = "train",
     *,
     task: str = "custom",
@@ -59,7 +76,9 @@ def read(
 ) -> tuple[list[Example], list[str]]:
     """The examples of a file or a TFDS name ("glue/sst2", "glue/mnli:validation_mismatched"), and warnings.
 
-    A .csv has RFC 4180's quotes, a .jsonl an object a line, everything else is tab-separated, without quotes; .gz too.
+    A file is JSON lines or a JSON list of objects; or has a header with the columns, set apart by TABs (without quotes)
+    or commas (with RFC 4180's quotes); or is GLUE's CoLA, without a header. To predict for one text, it may be plain
+    text, an example a line.
 
     Args:
       task: one of `GLUE`, which fixes the columns, or "custom".
@@ -69,16 +88,10 @@ def read(
       UserError: naming file and line, for a missing column, a row with more or fewer columns than the header, a missing
         label, a number that is none, an id that comes twice, and a file without rows.
     """
-    if task not in (*GLUE, "custom"):
-        raise UserError(f"unknown classification task {task!r}; it is one of {', '.join(GLUE)}, custom")
+    columns = columns_of(task, text, second, label)
     warnings = Warnings()
-    columns = (text, second, label) if task == "custom" else GLUE[task]
-    path = find_file(path_or_name, () if task == "custom" else ("glue",))
-    if path is None:
-        found = _from_tfds(path_or_name, role, task)
-    else:
-        rows = _rows(path, task, warnings)
-        found = _examples(rows, task, columns, role != "predict")
+    file = find_source(source, () if task == "custom" else ("glue",))
+    found = _from_tfds(source, role, task) if file is None else _from_file(file, role, columns, warnings)
     examples, ids = [], set()
     for place, example in found:
         if example.id in ids:
@@ -91,26 +104,63 @@ def read(
             warnings.add("row(s) have an empty text", place)
         examples.append(example)
     if not examples:
-        raise UserError(f"{path_or_name} has no rows with a label; give a file with a header and at least one row")
+        raise UserError(f"{source} has no rows with a label; give a file with a header and at least one row")
     return examples, warnings.lines()
 
 
-def _examples(
-    rows: Iterator[tuple[str, dict[str, Any]]], task: str, columns: tuple[str, str, str], labelled: bool
-) -> Iterator[tuple[str, Example]]:
-    text, second, label = columns
+def columns_of(task: str, text: str, second: str, label: str) -> Columns:
+    """The columns of a task of `GLUE`, or, for "custom", those that are given; raises UserError for another task."""
+    if task not in (*GLUE, "custom"):
+        raise UserError(f"unknown classification task {task!r}; it is one of {', '.join(GLUE)}, custom")
+    return Columns(task, *((text, second, label) if task == "custom" else GLUE[task]))
+
+
+def parse(record: Record, place: str, name: str, columns: Columns, role: Role = "predict") -> Example:
+    """The example of a text (to predict for, where a task has one text), or of named fields.
+
+    place: what errors name, such as "standard input, line 3". name: the id where the record has none. Raises UserError,
+    naming place, where a field is missing or of another kind.
+    """
+    task, text, second, label = columns
+    if isinstance(record, str):
+        if second or role != "predict":
+            raise UserError(f"{place}: {record[:60]!r} is no example; expected {_expected(columns, role)}")
+        return Example(name, record.strip(), None, None)
     ids = ("id",) if task == "custom" else ("id", "index")
+    id_column = next((one for one in ids if one in record), None)
+    return Example(
+        str(field(record, id_column, (str, int), place)) if id_column else name,
+        field(record, text, str, place),
+        field(record, second, str, place) if second else None,
+        None if role == "predict" else _label(field(record, label, (str, int, float), place), task, label, place),
+    )
+
+
+def _from_file(
+    file: Path | Contents, role: Role, columns: Columns, warnings: Warnings
+) -> Iterator[tuple[str, Example]]:
+    head, lines = split_head(read_lines(file))
+    if is_json(head):
+        rows: Iterator[tuple[str, Mapping[str, Any]]] = read_records(file, lines)
+    elif delimiter := _delimiter(file, head, columns):
+        rows = _table_rows(file, lines, delimiter, columns.task, warnings)
+    elif role == "predict" and not columns.second and is_plain_text(file) and not _is_table(head):
+        for number, line in lines:
+            if line.strip():
+                yield f"{file}, line {number}", parse(line, f"{file}, line {number}", str(number), columns)
+        return
+    else:
+        raise unrecognised(file, head, _expected(columns, role))
     for number, (place, row) in enumerate(rows):
-        id_column = next((name for name in ids if name in row), None)
-        yield (
-            place,
-            Example(
-                str(field(row, id_column, (str, int), place)) if id_column else str(number),
-                field(row, text, str, place),
-                field(row, second, str, place) if second else None,
-                _label(field(row, label, (str, int, float), place), task, label, place) if labelled else None,
-            ),
-        )
+        yield place, parse(row, place, str(number), columns, role)
+
+
+def _expected(columns: Columns, role: Role) -> str:
+    names = [columns.text, *filter(None, (columns.second, "" if role == "predict" else columns.label))]
+    named = ", ".join(map(repr, names))
+    expected = f"a header that names the columns {named}, set apart by TABs or commas, or JSON lines with these fields"
+    one_text = role == "predict" and not columns.second
+    return f"{expected}; or plain text, an example a line, in a .txt or on standard input" if one_text else expected
 
 
 def _label(value: str | float, task: str, column: str, place: str) -> str | float:
@@ -127,51 +177,81 @@ def _label(value: str | float, task: str, column: str, place: str) -> str | floa
     return number
 
 
-def _rows(path: Path, task: str, warnings: "Warnings") -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, columns by name) of each row, by the format that the name shows."""
-    suffix = Path(path.name.removesuffix(".gz")).suffix
-    if suffix == ".jsonl":
-        yield from read_jsonl(path)
-        return
-    lines = _csv_rows(path) if suffix == ".csv" else _tsv_rows(path)
-    first = next(lines, None)
-    if first is None:
-        return
+def _delimiter(file: Path | Contents, head: Sequence[tuple[int, str]], columns: Columns) -> str:
+    """What sets the columns of a table apart, TAB or comma; "" where the first line is no header of the task's.
+
+    One column alone has neither; then quotes that the lines begin and end with are a CSV's.
+    """
+    if not head:
+        return ""
+    first = head[0][1].rstrip("\r\n")
+    by_tab, by_comma = first.split("\t"), next(csv.reader([first]), [])
+    if columns.task == "cola" and len(by_tab) == len(_COLA_HEADER):
+        return "\t"
+    wanted = {columns.text, *filter(None, [columns.second])}
+    if by_tab == [columns.text]:
+        rows = [line.strip() for _, line in head[1:]]
+        return "," if all(row[:1] == row[-1:] == '"' and len(row) > 1 for row in rows) and rows else "\t"
+    if wanted & set(by_tab):
+        return "\t"
+    return "," if wanted & set(by_comma) else ""
+
+
+def _is_table(head: Sequence[tuple[int, str]]) -> bool:
+    """Whether lines that are no table of the task's look like another's: the same columns in each, by TAB or comma."""
+    lines = [line.rstrip("\r\n") for _, line in head]
+    tabs = {line.count("\t") for line in lines}
+    try:
+        commas = {len(row) for row in csv.reader(lines, strict=True)}
+    except csv.Error:
+        commas = set()
+    names = lines[0].split(",") if lines else []
+    named = len(names) > 1 and all(name == name.strip() != "" and " " not in name for name in names)
+    return len(lines) > 1 and ((len(tabs) == 1 and tabs != {0}) or (len(commas) == 1 and named))
+
+
+def _table_rows(
+    file: Path | Contents, lines: Lines, delimiter: str, task: str, warnings: Warnings
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """(place, columns by name) of each row."""
+    rows = _csv_rows(file, lines) if delimiter == "," else _tsv_rows(lines)
+    first = next(rows, None)
+    assert first is not None  # the header's
     number, header = first
     if task == "cola" and header != ["index", "sentence"]:
-        yield from _named(path, iter([first]), _COLA_HEADER, task, warnings)
+        yield from _named(file, iter([first]), _COLA_HEADER, task, warnings)
         header = _COLA_HEADER
     twice = next((name for name in header if header.count(name) > 1), None)
     if twice is not None:
-        raise UserError(f"{path}, line {number}: the header has {twice!r} twice; name every column once")
-    yield from _named(path, lines, header, task, warnings)
+        raise UserError(f"{file}, line {number}: the header has {twice!r} twice; name every column once")
+    yield from _named(file, rows, header, task, warnings)
 
 
 def _named(
-    path: Path, rows: Iterator[tuple[int, list[str]]], header: list[str], task: str, warnings: "Warnings"
+    file: Path | Contents, rows: Iterator[tuple[int, list[str]]], header: list[str], task: str, warnings: Warnings
 ) -> Iterator[tuple[str, dict[str, str]]]:
     for number, row in rows:
         if len(row) == len(header):
-            yield f"{path}, line {number}", dict(zip(header, row, strict=True))
+            yield f"{file}, line {number}", dict(zip(header, row, strict=True))
         elif task == "qqp" and len(row) < len(header):  # GLUE's train.tsv has a few that a line break tears apart
-            warnings.add("row(s) have too few columns and are left out", f"{path}, line {number}")
+            warnings.add("row(s) have too few columns and are left out", f"{file}, line {number}")
         else:
             raise UserError(
-                f"{path}, line {number}: {len(row)} columns, but the header has {len(header)} ({', '.join(header)}); "
-                f"{'quote' if '.csv' in path.name else 'remove'} delimiters and line breaks inside of texts"
+                f"{file}, line {number}: {len(row)} columns, but the header has {len(header)} ({', '.join(header)}); "
+                "take delimiters and line breaks out of the texts, or quote the texts in a CSV"
             )
 
 
-def _tsv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    for number, line in read_lines(path):
+def _tsv_rows(lines: Lines) -> Iterator[tuple[int, list[str]]]:
+    for number, line in lines:
         line = line.removesuffix("\n").removesuffix("\r")
         if line:
             yield number, line.split("\t")
 
 
-def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+def _csv_rows(file: Path | Contents, lines: Lines) -> Iterator[tuple[int, list[str]]]:
     csv.field_size_limit(max(csv.field_size_limit(), 10**9))  # a text may be a whole book
-    reader = csv.reader((line for _, line in read_lines(path)), strict=True)
+    reader = csv.reader((line for _, line in lines), strict=True)
     before = 0
     try:
         for row in reader:
@@ -180,12 +260,12 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
             before = reader.line_num
     except csv.Error as error:
         raise UserError(
-            f"{path}, line {before + 1}: no CSV ({error}); texts with commas, quotes or line breaks must be quoted, "
+            f"{file}, line {before + 1}: no CSV ({error}); texts with commas, quotes or line breaks must be quoted, "
             "and quotes within them doubled"
         ) from error
 
 
-def _from_tfds(name: str, role: Role, task: str) -> Iterator[tuple[str, Example]]:
+def _from_tfds(name: Source, role: Role, task: str) -> Iterator[tuple[str, Example]]:
     builder, examples = tfds_examples(name, role)
     config = builder.builder_config.name
     if config != task and not (task == "mnli" and config in ("mnli_matched", "mnli_mismatched")):

@@ -17,8 +17,8 @@ from spanbert_jax.config import Config
 from spanbert_jax.errors import UserError
 from spanbert_jax.metrics import classification
 from spanbert_jax.model import linear_heads
-from spanbert_jax.tasks.example_files import read_lines
-from spanbert_jax.tasks.finetuning import FineTuning, Prediction, Role, cross_entropy_sum, mean_loss, row_logits
+from spanbert_jax.tasks.example_files import Record, Role, Source
+from spanbert_jax.tasks.finetuning import FineTuning, Prediction, cross_entropy_sum, mean_loss, row_logits
 from spanbert_jax.tasks.rows import Featurise, Rows
 from spanbert_jax.tasks.text_classification import files
 from spanbert_jax.tasks.text_classification.rows import TextRows
@@ -36,18 +36,17 @@ class SequenceClassification(FineTuning):
         self.best = "accuracy" if config.classification.name == "custom" else "score"
 
     @classmethod
-    def read(cls, config: Config, source: str, role: Role) -> tuple[list[Any], list[str]]:
-        """labelled_texts.read with the configuration's columns; of a .txt to predict, each line is a text."""
+    def read(cls, config: Config, source: Source, role: Role) -> tuple[list[Any], list[str]]:
+        """`files.read` with the configuration's columns."""
         wanted = config.classification
-        if role == "predict" and source.endswith(".txt"):
-            if files.GLUE.get(wanted.name, ("", wanted.second))[1]:
-                raise UserError(f"{source}: this task has two texts; give --input a file with both columns")
-            lines = [(number, line.strip()) for number, line in read_lines(Path(source)) if line.strip()]
-            if not lines:
-                raise UserError(f"{source}: no text in it; give an example a line")
-            return [files.Example(str(number), text, None, None) for number, text in lines], []
         columns = {"text": wanted.text, "second": wanted.second, "label": wanted.label}
         return files.read(source, role, task=wanted.name, **columns)
+
+    @classmethod
+    def parse(cls, config: Config, record: Record, place: str, name: str, role: Role = "predict") -> Any:
+        wanted = config.classification
+        columns = files.columns_of(wanted.name, wanted.text, wanted.second, wanted.label)
+        return files.parse(record, place, name, columns, role)
 
     @classmethod
     def labels_of(cls, config: Config, examples: Sequence[Any]) -> tuple[str, ...]:

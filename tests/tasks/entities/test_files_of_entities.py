@@ -47,7 +47,7 @@ def test_entities_too_wide_for_the_span_head_are_counted(tmp_path: Path) -> None
     path.write_text("a O\nb B-X\nc I-X\nd I-X\n\ne B-X\nf I-X\ng I-X\nh I-X\n")
     _, warnings = TokenClassification.read(config_of("span", max_width=2), str(path), "train")
     assert len(warnings) == 1 and warnings[0].startswith("2 entities are over config.tagging.max_width 2 words")
-    assert f"{path}, line 2, 3 words" in warnings[0]
+    assert f"{path}, sentence 1, words 1 to 3" in warnings[0]
     assert TokenClassification.read(config_of("token", max_width=2), str(path), "train")[1] == []
 
 

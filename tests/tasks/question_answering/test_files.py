@@ -10,13 +10,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from spanbert_jax.errors import UserError
-from spanbert_jax.tasks.question_answering.files import Example, read
+from spanbert_jax.tasks.example_files import Contents, Role
+from spanbert_jax.tasks.question_answering.files import Example, parse, read
 from tests.tasks.text_classification.test_files import prepare_tfds
 
 # Combining marks, joined emoji, line ends, spaces of all kinds.
 ODD = "e\u0301 👩‍👩‍👧 \r\n\u00a0\u2028\u200b\ufeffİß𝒜中\t"
 CONTEXTS = st.text(st.one_of(st.sampled_from(ODD), st.characters(exclude_categories=["Cs"])), min_size=1, max_size=40)
-ON_DISK = settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+ON_DISK = settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def write(path: Path, content: Any) -> str:
@@ -117,25 +118,78 @@ def test_mrqa_spans_include_their_ends_and_normalised_texts_match_the_context(tm
     assert warnings == [f"2 answer(s) are not at their offset and are left out; the first: {path}, line 2, question q"]
 
 
-def test_a_training_question_without_an_answer_is_left_out_and_a_dev_question_stays(tmp_path: Path) -> None:
-    path = write(
-        tmp_path / "a.json", squad({"answers": [answer(1, "Rome")]}, {"answers": [answer(0, "Rome")]}, {"answers": []})
-    )
+def test_a_training_question_whose_answers_are_misplaced_is_left_out_and_a_dev_question_stays(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.json", squad({"answers": [answer(1, "Rome")]}, {"answers": [answer(0, "Rome")]}))
     examples, warnings = read(path, "train")
     assert [one.id for one in examples] == ["1"]
     assert warnings == [
         f"1 answer(s) are not at their offset and are left out; the first: {path}, question 0",
-        f"2 question(s) have no answer in their context and are left out; the first: {path}, question 0",
+        f"1 question(s) have no answer in their context and are left out; the first: {path}, question 0",
     ]
     examples, warnings = read(path, "dev")
     assert [(one.id, one.answers, one.gold_texts) for one in examples] == [
         ("0", (), ("Rome",)),
         ("1", ((0, "Rome"),), ("Rome",)),
-        ("2", (), ()),
     ]
     assert warnings[1:] == [
-        f"2 question(s) have no answer in their context, nor are they marked impossible; the first: {path}, question 0"
+        f"1 question(s) have no answer in their context, nor are they marked impossible; the first: {path}, question 0"
     ]
+
+
+HUGGING_FACE = {"text": ["Rome"], "answer_start": [0]}  # its form of the answers
+
+
+@pytest.mark.parametrize("role", ["train", "dev"])
+@pytest.mark.parametrize("mark", [{}, {"is_impossible": False}])
+def test_a_question_without_answers_has_none_in_training_and_evaluation_alike(
+    tmp_path: Path, role: Role, mark: dict[str, Any]
+) -> None:
+    qas = [{"answers": [answer(0, "Rome")]}, {"answers": [], **mark}, {"answers": [], **mark}]
+    path = write(tmp_path / "a.json", squad(*qas))
+    examples, warnings = read(path, role)
+    assert [(one.id, one.impossible, one.gold_texts) for one in examples] == [
+        ("0", False, ("Rome",)),
+        ("1", True, ()),
+        ("2", True, ()),
+    ]
+    assert warnings == [
+        "2 question(s) have no answers and no mark is_impossible: they count as without an answer; the first: "
+        f"{path}, question 1"
+    ]
+    with pytest.raises(
+        UserError, match=r"a.json: 2 of 3 questions have no answer, the first is 1; .*configs/squad2.py"
+    ):
+        read(path, role, unanswerable=False)
+
+
+@pytest.mark.parametrize("role", ["train", "dev", "predict"])
+def test_one_object_a_question_is_read_from_json_lines_a_list_and_one_alone(tmp_path: Path, role: Role) -> None:
+    rows = [
+        {"id": "a", "title": "T", "context": "Rome", "question": "Where?", "answers": HUGGING_FACE},
+        {"context": "Rome", "question": "When?", "answers": {"text": [], "answer_start": []}},
+    ]
+    found = [(0, "Rome")] if role != "predict" else []
+    impossible = role != "predict"
+    first = Example("a", "Where?", "Rome", tuple(found), title="T", gold_texts=tuple(text for _, text in found))
+    expected = [first, Example("1", "When?", "Rome", impossible=impossible)]
+    for name, content in (("a.txt", rows), ("a.jsonl", json.dumps(rows, indent=1)), ("a.xml", json.dumps(rows))):
+        path = tmp_path / name
+        path.write_text(content) if isinstance(content, str) else write(path, content)
+        assert read(str(path), role)[0] == expected
+    assert read(write(tmp_path / "one", rows[0]), role)[0] == [first]
+    assert read(Contents("standard input", json.dumps(rows[0], indent=2).encode()), role)[0] == [first]
+
+
+def test_one_record_is_parsed_with_its_place_in_errors() -> None:
+    record = {"question": "Where?", "context": "Rome"}
+    assert parse(record, "request 1", "7") == Example("7", "Where?", "Rome")
+    assert parse({**record, "id": 3}, "request 1", "7").id == "3"
+    with pytest.raises(UserError, match=r"standard input, line 3: 'Where[?]' is no question with its text; give each"):
+        parse("Where?", "standard input, line 3", "7")
+    with pytest.raises(UserError, match="request 1: no 'context', only 'question'"):
+        parse({"question": "?"}, "request 1", "7")
+    with pytest.raises(UserError, match=r"request 1\.answers: 2 in 'text', 1 in 'answer_start'"):
+        parse({**record, "answers": {"text": ["a", "b"], "answer_start": [0]}}, "request 1", "7", "dev")
 
 
 def test_impossible_questions_stay_and_plausible_answers_do_not_count(tmp_path: Path) -> None:
@@ -158,7 +212,7 @@ def test_plain_questions_are_read_to_predict_alone(tmp_path: Path) -> None:
         tmp_path / "a.jsonl", [{"id": "x", "question": "Who?", "context": "A"}, {"question": "What?", "context": "B"}]
     )
     assert read(path, "predict") == ([Example("x", "Who?", "A"), Example("1", "What?", "B")], [])
-    with pytest.raises(UserError, match="line 1: no 'qas', so the question has no answers"):
+    with pytest.raises(UserError, match="line 1: no 'answers', only 'id', 'question', 'context'"):
         read(path, "train")
     examples, _ = read(write(tmp_path / "m.jsonl", mrqa(("US", [[4, 7]]))), "predict")
     assert [(one.id, one.answers) for one in examples] == [("q", ())]
@@ -171,12 +225,19 @@ def test_plain_questions_are_read_to_predict_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.json", "", "a.json is empty"),
+        ("a.json", "", "a.json has nothing in it; expected SQuAD's JSON"),
+        (
+            "a.json",
+            "Where is Rome?\n\nIn Italy.",
+            "line 1 'Where is Rome[?]' and line 3 'In Italy.'; expected SQuAD's JSON",
+        ),
         ("a.json", '{"data": [', "a.json: not JSON"),
-        ("a.json", '{"a": 1}\n{"a": 2}', r"not JSON \(Extra data: line 2.*; JSON lines are .*\.jsonl"),
-        ("a.json", "[]", "a.json: list instead of an object with 'data'"),
+        ("a.json", '{"data": [\n\n{]', "a.json, line 3: not JSON"),
+        ("a.json", '{"a": 1}\n{"a": 2}', "a.json, line 1: no 'question', only 'a'"),
+        ("a.json", "[]", "a.json has no questions"),
+        ("a.json", '[{"header": {}}, 1]', r"a.json, \[1\]: a int in JSON; expected objects with named fields"),
         ("a.json", {"data": []}, "a.json has no questions"),
-        ("a.json", {"version": "1"}, "a.json: no 'data', only 'version'"),
+        ("a.json", {"version": "1"}, "a.json, line 1: no 'question', only 'version'"),
         ("a.json", {"data": ["x"]}, r"a.json, data\[0\]: str instead of an object with 'paragraphs'"),
         ("a.json", {"data": [{"paragraphs": [{}]}]}, r"data\[0\]\.paragraphs\[0\]: no 'context'"),
         ("a.json", squad({"answers": [{"text": "Rome"}]}), r"qas\[0\]\.answers: no 'answer_start', only 'text'"),
@@ -186,8 +247,7 @@ def test_plain_questions_are_read_to_predict_alone(tmp_path: Path) -> None:
         ("a.json", squad({"answers": [], "is_impossible": "yes"}), "'is_impossible' is \"yes\""),
         ("a.json", squad({"answers": [], "id": "0"}, {"answers": [], "id": 0}), "question 0: .* the same id"),
         ("a.json", squad({"answers": [answer(3, "Rome")]}), "has no question with an answer at its offset"),
-        ("a.jsonl", "", "a.jsonl has no questions"),
-        ("a.jsonl", [{"header": {}}, {"context": "A"}], "a.jsonl, line 2: no 'qas'"),
+        ("a.jsonl", [{"header": {}}, {"context": "A"}], "a.jsonl, line 2: no 'question'"),
         ("a.jsonl", [{"context": "A", "qas": [{"question": "?"}]}], "a.jsonl, line 1: no 'qid', only 'question'"),
         ("a.jsonl", mrqa(("US", [4, 7])), r"a.jsonl, line 2: 4 in 'char_spans' is no \[first"),
         ("a.jsonl", mrqa(("US", [[4, "7"]])), r"\[4, '7'\] in 'char_spans'"),

@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from spanbert_jax.errors import UserError
-from spanbert_jax.tasks.relations.files import Entity, Example, read
+from spanbert_jax.tasks.example_files import Contents
+from spanbert_jax.tasks.relations.files import Entity, Example, parse, read
 
 TACRED = {
     "id": "e7798fb926b9403cfcd2",
@@ -79,7 +80,7 @@ def test_tacred_s_ends_are_included_and_its_brackets_are_brackets(tmp_path: Path
     assert read(write(tmp_path / "train.json.gz", [TACRED])) == ([expected], [])
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     parts=st.tuples(*[st.text(CHARACTERS, max_size=12)] * 5), swapped=st.booleans(), end=st.sampled_from(["\n", "\r\n"])
 )
@@ -135,13 +136,14 @@ def test_a_bad_tacred_object_is_told_with_its_id(tmp_path: Path, change: dict[st
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "a.json is empty"),
+        ("", "a.json has no sentences"),
         ("[]", "a.json has no sentences"),
-        ({"token": []}, "a.json is no list but a dict"),
-        (["x"], r"a.json, \[0\]: str instead of an object with 'id'"),
+        ("EU rejects\nGerman call\n", "line 1 'EU rejects' and line 2 'German call'; expected TACRED's JSON, "),
+        ({"token": []}, "a.json, line 1: no 'id', only 'token'"),
+        ([TACRED, "x"], r"a.json, \[1\]: a str in JSON"),
         ([{"token": []}], r"a.json, \[0\]: no 'id', only 'token'"),
         ([TACRED, TACRED], "a.json, id e7798fb926b9403cfcd2: this id has come before"),
-        ('[{"id": 1}\n{', "a.json: not JSON .*line 2"),
+        ('[{"id": 1}\n{', "a.json, line 2: not JSON"),
     ],
 )
 def test_a_bad_tacred_file_is_told(tmp_path: Path, content: Any, message: str) -> None:
@@ -171,6 +173,39 @@ GOOD = '1\t"<e1>A</e1> in <e2>B</e2>."\nOther\nComment:\n\n'
 def test_a_bad_semeval_file_is_told_with_its_line_or_id(tmp_path: Path, content: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         read(write(tmp_path / "a.txt", content), format="semeval")
+
+
+def test_a_format_is_told_by_the_content_and_one_whose_metric_is_not_the_run_s_is_refused(tmp_path: Path) -> None:
+    lines = "".join(json.dumps({**TACRED, "id": i}) + "\n" for i in range(2))
+    for name, content in (("a.TXT", [TACRED]), ("b.txt", lines), ("c", json.dumps(TACRED, indent=1))):
+        path = write(tmp_path / name, content)
+        examples, _ = read(path)
+        assert {one.words[4] for one in examples} == {"Sharpton"} and len(examples) == (2 if name == "b.txt" else 1)
+        assert [one.words for one in read(path, "predict", "semeval")[0]] == [one.words for one in examples]
+        with pytest.raises(UserError, match=r"is in the format tacred, but .* --config.relation.format=tacred"):
+            read(path, "dev", "semeval")
+    path = write(tmp_path / "d.json", GOOD)
+    with pytest.raises(UserError, match=r"is in the format semeval, but .* --config.relation.format=semeval"):
+        read(path, "train")
+    assert [one.words for one in read(path, "predict")[0]] == [("A", "in", "B", ".")]
+
+
+def test_marked_sentences_alone_are_read_to_predict(tmp_path: Path) -> None:
+    lines = "The <e1>fire</e1> by <e2>heat</e2>.\n\n<e2>A</e2> in <e1>B C</e1>\n"
+    examples, _ = read(Contents("standard input", lines.encode()), "predict")
+    assert [(one.id, one.words) for one in examples] == [
+        ("1", ("The", "fire", "by", "heat", ".")),
+        ("3", ("A", "in", "B", "C")),
+    ]
+    assert (examples[1].subject, examples[1].object) == ((2, 4, None), (0, 1, None))
+    assert parse("<e2>A</e2> in <e1>B C</e1>", "request 1", "3") == examples[1]
+    for role in ("train", "dev"):
+        with pytest.raises(UserError, match=r"standard input, line 1: 'The <e1>fire.* is out of place"):
+            read(Contents("standard input", lines.encode()), role, "semeval")
+    with pytest.raises(UserError, match="request 1, id 3: the marks are missing"):
+        parse("A in B", "request 1", "3")
+    with pytest.raises(UserError, match="request 1: 'A' has no relation; expected TACRED's JSON"):
+        parse("A", "request 1", "3", "dev")
 
 
 def test_an_unknown_format_and_a_missing_file_are_told(tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 """Every shape of file gives its rows with nothing lost, and what is wrong is told with its line."""
 
+import bz2
 import csv
 import gzip
 import importlib.resources
 import importlib.resources.abc
 import io
 import json
+import lzma
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,11 @@ from hypothesis import strategies as st
 
 from spanbert_jax.corpus import tfds_source
 from spanbert_jax.errors import UserError
-from spanbert_jax.tasks.example_files import Warnings
-from spanbert_jax.tasks.text_classification.files import Example, read
+from spanbert_jax.tasks.example_files import Contents, Role, Warnings
+from spanbert_jax.tasks.text_classification.files import Example, columns_of, parse, read
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=30).map(lambda text: text + "x")
-ON_DISK = settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+ON_DISK = settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def write(path: Path, content: str) -> str:
@@ -172,21 +174,32 @@ def test_ids_come_from_the_file_and_integers_are_labels(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "task", "message"),
     [
-        ("a.tsv", "", "custom", "a.tsv has no rows"),
+        ("a.tsv", "", "custom", "a.tsv has nothing in it; expected a header that names the columns 'text', 'label'"),
         ("a.tsv", "text\tlabel\n", "custom", "a.tsv has no rows"),
         ("a.tsv", "text\tlabel\na\tb\nc\n", "custom", r"line 3: 1 columns, but the header has 2 \(text, label\)"),
         ("a.tsv", "sentence\tlabel\na\tb\tc\n", "sst2", "line 2: 3 columns"),
-        ("a.tsv", "id\tqid1\nx\ty\tz\n", "qqp", "line 2: 3 columns"),
+        ("a.tsv", "id\tquestion1\nx\ty\tz\n", "qqp", "line 2: 3 columns"),
+        ("a.tsv", "id\tqid1\nx\ty\tz\n", "qqp", "names the columns 'question1', 'question2', 'is_duplicate', set"),
         ("a.csv", 'text,label\n"a\nb",1\nc\n', "custom", "line 4: 1 columns, but the header has 2"),
         ("a.csv", 'text,label\na,1\n"b,1\nc,2\n', "custom", "line 3: no CSV"),
-        ("a.tsv", "body\tlabel\na\tb\n", "custom", "line 2: no 'text', only 'body', 'label'"),
+        ("a.tsv", "body\tlabel\na\tb\n", "custom", r"line 1 'body.tlabel' and line 2 'a.tb'; expected a header"),
+        (
+            "a.csv",
+            "text;label\na;b\n",
+            "custom",
+            "line 1 'text;label' and line 2 'a;b'; .* set apart by TABs or commas",
+        ),
+        ("a.txt", "A film.\nTo see, twice.\n", "custom", "line 1 'A film.' and line 2 'To see, twice.'; expected a h"),
+        ("a.txt", "[laughs] A film.\n", "custom", r"line 1 '\[laughs\] A film.'; expected a header"),
         ("a.tsv", "text\tlabel\ttext\na\tb\tc\n", "custom", "line 1: the header has 'text' twice"),
         ("a.tsv", "text\tlabel\na\t\n", "custom", "line 2: the label in 'label' is ''"),
         ("a.jsonl", '{"text": "a", "label": 0.5}', "custom", "line 1: the label in 'label' is 0.5"),
         ("a.jsonl", '{"text": "a", "label": true}', "custom", "line 1: 'label' is true"),
         ("a.jsonl", '{"text": 3, "label": "b"}', "custom", "line 1: 'text' is 3; 'text' must be there, as text"),
         ("a.jsonl", '{"text": "a", "label": "b"}\n{', "custom", "line 2: not JSON"),
-        ("a.jsonl", "[1]", "custom", "line 1: a list; a .jsonl file has one object a line"),
+        ("a.jsonl", '{"text": "a", "label": "b"}\n[1]', "custom", "line 2: a list in JSON; expected objects"),
+        ("a.jsonl", '{"text": "a", "label": ', "custom", "a.jsonl: not JSON"),
+        ("a.tsv", "[" * 100_000, "custom", "a.tsv: not JSON that can be read"),
         ("a.tsv", "id\ttext\tlabel\n1\ta\tb\n1\tc\td\n", "custom", "line 3: the id '1' has come before"),
         ("a.tsv", "sentence1\tsentence2\tscore\na\tb\thigh\n", "stsb", "line 2: 'score' is 'high', which is no number"),
         ("a.tsv", "sentence1\tsentence2\tscore\na\tb\tnan\n", "stsb", "line 2: 'score' is 'nan', which is no number"),
@@ -218,6 +231,70 @@ def test_bytes_that_are_no_text_are_told(tmp_path: Path, name: str, data: bytes,
     (tmp_path / name).write_bytes(data)
     with pytest.raises(UserError, match=message):
         read(str(tmp_path / name))
+
+
+TABLE = [("text", "label"), ("A film, to see.", "1"), ("Boring.", "0")]
+CONTENTS = {
+    "tsv": "".join("\t".join(row) + "\n" for row in TABLE).encode(),
+    "csv": b'\xef\xbb\xbftext,label\r\n"A film, to see.",1\r\nBoring.,0\r\n',
+    "lines": "".join(json.dumps(dict(zip(TABLE[0], row, strict=True))) + "\n" for row in TABLE[1:]).encode(),
+    "list": json.dumps([dict(zip(TABLE[0], row, strict=True)) for row in TABLE[1:]], indent=2).encode(),
+}
+PACKINGS: dict[str, Any] = {"plain": bytes, "gzip": gzip.compress, "bzip2": bz2.compress, "xz": lzma.compress}
+
+
+@pytest.mark.parametrize("role", ["train", "dev", "predict"])
+@pytest.mark.parametrize("kind", CONTENTS)
+def test_what_a_file_holds_and_not_its_name_says_how_it_is_read(tmp_path: Path, kind: str, role: Role) -> None:
+    label = (lambda value: None) if role == "predict" else str
+    expected = [Example(str(i), text, None, label(value)) for i, (text, value) in enumerate(TABLE[1:])]
+    for packing, name in zip(PACKINGS, ("a.txt", "a.csv", "a.jsonl", "a.tsv"), strict=True):
+        (tmp_path / name).write_bytes(PACKINGS[packing](CONTENTS[kind]))
+        assert read(str(tmp_path / name), role)[0] == expected
+    assert read(Contents("standard input", CONTENTS[kind]), role)[0] == expected
+
+
+def test_quotes_tell_the_csv_of_one_column(tmp_path: Path) -> None:
+    for content, texts in (
+        ('text\n"A film, to see."\n"""Boring"""\n', ["A film, to see.", '"Boring"']),
+        ('text\nA film, to see.\n"Boring" it is.\n', ["A film, to see.", '"Boring" it is.']),
+    ):
+        assert [one.text for one in read(write(tmp_path / "a.txt", content), "predict")[0]] == texts
+
+
+def test_plain_text_is_an_example_a_line_to_predict_where_nothing_else_is_in_the_file(tmp_path: Path) -> None:
+    text = "[laughs] A film.\n\nTo see, twice, \t really.\r\nYes, well.\n"
+    expected = [
+        Example("1", "[laughs] A film.", None, None),
+        Example("3", "To see, twice, \t really.", None, None),
+        Example("4", "Yes, well.", None, None),
+    ]
+    for task in ("custom", "sst2", "cola"):
+        assert read(write(tmp_path / "a.txt", text), "predict", task=task) == (expected, [])
+        assert read(Contents("standard input", text.encode()), "predict", task=task) == (expected, [])
+    assert [one.text for one in read(Contents("standard input", b"one,two"), "predict")[0]] == ["one,two"]
+    with pytest.raises(
+        UserError, match=r"expected a header .* or plain text, an example a line, in a .txt or on stand"
+    ):
+        read(write(tmp_path / "a.md", text), "predict")
+    for other in ("review\tstars\nGood.\t5\n", 'review,stars\n"Good, well.",5\n'):
+        with pytest.raises(UserError, match=r"line 1 'review.*stars' and line 2 .*; expected a header that names"):
+            read(write(tmp_path / "a.txt", other), "predict")
+    with pytest.raises(UserError, match="names the columns 'sentence1', 'sentence2', set apart"):
+        read(write(tmp_path / "a.txt", text), "predict", task="rte")
+
+
+def test_one_record_is_parsed_with_its_place_in_errors() -> None:
+    one, two = columns_of("custom", "text", "", "label"), columns_of("rte", "", "", "")
+    assert parse("A film. ", "request 1", "7", one) == Example("7", "A film.", None, None)
+    assert parse({"text": "A film.", "id": 3}, "request 1", "7", one) == Example("3", "A film.", None, None)
+    assert parse({"sentence1": "A", "sentence2": "B", "label": "x"}, "request 1", "7", two, "dev").label == "x"
+    with pytest.raises(
+        UserError, match=r"standard input, line 3: 'A' is no example; expected a header .*'sentence2', set"
+    ):
+        parse("A", "standard input, line 3", "7", two)
+    with pytest.raises(UserError, match="request 1: no 'sentence2', only 'sentence1'"):
+        parse({"sentence1": "A"}, "request 1", "7", two)
 
 
 def test_what_is_neither_file_nor_tfds_name_is_told_without_a_search(

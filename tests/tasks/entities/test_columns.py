@@ -11,11 +11,30 @@ from hypothesis import strategies as st
 
 from spanbert_jax.errors import UserError
 from spanbert_jax.metrics import entities
-from spanbert_jax.tasks.entities.files import Sentence, read
+from spanbert_jax.tasks.entities.columns import Layout, Sentence, check_tags, read_columns
+from spanbert_jax.tasks.entities.files import read
+from spanbert_jax.tasks.entities.rows import WordExample
+from spanbert_jax.tasks.example_files import Role, Warnings, read_lines
 from tests.tasks.text_classification.test_files import prepare_tfds
 
 Spans = tuple[tuple[int, int, str], ...]
 WORDS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters=" \t\r\n"), min_size=1, max_size=5)
+
+
+def sentences_of(
+    path: str | Path, role: Role = "train", scheme: str = "auto", **layout: object
+) -> tuple[list[Sentence], list[str]]:
+    """The sentences of a file and the warnings of its reading, once `read` has taken it too."""
+    columns, warnings = Layout(**layout), Warnings()
+    examples, said = read(str(path), role, layout=columns, scheme=scheme)
+    found = read_columns(Path(path), read_lines(Path(path)), columns, role != "predict", warnings)
+    if role != "predict":
+        check_tags(str(path), found, scheme, warnings)
+    assert [(one.id, one.words, list(one.spans)) for one in examples] == [
+        (str(one.line), one.words, entities.spans(one.tags)) for one in found
+    ]
+    assert said == warnings.lines()
+    return found, said
 
 
 def entities_of(tags: tuple[str, ...]) -> tuple[tuple[int, int, str], ...]:
@@ -63,7 +82,7 @@ def sentences(draw: st.DrawFn) -> list[tuple[list[str], Spans]]:
     return drawn
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(drawn=sentences(), columns=st.sampled_from([(" ", ""), ("\t", ""), ("\t", "\t"), ("|-|", "|-|"), (" \t ", "")]))
 @pytest.mark.parametrize("scheme", ["IOB1", "IOB2", "BILOU", "IOBES"])
 def test_entities_of_every_scheme_and_delimiter_are_read_as_they_were_written(
@@ -77,7 +96,7 @@ def test_entities_of_every_scheme_and_delimiter_are_read_as_they_were_written(
         lines += [written.join((word, "NN", tag)) for word, tag in zip(words, tags, strict=True)] + [""]
     path = write(tmp_path / "a.conll", "\n".join(lines))
     for given_scheme in ("auto", "BILOU" if scheme == "IOBES" else scheme):
-        found, warnings = read(path, delimiter=delimiter, scheme=given_scheme)
+        found, warnings = sentences_of(path, delimiter=delimiter, scheme=given_scheme)
         assert [(list(one.words), entities_of(one.tags)) for one in found] == drawn and warnings == []
     assert [lines[one.line - 1].startswith(one.words[0]) for one in found] == [True] * len(drawn)
 
@@ -94,7 +113,7 @@ def test_entities_of_every_scheme_and_delimiter_are_read_as_they_were_written(
     ],
 )
 def test_real_files_are_read_whole(shared_data: Path, name: str, count: int, documents: int, entities: int) -> None:
-    found, warnings = read(str(shared_data / name))
+    found, warnings = sentences_of(shared_data / name)
     rows = [line.split("\t") for line in (shared_data / name).read_text("utf-8").split("\n")]
     rows = [row for row in rows if row[-1] and not row[0].startswith("-DOCSTART-")]
     assert [word for one in found for word in one.words] == [row[0] for row in rows]
@@ -110,7 +129,7 @@ def test_real_files_are_read_whole(shared_data: Path, name: str, count: int, doc
 @pytest.mark.parametrize("name", ["wnut17/wnut17train.conll", "bc5cdr/train.txt"])
 def test_entities_of_real_files_are_seqeval_s(shared_data: Path, name: str) -> None:
     get_entities = pytest.importorskip("seqeval.metrics.sequence_labeling").get_entities
-    for one in read(str(shared_data / name))[0]:
+    for one in sentences_of(shared_data / name)[0]:
         assert entities_of(one.tags) == tuple(
             (start, end + 1, kind) for kind, start, end in get_entities(list(one.tags))
         )
@@ -132,35 +151,58 @@ def test_conll_2003_s_own_layout_is_read(tmp_path: Path) -> None:
         Sentence((".",), ("O",), 1, 11),
         Sentence(("END",), ("B-LOC",), 2, 13),
     ]
-    assert read(path) == (expected, [])
-    chunks, _ = read(path, column=2)
+    assert sentences_of(path) == (expected, [])
+    chunks, _ = sentences_of(path, tag_column=2)
     assert [one.tags for one in chunks] == [("B-NP", "B-VP"), ("B-NP",), ("O",), ("I-NP",)]
 
 
 def test_a_number_sign_is_a_word_wherever_it_has_the_columns_of_one(tmp_path: Path) -> None:
     content = "# newdoc\n# text = # tag\n#\tO\n#tag\tB-X\n# no comment\tO\n\n# text\nword\tO\n\n#\tO\n"
     path = write(tmp_path / "a.conll", content)
-    found, warnings = read(path, delimiter="\t")
+    found, warnings = sentences_of(path, delimiter="\t")
     assert found == [
         Sentence(("#", "#tag", "# no comment"), ("O", "B-X", "O"), 0, 3),
         Sentence(("word",), ("O",), 0, 8),
         Sentence(("#",), ("O",), 0, 10),
     ]
-    assert warnings == [f"3 line(s) with # and other columns than words have are comments; the first: {path}, line 1"]
+    assert warnings == [f"3 line(s) that begin with # before a sentence are comments; the first: {path}, line 1"]
+
+
+@pytest.mark.parametrize("name", ["a.conll", "a.txt"])
+@pytest.mark.parametrize("role", ["train", "dev", "predict"])
+@pytest.mark.parametrize("tags", [("B-PER", "O"), ("_", "_"), ("B-PER", "O", "O", "O")])
+def test_a_comment_with_as_many_columns_as_words_is_a_comment_in_every_role(
+    tmp_path: Path, role: Role, name: str, tags: tuple[str, ...]
+) -> None:
+    comments = ["# id 0001\tdomain=en", "# newdoc _ _", "# a = b", "# sent_id = 7"]
+    rows = [f"w{i} _ _ {tag}" for i, tag in enumerate(tags)]
+    lines = [line for comment in comments for line in (comment, *rows, "")] + ["# _ _ O", *rows]
+    path = write(tmp_path / name, "\n".join(lines))
+    if tags[0] == "_" and (role != "predict" or name == "a.txt"):  # no columns that anything tells from words of a text
+        if role != "predict":
+            with pytest.raises(UserError, match=r"expected columns, a word and its tag on every line"):
+                read(path, role)
+        return
+    found, warnings = read(path, role)
+    words = tuple(f"w{i}" for i in range(len(tags)))
+    hash_is_word = ("#", *words)  # with a tag, or with the columns of words without tags
+    assert [one.words for one in found] == [*[words] * 4, hash_is_word]
+    assert warnings == [f"4 line(s) that begin with # before a sentence are comments; the first: {path}, line 1"]
 
 
 def test_a_word_may_hold_spaces_that_are_not_blanks(tmp_path: Path) -> None:
-    found, _ = read(write(tmp_path / "a.txt", "a\u00a0b O\r\n\u2028 B-X\r\n \t\r\n\u3000\tO \r\n"))
+    found, _ = sentences_of(write(tmp_path / "a.txt", "a\u00a0b O\r\n\u2028 B-X\r\n \t\r\n\u3000\tO \r\n"))
     assert [(one.words, one.tags) for one in found] == [(("a\u00a0b", "\u2028"), ("O", "B-X")), (("\u3000",), ("O",))]
 
 
 def test_words_without_tags_are_read_to_predict(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.txt", "EU\nrejects\n\nPeter\n")
-    assert read(path, "predict") == ([Sentence(("EU", "rejects"), (), 0, 1), Sentence(("Peter",), (), 0, 4)], [])
-    with pytest.raises(UserError, match="line 1: column 0 of 1 would be both word and tag"):
+    path = write(tmp_path / "a.conll", "EU\nrejects\n\nPeter\n")
+    expected = [Sentence(("EU", "rejects"), (), 0, 1), Sentence(("Peter",), (), 0, 4)]
+    assert sentences_of(path, "predict") == (expected, [])
+    with pytest.raises(UserError, match="line 1 'EU' and line 2 'rejects'; expected columns, a word and its tag"):
         read(path, "dev")
     germeval = write(tmp_path / "b.tsv", "#\thttp://x\n1\tEU\tB-ORG\tO\n2\t#\tO\tO\n")
-    assert read(germeval, column=2, word_column=1)[0] == [Sentence(("EU", "#"), ("B-ORG", "O"), 0, 2)]
+    assert sentences_of(germeval, tag_column=2, word_column=1)[0] == [Sentence(("EU", "#"), ("B-ORG", "O"), 0, 2)]
 
 
 @pytest.mark.parametrize(
@@ -180,7 +222,7 @@ def test_words_without_tags_are_read_to_predict(tmp_path: Path) -> None:
         ("O NN", "auto", 2),
         ("O B_X", "auto", 2),
         ("O M-X", "auto", 2),
-        ("B-", "auto", 1),
+        ("O B-", "auto", 2),
     ],
 )
 def test_tags_that_break_their_scheme_are_told_with_their_line(
@@ -193,7 +235,7 @@ def test_tags_that_break_their_scheme_are_told_with_their_line(
 
 def test_auto_warns_of_mixed_iob_and_names_the_first_of_the_fewer(tmp_path: Path) -> None:
     path = write(tmp_path / "a.txt", "w B-X\nw I-X\n\nw O\nw I-Y\n\nw B-X\nw O\nw B-X\n")
-    found, warnings = read(path)
+    found, warnings = sentences_of(path)
     assert [entities_of(one.tags) for one in found] == [((0, 2, "X"),), ((1, 2, "Y"),), ((0, 1, "X"), (2, 3, "X"))]
     assert len(warnings) == 1
     assert warnings[0].startswith("1 tag(s) break the rules of IOB2, and 3 those of IOB1; ")
@@ -204,24 +246,29 @@ def test_auto_warns_of_mixed_iob_and_names_the_first_of_the_fewer(tmp_path: Path
     ("content", "options", "message"),
     [
         ("", {}, "a.txt has no words"),
+        (
+            "Anna lives in Rome.\nShe sings.\n",
+            {},
+            "line 1 'Anna lives in Rome.' and line 2 'She sings.'; expected columns",
+        ),
         ("\n \n-DOCSTART- O\n", {}, "a.txt has no words"),
         ("# a comment\n", {}, "line 1: 'comment' is no tag"),
         ("#tag\na O\n", {}, "line 1: column 0 of 1 would be both word and tag"),
         ("a O\n\n#tag\n", {}, "line 3: 1 columns, but line 1 has 2"),
-        ("a O\n\n# b_X\n", {}, "line 3: 'b_X' is no tag"),
+        ("a O\n\nb_X b_X\n", {}, "line 3: 'b_X' is no tag"),
         ("a O\nb NN O\n", {}, "line 2: 3 columns, but line 1 has 2"),
         ("a O\nNew York B-X\n", {}, "line 2: 3 columns, .* another delimiter, such as TAB"),
         ("a O\nb\n", {}, "line 2: 1 columns"),
         ("a O\n# no comment here\n", {}, "line 2: 4 columns"),
         ("a\tO\n\tO\n", {"delimiter": "\t"}, "line 2: the word is empty"),
-        ("a O\n", {"column": 2}, "line 1: no column 2; columns are counted from 0, here are 2"),
-        ("a O\n", {"column": -3}, "line 1: no column -3"),
+        ("a\tO\nb\tO\n", {"tag_column": 2}, "line 1: no column 2; columns are counted from 0, here are 2"),
+        ("a\tO\nb\tO\n", {"tag_column": -3}, "line 1: no column -3"),
         ("a O\n", {"scheme": "IOBX"}, "unknown tagging scheme 'IOBX'"),
     ],
 )
 def test_a_bad_file_is_told_with_its_line(tmp_path: Path, content: str, options: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        read(write(tmp_path / "a.txt", content), **options)
+        sentences_of(write(tmp_path / "a.txt", content), **options)
 
 
 def test_conll_2003_from_tfds_gives_what_its_files_give(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,10 +280,10 @@ def test_conll_2003_from_tfds_gives_what_its_files_give(tmp_path: Path, monkeypa
         write(tmp_path / f"{name}.txt", content)
     prepare_tfds("conll2003", tmp_path, tmp_path, monkeypatch)
 
-    def words_and_tags(found: Sequence[Sentence]) -> list[tuple]:
-        return sorted((one.words, one.tags) for one in found)
+    def words_and_spans(found: Sequence[WordExample]) -> list[tuple]:
+        return sorted((one.words, one.spans) for one in found)
 
     for role, name in (("train", "train"), ("dev", "valid"), ("predict", "valid")):
         expected, _ = read(str(tmp_path / f"{name}.txt"), role)
         examples, warnings = read("conll2003", role)
-        assert words_and_tags(examples) == words_and_tags(expected) and warnings == []
+        assert words_and_spans(examples) == words_and_spans(expected) and warnings == []
