@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from spanbert_jax.config import Config, ModelConfig, largest_budget, max_masked
-from spanbert_jax.training.flops import pretraining_row_flops
+from spanbert_jax.batch import MASK, empty_batch, largest_budget, slots
+from spanbert_jax.config import Config, ModelConfig
 
 VOCAB = 28_996  # BERT's cased vocabulary
 SIZES = {
@@ -42,36 +42,26 @@ def make_config(spec: dict[str, Any]) -> Config:
     )
 
 
-def row_flops(config: Config) -> float:
-    """Model FLOPs of training on one row."""
-    return pretraining_row_flops(config, VOCAB, config.data.block_length)
-
-
 def make_batch(config: Config, seed: int) -> dict[str, np.ndarray]:
-    """What `Masker.mask_batch` gives, of random pieces: rows without padding, spans of 1 to 10 pieces."""
+    """A batch (`spanbert_jax.batch`) of random pieces: rows without padding, spans of 1 to 10 pieces, all [MASK]."""
     random = np.random.default_rng(seed)
-    batch, length = config.train.batch_size, config.data.block_length
-    budget, slots = largest_budget(config), max_masked(config)
-    positions, left, right, offset = (np.zeros((batch, slots), np.int32) for _ in range(4))
-    for row in range(batch):
+    rows, length, budget = config.train.batch_size, config.data.block_length, largest_budget(config)
+    batch = empty_batch(rows, length, slots(config))
+    names = ("masked_positions", "span_left", "span_right", "span_offset")
+    positions, left, right, offset = (batch[name] for name in names)
+    for row in range(rows):
         masked = _spans(random, length, budget)  # bool [length]
         places = np.flatnonzero(masked)
         first = np.maximum.accumulate(np.where(np.diff(places, prepend=-2) > 1, places, 0))  # of the piece's span
         end = np.minimum.accumulate(np.where(np.diff(places, append=length + 1) > 1, places, length)[::-1])[::-1]
         positions[row, :budget], left[row, :budget], right[row, :budget] = places, first - 1, end + 1
         offset[row, :budget] = np.minimum(places - first, config.masking.max_span_offset - 1)
-    weights = np.broadcast_to((np.arange(slots) < budget).astype(np.float32), (batch, slots)).copy()
-    return {
-        "input_ids": random.integers(5, VOCAB, (batch, length)).astype(np.int32),
-        "lengths": np.full(batch, length, np.int32),
-        "masked_positions": positions,
-        "masked_ids": random.integers(5, VOCAB, (batch, slots)).astype(np.int32) * (weights > 0),
-        "masked_weights": weights,
-        "span_left": left,
-        "span_right": right,
-        "span_offset": offset,
-        "span_weights": weights.copy(),
-    }
+    batch["input_ids"][:] = random.integers(5, VOCAB, (rows, length))
+    batch["lengths"][:] = length
+    batch["masked_ids"][:, :budget] = random.integers(5, VOCAB, batch["masked_ids"].shape)[:, :budget]
+    batch["masked_weights"][:, :budget] = batch["span_weights"][:, :budget] = 1
+    batch["replacement"][:, :budget] = MASK
+    return batch
 
 
 def _spans(random: np.random.Generator, length: int, budget: int) -> np.ndarray:

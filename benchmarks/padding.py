@@ -64,7 +64,7 @@ def start(spec: dict[str, Any]) -> tuple[Answer, Any]:
     with jax.set_mesh(mesh):
         abstract = abstract_state(config, lambda key: pretraining_heads.init_params(model, key), mesh)
         state = init_state(config, lambda key: pretraining_heads.init_params(model, key), abstract)
-    step = make_train_step(config, objective(model, config.train.sbo_weight, 0), abstract)
+    step = make_train_step(config, objective(model, 0), abstract)
     counted = {
         "pieces": sum(int(np.maximum(np.asarray(batch["lengths"]) - 2, 0).sum()) for batch in batches),
         "positions": sum(batch["input_ids"].size for batch in batches),

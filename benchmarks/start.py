@@ -15,10 +15,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from benchmarks.batches import VOCAB
 from benchmarks.measure import ROOT, Options, Row, median, need_text, thread_limits
-from spanbert_jax.config import Config, ModelConfig, max_masked
+from spanbert_jax.batch import slots
+from spanbert_jax.config import Config
 from spanbert_jax.errors import UserError
+from spanbert_jax.model import pretraining_heads
 from spanbert_jax.training.progress import Stage
 
 _WINDOWS = 4  # of a tiny run's metrics, of which the last is taken: in the first ones lengths are new
@@ -159,19 +163,12 @@ def computed_bytes(config: Config, rows: int, vocab_size: int) -> dict[str, int]
     """
     model, length = config.model, config.data.block_length
     layer = rows * length * (8 * model.embed + model.mlp) + rows * model.heads * length**2
-    activations = model.layers * layer + rows * (length * model.embed + 2 * max_masked(config) * vocab_size)
-    count = parameters(model, vocab_size, config.masking.max_span_offset)
+    logits = len(pretraining_heads.trained_heads(config)) * slots(config) * vocab_size
+    activations = model.layers * layer + rows * (length * model.embed + logits)
+    whole = pretraining_heads.pretraining_model(config, vocab_size, "cpu")
+    params = jax.eval_shape(lambda: pretraining_heads.init_params(whole, jax.random.key(0)))
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
     return {"parameters": 4 * count, "optimizer": 8 * count, "activations": 4 * activations}
-
-
-def parameters(model: ModelConfig, vocab_size: int, max_span_offset: int) -> int:
-    """How many the pre-training model has, for a vocabulary that is not padded."""
-    d = model.embed
-    layer = 4 * (d * d + d) + 2 * d * model.mlp + model.mlp + d + 4 * d
-    mlm = d * d + d + 2 * d + vocab_size
-    sbo = max_span_offset * model.span_offset_embed + (2 * d + model.span_offset_embed) * d + d * d + 2 * d + 4 * d
-    embeddings = (vocab_size + model.max_length + model.token_types) * d + 2 * d
-    return embeddings + model.layers * layer + mlm + sbo + vocab_size
 
 
 def run(options: Options, base: bool = True) -> list[Row]:

@@ -14,11 +14,11 @@ from typing import Any
 
 from rich.table import Table
 
-from benchmarks.batches import make_config, row_flops
+from benchmarks.batches import VOCAB, make_config
 from benchmarks.measure import Options, Row, Side, SideFailed, alternate, median, need, started
 from benchmarks.report import terminal
 from spanbert_jax.errors import UserError
-from spanbert_jax.training.flops import peak_flops
+from spanbert_jax.training.flops import peak_flops, pretraining_row_flops
 from spanbert_jax.training.progress import Stage
 
 Spec = dict[str, Any]
@@ -76,7 +76,8 @@ def probe() -> dict[str, Any]:
 
 def model_flops(spec: Spec) -> float:
     """Of training on one row."""
-    return row_flops(make_config(spec))
+    config = make_config(spec)
+    return pretraining_row_flops(config, VOCAB, config.data.block_length)
 
 
 def mfu(speed: float, spec: Spec, device: str, devices: int) -> float | None:

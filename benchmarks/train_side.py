@@ -12,11 +12,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks.batches import VOCAB, make_batch, make_config, row_flops
+from benchmarks.batches import VOCAB, make_batch, make_config
 from spanbert_jax.model import pretraining_heads
 from spanbert_jax.tasks.pretraining_loss import objective
 from spanbert_jax.training import sharding
-from spanbert_jax.training.flops import peak_flops
+from spanbert_jax.training.flops import peak_flops, pretraining_row_flops
 from spanbert_jax.training.step import abstract_state, init_state, make_train_step
 
 _BATCHES = 4  # that the steps take in turn
@@ -40,7 +40,7 @@ class TrainStep:
             self.state = init_state(config, lambda key: pretraining_heads.init_params(model, key), abstract)
             self.batches = [jax.device_put(make_batch(config, seed), layout) for seed in range(_BATCHES)]
             began = time.monotonic()
-            step = make_train_step(config, objective(model, config.train.sbo_weight, 0), abstract)
+            step = make_train_step(config, objective(model, 0), abstract)
             self.compiled = step.lower(self.state, self.batches[0]).compile()
             self.compile_seconds = time.monotonic() - began
         self.seconds(1)  # the first step of all pays for what is allocated once
@@ -68,7 +68,7 @@ class TrainStep:
             "devices": jax.device_count(),
             "jax": jax.__version__,
             "parameters": sum(leaf.size for leaf in jax.tree.leaves(self.state["params"])),
-            "row_flops": row_flops(self.config),
+            "row_flops": pretraining_row_flops(self.config, VOCAB, self.config.data.block_length),
             "peak_flops": peak_flops(device.device_kind),
             "compile_seconds": self.compile_seconds,
             "state_bytes": state_bytes,

@@ -5,7 +5,6 @@ Invariant: the dataclasses below are the only list of fields and defaults (the p
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +66,6 @@ class MaskingConfig:
     random_share: float = 0.1  # ... and these random pieces; the others are kept
     granularity: str = "span"  # one such draw a merged "span", or a "piece"; "subword" always draws a piece
     boundaries: str = "external"  # SBO predicts from the pieces just outside ("external") or inside the span
-    max_masked: int = 0  # slots for masked pieces in a row; 0: the largest budget, padded to a multiple of 8
     max_span_offset: int = 15  # pieces of a merged span that SBO predicts (code README; its default is 20)
 
 
@@ -256,7 +254,9 @@ RENAMED = {
     "finetuning.trials": "trials",
 }
 # ... and those that are gone -> what holds without them, so that a saved value may be left out.
-REMOVED: dict[str, str] = {}
+REMOVED: dict[str, str] = {
+    "masking.max_masked": "a row has slots for the largest budget, padded to a multiple of 8 (batch.slots)",
+}
 
 
 def default_config() -> "ConfigDict":
@@ -320,17 +320,3 @@ def _flat(fields: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in fields.items():
         flat |= {f"{name}.{key}": item for key, item in value.items()} if isinstance(value, Mapping) else {name: value}
     return flat
-
-
-def max_masked(config: Config, length: int = 0) -> int:
-    """Slots for masked pieces in a row of `length` positions (0: of block_length): `masking.max_masked`, or the largest
-    budget padded to a multiple of 8."""
-    padded = -(-largest_budget(config, length) // 8) * 8
-    return min(config.masking.max_masked or padded, padded)
-
-
-def largest_budget(config: Config, length: int = 0) -> int:
-    """The most pieces that a row of `length` positions (0: of block_length) can have masked."""
-    masking = config.masking
-    rate = max(masking.rate, masking.final_rate if masking.rate_steps else 0.0)
-    return math.ceil(rate * ((length or config.data.block_length) - 2))

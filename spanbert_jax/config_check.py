@@ -3,7 +3,7 @@
 Invariant: every check that needs no data is made here, before anything else is done, and its message has the numbers.
 """
 
-from spanbert_jax.config import FINETUNING, Config, flatten, largest_budget, max_masked
+from spanbert_jax.config import FINETUNING, Config, flatten
 from spanbert_jax.errors import UserError
 
 _CHOICES = {
@@ -126,12 +126,6 @@ def _check_masking(config: Config) -> None:
         raise UserError(f"config.masking.span_p is {masking.span_p}; it must lie between 0 and 1")
     if masking.span_max < masking.span_min:
         raise UserError(f"config.masking.span_max {masking.span_max} is under span_min {masking.span_min}; raise it")
-    if max_masked(config) < largest_budget(config):
-        raise UserError(
-            f"config.masking.max_masked is {masking.max_masked}, but a block of {config.data.block_length - 2} pieces "
-            f"has up to {largest_budget(config)} masked ones at rate {max(masking.rate, masking.final_rate)}; "
-            "raise it, or leave it at 0"
-        )
     if masking.scheme == "subword" and config.train.sbo_weight:
         raise UserError(
             "config.masking.scheme is 'subword', which has no spans for the span-boundary objective; "

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from spanbert_jax import config as configuration
+from spanbert_jax.batch import slots
 from spanbert_jax.config import Config
 from spanbert_jax.config_check import check
 from spanbert_jax.errors import UserError
@@ -48,7 +49,7 @@ def test_base_and_large_are_the_published_models() -> None:
     assert (large.model.layers, large.model.embed, large.model.heads, large.model.mlp) == (24, 1024, 16, 4096)
     assert (large.optimizer.learning_rate, large.train.steps, large.optimizer.warmup_steps) == (1e-4, 2_400_000, 10_000)
     assert (base.optimizer.learning_rate, base.train.steps, base.train.batch_size) == (5e-4, 300_000, 2048)
-    assert configuration.max_masked(base) == 80
+    assert slots(base) == 80
 
 
 @pytest.mark.parametrize(
@@ -73,7 +74,6 @@ def test_base_and_large_are_the_published_models() -> None:
         ({"masking__span_min": 11}, "span_max 10 is under span_min 11"),
         ({"masking__span_p": 1.0}, "config.masking.span_p is 1.0"),
         ({"masking__scheme": "subword"}, "set config.train.sbo_weight=0"),
-        ({"masking__max_masked": 18}, "has up to 19 masked ones at rate 0.15"),
         ({"data__block_length": 256}, "block_length 256 is over the position table's 128 rows"),
         ({"data__block_length": 4}, "it must be at least 8"),
         ({"model__heads": 3}, "embed 128 is not divisible by config.model.heads 3; use 126"),
@@ -91,9 +91,9 @@ def test_a_value_that_cannot_work_is_refused_with_the_numbers(fields: dict[str, 
 
 
 def test_the_slots_follow_the_largest_masking_rate() -> None:
-    assert configuration.max_masked(changed()) == 24
-    assert configuration.max_masked(changed(masking__final_rate=0.3)) == 24  # without rate_steps it never gets there
-    assert configuration.max_masked(changed(masking__final_rate=0.3, masking__rate_steps=10)) == 40
+    assert slots(changed()) == 24
+    assert slots(changed(masking__final_rate=0.3)) == 24  # without rate_steps it never gets there
+    assert slots(changed(masking__final_rate=0.3, masking__rate_steps=10)) == 40
 
 
 def test_an_unknown_field_in_a_saved_configuration_is_named() -> None:

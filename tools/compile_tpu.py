@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from absl import flags
 
-from spanbert_jax.config import Config, max_masked
+from spanbert_jax.batch import abstract_batch
+from spanbert_jax.config import Config
 from spanbert_jax.errors import UserError
 from spanbert_jax.main import config_file, run_app
 from spanbert_jax.model import pretraining_heads
@@ -54,21 +54,6 @@ class DoesNotFit(Exception):
     """The compiler's own account of the memory that it lacks."""
 
 
-def abstract_batch(config: Config, layout: jax.sharding.NamedSharding) -> dict[str, jax.ShapeDtypeStruct]:
-    """A batch as `Masker.mask_batch` makes it, without its content."""
-    rows, masked = config.train.batch_size, max_masked(config)
-    shapes: dict[str, tuple[tuple[int, ...], Any]] = {
-        "input_ids": ((rows, config.data.block_length), np.int32),
-        "lengths": ((rows,), np.int32),
-        **{
-            name: ((rows, masked), np.int32)
-            for name in ("masked_positions", "masked_ids", "span_left", "span_right", "span_offset")
-        },
-        **{name: ((rows, masked), np.float32) for name in ("masked_weights", "span_weights")},
-    }
-    return {name: jax.ShapeDtypeStruct(*shape, sharding=layout) for name, shape in shapes.items()}
-
-
 class Compiled(NamedTuple):
     """A step compiled for a mesh."""
 
@@ -86,7 +71,7 @@ def compile_step(config: Config, mesh: jax.sharding.Mesh, what: str) -> Compiled
     with jax.set_mesh(mesh):  # nothing concrete may be made in here: there is no device to hold it
         model = pretraining_heads.pretraining_model(config, VOCAB.value, "tpu")
         abstract = abstract_state(config, lambda key: pretraining_heads.init_params(model, key), mesh)
-        step = make_train_step(config, objective(model, config.train.sbo_weight, commonest=0), abstract)
+        step = make_train_step(config, objective(model, commonest=0), abstract)
         lowered = step.lower(abstract, abstract_batch(config, sharding.batch_sharding(mesh)))
         try:
             compiled = lowered.compile(compiler_options=dict(_option(text) for text in OPTIONS.value))

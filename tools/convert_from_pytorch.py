@@ -20,12 +20,13 @@ from etils import epath
 from spanbert_jax import cli
 from spanbert_jax.errors import UserError
 from spanbert_jax.files import new_directory
+from spanbert_jax.model import pretraining_heads
 from spanbert_jax.serving.weights import is_run, open_weights
 from spanbert_jax.training.checkpoint import write_params
 from spanbert_jax.training.metadata import Metadata, config_to_json
 from spanbert_jax.training.progress import Stage
 
-HEADS = {"mlm": "masked language model", "sbo": "span boundary"}
+HEADS = {head.name: head.description for head in pretraining_heads.HEADS}
 
 
 def summary(names: tuple[str, ...]) -> str:

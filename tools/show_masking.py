@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from spanbert_jax.batch import KEPT, MASK, RANDOM, REPLACEMENTS
 from spanbert_jax.config import Config
 from spanbert_jax.errors import UserError
 from spanbert_jax.main import run_app
@@ -27,7 +28,7 @@ HTML = flags.DEFINE_string("html", None, "Write them to this file, as a page, an
 STATISTICS = flags.DEFINE_bool("statistics", False, "Instead of blocks, statistics of a few thousand beside the law.")
 
 STATISTICS_BLOCKS = 4000
-KINDS = ("mask", "random", "kept")  # in the order of masking.MASK, RANDOM, KEPT
+KINDS = {value: name for name, value in REPLACEMENTS.items()}
 SHOWN_AS = {
     "special": "dim",
     "plain": "",
@@ -227,12 +228,12 @@ def statistics_table(config: Config, rows: dict[str, np.ndarray], piece_counts: 
     by_piece = masking.granularity == "piece" or masking.scheme == "subword"
     kinds = rows["replacement"][used if by_piece else starts]
     shares = (masking.mask_share, masking.random_share, 1 - masking.mask_share - masking.random_share)
-    for kind, share in enumerate(shares):
-        name = ("become [MASK]", "become random pieces", "are kept")[kind]
+    names = ("become [MASK]", "become random pieces", "are kept")
+    for kind, name, share in zip((MASK, RANDOM, KEPT), names, shares, strict=True):
         observed = f"{(kinds == kind).mean():.2%}"
         table.add_row(f"{'pieces' if by_piece else 'merged spans'} that {name}", observed, f"{share:.2%}")
     shown = np.take_along_axis(rows["input_ids"], rows["masked_positions"], axis=1)
-    absent = (piece_counts[shown[rows["replacement"] == 1]] == 0).sum()
+    absent = (piece_counts[shown[rows["replacement"] == RANDOM]] == 0).sum()
     table.add_row("random pieces that the corpus lacks", f"{absent:,}", "0")
     table.add_section()
     table.add_row("pieces in a merged span, mean", f"{used.sum() / starts.sum():.2f}", "")

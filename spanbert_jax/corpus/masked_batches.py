@@ -47,7 +47,7 @@ def train_batches(
     start_step: int,
     stop_step: int,
 ) -> Iterator[dict[str, jax.Array]]:
-    """The batches of steps start_step .. stop_step - 1, as `Masker.mask_batch` describes them.
+    """The batches of steps start_step .. stop_step - 1: arrays of `batch.FIELDS`.
 
     Every value is a global array laid out by `sharding` (of the first axis), for instance
     NamedSharding(mesh, P(("data", "fsdp"))). A batch's rows are padded to one of `row_lengths`, and are as many as hold

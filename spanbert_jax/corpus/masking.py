@@ -22,10 +22,9 @@ import math
 import numpy as np
 import tensorflow as tf
 
-from spanbert_jax.config import Config, MaskingConfig, max_masked
+from spanbert_jax.batch import KEPT, MASK, RANDOM, slots
+from spanbert_jax.config import Config, MaskingConfig
 from spanbert_jax.text.tokenizer import Tokenizer
-
-MASK, RANDOM, KEPT = 0, 1, 2  # what may replace a masked piece
 
 _GAMMA = 0x9E3779B97F4A7C15  # splitmix64 (Steele et al. 2014): step of the counter, and the two multipliers below
 _SPANS, _REPLACEMENT, _RANDOM_PIECE = 1, 2, 3  # streams of draws of one row
@@ -73,9 +72,7 @@ class Masker:
 
     def __init__(self, config: Config, tokenizer: Tokenizer, piece_counts: np.ndarray, chunk: int = 0) -> None:
         self.masking = config.masking
-        self._slots = np.array(
-            [max_masked(config, pieces + 2) for pieces in range(config.data.block_length - 1)], np.int32
-        )
+        self._slots = np.array([slots(config, pieces + 2) for pieces in range(config.data.block_length - 1)], np.int32)
         self.cls_id, self.sep_id, self.mask_id = tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id
         self.pad_id = tokenizer.pad_id
         law = span_law(self.masking)
@@ -87,7 +84,7 @@ class Masker:
         self._cumulative = np.cumsum(piece_counts, dtype=np.int64)
         # Enough draws for nearly every row in one round; the result does not depend on it.
         mean_words = float(law @ np.arange(law.size)) + word_limits(self.masking)[0]
-        self.chunk = chunk or min(_MAX_CHUNK, math.ceil(1.5 * max_masked(config) / mean_words) + 12)
+        self.chunk = chunk or min(_MAX_CHUNK, math.ceil(1.5 * slots(config) / mean_words) + 12)
 
     def mask_batch(
         self, pieces: tf.Tensor, lengths: tf.Tensor, keys: tf.Tensor, rate: tf.Tensor, describe: bool = False
@@ -97,12 +94,7 @@ class Masker:
         Args: pieces int32 [batch, length - 2], of any length up to block_length, lengths int32 [batch] (pieces in each
         block; 0: an empty filler row), keys uint64 [batch] from `row_keys`, rate float64 scalar.
 
-        Returns, with K = config.max_masked(length) and positions counted in the row ([CLS] is 0), everything 0 in
-        unused slots: input_ids int32 [batch, length], lengths int32 [batch] ([CLS] and [SEP] included),
-        masked_positions and masked_ids int32 [batch, K] (ascending; the original ids), masked_weights float32
-        [batch, K], span_left, span_right, span_offset int32 [batch, K] and span_weights float32 [batch, K] (all 0
-        where SBO predicts nothing).
-        With `describe` also replacement int32 [batch, K] (MASK, RANDOM or KEPT; -1 in unused slots), and drawn_words
+        Returns `batch.FIELDS`, with `batch.slots(config, length)` slots in a row. With `describe` also drawn_words
         int32 [batch, 16]: the lengths of the row's first draws.
         """
         budget = tf.cast(tf.math.ceil(rate * tf.cast(lengths, tf.float64)), tf.int32)  # [batch]
@@ -119,10 +111,10 @@ class Masker:
             "masked_positions": places,
             "masked_ids": original,
             "masked_weights": tf.cast(weights, tf.float32),
+            "replacement": kind * weights,
             **self._span_rows(runs, lengths),
         }
         if describe:
-            outputs["replacement"] = tf.where(runs.used, kind, -1)
             outputs["drawn_words"], _ = self.span_draws(keys, lengths, tf.constant(0, tf.int64), 16)
         return outputs
 
@@ -175,7 +167,7 @@ class Masker:
         draws = tf.cast(draws, tf.int64)
         mask_below = round(self.masking.mask_share * 2**32)
         random_below = round((self.masking.mask_share + self.masking.random_share) * 2**32)
-        return tf.cast(draws >= mask_below, tf.int32) + tf.cast(draws >= random_below, tf.int32)
+        return tf.where(draws < mask_below, MASK, tf.where(draws < random_below, RANDOM, KEPT))
 
     def _replaced(self, original: tf.Tensor, kind: tf.Tensor, positions: tf.Tensor, keys: tf.Tensor) -> tf.Tensor:
         """int32 [batch, slots]: what stands in the input for each masked piece."""

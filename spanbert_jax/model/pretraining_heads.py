@@ -1,15 +1,20 @@
-"""The pre-training heads: masked language model (MLM) and span-boundary objective (SBO), and the model that has both.
+"""The pre-training heads, a row of `HEADS` each, and the model that has all of them.
 
-Invariant: both heads score with one matrix, the word embeddings, in one product (decoder.py), each with a bias of its
-own. Facts: Joshi et al. 2020, section 3.2; the authors' models/pair_bert.py:324-402.
+Invariant: a head is one row of `HEADS`. The objective, the FLOPs, the mesh axes, the metrics and the reports iterate
+over that table and name no head of their own. All heads score with one matrix, the word embeddings, in one product
+(decoder.py), each with a bias of its own. Facts: Joshi et al. 2020, section 3.2; the authors'
+models/pair_bert.py:324-402.
 """
 
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from spanbert_jax.batch import Batch, empty_batch
 from spanbert_jax.config import Config, ModelConfig
 from spanbert_jax.model import decoder
 from spanbert_jax.model.dropout import Dropout
@@ -17,106 +22,167 @@ from spanbert_jax.model.encoder import Dense, Encoder, dropout_state, resolved, 
 from spanbert_jax.model.gelu import gelu
 from spanbert_jax.model.layer_norm import LayerNorm
 
-Batch = dict[str, jax.Array]
-
-
-class Logits(NamedTuple):
-    """Scores of the whole (padded) vocabulary for each masked position, float32 [batch, masked, vocab]."""
-
-    mlm: jax.Array
-    sbo: jax.Array | None  # None where only MLM was asked for
-
 
 class HeadLoss(NamedTuple):
-    """Of each masked position the cross-entropy, and 1 if the right piece scores highest: float32 [batch, masked]."""
+    """Of each masked position the cross-entropy, and 1 if the right piece scores highest: float32 [batch, slots]."""
 
     loss: jax.Array
     right: jax.Array
 
 
-class Losses(NamedTuple):
-    """What each head loses."""
+class HeadModule(nn.Module):
+    """A head up to the decoder. A subclass's `setup` makes `bias`, float32 [vocab], which is added to the scores."""
 
-    mlm: HeadLoss
-    sbo: HeadLoss | None  # None where only MLM was asked for
+    config: Config
+    vocab: int  # rows of the word embeddings
+    dtype: jnp.dtype
+
+    def __call__(self, batch: Batch, *hidden: jax.Array) -> jax.Array:
+        """From the hidden states [batch, slots, embed] at each of the positions that the head reads, [batch, slots,
+        embed], which the decoder multiplies with the word embeddings."""
+        raise NotImplementedError
 
 
-class MaskedLanguageModelHead(nn.Module):
+class MaskedLanguageModelHead(HeadModule):
     """The piece at a position from the hidden state there."""
 
-    model: ModelConfig
-    vocab: int
-    dtype: jnp.dtype
-
     def setup(self) -> None:
-        self.dense = Dense((self.model.embed,), self.model.init_std, self.dtype)
-        self.norm = LayerNorm(self.model.layer_norm_eps)
+        model = self.config.model
+        self.dense = Dense((model.embed,), model.init_std, self.dtype)
+        self.norm = LayerNorm(model.layer_norm_eps)
         self.bias = self.param("bias", nn.initializers.zeros, (self.vocab,))
 
-    def __call__(self, hidden: jax.Array) -> jax.Array:
-        """[..., embed] -> [..., embed], ready for the decoder."""
-        return self.norm(gelu(self.dense(hidden)))
+    def __call__(self, batch: Batch, *hidden: jax.Array) -> jax.Array:
+        """Reads the masked position."""
+        (masked,) = hidden
+        return self.norm(gelu(self.dense(masked)))
 
 
-class SpanBoundaryHead(nn.Module):
+class SpanBoundaryHead(HeadModule):
     """The piece at an offset inside a span from the hidden states on the span's two sides (paper, equation 1)."""
 
-    model: ModelConfig
-    vocab: int
-    max_span_offset: int
-    dtype: jnp.dtype
-
     def setup(self) -> None:
-        model, init = self.model, nn.initializers.normal(self.model.init_std)
-        self.offset = self.param("offset", init, (self.max_span_offset, model.span_offset_embed))
+        model, offsets = self.config.model, self.config.masking.max_span_offset
+        init = nn.initializers.normal(model.init_std)
+        self.offset = self.param("offset", init, (offsets, model.span_offset_embed))
         self.dense_1 = Dense((model.embed,), model.init_std, self.dtype)
         self.norm_1 = LayerNorm(model.layer_norm_eps)
         self.dense_2 = Dense((model.embed,), model.init_std, self.dtype)
         self.norm_2 = LayerNorm(model.layer_norm_eps)
         self.bias = self.param("bias", nn.initializers.zeros, (self.vocab,))
 
-    def __call__(self, left: jax.Array, right: jax.Array, span_offset: jax.Array) -> jax.Array:
-        """[..., embed] twice and int32 [...] -> [..., embed]; an offset beyond the table takes its last row."""
-        one_hot = jax.nn.one_hot(jnp.clip(span_offset, 0, self.max_span_offset - 1), self.max_span_offset)
+    def __call__(self, batch: Batch, *hidden: jax.Array) -> jax.Array:
+        """Reads the left and the right boundary; an offset beyond the table takes its last row."""
+        left, right = hidden
+        offsets = self.config.masking.max_span_offset
+        one_hot = jax.nn.one_hot(jnp.clip(batch["span_offset"], 0, offsets - 1), offsets)
         offset = (one_hot.astype(self.dtype)) @ self.offset.astype(self.dtype)
-        x = jnp.concatenate([left, right, offset], axis=-1)  # [..., 2 * embed + span_offset_embed]
+        x = jnp.concatenate([left, right, offset], axis=-1)  # [batch, slots, 2 * embed + span_offset_embed]
         x = self.norm_1(gelu(self.dense_1(x)))
         return self.norm_2(gelu(self.dense_2(x)))
 
 
-class PretrainingModel(Encoder):
-    """The encoder with both heads."""
+@dataclasses.dataclass(frozen=True)
+class Head:
+    """All that the rest of the program knows of a pre-training head."""
 
-    max_span_offset: int
+    name: str  # of its group of parameters; its metrics are <name>_loss, <name>_accuracy, ...
+    title: str  # for progress displays and reports
+    description: str  # "the ... head"
+    module: type[HeadModule]
+    reads: tuple[str, ...]  # the batch's fields with the positions of the hidden states that the module takes
+    weights: str  # the batch's field that is 1 where the head predicts a slot's piece, and 0 elsewhere
+    normaliser: Callable[[jax.Array], jax.Array]  # what the sum of its losses is divided by, from the sum of `weights`
+    loss_weight: Callable[[Config], float]  # of its mean loss in the objective; 0: the head is not computed
+    multiply_adds: Callable[[ModelConfig], int]  # of the matrix products of `module` for one slot
+    # Pattern of a parameter's path below `name` -> the logical name of each dimension (training/sharding.py).
+    axes: tuple[tuple[str, tuple[str | None, ...]], ...]
+
+
+MLM = Head(
+    name="mlm",
+    title="MLM",
+    description="masked language model",
+    module=MaskedLanguageModelHead,
+    reads=("masked_positions",),
+    weights="masked_weights",
+    normaliser=lambda count: jnp.maximum(count, 1.0),
+    loss_weight=lambda config: 1.0,
+    multiply_adds=lambda model: model.embed**2,
+    axes=(
+        ("bias", ("vocab",)),
+        ("dense/kernel", ("embed", None)),
+        ("dense/bias", (None,)),
+        ("norm/(scale|bias)", (None,)),
+    ),
+)
+SBO = Head(
+    name="sbo",
+    title="SBO",
+    description="span boundary",
+    module=SpanBoundaryHead,
+    reads=("span_left", "span_right"),
+    weights="span_weights",
+    normaliser=lambda count: count + 1.0,  # code: criterions/spanbert_loss.py
+    loss_weight=lambda config: config.train.sbo_weight,
+    multiply_adds=lambda model: (2 * model.embed + model.span_offset_embed) * model.embed + model.embed**2,
+    axes=(
+        ("bias", ("vocab",)),
+        ("offset", (None, None)),
+        ("dense_[12]/kernel", (None, "embed")),
+        ("dense_[12]/bias", (None,)),
+        ("norm_[12]/(scale|bias)", (None,)),
+    ),
+)
+# A model has the parameters of every row. Read this name at the call (`pretraining_heads.HEADS`), so that a row may be
+# added from outside.
+HEADS: tuple[Head, ...] = (MLM, SBO)
+
+
+def trained_heads(config: Config) -> tuple[Head, ...]:
+    """The rows of HEADS that `config` gives a weight in the loss."""
+    return tuple(head for head in HEADS if head.loss_weight(config) > 0)
+
+
+def parameter_axes() -> list[tuple[str, tuple[str | None, ...]]]:
+    """The rows of the table of mesh axes for the parameters of every head: (pattern of the whole path, axes)."""
+    return [(f"{head.name}/{pattern}", axes) for head in HEADS for pattern, axes in head.axes]
+
+
+class PretrainingModel(Encoder):
+    """The encoder with every head."""
+
+    config: Config
+    heads: tuple[Head, ...]
 
     def setup(self) -> None:
         super().setup()
         vocab = table_rows(self.model, self.vocab_size)
-        self.mlm = MaskedLanguageModelHead(self.model, vocab, self.dtype)
-        self.sbo = SpanBoundaryHead(self.model, vocab, self.max_span_offset, self.dtype)
+        for head in self.heads:
+            setattr(self, head.name, head.module(self.config, vocab, self.dtype))
 
-    def rows(self, batch: Batch, state: Dropout | None, with_sbo: bool) -> tuple[jax.Array, jax.Array]:
-        """What the decoder multiplies, [batch, heads, masked, embed], and the biases, [heads, vocab]."""
+    def rows(self, batch: Batch, state: Dropout | None, heads: Sequence[Head]) -> tuple[jax.Array, jax.Array]:
+        """What the decoder multiplies, [batch, heads, slots, embed], and the biases, [heads, vocab]."""
         hidden = self.encode(batch["input_ids"], batch["lengths"], batch.get("token_type_ids"), state)
-        if not with_sbo:
-            (masked,) = _at(hidden, batch["masked_positions"])
-            return self.mlm(masked)[:, None], self.mlm.bias[None]
-        masked, left, right = _at(hidden, batch["masked_positions"], batch["span_left"], batch["span_right"])
-        rows = jnp.stack([self.mlm(masked), self.sbo(left, right, batch["span_offset"])], axis=1)
-        return rows, jnp.stack([self.mlm.bias, self.sbo.bias])
+        fields = list(dict.fromkeys(field for head in heads for field in head.reads))
+        read = dict(zip(fields, _at(hidden, *(batch[field] for field in fields)), strict=True))
+        modules = [getattr(self, head.name) for head in heads]
+        rows = [
+            module(batch, *(read[field] for field in head.reads)) for head, module in zip(heads, modules, strict=True)
+        ]
+        return jnp.stack(rows, axis=1), jnp.stack([module.bias for module in modules])
 
-    def score(self, batch: Batch, state: Dropout | None, with_sbo: bool) -> Logits:
+    def score(self, batch: Batch, state: Dropout | None, heads: Sequence[Head]) -> dict[str, jax.Array]:
         """The scores of `apply`, below."""
-        rows, bias = self.rows(batch, state, with_sbo)
+        rows, bias = self.rows(batch, state, heads)
         scores = decoder.scores(rows, self.embeddings.word, bias, self.vocab_size)
-        return Logits(scores[:, 0], scores[:, 1] if with_sbo else None)
+        return {head.name: scores[:, place] for place, head in enumerate(heads)}
 
-    def lose(self, batch: Batch, state: Dropout | None, with_sbo: bool) -> Losses:
+    def lose(self, batch: Batch, state: Dropout | None, heads: Sequence[Head]) -> dict[str, HeadLoss]:
         """The losses of `losses`, below."""
-        rows, bias = self.rows(batch, state, with_sbo)
+        rows, bias = self.rows(batch, state, heads)
         lost, right = decoder.cross_entropy(rows, self.embeddings.word, bias, batch["masked_ids"], self.vocab_size)
-        mlm, *sbo = (HeadLoss(lost[:, head], right[:, head]) for head in range(rows.shape[1]))
-        return Losses(mlm, sbo[0] if sbo else None)
+        return {head.name: HeadLoss(lost[:, place], right[:, place]) for place, head in enumerate(heads)}
 
 
 def _at(hidden: jax.Array, *positions: jax.Array) -> list[jax.Array]:
@@ -137,7 +203,8 @@ def pretraining_model(config: Config, vocab_size: int, platform: str) -> Pretrai
         compute=compute,
         vocab_size=vocab_size,
         dtype=jnp.dtype(compute.dtype),
-        max_span_offset=config.masking.max_span_offset,
+        config=config,
+        heads=HEADS,
     )
 
 
@@ -145,11 +212,8 @@ def init_params(model: PretrainingModel, key: jax.Array) -> dict[str, Any]:
     """Fresh float32 parameters: N(0, init_std), not truncated, for every kernel and table, 0 for biases, 1 for
     LayerNorm's scales (code: models/pair_bert.py:455-466). A pure function of a jax.random key: jit it with
     out_shardings to make them where they belong."""
-    one = jnp.ones((1, 1), jnp.int32)
-    names = ("input_ids", "masked_positions", "span_left", "span_right", "span_offset")
-    return model.init(key, {"lengths": one[0], **{name: one * 0 for name in names}}, None, True, method="score")[
-        "params"
-    ]
+    batch = {name: jnp.asarray(value) for name, value in empty_batch(1, 1, 1).items()}
+    return model.init(key, batch, None, model.heads, method="score")["params"]
 
 
 def apply(
@@ -158,16 +222,17 @@ def apply(
     batch: Batch,
     dropout_key: jax.Array | None = None,
     rows: jax.Array | None = None,
-    with_sbo: bool = True,
-) -> Logits:
-    """Scores for the masked positions of a pre-training batch, of MLM and, `with_sbo`, of SBO.
+    heads: Sequence[Head] | None = None,
+) -> dict[str, jax.Array]:
+    """Scores of the whole (padded) vocabulary for the masked positions of a pre-training batch, by the head's name:
+    float32 [batch, slots, vocab].
 
-    batch: input_ids int32 [batch, length]; lengths int32 [batch]; masked_positions, span_left, span_right, span_offset
-    int32 [batch, masked], positions in the row (the last three only with_sbo); token_type_ids int32 [batch, length], or
-    none: all 0. Other entries are ignored. dropout_key, rows: as for `encode`.
+    batch: `batch.FIELDS`, of which the labels and the weights are not read, nor what heads read that are not asked
+    for; token_type_ids int32 [batch, length] may be there too (else all are 0). dropout_key, rows: as for `encode`.
+    heads: of the model's, those to compute; None: all.
     """
     state = dropout_state(dropout_key, rows, batch["input_ids"].shape[0])
-    logits: Any = model.apply({"params": params}, batch, state, with_sbo, method="score")
+    logits: Any = model.apply({"params": params}, batch, state, heads or model.heads, method="score")
     return logits
 
 
@@ -177,10 +242,10 @@ def losses(
     batch: Batch,
     dropout_key: jax.Array | None = None,
     rows: jax.Array | None = None,
-    with_sbo: bool = True,
-) -> Losses:
-    """The cross-entropy of `apply`'s scores with masked_ids int32 [batch, masked], which `batch` has too; of the arrays
-    of the scores' size it keeps one."""
+    heads: Sequence[Head] | None = None,
+) -> dict[str, HeadLoss]:
+    """The cross-entropy of `apply`'s scores with the batch's masked_ids, by the head's name. Of the arrays of the
+    scores' size it keeps one."""
     state = dropout_state(dropout_key, rows, batch["input_ids"].shape[0])
-    lost: Any = model.apply({"params": params}, batch, state, with_sbo, method="lose")
+    lost: Any = model.apply({"params": params}, batch, state, heads or model.heads, method="lose")
     return lost

@@ -17,6 +17,7 @@ from jax.sharding import NamedSharding
 from rich.console import Console
 from rich.table import Table
 
+from spanbert_jax.batch import Batch
 from spanbert_jax.batches.lengths import BucketedOrder, choose_lengths
 from spanbert_jax.config import Config
 from spanbert_jax.errors import UserError
@@ -28,7 +29,6 @@ from spanbert_jax.tasks.rows import Rows, fingerprint
 from spanbert_jax.text.tokenizer import Tokenizer, load_tokenizer
 from spanbert_jax.training import flops, loop, sharding
 from spanbert_jax.training.checkpoint import find_checkpoint, read_metadata, read_params
-from spanbert_jax.training.step import Batch
 from spanbert_jax.files import make_directory
 from spanbert_jax.training.metadata import Metadata
 from spanbert_jax.training.workdir import claim_workdir, open_workdir

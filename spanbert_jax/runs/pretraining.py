@@ -46,7 +46,7 @@ def make_task(config: Config, tokenizer: Tokenizer, train: Any, held_out: Any) -
     """Pre-training on the blocks `train`, evaluated on `held_out`."""
     model = pretraining_heads.pretraining_model(config, tokenizer.vocab_size, jax.default_backend())
     commonest = int(np.argmax(train.metadata.piece_counts))
-    goal = objective(model, config.train.sbo_weight, commonest)
+    goal = objective(model, commonest)
     return loop.Task(
         init=lambda key: pretraining_heads.init_params(model, key),
         objective=goal,
@@ -56,9 +56,9 @@ def make_task(config: Config, tokenizer: Tokenizer, train: Any, held_out: Any) -
         evaluate=loop.summed_evaluation(
             goal,
             lambda layout: input_data.eval_batches(config, held_out, tokenizer, layout, config.train.eval_blocks),
-            lambda totals: metrics(totals, config.train.sbo_weight),
+            lambda totals: metrics(totals, config),
         ),
-        metrics=lambda totals: metrics(totals, config.train.sbo_weight),
+        metrics=lambda totals: metrics(totals, config),
         describe=describe,
         row_flops=lambda length: flops.pretraining_row_flops(config, tokenizer.vocab_size, length),
         metadata=Metadata(
@@ -81,12 +81,13 @@ def report(config: Config, workdir: epath.Path, arguments: str, result: loop.Res
             [*lines, f"Stopped at step {result.step:,} of {config.train.steps:,}; the same command goes on."]
         )
     held_out = {name.removeprefix("held_out/"): value for name, value in result.evaluation.items()}
-    for name, title in (("mlm", "Held-out MLM"), ("sbo", "Held-out SBO")):
-        if f"{name}_loss" in held_out:
-            lines.append(
-                f"{title}: loss {held_out[f'{name}_loss']:.3f}, accuracy {held_out[f'{name}_accuracy']:.1%} "
-                f"(always the commonest piece: {held_out[f'{name}_commonest']:.1%})"
-            )
+    for head in pretraining_heads.trained_heads(config):
+        kind, of = ("_mask", " on [MASK] pieces") if f"{head.name}_loss_mask" in held_out else ("", "")
+        lines.append(
+            f"Held-out {head.title}: loss {held_out[f'{head.name}_loss']:.3f}, "
+            f"accuracy{of} {held_out[f'{head.name}_accuracy{kind}']:.1%} "
+            f"(always the commonest piece: {held_out[f'{head.name}_commonest{kind}']:.1%})"
+        )
     python = os.path.relpath(sys.executable) if sys.executable.startswith(os.getcwd()) else sys.executable
     return "\n".join(
         [

@@ -54,8 +54,9 @@ def functions(config: Config, groups: Collection[str], vocab_size: int, labels: 
         def masked_lm(params: Any, input_ids: jax.Array, lengths: jax.Array, token_type_ids: jax.Array) -> jax.Array:
             everywhere = jnp.broadcast_to(jnp.arange(input_ids.shape[1], dtype=jnp.int32), input_ids.shape)
             batch = {"input_ids": input_ids, "lengths": lengths, "token_type_ids": token_type_ids}
-            logits = pretraining_heads.apply(model, params, {**batch, "masked_positions": everywhere}, with_sbo=False)
-            return logits.mlm[..., :vocab_size]
+            batch["masked_positions"] = everywhere
+            mlm = pretraining_heads.MLM
+            return pretraining_heads.apply(model, params, batch, heads=(mlm,))[mlm.name][..., :vocab_size]
 
         return {"encode": _exact(encode), "predict": _exact(masked_lm)}
     task = linear_heads.task_model(_TASKS[name], whole, vocab_size, labels, "cpu")

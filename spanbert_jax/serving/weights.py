@@ -14,6 +14,7 @@ from spanbert_jax.config import Config
 from spanbert_jax.convert.huggingface import Coverage, Params
 from spanbert_jax.convert.published_weights import open_published_weights
 from spanbert_jax.model.encoder import table_rows
+from spanbert_jax.model.pretraining_heads import HEADS, SBO
 from spanbert_jax.text.tokenizer import Tokenizer, load_tokenizer
 from spanbert_jax.training.checkpoint import find_checkpoint, read_metadata, read_params, read_shapes
 from spanbert_jax.training.metadata import Metadata
@@ -87,7 +88,7 @@ def _open_run(path: Path) -> Weights:
 
     def load() -> tuple[Params, Coverage]:
         params = read_params(checkpoint)
-        return params, Coverage(tuple(params), tuple(head for head in ("mlm", "sbo") if head not in params), ())
+        return params, Coverage(tuple(params), tuple(head.name for head in HEADS if head.name not in params), ())
 
     return Weights(
         str(checkpoint),
@@ -96,7 +97,7 @@ def _open_run(path: Path) -> Weights:
         tokenizer,
         (),
         metadata.labels,
-        shapes["sbo"]["offset"] if "sbo" in shapes else None,
+        shapes[SBO.name]["offset"] if SBO.name in shapes else None,
         metadata.step,
         metadata,
         load,

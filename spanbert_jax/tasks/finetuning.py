@@ -12,12 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from spanbert_jax.batch import Batch
 from spanbert_jax.config import Config
 from spanbert_jax.model import linear_heads
 from spanbert_jax.tasks.example_files import Record, Role, Source
 from spanbert_jax.tasks.rows import Featurise, Rows
 from spanbert_jax.text.tokenizer import Tokenizer
-from spanbert_jax.training.step import Batch, Objective, Sums
+from spanbert_jax.training.step import Objective, Sums
 
 Prediction = dict[str, Any]  # what one example's answer is, JSON: "id", offsets, text, score, ...
 

@@ -1,8 +1,9 @@
-"""The pre-training objective: masked pieces (MLM) and span boundaries (SBO), as sums and what they mean.
+"""The pre-training objective: the losses of all heads, as sums and what they mean.
 
-Invariant: loss = sum(MLM) / N + sbo_weight * sum(SBO) / (M + 1), N and M the pieces with each loss in the global
-batch (code: criterions/spanbert_loss.py; there per worker of about 8 rows). Natural logarithms. Like model/ and
-training/, this runs where TensorFlow is not installed.
+Invariant: loss = the sum over heads of loss_weight * sum(losses) / normaliser, with the normaliser counted over the
+global batch. For SpanBERT: sum(MLM) / N + sbo_weight * sum(SBO) / (M + 1), N and M the pieces with each loss (code:
+criterions/spanbert_loss.py; there per worker of about 8 rows). Natural logarithms. Like model/ and training/, this runs
+where TensorFlow is not installed.
 """
 
 from collections.abc import Mapping
@@ -11,57 +12,90 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from spanbert_jax.batch import REPLACEMENTS, Batch
+from spanbert_jax.config import Config
 from spanbert_jax.model import pretraining_heads
-from spanbert_jax.training.step import Batch, Objective, Sums
+from spanbert_jax.model.pretraining_heads import HeadLoss, trained_heads
+from spanbert_jax.training.step import Objective, Sums
 
 
-def objective(model: pretraining_heads.PretrainingModel, sbo_weight: float, commonest: int) -> Objective:
-    """MLM and SBO; `commonest` is the piece that a guess without a model would always name."""
+def objective(model: pretraining_heads.PretrainingModel, commonest: int) -> Objective:
+    """The heads that the model's configuration trains; `commonest` is the piece that a guess without a model would
+    always name."""
+    heads = trained_heads(model.config)
+    loss_weights = [head.loss_weight(model.config) for head in heads]
 
-    def totals(batch: Batch) -> tuple[jax.Array, jax.Array]:
-        return jnp.sum(batch["masked_weights"]), jnp.sum(batch["span_weights"])
+    def totals(batch: Batch) -> list[jax.Array]:
+        return [jnp.sum(batch[head.weights]) for head in heads]
 
     def loss(
-        params: Any, batch: Batch, counts: tuple[jax.Array, jax.Array], key: jax.Array | None, rows: jax.Array | None
+        params: Any, batch: Batch, counts: list[jax.Array], key: jax.Array | None, rows: jax.Array | None
     ) -> tuple[jax.Array, Sums]:
-        lost = pretraining_heads.losses(model, params, batch, key, rows, with_sbo=sbo_weight > 0)
-        labels = batch["masked_ids"]
+        lost = pretraining_heads.losses(model, params, batch, key, rows, heads)
         sums: Sums = {"pieces": jnp.sum(jnp.maximum(batch["lengths"] - 2, 0)).astype(jnp.float32)}
         sums["row_positions"] = jnp.sum(batch["lengths"]).astype(jnp.float32)
         sums["positions"] = jnp.asarray(batch["input_ids"].size, jnp.float32)
-        of_heads = [("mlm", lost.mlm, batch["masked_weights"])]
-        if lost.sbo is not None:
-            of_heads.append(("sbo", lost.sbo, batch["span_weights"]))
-        for name, head, weights in of_heads:
-            sums[f"{name}_loss"], sums[f"{name}_correct"] = jnp.sum(head.loss * weights), jnp.sum(head.right * weights)
-            sums[f"{name}_count"] = jnp.sum(weights)
-            sums[f"{name}_commonest"] = jnp.sum((labels == commonest) * weights)
-        total = sums["mlm_loss"] / jnp.maximum(counts[0], 1.0)
-        if lost.sbo is not None:
-            total += sbo_weight * sums["sbo_loss"] / (counts[1] + 1.0)
-        return total, sums
+        parts = []
+        for head, loss_weight, count in zip(heads, loss_weights, counts, strict=True):
+            sums |= _sums(head.name, lost[head.name], batch, batch[head.weights], commonest)
+            parts.append(loss_weight * sums[f"{head.name}_loss"] / head.normaliser(count))
+        return sum(parts[1:], parts[0]), sums
 
     return Objective(totals, loss)
 
 
-def metrics(totals: Mapping[str, float], sbo_weight: float) -> dict[str, float]:
-    """Means over the pieces that were summed; the loss as the objective defines it over all of them."""
+def _sums(name: str, head: HeadLoss, batch: Batch, weights: jax.Array, commonest: int) -> Sums:
+    """Sums over the slots that `weights` counts: over all of them, and by what replaced the piece.
+
+    A piece that was kept is visible, and copying it is right. So a head's accuracy on kept pieces says nothing of what
+    it has learnt, and the one on [MASK] everything.
+    """
+    of_kind = {"": weights}
+    of_kind |= {f"_{kind}": weights * (batch["replacement"] == value) for kind, value in REPLACEMENTS.items()}
+    found: Sums = {}
+    for kind, weight in of_kind.items():
+        found[f"{name}_count{kind}"] = jnp.sum(weight)
+        found[f"{name}_loss{kind}"] = jnp.sum(head.loss * weight)
+        found[f"{name}_correct{kind}"] = jnp.sum(head.right * weight)
+        found[f"{name}_commonest{kind}"] = jnp.sum((batch["masked_ids"] == commonest) * weight)
+    return found
+
+
+def metrics(totals: Mapping[str, float], config: Config) -> dict[str, float]:
+    """What the summed sums of `objective` mean, for each head NAME that `config` trains:
+
+    NAME_loss, NAME_accuracy and NAME_commonest (the accuracy of always naming the commonest piece) are means over the
+    pieces that it predicts; with _mask over those that became [MASK]. NAME_accuracy_random and _kept are means over
+    the pieces that a random one replaced and over those that were kept; NAME_share_mask, _random and _kept are the
+    shares of the three. Where there is no piece of a kind, it has a share and no mean.
+    """
     out = {}
-    for name in ("mlm", "sbo") if sbo_weight else ("mlm",):
-        count = max(totals[f"{name}_count"], 1.0)
-        out[f"{name}_loss"] = totals[f"{name}_loss"] / count
-        out[f"{name}_accuracy"] = totals[f"{name}_correct"] / count
-        out[f"{name}_commonest"] = totals[f"{name}_commonest"] / count
+    for head in trained_heads(config):
+        name = head.name
+        of_all = max(totals[f"{name}_count"], 1.0)
+        for kind in ("", *(f"_{kind}" for kind in REPLACEMENTS)):
+            count = totals[f"{name}_count{kind}"]
+            if kind:
+                out[f"{name}_share{kind}"] = count / of_all
+            if not kind or count:
+                out[f"{name}_accuracy{kind}"] = totals[f"{name}_correct{kind}"] / max(count, 1.0)
+            if not kind or (kind == "_mask" and count):
+                out[f"{name}_loss{kind}"] = totals[f"{name}_loss{kind}"] / max(count, 1.0)
+                out[f"{name}_commonest{kind}"] = totals[f"{name}_commonest{kind}"] / max(count, 1.0)
     out["padding"] = 1 - totals["row_positions"] / totals["positions"]
     return out
 
 
 def describe(values: Mapping[str, float]) -> str:
-    """ "MLM 4.123 (31.2%), SBO 4.541 (24.0%)": loss and accuracy."""
+    """ "MLM 4.123 (31.2% of [MASK]), SBO 4.541 (24.0% of [MASK])": the loss, and the accuracy on pieces that became
+    [MASK]; on all pieces where none did."""
     named = {name.split("/")[-1]: value for name, value in values.items()}
-    parts = [
-        f"{name.upper()} {named[f'{name}_loss']:.3f} ({named[f'{name}_accuracy']:.1%})"
-        for name in ("mlm", "sbo")
-        if f"{name}_loss" in named
-    ]
+    parts = []
+    for head in pretraining_heads.HEADS:
+        if f"{head.name}_accuracy_mask" in named:
+            parts.append(
+                f"{head.title} {named[f'{head.name}_loss']:.3f} ({named[f'{head.name}_accuracy_mask']:.1%} of [MASK])"
+            )
+        elif f"{head.name}_loss" in named:
+            parts.append(f"{head.title} {named[f'{head.name}_loss']:.3f} ({named[f'{head.name}_accuracy']:.1%})")
     return ", ".join(parts)

@@ -6,7 +6,9 @@ Invariant: only the matrix products that the model's definition needs are counte
 
 from typing import NamedTuple
 
-from spanbert_jax.config import Config, ModelConfig, max_masked
+from spanbert_jax.batch import slots
+from spanbert_jax.config import Config, ModelConfig
+from spanbert_jax.model import pretraining_heads
 
 
 class Chip(NamedTuple):
@@ -53,17 +55,14 @@ def encoder_flops(model: ModelConfig, length: int) -> float:
     return 3.0 * (linear + attention)
 
 
-def pretraining_head_flops(model: ModelConfig, vocab_size: int, masked: int, sbo: bool) -> float:
-    """Training FLOPs of the MLM head, and of the SBO head if `sbo`, for one row of `masked` gathered positions."""
-    decoder = model.embed * vocab_size
-    mlm = model.embed**2 + decoder
-    sbo_mlp = (2 * model.embed + model.span_offset_embed) * model.embed + model.embed**2 + decoder
-    return 3.0 * masked * 2 * (mlm + (sbo_mlp if sbo else 0))
+def pretraining_head_flops(config: Config, vocab_size: int, masked: int) -> float:
+    """Training FLOPs of the heads that `config` trains, for one row of `masked` gathered positions."""
+    decoder = config.model.embed * vocab_size
+    heads = sum(head.multiply_adds(config.model) + decoder for head in pretraining_heads.trained_heads(config))
+    return 3.0 * masked * 2 * heads
 
 
 def pretraining_row_flops(config: Config, vocab_size: int, length: int) -> float:
     """Training FLOPs of the pre-training model for one row of `length` positions."""
-    sbo = config.train.sbo_weight > 0
-    return encoder_flops(config.model, length) + pretraining_head_flops(
-        config.model, vocab_size, max_masked(config, length), sbo
-    )
+    heads = pretraining_head_flops(config, vocab_size, slots(config, length))
+    return encoder_flops(config.model, length) + heads

@@ -19,6 +19,7 @@ import jax
 from etils import epath
 from jax.sharding import Mesh, NamedSharding
 
+from spanbert_jax.batch import Batch
 from spanbert_jax.config import Config
 from spanbert_jax.errors import UserError
 from spanbert_jax.training import sharding
@@ -27,7 +28,6 @@ from spanbert_jax.training.flops import peak_flops
 from spanbert_jax.training.metadata import Metadata
 from spanbert_jax.training.progress import MetricsWriter, Stage
 from spanbert_jax.training.step import (
-    Batch,
     Objective,
     Sums,
     abstract_state,

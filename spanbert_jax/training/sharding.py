@@ -1,6 +1,6 @@
 """Where every array lives: the mesh, and one table from parameter names to axes.
 
-Invariant: each parameter matches exactly one row of `PARAMETER_AXES`, and no two of its dimensions land on one
+Invariant: each parameter matches exactly one row of `parameter_table`, and no two of its dimensions land on one
 mesh axis; anything else fails at start-up. Optimizer moments follow their parameter; they may be divided over data too.
 """
 
@@ -16,10 +16,12 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from spanbert_jax.config import Config, MeshConfig
 from spanbert_jax.errors import UserError
+from spanbert_jax.model import pretraining_heads
 
 BATCH_AXES = ("data", "fsdp")
 
-# Pattern of the whole path -> the logical name of each dimension; None is never split.
+# Pattern of the whole path -> the logical name of each dimension; None is never split. The pre-training heads bring
+# their own rows (model/pretraining_heads.py).
 PARAMETER_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"embeddings/word", ("vocab", "embed")),
     (r"embeddings/(position|token_type)", (None, "embed")),
@@ -33,13 +35,6 @@ PARAMETER_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"encoder/mlp/up/bias", (None, "mlp")),
     (r"encoder/mlp/down/kernel", (None, "mlp", "embed")),
     (r"encoder/mlp/down/bias", (None, None)),
-    (r"(mlm|sbo)/bias", ("vocab",)),
-    (r"mlm/dense/kernel", ("embed", None)),
-    (r"mlm/dense/bias", (None,)),
-    (r"sbo/offset", (None, None)),
-    (r"sbo/dense_[12]/kernel", (None, "embed")),
-    (r"sbo/dense_[12]/bias", (None,)),
-    (r"(mlm/norm|sbo/norm_[12])/(scale|bias)", (None,)),
     (r"pooler/kernel", ("embed", None)),
     (r"(qa_outputs|classifier)/kernel", (None, None)),
     (r"(pooler|qa_outputs|classifier)/bias", (None,)),
@@ -126,11 +121,16 @@ def check_batch(batch_size: int, accumulation: int, mesh: Mesh) -> None:
         )
 
 
+def parameter_table() -> list[tuple[str, tuple[str | None, ...]]]:
+    """Every row: (pattern of the whole path, logical axes)."""
+    return [*PARAMETER_AXES, *pretraining_heads.parameter_axes()]
+
+
 def parameter_axes(path: str) -> tuple[str | None, ...]:
     """The logical axes of the parameter at "a/b/c"; raises ValueError unless exactly one row matches."""
-    rows = [axes for pattern, axes in PARAMETER_AXES if re.fullmatch(pattern, path)]
+    rows = [axes for pattern, axes in parameter_table() if re.fullmatch(pattern, path)]
     if len(rows) != 1:
-        raise ValueError(f"parameter {path} matches {len(rows)} rows of PARAMETER_AXES; it must match exactly one")
+        raise ValueError(f"parameter {path} matches {len(rows)} rows of parameter axes; it must match exactly one")
     return rows[0]
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from spanbert_jax.batch import Batch
 from spanbert_jax.config import Config
 from spanbert_jax.model import layer_gradients
 from spanbert_jax.training import sharding
@@ -23,7 +24,6 @@ from spanbert_jax.training.compiler_options import step_options
 from spanbert_jax.training.optimizer import learning_rate, make_optimizer
 
 State = dict[str, Any]  # {"params", "opt_state", "step"}
-Batch = dict[str, jax.Array]
 Sums = dict[str, jax.Array]  # fp32 scalars that add over rows, devices and microbatches
 
 

@@ -15,6 +15,7 @@ import pytest
 import tensorflow as tf
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from spanbert_jax.batch import abstract_batch, empty_batch, slots
 from spanbert_jax.config import Config, DataConfig, MaskingConfig, TrainConfig
 from spanbert_jax.corpus.masked_batches import eval_batches, train_batches
 from spanbert_jax.text.tokenizer import Tokenizer
@@ -101,15 +102,12 @@ def assert_equal(got: list[dict[str, np.ndarray]], expected: list[dict[str, np.n
 
 def test_shapes_and_types_of_a_batch() -> None:
     batch = train(make_config(), FakeBlocks(21), 0, 1)[0]
-    assert {name: (value.shape, value.dtype.name) for name, value in batch.items()} == {
-        "input_ids": ((8, LENGTH), "int32"),
-        "lengths": ((8,), "int32"),
-        **{
-            name: ((8, 8), "int32")
-            for name in ("masked_positions", "masked_ids", "span_left", "span_right", "span_offset")
-        },
-        **{name: ((8, 8), "float32") for name in ("masked_weights", "span_weights")},
-    }
+    config = make_config()
+    empty, abstract = empty_batch(8, LENGTH, slots(config)), abstract_batch(config)
+    assert batch.keys() == empty.keys() == abstract.keys()
+    for name, value in batch.items():
+        assert value.shape == empty[name].shape == abstract[name].shape
+        assert value.dtype == empty[name].dtype == abstract[name].dtype
     np.testing.assert_array_equal(batch["lengths"], (batch["input_ids"] != TOKENIZER.pad_id).sum(1))
 
 

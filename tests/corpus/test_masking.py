@@ -12,10 +12,11 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spanbert_jax.config import Config, DataConfig, MaskingConfig, TrainConfig, max_masked
+from spanbert_jax.batch import FIELDS, KEPT, MASK, RANDOM, slots
+from spanbert_jax.config import Config, DataConfig, MaskingConfig, TrainConfig
 from spanbert_jax.config_check import check
 from spanbert_jax.corpus import masking
-from spanbert_jax.corpus.masking import KEPT, MASK, RANDOM, Masker, mask_rate, row_keys
+from spanbert_jax.corpus.masking import Masker, mask_rate, row_keys
 from spanbert_jax.text.tokenizer import Tokenizer, word_starts
 from tests.support import masking_reference as reference
 
@@ -79,16 +80,15 @@ def masks_of(out: dict[str, np.ndarray], lengths: np.ndarray) -> list[list[bool]
 
 def check_row(config: Config, block: np.ndarray, length: int, row: dict[str, np.ndarray], rate: float) -> None:
     """Every exact promise of `mask_batch` for one row."""
-    settings_, slots = config.masking, max_masked(config)
+    settings_, places = config.masking, slots(config)
     budget = math.ceil(rate * length)
-    used = np.arange(slots) < budget
+    used = np.arange(places) < budget
     positions = row["masked_positions"]
     np.testing.assert_array_equal(row["masked_weights"], used.astype(np.float32))
     assert np.all(np.diff(positions[used]) > 0)
     assert row["lengths"] == (length + 2 if length else 0)
-    for name in ("masked_positions", "masked_ids", "span_left", "span_right", "span_offset", "span_weights"):
+    for name in (name for name, field in FIELDS.items() if field.per == "slot"):
         assert not row[name][~used].any(), name
-    assert np.all(row["replacement"][~used] == -1)
 
     clean = np.full(config.data.block_length, TOKENIZER.pad_id)
     if length:

@@ -12,6 +12,7 @@ import pytest
 import tensorflow as tf
 from scipy import stats
 
+from spanbert_jax.batch import KEPT, MASK, RANDOM
 from spanbert_jax.config import Config, DataConfig, MaskingConfig
 from spanbert_jax.corpus.masking import Masker, row_keys
 from spanbert_jax.text.tokenizer import Tokenizer, word_starts, wordpiece_from_vocab
@@ -202,7 +203,7 @@ def test_replacement_is_drawn_once_a_span_or_once_a_piece(synthetic: Corpus, gra
     used = out["masked_weights"] > 0
     starts = np.diff(out["masked_positions"], axis=1, prepend=-1) != 1
     kinds = out["replacement"][used & starts if granularity == "span" else used]
-    for kind, share in enumerate((0.8, 0.1, 0.1)):
+    for kind, share in ((MASK, 0.8), (RANDOM, 0.1), (KEPT, 0.1)):
         assert abs((kinds == kind).mean() - share) < ERRORS * np.sqrt(share * (1 - share) / kinds.size)
     inside = (used & ~starts)[:, 1:]
     same = (out["replacement"][:, 1:] == out["replacement"][:, :-1])[inside].mean()

@@ -177,10 +177,10 @@ def test_microbatches_see_the_masks_of_their_rows_in_the_full_batch() -> None:
     for first in (0, 2, 6):
         rows = jnp.arange(first, first + 2, dtype=jnp.uint32)
         part = run({name: x[first : first + 2] for name, x in inputs.items()}, rows)
-        np.testing.assert_allclose(part.mlm, full.mlm[first : first + 2], rtol=0, atol=2e-6)
-        np.testing.assert_allclose(part.sbo, full.sbo[first : first + 2], rtol=0, atol=2e-6)
+        np.testing.assert_allclose(part["mlm"], full["mlm"][first : first + 2], rtol=0, atol=2e-6)
+        np.testing.assert_allclose(part["sbo"], full["sbo"][first : first + 2], rtol=0, atol=2e-6)
     elsewhere = run({name: x[2:4] for name, x in inputs.items()}, jnp.array([0, 1], jnp.uint32))
-    assert np.abs(elsewhere.mlm - full.mlm[2:4])[..., :131].max() > 1e-3
+    assert np.abs(elsewhere["mlm"] - full["mlm"][2:4])[..., :131].max() > 1e-3
 
 
 def test_the_gradient_of_a_step_with_dropout_is_the_derivative_of_its_loss() -> None:
@@ -189,7 +189,7 @@ def test_the_gradient_of_a_step_with_dropout_is_the_derivative_of_its_loss() -> 
 
     @jax.jit
     def loss(params: dict[str, Any]) -> jax.Array:
-        return sum(jax.nn.log_softmax(x)[..., 5].mean() for x in apply(model, params, inputs, jnp.uint32(3)))
+        return sum(jax.nn.log_softmax(x)[..., 5].mean() for x in apply(model, params, inputs, jnp.uint32(3)).values())
 
     gradient, size = jax.jit(jax.grad(loss))(params), 1e-2
     norm = np.sqrt(sum(np.sum(np.square(x)) for x in jax.tree.leaves(gradient)))
@@ -213,7 +213,7 @@ def test_rate_zero_and_no_key_compile_to_the_same_program_without_a_hash() -> No
 def test_no_mask_is_kept_for_the_backward_pass() -> None:
     model, inputs = small_model(), small_batch(2)
     params = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
-    step = jax.grad(lambda p: sum(x[..., :131].sum() for x in apply(model, p, inputs, jnp.uint32(1))))
+    step = jax.grad(lambda p: sum(x[..., :131].sum() for x in apply(model, p, inputs, jnp.uint32(1)).values()))
     kept = [
         out.aval
         for equation in jax.make_jaxpr(step)(params).eqns
@@ -239,7 +239,7 @@ params = jax.jit(lambda key: init_params(model, key))(jax.random.key(0))
 
 def loss(params, batch):
     logits = apply(model, params, batch, jnp.uint32(7))
-    return sum(jax.nn.log_softmax(x)[..., 5].mean() for x in logits), logits
+    return sum(jax.nn.log_softmax(x)[..., 5].mean() for x in logits.values()), logits
 
 step = lambda: jax.jit(jax.value_and_grad(loss, has_aux=True))
 expected = jax.tree.map(np.asarray, step()(params, inputs))

@@ -114,7 +114,7 @@ def test_hidden_states_and_mlm_logits_are_those_of_transformers(
     inputs = {"input_ids": ids, "lengths": np.array(lengths), "masked_positions": everywhere}
     inputs |= {name: everywhere * 0 for name in ("span_left", "span_right", "span_offset")}
     hidden = jax.jit(lambda p, i, n, t: encode(model, p, i, n, t))(params, ids, np.array(lengths), types)
-    logits = jax.jit(lambda p, b: apply(model, p, b))(params, inputs).mlm[..., :vocab_size]  # token types all 0
+    logits = jax.jit(lambda p, b: apply(model, p, b))(params, inputs)["mlm"][..., :vocab_size]  # token types all 0
 
     reference = transformers_mlm(params, model_config, vocab_size).eval()
     mask = torch.tensor(valid.astype(np.int64))
@@ -184,7 +184,7 @@ def loss_and_gradient(model: Any, params: dict[str, Any], inputs: dict[str, Any]
 
     def loss(params: dict[str, Any]) -> tuple[Any, Any]:
         logits = apply(model, params, inputs, jnp.uint32(key))
-        return sum(jax.nn.log_softmax(x)[..., 3].sum() for x in logits), logits
+        return sum(jax.nn.log_softmax(x)[..., 3].sum() for x in logits.values()), logits
 
     (value, logits), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
     return value, gradient, logits

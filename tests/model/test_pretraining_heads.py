@@ -10,7 +10,7 @@ import pytest
 
 from spanbert_jax.config import ComputeConfig, Config, ModelConfig
 from spanbert_jax.model.encoder import encode
-from spanbert_jax.model.pretraining_heads import PretrainingModel, apply, init_params, pretraining_model
+from spanbert_jax.model.pretraining_heads import HEADS, MLM, PretrainingModel, apply, init_params, pretraining_model
 
 VOCAB, OFFSETS, MASKED = 131, 15, 8
 CONFIG = Config(
@@ -101,8 +101,8 @@ def test_both_heads_and_both_loss_sums_against_a_float64_grid_of_pairs(
     hidden = np.asarray(encode(model, params, batch["input_ids"], batch["lengths"])).astype(np.float64)
     wide = jax.tree.map(lambda x: x.astype(np.float64), params)
     logits = jax.tree.map(np.asarray, jax.jit(lambda p, b: apply(model, p, b))(params, batch))
-    assert logits.mlm.shape == logits.sbo.shape == (4, 24, 256) and logits.mlm.dtype == np.float32
-    assert np.isfinite(logits.mlm).all() and np.isfinite(logits.sbo).all()  # padding slots too
+    assert logits["mlm"].shape == logits["sbo"].shape == (4, 24, 256) and logits["mlm"].dtype == np.float32
+    assert np.isfinite(logits["mlm"]).all() and np.isfinite(logits["sbo"]).all()  # padding slots too
 
     expected_mlm = expected_sbo = 0.0
     counted = 0
@@ -111,19 +111,19 @@ def test_both_heads_and_both_loss_sums_against_a_float64_grid_of_pairs(
         for start, end in spans:
             for position in range(start, end + 1):
                 scores = mlm64(wide, hidden[row, position])
-                np.testing.assert_allclose(logits.mlm[row, slot, :VOCAB], scores, rtol=0, atol=1e-5)
+                np.testing.assert_allclose(logits["mlm"][row, slot, :VOCAB], scores, rtol=0, atol=1e-5)
                 expected_mlm -= log_probabilities(scores)[batch["masked_ids"][row, slot]]
                 offset = position - start
                 if start > 1 and end < length - 2 and offset < OFFSETS:
                     scores = sbo64(wide, hidden[row, start - 1], hidden[row, end + 1], offset)
-                    np.testing.assert_allclose(logits.sbo[row, slot, :VOCAB], scores, rtol=0, atol=1e-5)
+                    np.testing.assert_allclose(logits["sbo"][row, slot, :VOCAB], scores, rtol=0, atol=1e-5)
                     expected_sbo -= log_probabilities(scores)[batch["masked_ids"][row, slot]]
                     counted += 1
                 slot += 1
     assert counted == 3 + 1 + 15 == batch["span_weights"].sum() and batch["span_weights"][2:].sum() == 0
     for scores, weights, expected in (
-        (logits.mlm, batch["masked_weights"], expected_mlm),
-        (logits.sbo, batch["span_weights"], expected_sbo),
+        (logits["mlm"], batch["masked_weights"], expected_mlm),
+        (logits["sbo"], batch["span_weights"], expected_sbo),
     ):
         chosen = np.take_along_axis(jax.nn.log_softmax(scores), batch["masked_ids"][..., None], -1)[..., 0]
         np.testing.assert_allclose(-np.sum(chosen * weights), expected, rtol=1e-5)
@@ -134,9 +134,10 @@ def gradients(model: PretrainingModel, params: dict[str, Any], batch: dict[str, 
 
     def losses(params: dict[str, Any]) -> list[jax.Array]:
         sums = []
-        for scores, weights in zip(apply(model, params, batch, jnp.uint32(5)), ("masked", "span"), strict=True):
-            chosen = jnp.take_along_axis(jax.nn.log_softmax(scores), batch["masked_ids"][..., None], -1)[..., 0]
-            sums.append(-jnp.sum(chosen * batch[f"{weights}_weights"]))
+        logits = apply(model, params, batch, jnp.uint32(5))
+        for head in HEADS:
+            chosen = jnp.take_along_axis(jax.nn.log_softmax(logits[head.name]), batch["masked_ids"][..., None], -1)
+            sums.append(-jnp.sum(chosen[..., 0] * batch[head.weights]))
         return sums
 
     def both(params: dict[str, Any]) -> list[dict[str, Any]]:
@@ -169,7 +170,7 @@ def test_ids_that_pad_the_vocabulary_have_probability_zero_whatever_their_parame
     params = jax.tree.map(np.copy, params)
     params["embeddings"]["word"][VOCAB:] = 1e3
     params["mlm"]["bias"][VOCAB:] = params["sbo"]["bias"][VOCAB:] = 1e6
-    for scores in jax.jit(lambda p: apply(model, p, batch))(params):
+    for scores in jax.jit(lambda p: apply(model, p, batch))(params).values():
         assert np.all(scores[..., VOCAB:] == -1e9)
         assert np.all(jax.nn.softmax(scores)[..., VOCAB:] == 0)
 
@@ -178,10 +179,11 @@ def test_without_sbo_the_mlm_scores_stay_and_nothing_of_sbo_is_computed(
     model: PretrainingModel, params: dict[str, Any], batch: dict[str, np.ndarray]
 ) -> None:
     both, alone = (
-        jax.jit(functools.partial(apply, model, with_sbo=sbo)).lower(params, batch).compile() for sbo in (True, False)
+        jax.jit(functools.partial(apply, model, heads=heads)).lower(params, batch).compile()
+        for heads in (HEADS, (MLM,))
     )
-    np.testing.assert_allclose(both(params, batch).mlm, alone(params, batch).mlm, atol=1e-6)
-    assert alone(params, batch).sbo is None
+    np.testing.assert_allclose(both(params, batch)["mlm"], alone(params, batch)["mlm"], atol=1e-6)
+    assert set(alone(params, batch)) == {"mlm"}
     heads_share = 1 - alone.cost_analysis()["flops"] / both.cost_analysis()["flops"]
     assert heads_share > 0.1, heads_share
 

@@ -170,7 +170,6 @@ def test_a_checkpoint_of_other_data_is_refused_by_its_fingerprint(
         ({"corpus__files": "{tmp}/one.txt", "tokenizer__vocab_size": 335}, "held_out"),
         ({"corpus__files": "{tmp}/short.txt", "tokenizer__vocab_size": 20_000}, "vocab_size"),
         ({"train__batch_size": 250, "mesh__data": 1, "train__accumulation": 4}, "use 248 or 252"),
-        ({"masking__max_masked": 4}, "raise it, or leave it at 0"),
         ({"data__block_length": 128}, "over the position table's 64 rows"),
         ({"model__layer": 3}, 'Did you mean "layers"'),
         ({"masking__scheme": "spans"}, "must be one of 'span', 'whole_word', 'subword'"),

@@ -31,7 +31,7 @@ def losses_of_blocks(lengths: int) -> dict[int, tuple[float, float]]:
     config = config_of(lengths)
     model = pretraining_heads.pretraining_model(config, TOKENIZER.vocab_size, "cpu")
     params = pretraining_heads.init_params(model, jax.random.key(0))
-    loss = objective(model, 1.0, 5).loss
+    loss = objective(model, 5).loss
     of_row = jax.jit(lambda row: loss(params, row, (1.0, 1.0), None, None)[1])
     found = {}
     for batch in train_batches(config, BLOCKS, TOKENIZER, one_device(), 0, 12):  # type: ignore[arg-type]

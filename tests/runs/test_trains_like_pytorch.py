@@ -32,7 +32,7 @@ def our_losses(config: Config, vocab_size: int, batches: list[dict]) -> tuple[li
         abstract = abstract_state(config, init, mesh)
         state = init_state(config, init, abstract)
         before = jax.tree.map(np.array, state["params"])
-        step = make_train_step(config, objective(model, 0.0, 0), abstract)
+        step = make_train_step(config, objective(model, 0), abstract)
         losses = []
         for batch in batches:
             state, sums = step(state, batch)

@@ -56,7 +56,7 @@ def run(mesh: dict[str, Any]) -> dict[str, Any]:
         layout, losses, step = sharding.batch_sharding(where), [], None
         for number in range(STEPS):
             batch = jax.device_put(random_batch(config, number), layout)
-            step = step or make_train_step(config, objective(model, 1.0, 7), abstract).lower(state, batch).compile()
+            step = step or make_train_step(config, objective(model, 7), abstract).lower(state, batch).compile()
             state, sums = step(state, batch)
             losses.append([float(sums[name]) for name in ("mlm_loss", "sbo_loss", "positions", "gradient_norm")])
     moments = [leaf for leaf in jax.tree.leaves(state["opt_state"]) if leaf.ndim]

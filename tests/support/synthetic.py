@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from spanbert_jax import config as configuration
+from spanbert_jax.batch import empty_batch, slots
 from spanbert_jax.config import Config
 from spanbert_jax.config_check import check
 
@@ -32,21 +32,26 @@ def small_config(**sections: dict[str, Any]) -> Config:
 def random_batch(config: Config, seed: int, rows: int | None = None) -> dict[str, np.ndarray]:
     """Rows of different lengths (one of them empty), with different numbers of masked pieces and of SBO rows."""
     rng = np.random.default_rng(seed)
-    rows = rows or config.train.batch_size
-    length, slots = config.data.block_length, configuration.max_masked(config)
-    lengths = rng.integers(8, length + 1, rows).astype(np.int32)
+    length = config.data.block_length
+    batch = empty_batch(rows or config.train.batch_size, length, slots(config))
+    rows, held = batch["masked_ids"].shape
+    lengths = rng.integers(8, length + 1, rows)
     lengths[-1] = 0
-    positions = rng.integers(1, np.maximum(lengths - 1, 2)[:, None], (rows, slots)).astype(np.int32)
-    masked = rng.integers(1, slots + 1, rows) * (lengths > 0)
-    weights = (np.arange(slots) < masked[:, None]).astype(np.float32)
-    return {
-        "input_ids": rng.integers(5, VOCAB, (rows, length)).astype(np.int32) * (np.arange(length) < lengths[:, None]),
+    positions = rng.integers(1, np.maximum(lengths - 1, 2)[:, None], (rows, held))
+    masked = rng.integers(1, held + 1, rows) * (lengths > 0)
+    weights = np.arange(held) < masked[:, None]
+    values = {
+        "input_ids": rng.integers(5, VOCAB, (rows, length)) * (np.arange(length) < lengths[:, None]),
         "lengths": lengths,
         "masked_positions": positions,
-        "masked_ids": rng.integers(5, VOCAB, (rows, slots)).astype(np.int32),
+        "masked_ids": rng.integers(5, VOCAB, (rows, held)),
         "masked_weights": weights,
         "span_left": positions - 1,
         "span_right": np.minimum(positions + 1, length - 1),
-        "span_offset": rng.integers(0, 15, (rows, slots)).astype(np.int32),
-        "span_weights": weights * rng.integers(0, 2, (rows, slots)).astype(np.float32),
+        "span_offset": rng.integers(0, 15, (rows, held)),
+        "span_weights": weights * rng.integers(0, 2, (rows, held)),
+        "replacement": rng.integers(1, 4, (rows, held)) * weights,
     }
+    for name, value in values.items():
+        batch[name][:] = value
+    return batch

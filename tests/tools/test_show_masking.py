@@ -12,8 +12,8 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
+from spanbert_jax.batch import KEPT, MASK, RANDOM
 from spanbert_jax.config import Config
-from spanbert_jax.corpus.masking import KEPT, MASK, RANDOM
 from spanbert_jax.errors import UserError
 from spanbert_jax.text.tokenizer import Tokenizer
 from tools import show_masking
@@ -116,7 +116,7 @@ def example_row(tokenizer: Tokenizer) -> dict[str, np.ndarray]:
         "masked_positions": np.array([1, 4, 5, 7, 0]),
         "masked_ids": np.array([ids["the"], ids["sat"], ids["on"], ids["mat"], 0]),
         "masked_weights": np.array([1.0, 1, 1, 1, 0]),
-        "replacement": np.array([MASK, RANDOM, RANDOM, KEPT, -1]),
+        "replacement": np.array([MASK, RANDOM, RANDOM, KEPT, 0]),
         "span_left": np.array([0, 3, 3, 0, 0]),
         "span_right": np.array([0, 6, 6, 0, 0]),
         "span_weights": np.array([0.0, 1, 1, 0, 0]),

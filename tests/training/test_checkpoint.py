@@ -74,7 +74,7 @@ def test_the_best_evaluation_is_kept_and_one_that_is_no_number_never_is(tmp_path
 
     task = loop.Task(
         init=lambda key: pretraining_heads.init_params(model, key),
-        objective=objective(model, 1.0, 5),
+        objective=objective(model, 5),
         train_batches=batches,
         evaluate=lambda params, layout: {"held_out/score": next(values)},
         metrics=lambda totals: {},

@@ -34,7 +34,7 @@ def test_every_parameter_matches_exactly_one_row_and_every_row_a_parameter() -> 
     names = {sharding.path_name(path): leaf for path, leaf in leaves}
     for name, leaf in names.items():
         assert len(sharding.parameter_axes(name)) == leaf.ndim
-    for pattern, _ in sharding.PARAMETER_AXES:
+    for pattern, _ in sharding.parameter_table():
         assert any(re.fullmatch(pattern, name) for name in names), pattern
 
 

@@ -21,7 +21,7 @@ def states(config: Config, steps: int, seed: int = 0) -> Iterator[tuple[Any, dic
     mesh = sharding.make_mesh(config.mesh)
     with jax.set_mesh(mesh):
         model = pretraining_heads.pretraining_model(config, VOCAB, "cpu")
-        target = objective(model, config.train.sbo_weight, commonest=7)
+        target = objective(model, commonest=7)
         init = lambda key: pretraining_heads.init_params(model, key)  # noqa: E731
         abstract = abstract_state(config, init, mesh)
         state, step = init_state(config, init, abstract), make_train_step(config, target, abstract)
@@ -66,7 +66,7 @@ def test_dropout_differs_from_step_to_step() -> None:
         model = pretraining_heads.pretraining_model(config, VOCAB, "cpu")
         init = lambda key: pretraining_heads.init_params(model, key)  # noqa: E731
         state = init_state(config, init, abstract_state(config, init, mesh))
-        step = make_train_step(config, objective(model, 1.0, 7), abstract_state(config, init, mesh))
+        step = make_train_step(config, objective(model, 7), abstract_state(config, init, mesh))
         for _ in range(2):
             state, sums = step(state, random_batch(config, 0))
             same_batch.append(float(sums["mlm_loss"]))
@@ -80,7 +80,7 @@ def test_the_loss_falls_on_one_batch() -> None:
         model = pretraining_heads.pretraining_model(config, VOCAB, "cpu")
         init = lambda key: pretraining_heads.init_params(model, key)  # noqa: E731
         state, batch = init_state(config, init, abstract_state(config, init, mesh)), random_batch(config, 0)
-        target = objective(model, 1.0, 7)
+        target = objective(model, 7)
         step, evaluate = (
             make_train_step(config, target, abstract_state(config, init, mesh)),
             make_eval_step(target, mesh),
@@ -96,7 +96,7 @@ def test_the_loss_falls_on_one_batch() -> None:
 def test_a_batch_without_any_valid_pair_gives_a_finite_loss_and_gradient() -> None:
     config = small_config()
     model = pretraining_heads.pretraining_model(config, VOCAB, "cpu")
-    target = objective(model, 1.0, 7)
+    target = objective(model, 7)
     batch = {name: jnp.asarray(value) for name, value in random_batch(config, 0).items()}
     batch["span_weights"] = jnp.zeros_like(batch["span_weights"])
     params = pretraining_heads.init_params(model, jax.random.key(0))

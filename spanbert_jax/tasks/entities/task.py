@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from spanbert_jax.batch import Batch
 from spanbert_jax.config import Config
 from spanbert_jax.errors import UserError
 from spanbert_jax.metrics import entities
@@ -26,7 +27,7 @@ from spanbert_jax.tasks.example_files import Record, Role, Source
 from spanbert_jax.tasks.finetuning import FineTuning, Prediction, cross_entropy_sum, mean_loss, row_logits
 from spanbert_jax.tasks.rows import Featurise, Rows
 from spanbert_jax.text.tokenizer import Tokenizer
-from spanbert_jax.training.step import Batch, Objective, Sums
+from spanbert_jax.training.step import Objective, Sums
 
 _BLANK = re.compile(r"\s")
 

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
+from spanbert_jax.batch import Batch
 from spanbert_jax.config import Config
 from spanbert_jax.metrics import squad
 from spanbert_jax.model import linear_heads
@@ -26,7 +27,7 @@ from spanbert_jax.tasks.question_answering import files
 from spanbert_jax.tasks.question_answering.files import Example
 from spanbert_jax.tasks.question_answering.rows import QuestionWindows
 from spanbert_jax.tasks.rows import Featurise, Rows
-from spanbert_jax.training.step import Batch, Objective, Sums
+from spanbert_jax.training.step import Objective, Sums
 
 _NAME = re.compile(r"[A-Z][\w'-]*(?: [A-Z][\w'-]*)+")
 _AT_ONCE = 256  # rows whose spans are searched together

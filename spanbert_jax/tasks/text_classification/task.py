@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from spanbert_jax.batch import Batch
 from spanbert_jax.config import Config
 from spanbert_jax.errors import UserError
 from spanbert_jax.metrics import classification
@@ -22,7 +23,7 @@ from spanbert_jax.tasks.finetuning import FineTuning, Prediction, cross_entropy_
 from spanbert_jax.tasks.rows import Featurise, Rows
 from spanbert_jax.tasks.text_classification import files
 from spanbert_jax.tasks.text_classification.rows import TextRows
-from spanbert_jax.training.step import Batch, Objective, Sums
+from spanbert_jax.training.step import Objective, Sums
 
 
 class SequenceClassification(FineTuning):

@@ -1,0 +1,74 @@
+"""The pre-training batch: its fields, their shapes and dtypes, and how many masked pieces a row has room for.
+
+Invariant: `FIELDS` is the only list of the batch's arrays. The masker fills them, the heads read them, and everyone who
+needs a batch without content or an empty one asks this module. NumPy alone: JAX is imported where it is asked for.
+"""
+
+import math
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+
+from spanbert_jax.config import Config
+
+if TYPE_CHECKING:
+    import jax
+
+Batch = dict[str, "jax.Array"]  # of any task: every array has the batch's rows along its first axis
+
+MASK, RANDOM, KEPT = 1, 2, 3  # values of "replacement"
+REPLACEMENTS = {"mask": MASK, "random": RANDOM, "kept": KEPT}
+
+_SLOT_MULTIPLE = 8  # of the slots of a row: what matrix units like
+
+
+class Field(NamedTuple):
+    """An array of the batch: one value for each row [rows], position [rows, length] or slot [rows, slots]."""
+
+    per: Literal["row", "position", "slot"]
+    dtype: type[np.number]
+
+
+# A slot is the place of one masked piece, in ascending order of positions. Unused slots are 0 in every field.
+FIELDS: dict[str, Field] = {
+    "input_ids": Field("position", np.int32),  # [CLS] block [SEP] padding, with the masked pieces replaced
+    "lengths": Field("row", np.int32),  # positions that are not padding; 0: an empty row, which only fills the batch
+    "masked_positions": Field("slot", np.int32),  # of the masked pieces, counted in the row ([CLS] is 0)
+    "masked_ids": Field("slot", np.int32),  # the pieces that were there
+    "masked_weights": Field("slot", np.float32),  # 1 in used slots
+    "replacement": Field("slot", np.int32),  # what stands there now: MASK, RANDOM or KEPT
+    "span_left": Field("slot", np.int32),  # positions of the boundaries of the piece's merged span,
+    "span_right": Field("slot", np.int32),
+    "span_offset": Field("slot", np.int32),  # and the piece's place in the span, from 0
+    "span_weights": Field("slot", np.float32),  # 1 where the span-boundary objective predicts; else these four are 0
+}
+
+
+def largest_budget(config: Config, length: int = 0) -> int:
+    """The most pieces that a row of `length` positions (0: of block_length) can have masked."""
+    masking = config.masking
+    rate = max(masking.rate, masking.final_rate if masking.rate_steps else 0.0)
+    return math.ceil(rate * ((length or config.data.block_length) - 2))
+
+
+def slots(config: Config, length: int = 0) -> int:
+    """Slots for masked pieces in a row of `length` positions (0: of block_length): the largest budget, padded to a
+    multiple of 8."""
+    return -(-largest_budget(config, length) // _SLOT_MULTIPLE) * _SLOT_MULTIPLE
+
+
+def empty_batch(rows: int, length: int, slots: int) -> dict[str, np.ndarray]:
+    """A batch of zeros: every row empty, no slot used."""
+    shapes = {"row": (rows,), "position": (rows, length), "slot": (rows, slots)}
+    return {name: np.zeros(shapes[field.per], field.dtype) for name, field in FIELDS.items()}
+
+
+def abstract_batch(config: Config, layout: Any = None) -> dict[str, "jax.ShapeDtypeStruct"]:
+    """The longest batch of `config` without its content, laid out by `layout` (a jax Sharding of the rows)."""
+    import jax
+
+    rows, length = config.train.batch_size, config.data.block_length
+    shapes = {"row": (rows,), "position": (rows, length), "slot": (rows, slots(config))}
+    return {
+        name: jax.ShapeDtypeStruct(shapes[field.per], field.dtype, sharding=layout) for name, field in FIELDS.items()
+    }
