@@ -20,7 +20,7 @@ import spanbert_jax
 from spanbert_jax import cli
 from spanbert_jax.config import Config
 from spanbert_jax.convert.export import DTYPES, Export, write_export
-from spanbert_jax.convert.tokenizer_files import differing
+from spanbert_jax.convert.tokenizer_export import differing
 from spanbert_jax.errors import UserError
 from spanbert_jax.files import new_directory
 from spanbert_jax.serving.functions import functions

@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 
 from spanbert_jax import cli
-from spanbert_jax.convert.tokenizer_files import write_tokenizer
+from spanbert_jax.convert.tokenizer_export import write_tokenizer
 from spanbert_jax.errors import UserError
 from spanbert_jax.files import new_directory
 from spanbert_jax.serving.artefact import compare, read_model

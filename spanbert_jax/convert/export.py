@@ -20,7 +20,7 @@ from spanbert_jax.convert.huggingface import HEADS, SBO, Params, plain_pooler, t
 from spanbert_jax.convert.huggingface_config import architecture, to_fields
 from spanbert_jax.convert.model_card import model_card
 from spanbert_jax.convert.published_weights import SBO_FILE
-from spanbert_jax.convert.tokenizer_files import write_tokenizer
+from spanbert_jax.convert.tokenizer_export import write_tokenizer
 from spanbert_jax.errors import UserError
 from spanbert_jax.text.tokenizer import Tokenizer
 

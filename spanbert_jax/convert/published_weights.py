@@ -17,7 +17,7 @@ from spanbert_jax.config import ModelConfig
 from spanbert_jax.convert import fairseq, google_bert, huggingface
 from spanbert_jax.convert.huggingface_config import labels_of, read_config, to_model_config
 from spanbert_jax.convert.tensor_files import Tensors, read_tensors
-from spanbert_jax.convert.tokenizer_files import lowercase_of, read_tokenizer
+from spanbert_jax.convert.tokenizer_import import read_tokenizer
 from spanbert_jax.errors import UserError
 from spanbert_jax.text.tokenizer import Tokenizer
 
@@ -58,20 +58,14 @@ def open_published_weights(path: Path, vocab: Path | None = None) -> Iterator[Pu
         config = found.parent / "config.json"
         # Before the vocabulary: another architecture has another one.
         model = to_model_config(fields, str(config) if config.is_file() else name)
-        tokenizer = read_tokenizer(vocab or found.parent)
-        notes: list[str] = []
-        if tokenizer.kind == "wordpiece":
-            place = vocab or found.parent
-            pieces = [tokenizer.piece(i) for i in range(tokenizer.vocab_size)]
-            _, casing = lowercase_of(place if place.is_dir() else place.parent, pieces)
-            notes.append(f"Text: {casing}")
+        tokenizer, notes = read_tokenizer(vocab or found.parent)
         rows = fields.get("vocab_size", tokenizer.vocab_size)  # `from_tensors` finds out if the tables have others
         _check_rows(rows, tokenizer.vocab_size, name, vocab or found.parent, is_given=vocab is not None)
         if rows > tokenizer.vocab_size:
             model = dataclasses.replace(model, vocab_rows=rows)
-            notes.append(
+            notes += (
                 f"Rows: {rows:,} in the word table, and {tokenizer.vocab_size:,} pieces; the rows without a piece are "
-                "kept and never score"
+                "kept and never score",
             )
         span_boundary = _span_boundary(tensors)
         if span_boundary:
@@ -83,7 +77,7 @@ def open_published_weights(path: Path, vocab: Path | None = None) -> Iterator[Pu
 
         classifier = tensors["classifier.weight"]() if "classifier.weight" in tensors else None
         labels = labels_of(fields, len(classifier), name) if classifier is not None and classifier.ndim else ()
-        yield PublishedWeights(path, kind, model, tokenizer, tuple(notes), labels, span_boundary, load)
+        yield PublishedWeights(path, kind, model, tokenizer, notes, labels, span_boundary, load)
 
 
 def _check_rows(rows: int, pieces: int, name: str, vocabulary: Path, is_given: bool) -> None:

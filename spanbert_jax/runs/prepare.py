@@ -26,6 +26,7 @@ from spanbert_jax.corpus.cache import cache_directory
 from spanbert_jax.errors import UserError
 from spanbert_jax.serving.weights import open_weights
 from spanbert_jax.text import tokenizer as tokenizers
+from spanbert_jax.text.sentencepiece_training import train_sentencepiece
 from spanbert_jax.text.tokenizer import Tokenizer
 from spanbert_jax.training.progress import Stage
 from spanbert_jax.files import bucket_errors, is_remote, make_directory
@@ -184,7 +185,7 @@ def _train_tokenizer(config: Config) -> Tokenizer:
         sentences = list(building.sample_sentences(config, _reporter(stage)))
     title = f"Training a vocabulary of {wanted.vocab_size:,} pieces"
     with Stage(title) as stage, concurrent.futures.ThreadPoolExecutor(1) as thread:
-        training = thread.submit(tokenizers.train_sentencepiece, sentences, wanted.kind, wanted.vocab_size)
+        training = thread.submit(train_sentencepiece, sentences, wanted.kind, wanted.vocab_size)
         while not concurrent.futures.wait([training], timeout=0.5).done:
             stage.update(None, f"{len(sentences):,} sentences")
         return training.result()

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import tokenizers
 
-from spanbert_jax.convert.tokenizer_files import TOKENIZER_FILE
+from spanbert_jax.convert.tokenizer_export import TOKENIZER_FILE
 from spanbert_jax.serving.artefact import PLATFORMS, Model
 from spanbert_jax.serving.saved_model import tensorflow_version
 

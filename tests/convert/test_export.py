@@ -28,7 +28,8 @@ from spanbert_jax.convert.huggingface import Params, named_views, shapes
 from spanbert_jax.convert.published_weights import open_published_weights
 from spanbert_jax.errors import UserError
 from spanbert_jax.model.encoder import padded_vocab
-from spanbert_jax.text.tokenizer import Tokenizer, train_sentencepiece, wordpiece_from_vocab
+from spanbert_jax.text.sentencepiece_training import train_sentencepiece
+from spanbert_jax.text.tokenizer import Tokenizer, wordpiece_from_vocab
 from tests.convert.test_huggingface import CLASSES, assert_same_bits, filled, random_bert
 from tests.convert.test_published_weights import write_vocabulary
 from tests.support.synthetic import small_config

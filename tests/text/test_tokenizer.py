@@ -16,11 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spanbert_jax.errors import UserError
+from spanbert_jax.text.sentencepiece_training import train_sentencepiece
 from spanbert_jax.text.tokenizer import (
     Tokenizer,
     load_tokenizer,
     sentencepiece_from_model,
-    train_sentencepiece,
     word_starts,
     wordpiece_from_vocab,
 )
@@ -197,7 +197,8 @@ def test_fingerprints_tell_vocabularies_and_lowercasing_apart(tmp_path: Path) ->
 
 def test_training_gives_the_same_bytes_in_another_process(tmp_path: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; from spanbert_jax.text.tokenizer import train_sentencepiece\n"
+        "import sys; from pathlib import Path\n"
+        "from spanbert_jax.text.sentencepiece_training import train_sentencepiece\n"
         "lines = Path(sys.argv[1]).read_text('utf-8').split('\\n')\n"
         "print(train_sentencepiece(lines, 'unigram', 1000).fingerprint)"
     )
@@ -238,10 +239,9 @@ def test_training_on_no_text_is_refused() -> None:
     ("content", "message"),
     [
         (b"[PAD]\n[UNK]\n[CLS]\n[SEP]\nthe\n", r"5 pieces and lacks \[MASK\]"),
-        ("\n".join([*PIECES, "cat"]).encode(), r"line 16: 'cat' stands in line 7 already"),
         (b"[PAD]\n[UNK]\n\xff\xfe\n", r"line 3: not UTF-8 at byte 12"),
-        (b"[PAD]\n\n[UNK]\n", "line 2: empty"),
-        (b"", "line 1: empty"),
+        (b"\xff\xfe[\0P\0", "line 1: UTF-16, by its byte order mark; save it as UTF-8"),
+        (b"", r"has 0 pieces and lacks \[PAD\]"),
     ],
 )
 def test_a_bad_vocab_is_refused_by_file_and_line(tmp_path: Path, content: bytes, message: str) -> None:
@@ -260,10 +260,24 @@ def test_missing_files_and_directories_are_refused(tmp_path: Path) -> None:
         load_tokenizer(tmp_path)
 
 
-def test_windows_line_ends_change_nothing(tmp_path: Path) -> None:
-    (tmp_path / "vocab.txt").write_bytes("".join(piece + "\r\n" for piece in PIECES).encode())
+@pytest.mark.parametrize("start", ["", "\ufeff"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("last", ["", "\n", "\r\n\r\n"])
+def test_line_ends_and_a_byte_order_mark_belong_to_no_piece(start: str, end: str, last: str, tmp_path: Path) -> None:
+    last = end if end == "\r" else last
+    (tmp_path / "vocab.txt").write_bytes((start + end.join(PIECES) + last).encode())
     tokenizer = wordpiece_from_vocab(tmp_path / "vocab.txt", lowercase=False)
-    assert tokenizer.encode("the cats sat.") == [5, 6, 7, 8, 9]
+    assert tokenizer.encode("the cats sat.") == [5, 6, 7, 8, 9] and tokenizer.pad_id == 0
+    assert tokenizer.vocab_size == len(PIECES)
+
+
+def test_a_piece_may_be_white_space_to_python(tmp_path: Path) -> None:
+    spaces = ["\u0085", "\u00a0", "\u2028", "\u3000", "\x1c", "\x0b", "\x0c", " ", "\t", " cat ", "\u200b"]
+    tokenizer = wordpiece_from_vocab(write_vocab(tmp_path / "vocab.txt", [*PIECES, *spaces, "mat"]), lowercase=False)
+    assert [tokenizer.piece(len(PIECES) + i) for i in range(len(spaces))] == spaces
+    assert tokenizer.encode("the mat") == [5, len(PIECES) + len(spaces)]
+    tokenizer.save(tmp_path / "saved")
+    assert load_tokenizer(tmp_path / "saved").fingerprint == tokenizer.fingerprint
 
 
 def test_a_changed_or_damaged_saved_tokenizer_is_refused(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from spanbert_jax.tasks.entities.rows import Span, WordExample, WordRows
 from spanbert_jax.tasks.rows import Row, make_rows
-from spanbert_jax.text.tokenizer import SPECIALS, Tokenizer, train_sentencepiece
+from spanbert_jax.text.sentencepiece_training import train_sentencepiece
+from spanbert_jax.text.tokenizer import SPECIALS, Tokenizer
 
 VOCABULARY = [*SPECIALS, *"abcdeé😀中.", *(f"##{char}" for char in "abcdeé"), "ab", "##cd"]
 WORDPIECE = Tokenizer("wordpiece", "".join(f"{piece}\n" for piece in VOCABULARY).encode())

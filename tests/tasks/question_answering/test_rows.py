@@ -20,7 +20,8 @@ from spanbert_jax.tasks.question_answering import files as question_answering
 from spanbert_jax.tasks.question_answering.files import Example
 from spanbert_jax.tasks.question_answering.rows import QuestionWindows, max_context, windows
 from spanbert_jax.tasks.rows import Rows, build_rows, make_rows
-from spanbert_jax.text.tokenizer import SPECIALS, Tokenizer, train_sentencepiece, wordpiece_from_vocab
+from spanbert_jax.text.sentencepiece_training import train_sentencepiece
+from spanbert_jax.text.tokenizer import SPECIALS, Tokenizer, wordpiece_from_vocab
 
 LENGTH, STRIDE, MAX_QUESTION = 24, 5, 6
 KINDS = ("wordpiece", "uncased", "unigram")

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from spanbert_jax.errors import UserError
 from spanbert_jax.tasks.relations.rows import MARKERS, RelationRows, assign_special, special_names
-from spanbert_jax.text.tokenizer import Tokenizer, train_sentencepiece
+from spanbert_jax.text.sentencepiece_training import train_sentencepiece
+from spanbert_jax.text.tokenizer import Tokenizer
 
 WORDS = [f"w{i}" for i in range(40)]
 SPECIAL = ["[PAD]", *(f"[unused{i}]" for i in range(12)), "[UNK]", "[CLS]", "[SEP]", "[MASK]"]

@@ -1,9 +1,7 @@
-"""Tokenizers in Hugging Face's files: the ids transformers gives, and what is read back."""
+"""Our tokenizers as Hugging Face's files: the ids that transformers gives, and the tokenizer that is read back."""
 
 import io
-import json
 import re
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentencepiece import sentencepiece_model_pb2
 
-from spanbert_jax.convert.tokenizer_files import differing, lowercase_of, read_tokenizer, write_tokenizer
+from spanbert_jax.convert.tokenizer_export import differing, write_tokenizer
+from spanbert_jax.convert.tokenizer_import import read_tokenizer
 from spanbert_jax.errors import UserError
-from spanbert_jax.text.tokenizer import SPECIALS, Tokenizer, train_sentencepiece, wordpiece_from_vocab
+from spanbert_jax.text.sentencepiece_training import train_sentencepiece
+from spanbert_jax.text.tokenizer import SPECIALS, Tokenizer, wordpiece_from_vocab
 
 transformers = pytest.importorskip("transformers")
 
@@ -142,13 +142,13 @@ def test_decoding_leaves_special_pieces_out(pair: tuple[Tokenizer, Any]) -> None
 
 def test_what_is_written_reads_back_as_the_same_tokenizer(written: tuple[Tokenizer, Path], tmp_path: Path) -> None:
     tokenizer, directory = written
-    again = read_tokenizer(directory)
+    again, _ = read_tokenizer(directory)
     assert (again.kind, again.fingerprint) == (tokenizer.kind, tokenizer.fingerprint)
     tokenizer.save(tmp_path)  # our own format is read in the same way
-    assert read_tokenizer(tmp_path).fingerprint == tokenizer.fingerprint
+    assert read_tokenizer(tmp_path)[0].fingerprint == tokenizer.fingerprint
     (vocabulary,) = [path for path in directory.iterdir() if path.name in ("vocab.txt", "spiece.model")]
     assert vocabulary.read_bytes() == tokenizer.vocabulary
-    assert read_tokenizer(vocabulary).fingerprint == tokenizer.fingerprint
+    assert read_tokenizer(vocabulary)[0].fingerprint == tokenizer.fingerprint
 
 
 SOME_TEXT = st.one_of(
@@ -265,129 +265,3 @@ def test_a_sentencepiece_that_ends_words_with_spaces_is_refused_and_nothing_writ
     with pytest.raises(UserError, match="treat_whitespace_as_suffix"):
         write_tokenizer(tokenizer, tmp_path, 512)
     assert not list(tmp_path.iterdir())
-
-
-def test_wordpiece_of_a_tokenizer_json_equals_the_independent_cases_of_tiny_bert(
-    shared_data: Path, tmp_path: Path
-) -> None:
-    folder = shared_data / "checkpoints" / "tiny_bert_hf"
-    cases = json.loads((folder / "hf_tokenizer_cases.json").read_text())["wordpiece"]["cases"]
-    shutil.copy(folder / "tiny_wordpiece_tokenizer.json", tmp_path / "tokenizer.json")
-    tokenizer = read_tokenizer(tmp_path)
-    plain = [case for case in cases if "[CLS]" not in case["text"]]  # in text it is text; theirs makes it an id
-    assert len(plain) == len(cases) - 1 > 5
-    for case in plain:
-        assert tokenizer.encode(case["text"]) == case["ids"]
-    (tmp_path / "out").mkdir()
-    write_tokenizer(tokenizer, tmp_path / "out", 512)
-    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
-    for case in cases:  # written again, it takes "[CLS]" as they do
-        assert theirs(case["text"], add_special_tokens=False)["input_ids"] == case["ids"]
-        assert theirs.decode(case["ids"], skip_special_tokens=True) == case["decoded"]
-
-
-@pytest.mark.parametrize("name", ["cased", "uncased"])
-def test_what_transformers_saves_reads_back_as_the_same_tokenizer(
-    made: dict[str, tuple[Tokenizer, Path]], tmp_path: Path, name: str
-) -> None:
-    tokenizer, directory = made[name]
-    transformers.AutoTokenizer.from_pretrained(directory).save_pretrained(tmp_path)
-    assert not (tmp_path / "vocab.txt").exists()
-    assert read_tokenizer(tmp_path).fingerprint == tokenizer.fingerprint
-    (tmp_path / "tokenizer_config.json").unlink()  # the normalizer in tokenizer.json says it too
-    assert read_tokenizer(tmp_path).fingerprint == tokenizer.fingerprint
-
-
-@pytest.mark.parametrize(
-    ("vocab", "config", "lowercase", "why"),
-    [
-        ("cased", None, False, r"cased: 8366 of 28890 pieces have capital letters$"),  # SpanBERT as it was released
-        (
-            "cased",
-            {"do_lower_case": True},
-            False,
-            r"8366 of .* although tokenizer_config.json says do_lower_case true$",
-        ),
-        ("cased", {"do_lower_case": False}, False, r"8366 of 28890 pieces have capital letters$"),
-        ("uncased", None, True, r"lowercased: 0 of \d+ pieces have capital letters, and no file says otherwise$"),
-        ("uncased", {"model_max_length": 512}, True, "no file says otherwise$"),
-        ("uncased", {"do_lower_case": True}, True, "^lowercased: tokenizer_config.json says so$"),
-        ("uncased", {"do_lower_case": False}, False, "^cased: tokenizer_config.json says so$"),
-        ("uncased", {"do_lower_case": True, "strip_accents": False}, True, "strip_accents False is ignored$"),
-        ("cased", {"tokenize_chinese_chars": False}, False, "Chinese characters are set apart"),
-    ],
-)
-def test_casing_is_the_vocabularys_before_what_the_files_say(
-    shared_data: Path, tmp_path: Path, vocab: str, config: dict[str, Any] | None, lowercase: bool, why: str
-) -> None:
-    shutil.copy(shared_data / "vocab" / f"bert-base-{vocab}-vocab.txt", tmp_path / "vocab.txt")
-    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    if config is not None:
-        (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    tokenizer = read_tokenizer(tmp_path)
-    assert tokenizer.lowercase is lowercase
-    pieces = [tokenizer.piece(i) for i in range(tokenizer.vocab_size)]
-    found, said = lowercase_of(tmp_path, pieces)
-    assert found is lowercase and re.search(why, said)
-
-
-def test_a_few_capitals_do_not_make_a_vocabulary_cased(tmp_path: Path) -> None:
-    pieces = [*SPECIALS, "[unused1]", "[UNUSED2]", "İ", *(f"word{i}" for i in range(500))]
-    assert lowercase_of(tmp_path, pieces)[0]
-    assert not lowercase_of(tmp_path, [*pieces, *(f"Word{i}" for i in range(10))])[0]
-
-
-def test_a_normalizer_within_a_sequence_says_the_casing(tmp_path: Path) -> None:
-    bert = {"type": "BertNormalizer", "lowercase": False}
-    content = {"normalizer": {"type": "Sequence", "normalizers": [{"type": "NFC"}, bert]}}
-    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
-    assert lowercase_of(tmp_path, ["a", "b"]) == (False, "cased: tokenizer.json says so")
-
-
-WORDPIECE = {"type": "WordPiece", "continuing_subword_prefix": "##", "unk_token": "[UNK]"}
-
-
-@pytest.mark.parametrize(
-    ("files", "message"),
-    [
-        ({}, "has no vocabulary .*released archives have none.*--vocab vocab.txt"),
-        ({"tokenizer.json": {"model": {"type": "BPE", "vocab": {}}}}, "holds a BPE model.*--vocab"),
-        ({"tokenizer.json": {"model": None}}, "holds a nameless model"),
-        ({"tokenizer.json": {"model": WORDPIECE}}, r"no readable vocabulary \(KeyError\('vocab'\)\)"),
-        ({"tokenizer.json": {"model": WORDPIECE | {"vocab": {"a": 0, "b": 2}}}}, "2 pieces whose ids are not 0 to 1"),
-        (
-            {"tokenizer.json": {"model": WORDPIECE | {"vocab": {"a": 0}}}},
-            r"tokenizer.json has 1 pieces and lacks \[PAD\]",
-        ),
-        ({"tokenizer.json": []}, "no object"),
-        ({"a.model": {}, "b.model": {}}, r"2 SentencePiece models \(a.model, b.model\); name one"),
-        ({"spiece.model": {}, "b.model": {}}, "spiece.model .* is not a SentencePiece model"),
-    ],
-)
-def test_a_directory_without_a_usable_vocabulary_is_refused(
-    tmp_path: Path, files: dict[str, Any], message: str
-) -> None:
-    for name, content in files.items():
-        (tmp_path / name).write_text(json.dumps(content))
-    with pytest.raises(UserError, match=message) as caught:
-        read_tokenizer(tmp_path)
-    assert str(tmp_path) in str(caught.value)
-
-
-def test_damaged_files_are_refused_by_name(shared_data: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"cannot read .*nowhere"):
-        read_tokenizer(tmp_path / "nowhere")
-    shutil.copy(shared_data / "vocab" / "bert-base-cased-vocab.txt", tmp_path / "vocab.txt")
-    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": tr')
-    with pytest.raises(UserError, match=r"cannot read .*tokenizer_config\.json as JSON"):
-        read_tokenizer(tmp_path)
-    tokenizer = wordpiece_from_vocab(tmp_path / "vocab.txt", lowercase=False)
-    with pytest.raises(UserError, match=r"cannot read .*tokenizer.json"):
-        differing(tokenizer, tmp_path, ["a"])
-
-
-def test_a_unigram_tokenizer_json_alone_is_refused(shared_data: Path, tmp_path: Path) -> None:
-    source = shared_data / "checkpoints" / "tiny_bert_hf" / "tiny_unigram_tokenizer.json"
-    shutil.copy(source, tmp_path / "tokenizer.json")
-    with pytest.raises(UserError, match=r"holds a Unigram model.*SentencePiece .model"):
-        read_tokenizer(tmp_path)

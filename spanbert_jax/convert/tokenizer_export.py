@@ -1,0 +1,167 @@
+"""Writes our tokenizers as Hugging Face's: tokenizer.json, tokenizer_config.json and the vocabulary beside them.
+
+Invariant: what is written gives our ids in `tokenizers` and transformers, but for special pieces written in text,
+which they read as the special pieces ("[MASK]" must be the mask there) and we as text. WordPiece knows no other
+exception. SentencePiece has rare ones, which `differing` finds (2 lines in 100,000 of English Wikipedia and novels):
+  - `tokenizers` applies SentencePiece's character map to graphemes, not characters, and drops or leaves what the map
+    does not join: a letter with two or more separate combining marks, a mark after a character that the map changes,
+    unjoined Hangul, half-width kana with a separate sound mark;
+  - two ways to split a run of digits that score the same: SentencePiece adds in 32 bits, `tokenizers` in 64;
+  - the space before a user-defined piece of a model from elsewhere.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from sentencepiece import sentencepiece_model_pb2
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
+
+from spanbert_jax.errors import UserError
+from spanbert_jax.text import wordpiece
+from spanbert_jax.text.tokenizer import VOCABULARY_FILES, Tokenizer
+
+TOKENIZER_FILE, CONFIG_FILE = "tokenizer.json", "tokenizer_config.json"
+_SPACE = "▁"
+_NORMAL, _USER_DEFINED = 1, 4  # ModelProto.SentencePiece.Type
+
+
+def write_tokenizer(tokenizer: Tokenizer, directory: Path, max_length: int) -> None:
+    """Writes tokenizer.json, tokenizer_config.json and vocab.txt or spiece.model into an existing directory.
+
+    max_length: the most ids, special ones included, that transformers keeps when it truncates.
+    Raises UserError, before anything is written, for a SentencePiece model that tokenizer.json cannot express.
+    """
+    if tokenizer.kind == "wordpiece":
+        lines = wordpiece.read_vocabulary(tokenizer.vocabulary, VOCABULARY_FILES["wordpiece"])
+        engine = wordpiece.engine(lines, tokenizer.lowercase, tokenizer.settings)
+    else:
+        engine = _sentencepiece(tokenizer)
+    names = _special_names(tokenizer)
+    # The space before a mask belongs to the piece that the mask stands for, as SentencePiece writes it.
+    engine.add_special_tokens(
+        [
+            tokenizers.AddedToken(
+                name, special=True, normalized=False, lstrip=role == "mask_token" and tokenizer.kind != "wordpiece"
+            )
+            for role, name in names.items()
+        ]
+    )
+    cls, sep = names["cls_token"], names["sep_token"]
+    engine.post_processor = processors.TemplateProcessing(
+        single=f"{cls}:0 $A:0 {sep}:0",
+        pair=f"{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1",
+        special_tokens=[(cls, tokenizer.cls_id), (sep, tokenizer.sep_id)],
+    )
+    # transformers rebuilds a BertTokenizer from the vocabulary and the settings below, of which clean_text is none; the
+    # other class takes tokenizer.json as it is.
+    rebuilt = tokenizer.kind == "wordpiece" and tokenizer.settings.clean_text
+    config: dict[str, Any] = {
+        "tokenizer_class": "BertTokenizer" if rebuilt else "PreTrainedTokenizerFast",
+        "model_max_length": max_length,
+        "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
+        "padding_side": "right",
+        "clean_up_tokenization_spaces": False,
+        **names,
+    }
+    if tokenizer.kind == "wordpiece":
+        settings = tokenizer.settings
+        config |= {
+            "do_lower_case": tokenizer.lowercase,
+            "strip_accents": settings.strip_accents,  # null: as do_lower_case
+            "tokenize_chinese_chars": settings.handle_chinese_chars,
+        }
+    (directory / VOCABULARY_FILES[tokenizer.kind]).write_bytes(tokenizer.vocabulary)
+    (directory / TOKENIZER_FILE).write_text(engine.to_str(pretty=True) + "\n", encoding="utf-8")
+    (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def differing(tokenizer: Tokenizer, directory: Path, lines: Sequence[str]) -> list[tuple[str, list[int], list[int]]]:
+    """The lines whose ids, without [CLS] and [SEP], are others by the directory's tokenizer.json: (line, ours, its).
+
+    Raises UserError where the directory has no tokenizer.json that can be read.
+    """
+    path = directory / TOKENIZER_FILE
+    try:
+        exported = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing narrower
+        raise UserError(f"cannot read {path} ({error}); it should be a tokenizer of Hugging Face's library") from error
+    theirs = [encoding.ids for encoding in exported.encode_batch_fast(lines, add_special_tokens=False)]
+    ours = tokenizer.encode_batch(lines)
+    return [(line, a, b) for line, a, b in zip(lines, ours, theirs, strict=True) if a != b]
+
+
+def _special_names(tokenizer: Tokenizer) -> dict[str, str]:
+    return {
+        "pad_token": tokenizer.piece(tokenizer.pad_id),
+        "unk_token": tokenizer.piece(tokenizer.unk_id),
+        "cls_token": tokenizer.piece(tokenizer.cls_id),
+        "sep_token": tokenizer.piece(tokenizer.sep_id),
+        "mask_token": tokenizer.piece(tokenizer.mask_id),
+    }
+
+
+def _sentencepiece(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
+    """The same model in `tokenizers`; a text's pieces never cross a space, so that each word is looked up alone."""
+    proto = sentencepiece_model_pb2.ModelProto.FromString(tokenizer.vocabulary)  # type: ignore[attr-defined]
+    spec = proto.normalizer_spec
+    if proto.trainer_spec.treat_whitespace_as_suffix or not spec.escape_whitespaces:
+        raise UserError(
+            "this SentencePiece model marks spaces at the end of words, or not at all; tokenizer.json cannot say that: "
+            "use a model trained with treat_whitespace_as_suffix=false and escape_whitespaces=true"
+        )
+    engine = tokenizers.Tokenizer(_unigram(proto) if tokenizer.kind == "unigram" else _bpe(proto))
+    steps: list[Any] = [normalizers.Precompiled(spec.precompiled_charsmap)] if spec.precompiled_charsmap else []
+    if spec.remove_extra_whitespaces:
+        # Not the space at the left: that one says whether a word begins after a mask. Not Strip: it takes more
+        # than spaces (U+0085).
+        steps += [normalizers.Replace(tokenizers.Regex(pattern), to) for pattern, to in ((" {2,}", " "), (" \\z", ""))]
+    engine.normalizer = normalizers.Sequence(steps)
+    engine.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Metaspace(_SPACE, "first" if spec.add_dummy_prefix else "never"),
+            # "<0x41>" in text is text, not the piece that stands for a byte.
+            pre_tokenizers.Split(tokenizers.Regex("<(?=0x[0-9A-F]{2}>)"), "merged_with_previous"),
+        ]
+    )
+    engine.decoder = decoders.Sequence(
+        [
+            decoders.Replace(_SPACE, " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1 if spec.add_dummy_prefix else 0, 0),
+        ]
+    )
+    user_defined = [piece.piece for piece in proto.pieces if piece.type == _USER_DEFINED]
+    engine.add_tokens([tokenizers.AddedToken(name, special=False, normalized=False) for name in user_defined])
+    return engine
+
+
+def _unigram(proto: Any) -> models.Unigram:
+    pieces = [(piece.piece, piece.score) for piece in proto.pieces]
+    return models.Unigram(pieces, proto.trainer_spec.unk_id, proto.trainer_spec.byte_fallback)
+
+
+def _bpe(proto: Any) -> models.BPE:
+    """SentencePiece joins the two neighbours that make the best piece; here every such pair is a merge, best first."""
+    ids = {piece.piece: i for i, piece in enumerate(proto.pieces)}
+    merges = [
+        (-piece.score, ids[left], ids[right], (left, right))
+        for piece in proto.pieces
+        if piece.type == _NORMAL
+        for left, right in _halves(piece.piece)
+        if left in ids and right in ids
+    ]
+    return models.BPE(
+        ids,
+        [pair for *_, pair in sorted(merges)],
+        unk_token=proto.pieces[proto.trainer_spec.unk_id].piece,
+        fuse_unk=True,
+        byte_fallback=proto.trainer_spec.byte_fallback,
+    )
+
+
+def _halves(piece: str) -> Iterator[tuple[str, str]]:
+    return ((piece[:i], piece[i:]) for i in range(1, len(piece)))

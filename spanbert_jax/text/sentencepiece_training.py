@@ -1,0 +1,112 @@
+"""Trains a SentencePiece vocabulary, unigram or BPE.
+
+Invariant: the same sentences in the same order give the same bytes, on any machine; pieces never cross punctuation or
+CJK characters, so that words are the ones of BERT's tokenizer.
+"""
+
+import functools
+import io
+import itertools
+import re
+import string
+import sys
+import unicodedata
+from collections.abc import Iterable, Iterator
+
+import sentencepiece
+
+from spanbert_jax.errors import UserError
+from spanbert_jax.text.tokenizer import Tokenizer, is_own_word
+
+_DELIMITER = "\ue000"  # private use; marks, in training text only, where no piece may cross
+# Pieces even where the text has few of them: a punctuation mark that falls back to bytes is no word of its own.
+_REQUIRED_CHARS = string.punctuation + "¡§«·»¿–—‘’‚“”„†‡•′″‹›"
+_TRAINING_THREADS = 8  # the unigram vocabulary depends on it, so it is fixed and not the number of cores
+_MAX_TRAINING_CHARS = 1000  # SentencePiece silently drops lines over 4192 bytes
+
+
+def train_sentencepiece(sentences: Iterable[str], kind: str, vocab_size: int) -> Tokenizer:
+    """Trains a SentencePiece ("unigram" or "bpe"); the same sentences in the same order give the same bytes.
+
+    Pieces never cross punctuation or CJK characters, so that words are the ones of BERT's tokenizer, and what the
+    vocabulary lacks falls back to bytes, so that nothing is unknown.
+    Raises UserError where the text is too little for `vocab_size`, with the largest that is possible.
+    """
+    model = io.BytesIO()
+    lines = (line for sentence in sentences for line in _training_lines(sentence))
+    first = next(lines, None)
+    if first is None:
+        raise UserError("there is no text to train a tokenizer on; check config.corpus")
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=itertools.chain([first], lines),
+            model_writer=model,
+            model_type=kind,
+            vocab_size=vocab_size,
+            pad_id=0,
+            unk_id=1,
+            bos_id=2,
+            eos_id=3,
+            pad_piece="[PAD]",
+            unk_piece="[UNK]",
+            bos_piece="[CLS]",
+            eos_piece="[SEP]",
+            control_symbols=["[MASK]"],
+            byte_fallback=True,
+            required_chars=_REQUIRED_CHARS,
+            pretokenization_delimiter=_DELIMITER,
+            input_sentence_size=0,
+            num_threads=_TRAINING_THREADS,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise _training_error(str(error), vocab_size) from error
+    return Tokenizer(kind, model.getvalue(), source="the trained model")
+
+
+def _training_error(message: str, vocab_size: int) -> Exception:
+    largest = re.search(r"value <= (\d+)", message)
+    if largest:
+        return UserError(
+            f"config.tokenizer.vocab_size is {vocab_size}, more than the text supports: at most {largest[1]}; "
+            f"lower it to that, or give more text"
+        )
+    smallest = re.search(r"smaller than required_chars\. (\d+) vs (\d+)", message)
+    if smallest:
+        return UserError(
+            f"config.tokenizer.vocab_size is {vocab_size}, less than the {smallest[2]} that the special pieces, "
+            "the bytes and the text's own characters take; raise it well above that"
+        )
+    return RuntimeError(f"SentencePiece could not train a vocabulary of {vocab_size}: {message}")
+
+
+def _training_lines(sentence: str) -> Iterator[str]:
+    """The sentence, normalised as SentencePiece will and marked, in lines that it does not drop for their length."""
+    text = unicodedata.normalize("NFKC", sentence).replace(_DELIMITER, " ").replace("\0", " ").strip()
+    text = _word_edges().sub(_DELIMITER, text)
+    while len(text) > _MAX_TRAINING_CHARS:
+        cut = text.rfind(" ", 1, _MAX_TRAINING_CHARS)
+        cut = cut if cut > 0 else _MAX_TRAINING_CHARS
+        yield text[:cut]
+        text = text[cut:].strip()
+    if text:
+        yield text
+
+
+@functools.cache
+def _word_edges() -> re.Pattern[str]:
+    """Matches the empty string before and after each character that is a word of its own, but not beside a space."""
+    own = "".join(f"{re.escape(low)}-{re.escape(high)}" for low, high in _own_word_ranges())
+    return re.compile(f"(?<=\\S)(?=[{own}])|(?<=[{own}])(?=\\S)")
+
+
+def _own_word_ranges() -> list[tuple[str, str]]:
+    ranges: list[tuple[str, str]] = []
+    for char in map(chr, range(sys.maxunicode + 1)):
+        if not is_own_word(char):
+            continue
+        if ranges and ord(ranges[-1][1]) == ord(char) - 1:
+            ranges[-1] = (ranges[-1][0], char)
+        else:
+            ranges.append((char, char))
+    return ranges

@@ -1,0 +1,102 @@
+"""BERT's WordPiece: its vocabulary file, its settings, and the engine that applies them.
+
+Invariant: `engine` makes the only WordPiece of this program. An exported tokenizer is that engine with the special
+pieces added.
+"""
+
+import codecs
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import tokenizers
+
+from spanbert_jax.errors import UserError
+
+CONTINUES = "##"  # before a piece that goes on with a word
+UNKNOWN = "[UNK]"
+MAX_WORD = 100  # characters; a longer word is [UNK], as in Google's BERT
+
+
+@dataclasses.dataclass(frozen=True)
+class AddedPiece:
+    """A piece that is found in text as a whole, before the text is split into words: `tokenizers.AddedToken`."""
+
+    content: str
+    single_word: bool = False  # found only where no letter, digit or _ touches it
+    lstrip: bool = False  # takes the white space before it
+    rstrip: bool = False  # takes the white space after it
+    normalized: bool = True  # found in normalised text, else in the text as it is given
+    special: bool = False  # left out by `decode`
+
+
+@dataclasses.dataclass(frozen=True)
+class WordPieceSettings:
+    """How text becomes words, beside lowercasing. The defaults are those of Google's BERT."""
+
+    strip_accents: bool | None = None  # None: where text is lowercased
+    handle_chinese_chars: bool = True  # each Chinese character is a word
+    clean_text: bool = True  # control characters are dropped, and all white space is a space
+    added: tuple[AddedPiece, ...] = ()  # in the order of their ids; a piece of the vocabulary file may be among them
+
+    def to_dict(self) -> dict[str, Any]:
+        """A dict that JSON can hold."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "WordPieceSettings":
+        """The settings that `to_dict` made the dict of; raises TypeError on an unknown field."""
+        added = tuple(AddedPiece(**piece) for piece in fields.get("added", ()))
+        return cls(**{**fields, "added": added})
+
+
+def read_vocabulary(vocabulary: bytes, source: str) -> list[str]:
+    """The pieces of a vocab.txt, of which the number of the line is the id.
+
+    A piece is all that stands before its line's end ("\\n" or "\\r\\n", or "\\r" where a file has no other), so a piece
+    may be a no-break space. A byte order mark and empty lines at the end belong to no piece. Of equal lines the last
+    gives its id to text, and so do empty lines, as in transformers: only their numbers count.
+    Raises UserError, naming `source`, where the bytes are not UTF-8.
+    """
+    try:
+        text = vocabulary.removeprefix(codecs.BOM_UTF8).decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = vocabulary.count(b"\n", 0, error.start) + 1
+        is_utf16 = vocabulary.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        found = "UTF-16, by its byte order mark" if is_utf16 else f"not UTF-8 at byte {error.start}"
+        raise UserError(f"{source}, line {line}: {found}; save it as UTF-8") from error
+    if "\n" not in text:
+        text = text.replace("\r", "\n")
+    pieces = [line.removesuffix("\r") for line in text.split("\n")]
+    while pieces and not pieces[-1]:
+        pieces.pop()
+    return pieces
+
+
+def engine(pieces: Sequence[str], lowercase: bool, settings: WordPieceSettings) -> tokenizers.Tokenizer:
+    """BERT's tokenizer for the pieces of a vocabulary file and the added ones, without special pieces: in text they are
+    text."""
+    last = {piece: i for i, piece in enumerate(pieces)}
+    # A line break is in no piece, so text never gets the ids of the other ones of equal lines.
+    ids = {piece if last[piece] == i else f"\n{i}": i for i, piece in enumerate(pieces)}
+    made = tokenizers.Tokenizer(
+        tokenizers.models.WordPiece(
+            ids, unk_token=UNKNOWN, continuing_subword_prefix=CONTINUES, max_input_chars_per_word=MAX_WORD
+        )
+    )
+    made.normalizer = tokenizers.normalizers.BertNormalizer(
+        clean_text=settings.clean_text,
+        handle_chinese_chars=settings.handle_chinese_chars,
+        strip_accents=settings.strip_accents,
+        lowercase=lowercase,
+    )
+    made.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    made.decoder = tokenizers.decoders.WordPiece()
+    made.add_tokens([tokenizers.AddedToken(**dataclasses.asdict(piece)) for piece in settings.added])
+    return made
+
+
+def all_pieces(pieces: Sequence[str], settings: WordPieceSettings) -> list[str]:
+    """Every piece by its id: those of a vocabulary file, then the added ones that the file lacks."""
+    known = set(pieces)
+    return [*pieces, *(piece.content for piece in settings.added if piece.content not in known)]

@@ -1,0 +1,387 @@
+"""Others' tokenizers as ours: the ids that transformers gives for the same files, or a refusal by name."""
+
+import itertools
+import json
+import re
+import shutil
+import unicodedata
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spanbert_jax.convert.tokenizer_export import differing, write_tokenizer
+from spanbert_jax.convert.tokenizer_import import read_tokenizer
+from spanbert_jax.errors import UserError
+from spanbert_jax.text.tokenizer import SPECIALS, Tokenizer, load_tokenizer, word_starts, wordpiece_from_vocab
+
+transformers = pytest.importorskip("transformers")
+
+LINES = [
+    "The cat's tail, (didn't) “never” amuse me: $5, 10%!",
+    "Größe, Übermut und die Straße; ÄÖÜ äöü ẞ",
+    "L'élève a reçu un cœur naïf — déjà vu…",
+    "Žluťoučký kůň úpěl ďábelské ódy",
+    "Tiếng Việt có nhiều dấu thanh; e\u0301 a\u0323\u0302",
+    "İstanbul'da ılık rüzgâr, IĞDIR ığdır",
+    "Ἡ γλῶσσα τῶν Ἑλλήνων, ΟΔΟΣ οδός",
+    "Съешь ещё этих мягких французских булок, йод",
+    "اللُّغَةُ العَرَبِيَّة جميلة، أليس كذلك؟",
+    "עִבְרִית שפה שמית",
+    "हिन्दी में लिखा हुआ वाक्य।",
+    "ภาษาไทยไม่มีช่องว่าง",
+    "좋은 한국어 영화, 각 \u1100\u1161\u11a8",
+    "日本語の文章、カタカナとひらがな。ｶﾞ",
+    "中文没有空格，所以每个字都是一个词㐀",
+    "emoji 👩‍👩‍👧 ☃ ﬁ ① Ａ｡ \u00ad\u200b\ufeff\u00a0x\u3000y\x00z\x85w\ttab\nline",
+    "covid-19 and COVID-19, xcovid-19y [E1]a [E1] b [e1] <ent>  Müller </ent>.",
+    "Déjà vu déjà vu, DEJA VU; deja vus adeja vu",
+]
+ADDED = [
+    {"content": "[E1]", "special": True, "normalized": False},
+    {"content": "covid-19"},
+    {"content": "<ent>", "lstrip": True, "rstrip": True, "normalized": False},
+    {"content": "Déjà vu", "single_word": True},
+    {"content": "##odd", "normalized": False},
+    {"content": "\n", "normalized": False},
+]
+
+
+def vocabulary(lowercase: bool) -> list[str]:
+    """A piece for each character of LINES at a word's start and inside, and some longer ones."""
+    forms = [form for line in LINES for form in (line, line.lower())]
+    forms += [unicodedata.normalize("NFD", form) for form in forms]
+    text = {char for form in forms for char in form if not char.isspace()}
+    chars = sorted(char for char in text if not (lowercase and char != char.lower()))
+    words = ["deja", "vu", "한국어", "좋은", "##어", "covid", "19"]
+    return [*dict.fromkeys([*SPECIALS, "[unused1]", *chars, *(f"##{char}" for char in chars), *words])]
+
+
+def write(folder: Path, pieces: Sequence[str], **files: Any) -> Path:
+    """A directory with a vocab.txt and JSON files, beside a BERT's config.json."""
+    folder.mkdir(exist_ok=True)
+    (folder / "vocab.txt").write_bytes("".join(f"{piece}\n" for piece in pieces).encode())
+    for name, content in {"config": {"model_type": "bert"}, **files}.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    return folder
+
+
+def assert_ids_are_transformers(folder: Path, lines: Sequence[str] = LINES) -> Tokenizer:
+    """Here, saved and loaded, exported, and imported from the export."""
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    expected = theirs(list(lines), add_special_tokens=False)
+    ours, _ = read_tokenizer(folder)
+    assert ours.encode_batch(lines) == expected["input_ids"]
+    assert ours.vocab_size == len(theirs)
+    for ids in (ids for ids in expected["input_ids"] if ours.unk_id not in ids):  # which they leave out
+        assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
+
+    ours.save(folder / "saved")
+    again = load_tokenizer(folder / "saved")
+    assert again.encode_batch(lines) == expected["input_ids"] and again.fingerprint == ours.fingerprint
+    (folder / "export").mkdir()
+    (folder / "export" / "config.json").write_text('{"model_type": "bert"}')
+    write_tokenizer(ours, folder / "export", 128)
+    exported = transformers.AutoTokenizer.from_pretrained(folder / "export")
+    assert exported(list(lines), add_special_tokens=False)["input_ids"] == expected["input_ids"]
+    assert differing(ours, folder / "export", lines) == []
+    assert read_tokenizer(folder / "export")[0].fingerprint == ours.fingerprint
+    return ours
+
+
+@pytest.mark.parametrize("lowercase", [False, True])
+@pytest.mark.parametrize("accents", [None, False, True])
+@pytest.mark.parametrize("chinese", [True, False])
+def test_settings_are_followed_in_many_languages(
+    lowercase: bool, accents: bool | None, chinese: bool, tmp_path: Path
+) -> None:
+    config = {"do_lower_case": lowercase, "strip_accents": accents, "tokenize_chinese_chars": chinese}
+    ours = assert_ids_are_transformers(write(tmp_path / "model", vocabulary(lowercase), tokenizer_config=config))
+    usual = Tokenizer("wordpiece", ours.vocabulary, lowercase)
+    assert (ours.fingerprint == usual.fingerprint) == (accents in (None, lowercase) and chinese)
+    note = read_tokenizer(tmp_path / "model")[1][0]
+    assert ("accents are kept" in note) == (lowercase and accents is False)
+    assert ("accents are stripped" in note) == (not lowercase and accents is True)
+    assert ("Chinese characters are not set apart" in note) == (not chinese)
+
+
+def from_library(folder: Path, lowercase: bool) -> None:
+    """tokenizer.json and tokenizer_config.json as transformers saves them now."""
+    made = transformers.BertTokenizer(str(folder / "vocab.txt"), do_lower_case=lowercase)
+    made.add_tokens([transformers.AddedToken(**token) for token in ADDED])
+    made.save_pretrained(folder)
+
+
+def in_config(folder: Path, lowercase: bool) -> None:
+    """added_tokens_decoder, as transformers 4.34 and later has it for a tokenizer in Python."""
+    pieces = (folder / "vocab.txt").read_text().count("\n")
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": False}
+    decoder = {pieces + i: flags | token for i, token in enumerate(ADDED)}
+    content = {"do_lower_case": lowercase, "added_tokens_decoder": decoder}
+    (folder / "tokenizer_config.json").write_text(json.dumps(content))
+
+
+def in_old_files(folder: Path, lowercase: bool) -> None:
+    """added_tokens.json and special_tokens_map.json, as earlier versions have it: without most flags."""
+    pieces = (folder / "vocab.txt").read_text().count("\n")
+    (folder / "added_tokens.json").write_text(json.dumps({t["content"]: pieces + i for i, t in enumerate(ADDED)}))
+    special = {"mask_token": "[MASK]", "additional_special_tokens": ["[E1]", "[unused1]", "vus"], "bos_token": "[E2]"}
+    (folder / "special_tokens_map.json").write_text(json.dumps(special))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": lowercase}))
+
+
+@pytest.mark.parametrize("lowercase", [False, True])
+@pytest.mark.parametrize("add", [from_library, in_config, in_old_files], ids=lambda add: add.__name__)
+def test_added_pieces_are_found_in_text_as_transformers_finds_them(
+    add: Callable[[Path, bool], None], lowercase: bool, tmp_path: Path
+) -> None:
+    add(write(tmp_path / "model", vocabulary(lowercase)), lowercase)
+    contents = [token["content"] for token in ADDED] + ["[unused1]", "[E2]", "déjà vu", "a", " "]
+    lines = [*LINES, *("".join(parts) for parts in itertools.product(contents, repeat=3))]
+    lines = [line for line in lines if not any(special in line for special in SPECIALS)]
+    ours = assert_ids_are_transformers(tmp_path / "model", lines)
+    assert ours.vocab_size > len(vocabulary(lowercase))
+
+
+def test_an_added_piece_is_a_word_and_so_is_the_text_after_it(tmp_path: Path) -> None:
+    pieces = [*SPECIALS, "a", "##b", "b"]
+    tokenizer, notes = read_tokenizer(write(tmp_path / "m", pieces, added_tokens={"<x>": 8, "  ": 9}))
+    assert notes[1] == "Added: 2 pieces that are found in text as a whole: '<x>', '  '"
+    ids, offsets = tokenizer.encode_with_offsets("ab<x>ab")
+    assert [tokenizer.piece(i) for i in ids] == ["a", "##b", "<x>", "a", "##b"]
+    assert word_starts(tokenizer, ids).tolist() == [True, False, True, True, False]
+    assert offsets == [(0, 1), (1, 2), (2, 5), (5, 6), (6, 7)]
+
+
+def test_an_older_tokenizer_json_without_types_is_read(tmp_path: Path) -> None:
+    folder = write(tmp_path / "model", vocabulary(True))
+    from_library(folder, True)
+    content = json.loads((folder / "tokenizer.json").read_text())
+    del content["model"]["type"]
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    (folder / "vocab.txt").unlink()
+    ours, _ = read_tokenizer(folder)
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    assert ours.encode_batch(LINES) == theirs(LINES, add_special_tokens=False)["input_ids"]
+
+
+def test_of_equal_lines_and_empty_ones_the_numbers_alone_count(tmp_path: Path) -> None:
+    pieces = [*SPECIALS, "cat", "", "the", "cat", "", "sat"]
+    folder = write(tmp_path / "model", pieces, tokenizer_config={"do_lower_case": True})
+    ours, _ = read_tokenizer(folder)
+    theirs = transformers.BertTokenizer(str(folder / "vocab.txt"))
+    assert ours.encode("the cat sat") == theirs.encode("the cat sat", add_special_tokens=False) == [7, 8, 10]
+    assert ours.vocab_size == 11 and ours.piece(5) == "cat" and ours.piece(6) == ""
+    (folder / "export").mkdir()
+    write_tokenizer(ours, folder / "export", 128)
+    assert transformers.AutoTokenizer.from_pretrained(folder / "export").encode("cat sat")[1:-1] == [8, 10]
+    assert read_tokenizer(folder / "export")[0].fingerprint == ours.fingerprint
+
+
+def test_control_characters_are_kept_where_a_tokenizer_json_says_so(tmp_path: Path) -> None:
+    folder = write(tmp_path / "model", vocabulary(False))
+    from_library(folder, False)
+    (folder / "vocab.txt").unlink()
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["normalizer"]["clean_text"] = False
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "do_lower_case": False, "unk_token": "[UNK]"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    ours = assert_ids_are_transformers(folder)
+    assert not ours.settings.clean_text and "control characters are kept" in read_tokenizer(folder)[1][0]
+
+
+BERT = {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True, "strip_accents": None}
+WORDPIECE = {
+    "type": "WordPiece",
+    "unk_token": "[UNK]",
+    "continuing_subword_prefix": "##",
+    "max_input_chars_per_word": 100,
+    "vocab": {piece: i for i, piece in enumerate([*SPECIALS, "a"])},
+}
+
+
+def serialised(**changes: Any) -> dict[str, Any]:
+    """A tokenizer.json."""
+    whole = {
+        "version": "1.0",
+        "added_tokens": [],
+        "normalizer": BERT | {"lowercase": True},
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "model": WORDPIECE,
+    }
+    return whole | changes
+
+
+NFC = {"type": "Sequence", "normalizers": [{"type": "NFC"}, BERT | {"lowercase": True}]}
+TOKEN = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": False}
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"tokenizer_config": {"tokenizer_class": "BertJapaneseTokenizer"}}, "is 'BertJapaneseTokenizer'; only BERT's"),
+        ({"config": {"tokenizer_class": "RobertaTokenizer"}}, "config.json: tokenizer_class is 'RobertaTokenizer'"),
+        ({"tokenizer_config": {"do_basic_tokenize": False}}, "do_basic_tokenize false cannot be followed"),
+        ({"tokenizer_config": {"never_split": ["[UNK]", "<x>"]}}, r"never_split \['<x>'\] cannot be followed"),
+        ({"tokenizer_config": {"split_special_tokens": True}}, "split_special_tokens true"),
+        ({"tokenizer_config": {"cls_token": "<s>"}}, r"cls_token is '<s>'; only '\[CLS\]'"),
+        ({"special_tokens_map": {"mask_token": {"content": "<mask>"}}}, r"mask_token is '<mask>'"),
+        ({"tokenizer_config": {"strip_accents": "no"}}, "strip_accents is 'no'; expected true or false"),
+        ({"tokenizer": serialised(normalizer=NFC)}, r"its normalizer is Sequence\(normalizers=\[NFC\(\)"),
+        ({"tokenizer": serialised(normalizer=None)}, "its normalizer is None; only BertNormalizer"),
+        ({"tokenizer": serialised(pre_tokenizer={"type": "Whitespace"})}, r"its pre_tokenizer is Whitespace\(\)"),
+        ({"tokenizer": serialised(model=WORDPIECE | {"max_input_chars_per_word": 9})}, "max_input_chars_per_word is 9"),
+        ({"tokenizer": serialised(model=WORDPIECE | {"unk_token": "<unk>"})}, "unk_token is '<unk>'"),
+        (
+            {"tokenizer": serialised(), "tokenizer_config": {"do_lower_case": False}},
+            "says do_lower_case false, and the normalizer in tokenizer.json the contrary",
+        ),
+        (
+            {
+                "tokenizer": serialised(normalizer=BERT | {"lowercase": True, "strip_accents": False}),
+                "tokenizer_config": {"strip_accents": True},
+            },
+            "says strip_accents true, and the normalizer",
+        ),
+        (
+            {"tokenizer": serialised(model=WORDPIECE | {"vocab": WORDPIECE["vocab"] | {"b": 6}})},  # type: ignore[operator]
+            r"two vocabularies: 'b' has the id \(none\) in the first and 6 in the second",
+        ),
+        ({"added_tokens": {"<x>": 7}}, r"added_tokens.json: the added piece '<x>' has the id 7, and .* it gets 6"),
+        (
+            {
+                "tokenizer": serialised(added_tokens=[{"id": 6, "content": "<x>", **TOKEN}]),
+                "tokenizer_config": {"added_tokens_decoder": {"6": {"content": "<x>", **TOKEN, "lstrip": True}}},
+            },
+            "its files add '<x>' in two ways",
+        ),
+        ({"tokenizer_config": {"added_tokens_decoder": {"6": "<x>"}}}, "added pieces that cannot be read"),
+    ],
+)
+def test_what_cannot_be_followed_is_refused_by_name(files: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        read_tokenizer(write(tmp_path, [*SPECIALS, "a"], **files))
+    assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_pieces_added_to_a_sentencepiece_are_refused(shared_data: Path, tmp_path: Path) -> None:
+    from tests.convert.test_tokenizer_export import other_model
+
+    tokenizer = other_model(["a cat sat on the mat, and the cat was fat"] * 50, "bpe", user_defined_symbols=["<x>"])
+    (tmp_path / "spiece.model").write_bytes(tokenizer.vocabulary)
+    ids = {"<x>": 4, "[MASK]": tokenizer.mask_id}
+    (tmp_path / "added_tokens.json").write_text(json.dumps(ids))
+    assert read_tokenizer(tmp_path)[0].fingerprint == tokenizer.fingerprint
+    (tmp_path / "added_tokens.json").write_text(json.dumps(ids | {"<y>": 999}))
+    with pytest.raises(UserError, match=r"add 1 pieces to spiece.model \('<y>'\)"):
+        read_tokenizer(tmp_path)
+
+
+def test_wordpiece_of_a_tokenizer_json_equals_the_independent_cases_of_tiny_bert(
+    shared_data: Path, tmp_path: Path
+) -> None:
+    folder = shared_data / "checkpoints" / "tiny_bert_hf"
+    cases = json.loads((folder / "hf_tokenizer_cases.json").read_text())["wordpiece"]["cases"]
+    shutil.copy(folder / "tiny_wordpiece_tokenizer.json", tmp_path / "tokenizer.json")
+    tokenizer, _ = read_tokenizer(tmp_path)
+    plain = [case for case in cases if "[CLS]" not in case["text"]]  # in text it is text; theirs makes it an id
+    assert len(plain) == len(cases) - 1 > 5
+    for case in plain:
+        assert tokenizer.encode(case["text"]) == case["ids"]
+    (tmp_path / "out").mkdir()
+    write_tokenizer(tokenizer, tmp_path / "out", 512)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    for case in cases:  # written again, it takes "[CLS]" as they do
+        assert theirs(case["text"], add_special_tokens=False)["input_ids"] == case["ids"]
+        assert theirs.decode(case["ids"], skip_special_tokens=True) == case["decoded"]
+
+
+@pytest.mark.parametrize("lowercase", [False, True])
+def test_what_transformers_saves_reads_back_as_the_same_tokenizer(tmp_path: Path, lowercase: bool) -> None:
+    folder = write(tmp_path / "model", vocabulary(lowercase))
+    tokenizer = wordpiece_from_vocab(folder / "vocab.txt", lowercase)
+    transformers.BertTokenizer(str(folder / "vocab.txt"), do_lower_case=lowercase).save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved" / "vocab.txt").exists()
+    assert read_tokenizer(tmp_path / "saved")[0].fingerprint == tokenizer.fingerprint
+    (tmp_path / "saved" / "tokenizer_config.json").unlink()  # the normalizer in tokenizer.json says it too
+    assert read_tokenizer(tmp_path / "saved")[0].fingerprint == tokenizer.fingerprint
+
+
+SMALL, CAPITALS = ["[unused1]", "[UNUSED2]", "İ", *(f"word{i}" for i in range(500))], [f"Word{i}" for i in range(10)]
+
+
+@pytest.mark.parametrize(
+    ("pieces", "config", "lowercase", "why"),
+    [
+        (SMALL + CAPITALS, None, False, "cased: 11 of 511 pieces have capital letters$"),  # as SpanBERT was released
+        (
+            SMALL + CAPITALS,
+            {"do_lower_case": True},
+            False,
+            "11 of .* although tokenizer_config.json says do_lower_case true$",
+        ),
+        (SMALL + CAPITALS, {"do_lower_case": False}, False, "11 of 511 pieces have capital letters$"),
+        (SMALL, None, True, "lowercased: 1 of 501 pieces have capital letters, and no file says otherwise$"),
+        (SMALL, {"model_max_length": 512}, True, "no file says otherwise$"),
+        (SMALL, {"do_lower_case": True}, True, "lowercased: tokenizer_config.json says so$"),
+        (SMALL, {"do_lower_case": False}, False, "cased: tokenizer_config.json says so$"),
+    ],
+)
+def test_casing_is_the_vocabularys_before_what_the_files_say(
+    tmp_path: Path, pieces: list[str], config: dict[str, Any] | None, lowercase: bool, why: str
+) -> None:
+    files = {} if config is None else {"tokenizer_config": config}
+    tokenizer, (note,) = read_tokenizer(write(tmp_path, [*SPECIALS, *pieces], **files))
+    assert tokenizer.lowercase is lowercase
+    assert re.search(f"^Text: .*{why}", note)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "has no vocabulary .*released archives have none.*--vocab vocab.txt"),
+        (
+            {"tokenizer.json": serialised(model={"type": "BPE", "vocab": {}, "merges": []})},
+            "holds a BPE model.*--vocab",
+        ),
+        ({"tokenizer.json": serialised(model=None)}, "the tokenizers library cannot read it"),
+        ({"tokenizer.json": {"model": {"type": "WordPiece"}}}, r"library cannot read it \(.*vocab"),
+        ({"tokenizer.json": {}}, "holds no tokenizer"),
+        (
+            {"tokenizer.json": serialised(model=WORDPIECE | {"vocab": {"a": 0, "[UNK]": 2}})},
+            r"tokenizer.json has 3 pieces and lacks \[PAD\]",
+        ),
+        ({"tokenizer.json": []}, "no object"),
+        ({"a.model": {}, "b.model": {}}, r"2 SentencePiece models \(a.model, b.model\); name one"),
+        ({"spiece.model": {}, "b.model": {}}, "spiece.model .* is not a SentencePiece model"),
+    ],
+)
+def test_a_directory_without_a_usable_vocabulary_is_refused(
+    tmp_path: Path, files: dict[str, Any], message: str
+) -> None:
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    with pytest.raises(UserError, match=message) as caught:
+        read_tokenizer(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_damaged_files_are_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot read .*nowhere"):
+        read_tokenizer(tmp_path / "nowhere")
+    write(tmp_path, [*SPECIALS, "a"])
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": tr')
+    with pytest.raises(UserError, match=r"cannot read .*tokenizer_config\.json as JSON"):
+        read_tokenizer(tmp_path)
+    tokenizer = wordpiece_from_vocab(tmp_path / "vocab.txt", lowercase=False)
+    with pytest.raises(UserError, match=r"cannot read .*tokenizer.json"):
+        differing(tokenizer, tmp_path, ["a"])
+
+
+def test_a_unigram_tokenizer_json_alone_is_refused(shared_data: Path, tmp_path: Path) -> None:
+    source = shared_data / "checkpoints" / "tiny_bert_hf" / "tiny_unigram_tokenizer.json"
+    shutil.copy(source, tmp_path / "tokenizer.json")
+    with pytest.raises(UserError, match=r"holds a Unigram model.*SentencePiece .model"):
+        read_tokenizer(tmp_path)
