@@ -5,14 +5,21 @@ removed at the end.
 """
 
 import atexit
+import fcntl
+import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Half the time to compile, and longer to run: tests run little of what they compile.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# Processes that tests start need not start anew for huge pages (spanbert_jax.cli).
+os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # a worker has its parent's
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jax_cache_")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
@@ -27,3 +34,42 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip(f"no real data at {SHARED_DATA}")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def once_a_session(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[str, Callable[[Path], object]], tuple[Path, object]]:
+    """make(name, work): the folder of that name in which one of the session's workers has done `work(folder)`, and what
+    the work returned, JSON. Tests read it and change nothing."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def make(name: str, work: Callable[[Path], object]) -> tuple[Path, object]:
+        folder = shared / f"once-{name}"
+        with open(shared / f"once-{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (shared / f"once-{name}.json").exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                (shared / f"once-{name}.json").write_text(json.dumps(work(folder)))
+        return folder, json.loads((shared / f"once-{name}.json").read_text())
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def topics(once_a_session: Callable) -> Path:
+    """A corpus: the Python documentation's topics, a document each, in one file."""
+    from tests.support import runs
+
+    return once_a_session("topics", lambda folder: runs.write_corpus(folder / "topics.txt"))[0] / "topics.txt"
+
+
+@pytest.fixture(scope="session")
+def finished(topics: Path, once_a_session: Callable) -> tuple[Path, str]:
+    """The workdir of a pre-training run of 12 steps on `topics` that nothing interrupted, and what the run printed."""
+    from tests.support import runs
+
+    folder, printed = once_a_session("finished", lambda folder: runs.call(folder / "run", corpus__files=topics).stdout)
+    return folder / "run", str(printed)

@@ -6,14 +6,13 @@ import numpy as np
 
 from tests.support import runs
 
-# configs/tiny.py itself, but for a smaller vocabulary, rows of one length, fewer of them a step, and a shorter warm-up.
+# The layers of configs/tiny.py over a smaller vocabulary and shorter rows of one length, fewer of them a step, and with a
+# shorter warm-up.
 TINY = {
-    "tokenizer__vocab_size": 3_000,
-    "data__block_length": 128,
+    "tokenizer__vocab_size": 1_000,
     "data__lengths": 1,
     "model__embed": 128,
     "model__mlp": 512,
-    "model__max_length": 128,
     "optimizer__warmup_steps": 50,
     "train__steps": 500,
     "train__log_every": 25,
@@ -22,12 +21,12 @@ TINY = {
 }
 
 
-def test_over_500_steps_of_the_tiny_model_bfloat16_stays_within_two_percent_of_float32(tmp_path: Path) -> None:
-    corpus = tmp_path / "topics.txt"
-    runs.write_corpus(corpus)
+def test_over_500_steps_of_the_tiny_model_bfloat16_stays_within_two_percent_of_float32(
+    topics: Path, tmp_path: Path
+) -> None:
     for dtype in ("float32", "bfloat16"):
-        fields = {**TINY, "corpus__files": corpus, "data__dir": tmp_path / "data", "compute__dtype": dtype}
-        runs.run(tmp_path / dtype, optimised=True, **fields)
+        fields = {**TINY, "corpus__files": topics, "data__dir": tmp_path / "data", "compute__dtype": dtype}
+        runs.call(tmp_path / dtype, **fields)
     for name in ("train/mlm_loss", "train/sbo_loss"):
         wide, narrow = (runs.metrics(tmp_path / dtype, name) for dtype in ("float32", "bfloat16"))
         assert list(wide) == list(narrow) == [1, *range(25, 501, 25)]

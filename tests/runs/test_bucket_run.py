@@ -31,7 +31,7 @@ def run_in_bucket(
 def test_a_run_in_a_bucket_is_the_run_on_this_disk_and_goes_on_from_its_last_whole_checkpoint(tmp_path: Path) -> None:
     runs.write_corpus(tmp_path / "topics.txt", 60)
     fields = {"corpus__files": tmp_path / "topics.txt", "data__lengths": 1}
-    runs.run(tmp_path / "here", **fields)
+    runs.call(tmp_path / "here", **fields)
     names = ("train/mlm_loss", "train/sbo_loss", "held_out/mlm_loss")
     expected = {name: runs.metrics(tmp_path / "here", name) for name in names}
     with fake_bucket.served(tmp_path / "buckets") as environment:

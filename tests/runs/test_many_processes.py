@@ -16,18 +16,18 @@ STEPS = {
     "train.log_every": 1,
     "train.eval_every": 10,
     "train.checkpoint_every": 10,
+    "train.eval_blocks": 16,
 }
 MEASURED = ("train/mlm_loss", "train/sbo_loss", "train/mlm_accuracy", "held_out/mlm_loss", "held_out/sbo_loss")
 
 
 @pytest.fixture(scope="module")
-def one(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def one(topics: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """(corpus, workdir of a finished run of one process with one device)."""
     folder = tmp_path_factory.mktemp("processes")
-    runs.write_corpus(folder / "topics.txt")
     fields = {name.replace(".", "__"): value for name, value in STEPS.items()}
-    runs.run(folder / "one", corpus__files=folder / "topics.txt", **fields)
-    return folder / "topics.txt", folder / "one"
+    runs.call(folder / "one", corpus__files=topics, **fields)
+    return topics, folder / "one"
 
 
 def half_way(source: Path, target: Path) -> Path:
@@ -48,8 +48,8 @@ def assert_equal_runs(workdir: Path, reference: Path, first: int = 0) -> None:
 
 @pytest.fixture(scope="module")
 def on_meshes(one: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs "4x1x1" (data x fsdp x model) and so on. Four processes build vocabulary and blocks of their own and go on
-    from what one device wrote; two go on from what four wrote, with divided moments."""
+    """Runs "4x1x1" (data x fsdp x model) and so on. Four processes build vocabulary and blocks of their own, with divided
+    moments; two of two devices each go on from what four wrote, and from what one device wrote."""
     folder = tmp_path_factory.mktemp("meshes")
 
     def planned(mesh: tuple[int, int, int], go_on: Path | None = None, **more: Any) -> list[Any]:
@@ -60,10 +60,10 @@ def on_meshes(one: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) 
         text = {"corpus.files": str(one[0]), "data.dir": str(folder / "data")}
         return [str(workdir), STEPS | text | where | more]
 
-    four = [planned((4, 1, 1)), planned((4, 1, 1), go_on=one[1]), planned((2, 1, 2), **{"mesh.shard_optimizer": True})]
-    runs.run_together(four, 4, devices=1)
-    two = [planned((1, 4, 1), **{"train.accumulation": 2}), planned((1, 2, 2))]
-    runs.run_together([*two, planned((1, 2, 2), go_on=folder / "2x1x2")], 2, devices=2)
+    runs.run_together([planned((2, 1, 2), **{"mesh.shard_optimizer": True})], 4, devices=1)
+    two = [planned((4, 1, 1)), planned((1, 4, 1), **{"train.accumulation": 2}), planned((1, 2, 2))]
+    two += [planned((4, 1, 1), go_on=one[1]), planned((1, 2, 2), go_on=folder / "2x1x2")]
+    runs.run_together(two, 2, devices=2)
     return folder
 
 
@@ -84,7 +84,7 @@ def test_one_device_goes_on_from_two_processes_checkpoint(
 ) -> None:
     workdir = half_way(on_meshes / "1x2x2", tmp_path / "run")
     fields = {name.replace(".", "__"): value for name, value in STEPS.items()}
-    runs.run(workdir, corpus__files=one[0], data__dir=on_meshes / "data", **fields)
+    runs.call(workdir, corpus__files=one[0], data__dir=on_meshes / "data", **fields)
     assert_equal_runs(workdir, one[1], first=10)
 
 
@@ -117,7 +117,7 @@ def test_a_signal_to_one_process_stops_both_at_one_checkpoint_that_one_process_g
     one: tuple[Path, Path], tmp_path: Path
 ) -> None:
     workdir = tmp_path / "stopped"
-    fields = {"corpus__files": one[0], "data__dir": one[1] / "data", "train__steps": 120}
+    fields = {"corpus__files": one[0], "data__dir": one[1] / "data", "train__steps": 120, "train__eval_blocks": 16}
     fields |= {"train__checkpoint_every": 1000, "train__eval_every": 1000, "train__log_every": 25}
     processes = runs.start_two(workdir, **fields)
     runs.wait_for(workdir / "metrics.jsonl", processes[0], "mlm_loss")
@@ -126,9 +126,9 @@ def test_a_signal_to_one_process_stops_both_at_one_checkpoint_that_one_process_g
     assert [process.returncode for process in processes] == [75, 75], printed
     (saved,) = [int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()]
     assert f"Stopped at step {saved} of 120" in printed[0] and 0 < saved < 120
-    runs.run(workdir, **fields)
+    runs.call(workdir, **fields)
     reference = tmp_path / "reference"
-    runs.run(reference, **fields)
+    runs.call(reference, **fields)
     # Two processes sum gradients in another order; the rest of the run is the same.
     assert runs.metrics(workdir, "held_out/mlm_loss")[120] == pytest.approx(
         runs.metrics(reference, "held_out/mlm_loss")[120], abs=1e-3

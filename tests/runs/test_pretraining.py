@@ -13,20 +13,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tests.support import runs
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("corpus") / "topics.txt"
-    runs.write_corpus(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def finished(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """An uninterrupted run of 12 steps, and what it printed."""
-    workdir = tmp_path_factory.mktemp("finished") / "run"
-    return workdir, runs.run(workdir, corpus__files=corpus).stdout
-
-
 def same_params(a: Path, b: Path, step: int) -> bool:
     first, second = runs.params(a, step), runs.params(b, step)
     return first.keys() == second.keys() and all(np.array_equal(first[name], second[name]) for name in first)
@@ -63,10 +49,10 @@ def test_the_metrics_file_holds_each_step_once_with_every_metric(finished: tuple
     assert abs(train[0]["train/mlm_loss"] - np.log(600)) < 0.5
 
 
-def test_a_second_call_finds_everything_and_says_the_same(finished: tuple[Path, str], corpus: Path) -> None:
+def test_a_second_call_finds_everything_and_says_the_same(finished: tuple[Path, str], topics: Path) -> None:
     workdir, printed = finished
     before = (workdir / "metrics.jsonl").read_text()
-    again = runs.run(workdir, corpus__files=corpus).stdout
+    again = runs.call(workdir, corpus__files=topics).stdout
     assert "Building blocks" in printed and "Building blocks" not in again
     assert "vocabulary" in printed and "vocabulary" not in again
     assert (workdir / "metrics.jsonl").read_text() == before
@@ -80,34 +66,37 @@ def test_the_command_that_a_run_ends_with_works_as_it_is_printed(finished: tuple
     assert done.returncode == 0 and "Block 1:" in done.stdout, done.stderr
 
 
-def test_half_a_line_of_metrics_does_not_stop_a_resume(finished: tuple[Path, str], corpus: Path) -> None:
-    path = finished[0] / "metrics.jsonl"
+def test_half_a_line_of_metrics_does_not_stop_a_resume(
+    finished: tuple[Path, str], topics: Path, tmp_path: Path
+) -> None:
+    workdir = shutil.copytree(finished[0], tmp_path / "run")
+    path = workdir / "metrics.jsonl"
     whole = path.read_text()
     path.write_text(whole + '{"step": 12, "train/ml')
-    runs.run(finished[0], corpus__files=corpus)
+    runs.call(workdir, corpus__files=topics)
     assert path.read_text() == whole
 
 
 def test_a_killed_run_goes_on_bitwise_from_its_last_checkpoint(
-    finished: tuple[Path, str], corpus: Path, tmp_path: Path
+    finished: tuple[Path, str], topics: Path, tmp_path: Path
 ) -> None:
     """SIGKILL right after a checkpoint, dropout on; other devices' worth of microbatches would only change rounding."""
     workdir = tmp_path / "killed"
-    command = runs.command(workdir, corpus__files=corpus, data__dir=finished[0] / "data")
+    command = runs.command(workdir, corpus__files=topics, data__dir=finished[0] / "data")
     process = subprocess.Popen(command, cwd=runs.ROOT, env=runs.environment(), stdout=subprocess.DEVNULL)
     runs.wait_for(workdir / "checkpoints" / "4", process)
     process.kill()
     assert process.wait() == -signal.SIGKILL
-    runs.run(workdir, corpus__files=corpus, data__dir=finished[0] / "data")
+    runs.call(workdir, corpus__files=topics, data__dir=finished[0] / "data")
     assert same_params(workdir, finished[0], 12)
     steps = [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert steps == sorted(steps) and len(set(steps)) >= 3
 
 
 def test_a_run_asked_to_stop_saves_where_it_is_and_goes_on_bitwise(
-    finished: tuple[Path, str], corpus: Path, tmp_path: Path
+    finished: tuple[Path, str], topics: Path, tmp_path: Path
 ) -> None:
-    fields = {"corpus__files": corpus, "data__dir": finished[0] / "data", "train__steps": 120}
+    fields = {"corpus__files": topics, "data__dir": finished[0] / "data", "train__steps": 120}
     fields |= {"train__checkpoint_every": 1000, "train__eval_every": 1000, "train__log_every": 25}
     command = runs.command(tmp_path / "stopped", **fields)
     process = subprocess.Popen(command, cwd=runs.ROOT, env=runs.environment(), stdout=subprocess.PIPE, text=True)
@@ -117,27 +106,27 @@ def test_a_run_asked_to_stop_saves_where_it_is_and_goes_on_bitwise(
     assert process.returncode == 75, printed
     (saved,) = [int(path.name) for path in (tmp_path / "stopped" / "checkpoints").iterdir() if path.name.isdigit()]
     assert f"Stopped at step {saved} of 120; the same command goes on." in printed
-    runs.run(tmp_path / "stopped", **fields)
-    runs.run(tmp_path / "uninterrupted", **fields)
+    runs.call(tmp_path / "stopped", **fields)
+    runs.call(tmp_path / "uninterrupted", **fields)
     assert same_params(tmp_path / "stopped", tmp_path / "uninterrupted", 120)
 
 
 def test_a_workdir_of_another_configuration_is_refused_by_the_fields_that_differ(
-    finished: tuple[Path, str], corpus: Path
+    finished: tuple[Path, str], topics: Path
 ) -> None:
-    done = runs.run(finished[0], 1, corpus__files=corpus, model__layers=3, train__seed=2, train__log_every=7)
+    done = runs.call(finished[0], 1, corpus__files=topics, model__layers=3, train__seed=2, train__log_every=7)
     assert "config.model.layers is 2 there and 3 now; config.train.seed is 1 there and 2 now;" in done.stderr
     assert "log_every" not in done.stderr and "Traceback" not in done.stderr
     assert json.loads((finished[0] / "config.json").read_text())["model"]["layers"] == 2
 
 
-def test_blocks_of_another_tokenizer_are_refused(finished: tuple[Path, str], corpus: Path, tmp_path: Path) -> None:
+def test_blocks_of_another_tokenizer_are_refused(finished: tuple[Path, str], topics: Path, tmp_path: Path) -> None:
     vocab = tmp_path / "vocab.txt"
     vocab.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh"]), encoding="utf-8")
-    done = runs.run(
+    done = runs.call(
         tmp_path / "run",
         1,
-        corpus__files=corpus,
+        corpus__files=topics,
         data__dir=finished[0] / "data",
         tokenizer__kind="wordpiece",
         tokenizer__vocab_file=vocab,
@@ -145,18 +134,14 @@ def test_blocks_of_another_tokenizer_are_refused(finished: tuple[Path, str], cor
     assert f"not the vocabulary of {vocab}" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_a_checkpoint_of_other_data_is_refused_by_its_fingerprint(
-    finished: tuple[Path, str], corpus: Path, tmp_path: Path
-) -> None:
+def test_a_checkpoint_of_other_data_is_refused_by_its_fingerprint(topics: Path, tmp_path: Path) -> None:
     """The same file name with another text in it, and blocks built anew."""
-    workdir, before = tmp_path / "run", corpus.read_text()
-    shutil.copytree(finished[0], workdir)
+    corpus, workdir = shutil.copy(topics, tmp_path), tmp_path / "run"
+    runs.call(workdir, corpus__files=corpus, train__eval_blocks=8)
+    with Path(corpus).open("a") as file:
+        file.write("\n\nOne more document.\n")
     shutil.rmtree(workdir / "data" / "blocks")
-    try:
-        corpus.write_text(before + "\n\nOne more document.\n")
-        done = runs.run(workdir, 1, corpus__files=corpus)
-    finally:
-        corpus.write_text(before)
+    done = runs.call(workdir, 1, corpus__files=corpus, train__eval_blocks=8)
     assert "these were trained on other data (data_fingerprint" in done.stderr and "Traceback" not in done.stderr
 
 
@@ -171,7 +156,6 @@ def test_a_checkpoint_of_other_data_is_refused_by_its_fingerprint(
         ({"corpus__files": "{tmp}/short.txt", "tokenizer__vocab_size": 20_000}, "vocab_size"),
         ({"train__batch_size": 250, "mesh__data": 1, "train__accumulation": 4}, "use 248 or 252"),
         ({"data__block_length": 128}, "over the position table's 64 rows"),
-        ({"model__layer": 3}, 'Did you mean "layers"'),
         ({"masking__scheme": "spans"}, "must be one of 'span', 'whole_word', 'subword'"),
         ({"mesh__data": 3}, "does not fit 1 devices"),
     ],
@@ -185,7 +169,7 @@ def test_a_user_s_mistake_is_one_message_and_leaves_nothing(fields: dict, messag
     fields = {name: value.format(tmp=tmp_path) if isinstance(value, str) else value for name, value in fields.items()}
     if "mesh__data" in fields or "corpus__files" not in fields:
         fields.setdefault("corpus__files", str(tmp_path / "short.txt"))
-    done = runs.run(tmp_path / "run", 1, **fields)
+    done = runs.call(tmp_path / "run", 1, **fields)
     assert message in done.stderr, done.stderr
     assert done.stderr.startswith("error: ") and len(done.stderr.strip().splitlines()) == 1
     assert not list((tmp_path / "run").glob("**/*.tmp")) and not list((tmp_path / "run").glob("**/*.building"))
@@ -193,12 +177,19 @@ def test_a_user_s_mistake_is_one_message_and_leaves_nothing(fields: dict, messag
     assert not (tmp_path / "run" / "config.json").exists()  # the mended command may take the same workdir
 
 
+def test_a_misspelt_field_is_answered_with_the_right_one(tmp_path: Path) -> None:
+    """In a process of its own: the flags' parser says it."""
+    done = runs.run(tmp_path / "run", 1, model__layer=3)
+    assert 'Did you mean "layers"' in done.stderr and done.stderr.startswith("error: ")
+    assert len(done.stderr.strip().splitlines()) == 1 and not (tmp_path / "run").exists()
+
+
 def test_a_directory_without_permission_is_one_message(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a directory")
-    done = runs.run(tmp_path / "file" / "run", 1)
+    done = runs.call(tmp_path / "file" / "run", 1)
     assert "cannot write there" in done.stderr and "choose another directory with --workdir" in done.stderr
     runs.write_corpus(tmp_path / "topics.txt", topics=20)
-    done = runs.run(tmp_path / "run", 1, corpus__files=tmp_path / "topics.txt", data__dir=tmp_path / "file" / "data")
+    done = runs.call(tmp_path / "run", 1, corpus__files=tmp_path / "topics.txt", data__dir=tmp_path / "file" / "data")
     assert "choose another directory with --config.data.dir" in done.stderr and "Traceback" not in done.stderr
 
 
@@ -206,6 +197,6 @@ def test_a_folder_of_the_user_s_own_is_never_deleted(tmp_path: Path) -> None:
     (tmp_path / "data" / "tokenizer").mkdir(parents=True)
     (tmp_path / "data" / "tokenizer" / "thesis.tex").write_text("years of work")
     runs.write_corpus(tmp_path / "topics.txt", topics=20)
-    done = runs.run(tmp_path / "run", 1, corpus__files=tmp_path / "topics.txt", data__dir=tmp_path / "data")
+    done = runs.call(tmp_path / "run", 1, corpus__files=tmp_path / "topics.txt", data__dir=tmp_path / "data")
     assert "holds no tokenizer of ours" in done.stderr
     assert (tmp_path / "data" / "tokenizer" / "thesis.tex").read_text() == "years of work"

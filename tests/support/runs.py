@@ -1,18 +1,31 @@
-"""Real runs of the command line in processes of their own, on English prose that every Python has."""
+"""Small runs on English prose that every Python has: by the command line in processes of their own, or called here.
 
+Invariant: `call` does in this process what the command does in its own, from the configuration on; a process of its own
+costs six seconds of imports, and is for what needs one: signals, several processes, flags.
+"""
+
+import contextlib
+import io
 import json
 import os
 import pydoc_data.topics
+import shlex
 import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+
+from configs.tiny import get_config
+from spanbert_jax import cli
+from spanbert_jax.config import from_dict
+from spanbert_jax.config_check import check
+from spanbert_jax.main import dispatch
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -42,23 +55,53 @@ def write_corpus(path: Path, topics: int | None = None) -> None:
     path.write_text("\n\n".join(documents), encoding="utf-8")
 
 
+class Called(NamedTuple):
+    """How a command ended."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+
+def call(workdir: Path, expect: int = 0, **fields: object) -> Called:
+    """The run of `command`, in this process; checks the exit status."""
+    values = {name: str(value) if isinstance(value, Path) else value for name, value in overrides(fields).items()}
+    config = get_config()
+    config.update_from_flattened_dict(values)
+
+    def work() -> int:
+        built = from_dict(config.to_dict())
+        check(built)
+        arguments = shlex.join(command(workdir, **fields)[3:])
+        return 0 if dispatch(built, str(workdir), arguments) else cli.STOPPED_EARLY
+
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = cli.status(work)
+    called = Called(status, out.getvalue(), err.getvalue())
+    assert status == expect, called
+    return called
+
+
+def overrides(fields: dict[str, object]) -> dict[str, object]:
+    """SMALL, changed by keywords in which dots are __."""
+    return SMALL | {name.replace("__", "."): value for name, value in fields.items()}
+
+
 def command(workdir: Path, **fields: object) -> list[str]:
     """The command line of a small run; keywords (dots as __) override fields of the configuration."""
-    overrides = SMALL | {name.replace("__", "."): value for name, value in fields.items()}
-    flags = [f"--config.{name}={value}" for name, value in overrides.items()]
+    flags = [f"--config.{name}={value}" for name, value in overrides(fields).items()]
     return [sys.executable, "-m", "spanbert_jax.main", "--config", "configs/tiny.py", "--workdir", str(workdir), *flags]
 
 
-def environment(optimised: bool = False) -> dict[str, str]:
-    """On the CPU; unless `optimised`, by code that takes half the time to compile and longer to run."""
-    quick = {} if optimised else {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
-    return {**os.environ, "JAX_PLATFORMS": "cpu", **quick}
+def environment() -> dict[str, str]:
+    """On the CPU, by code that takes half the time to compile, like this process's own (tests/conftest.py)."""
+    return {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
 
 
-def run(workdir: Path, expect: int = 0, optimised: bool = False, **fields: object) -> subprocess.CompletedProcess[str]:
-    """Runs to the end and checks the exit status."""
-    env = environment(optimised)
-    done = subprocess.run(command(workdir, **fields), cwd=ROOT, capture_output=True, text=True, env=env)
+def run(workdir: Path, expect: int = 0, **fields: object) -> subprocess.CompletedProcess[str]:
+    """Runs to the end in a process of its own and checks the exit status."""
+    done = subprocess.run(command(workdir, **fields), cwd=ROOT, capture_output=True, text=True, env=environment())
     assert done.returncode == expect, done.stdout + done.stderr
     return done
 
