@@ -220,7 +220,13 @@ class Config:
     relation: RelationConfig = RelationConfig()
 
 
-FINETUNING = ("question_answering", "sequence_classification", "token_classification", "relation_extraction")
+# The fine-tuning tasks: the value of `task` -> the module whose `task_class(config)` is the task's class.
+FINETUNING = {
+    "question_answering": "spanbert_jax.tasks.question_answering.task",
+    "sequence_classification": "spanbert_jax.tasks.text_classification.task",
+    "token_classification": "spanbert_jax.tasks.entities.task",
+    "relation_extraction": "spanbert_jax.tasks.relations.task",
+}
 
 # Fields that may differ when a run goes on: they change where, how fast or how long, not what is computed at a step.
 MAY_CHANGE = (

@@ -103,7 +103,7 @@ def dispatch(config: Config, workdir: str, arguments: str) -> bool:
     from spanbert_jax.runs import finetuning
     from spanbert_jax.tasks.registry import finetuning_task
 
-    return finetuning.run(finetuning_task(config.task), config, workdir)
+    return finetuning.run(finetuning_task(config.task, config), config, workdir)
 
 
 if __name__ == "__main__":

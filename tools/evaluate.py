@@ -19,7 +19,8 @@ from spanbert_jax.errors import UserError
 from spanbert_jax.serving.predictor import trained_task
 from spanbert_jax.serving.weights import open_weights
 from spanbert_jax.tasks.example_files import field, read_lines, read_records
-from spanbert_jax.tasks.finetuning import FineTuning, Prediction
+from spanbert_jax.tasks.finetuning import Prediction
+from spanbert_jax.tasks.registry import AnyTask
 from tools.predict import predict
 
 
@@ -52,7 +53,7 @@ def read_predictions(path: Path, examples: list[Any], may_lack: bool) -> list[Pr
     return [found[name] for name in wanted if name in found]
 
 
-def evaluate(checkpoint: Path, data: str, predictions: Path | None) -> tuple[FineTuning, list[Any], dict[str, float]]:
+def evaluate(checkpoint: Path, data: str, predictions: Path | None) -> tuple[AnyTask, list[Any], dict[str, float]]:
     """(task, examples, metrics); raises UserError where a file is not what it should be."""
     if predictions is None:
         task, examples, made = predict(checkpoint, data, "dev")

@@ -24,12 +24,14 @@ from spanbert_jax.errors import UserError
 from spanbert_jax.files import make_directory
 from spanbert_jax.serving.predictor import Predictor, kept_metrics, rows_of, trained_task, warn_of_cuts, write_jsonl
 from spanbert_jax.serving.weights import open_weights
-from spanbert_jax.tasks.finetuning import FineTuning, Prediction, Role
+from spanbert_jax.tasks.example_files import Role
+from spanbert_jax.tasks.finetuning import Prediction
+from spanbert_jax.tasks.registry import AnyTask
 from spanbert_jax.training import sharding
 from spanbert_jax.training.progress import Stage
 
 
-def predict(checkpoint: Path, source: str, role: Role) -> tuple[FineTuning, list[Any], list[Prediction]]:
+def predict(checkpoint: Path, source: str, role: Role) -> tuple[AnyTask, list[Any], list[Prediction]]:
     """(task, examples, predictions) of a data file or TFDS name by the best checkpoint of a run.
 
     Raises UserError where the checkpoint is no fine-tuned one, or the data cannot be read.
@@ -53,7 +55,7 @@ def predict(checkpoint: Path, source: str, role: Role) -> tuple[FineTuning, list
     return task, examples, task.decode(examples, rows, outputs, kept_metrics(weights.metadata))
 
 
-def _write(task: FineTuning, examples: list[Any], predictions: list[Prediction], output: Path) -> None:
+def _write(task: AnyTask, examples: list[Any], predictions: list[Prediction], output: Path) -> None:
     """The community's file as `output`, and what belongs to it (SQuAD 2.0's null_odds.json) beside it."""
     with tempfile.TemporaryDirectory(dir=output.parent) as folder:
         written = task.write(examples, predictions, Path(folder))

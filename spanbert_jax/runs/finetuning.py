@@ -8,7 +8,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 import jax
 import numpy as np
@@ -18,16 +18,17 @@ from rich.console import Console
 from rich.table import Table
 
 from spanbert_jax.batch import Batch
-from spanbert_jax.batches.lengths import BucketedOrder, choose_lengths
 from spanbert_jax.config import Config
 from spanbert_jax.errors import UserError
 from spanbert_jax.serving.predictor import Predictor, kept_metrics, rows_of, to_global, warn_of_cuts, write_jsonl
 from spanbert_jax.runs.prepare import given_tokenizer
-from spanbert_jax.tasks.finetuning import FineTuning, Role
 from spanbert_jax.runs.start_from import adopt, initial_params
+from spanbert_jax.tasks.example_files import Role
+from spanbert_jax.tasks.finetuning import ExampleT, FineTuning, ModelT, TrainBatches
 from spanbert_jax.tasks.rows import Rows, fingerprint
+from spanbert_jax.tasks.settings import declared
 from spanbert_jax.text.tokenizer import Tokenizer, load_tokenizer
-from spanbert_jax.training import flops, loop, sharding
+from spanbert_jax.training import loop, sharding
 from spanbert_jax.training.checkpoint import find_checkpoint, read_metadata, read_params
 from spanbert_jax.files import make_directory
 from spanbert_jax.training.metadata import Metadata
@@ -35,18 +36,18 @@ from spanbert_jax.training.workdir import claim_workdir, open_workdir
 
 
 @dataclasses.dataclass(frozen=True)
-class Data:
+class Data(Generic[ExampleT, ModelT]):
     """A task with its examples and rows."""
 
-    task: FineTuning
+    task: FineTuning[ExampleT, ModelT]
     train: Rows
-    examples: list[Any]  # of dev
+    examples: list[ExampleT]  # of dev
     dev: Rows
     baseline: dict[str, float]  # the metrics of a guess without a model
     fingerprint: str
 
 
-def run(kind: type[FineTuning], config: Config, path: str) -> bool:
+def run(kind: type[FineTuning[ExampleT, ModelT]], config: Config, path: str) -> bool:
     """Trains every trial from where its workdir stands, and reports; False where it was asked to stop."""
     config = adopt(config, epath.Path(path))
     sharding.mesh_of(config)
@@ -58,8 +59,10 @@ def run(kind: type[FineTuning], config: Config, path: str) -> bool:
     for trial in range(config.trials):
         place = workdir / f"trial_{trial}" if config.trials > 1 else workdir
         make_directory(place, "--workdir")
-        one = _resolve(config, data.train, config.train.seed + trial)
-        if not loop.run(one, _loop_task(one, data, tokenizer), place).finished:
+        seeded = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=config.train.seed + trial))
+        batches = data.task.train_batches(data.train, seeded)
+        one = _resolve(seeded, batches.steps_per_epoch)
+        if not loop.run(one, _recipe(one, data, batches, tokenizer), place).finished:
             if jax.process_index() == 0:
                 print("\nStopped; the same command goes on.")
             return False
@@ -97,16 +100,18 @@ def _wait() -> None:
         multihost_utils.sync_global_devices("prepared")
 
 
-def _prepare(kind: type[FineTuning], config: Config, tokenizer: Tokenizer, cache: Path) -> Data:
+def _prepare(
+    kind: type[FineTuning[ExampleT, ModelT]], config: Config, tokenizer: Tokenizer, cache: Path
+) -> Data[ExampleT, ModelT]:
     roles: tuple[Role, Role] = ("train", "dev")
-    read = {role: kind.read(config, getattr(config.data, role), role) for role in roles}
+    read = {role: kind.read(declared(config, kind.settings), getattr(config.data, role), role) for role in roles}
     for role, (examples, warnings) in read.items():
         if not examples:
             raise UserError(f"config.data.{role} {getattr(config.data, role)}: no examples in it")
         for warning in warnings if jax.process_index() == 0 else ():
             print(f"warning: {warning}")
     train, dev = read["train"][0], read["dev"][0]
-    task = kind(config, tokenizer, kind.labels_of(config, train), kind.special_of(config, tokenizer, train))
+    task = kind(config, tokenizer, kind.learn(config, tokenizer, train))
     task.check(dev, config.data.dev)
     first = jax.process_index() == 0
     rows = [rows_of(task, read[role][0], getattr(config.data, role), role, cache, first) for role in roles]
@@ -115,37 +120,34 @@ def _prepare(kind: type[FineTuning], config: Config, tokenizer: Tokenizer, cache
             warn_of_cuts(built, read[role][0], getattr(config.data, role))
     mark = fingerprint(config.data.train, {"dev": fingerprint(config.data.dev, {})})
     if jax.process_index() == 0:
-        labels = f", {len(task.labels)} labels" if task.labels else ""
+        labels = f", {len(task.learnt.labels)} labels" if task.learnt.labels else ""
         print(f"{len(train):,} training examples in {len(rows[0]):,} rows, {len(dev):,} for evaluation{labels}")
     baseline = task.metrics(dev, task.baseline(train, dev))
     return Data(task, rows[0], dev, rows[1], baseline, mark)
 
 
-def _resolve(config: Config, rows: Rows, seed: int) -> Config:
-    """The configuration of one trial, its epochs turned into steps."""
-    per_epoch = -(-len(rows) // config.train.batch_size)
+def _resolve(config: Config, per_epoch: int) -> Config:
+    """The configuration of one trial, its epochs of `per_epoch` steps turned into steps."""
     tuning = config.finetuning
     steps = max(round(tuning.epochs * per_epoch), 1)
     every = max(round(tuning.eval_every_epochs * per_epoch), 1) if tuning.eval_every_epochs else config.train.eval_every
     warmup = round(tuning.warmup_share * steps)
     return dataclasses.replace(
         config,
-        train=dataclasses.replace(config.train, steps=steps, eval_every=every, seed=seed),
+        train=dataclasses.replace(config.train, steps=steps, eval_every=every),
         optimizer=dataclasses.replace(config.optimizer, warmup_steps=warmup),
     )
 
 
-def _loop_task(config: Config, data: Data, tokenizer: Tokenizer) -> loop.Task:
+def _recipe(
+    config: Config, data: Data[ExampleT, ModelT], batches: TrainBatches, tokenizer: Tokenizer
+) -> loop.Recipe:
     task = data.task
     model = task.model(jax.default_backend())
-    lengths = choose_lengths(data.train.lengths, config.data.lengths, config.data.block_length)
-    order = BucketedOrder(data.train.lengths, lengths, (config.train.batch_size,) * len(lengths), config.train.seed)
     predictors: dict[NamedSharding, Predictor] = {}
 
     def train_batches(layout: NamedSharding, first: int, last: int) -> Iterator[Batch]:
-        for step in range(first, last):
-            indices, length = order.batch(step)
-            yield to_global(data.train.collate(indices, length, task.padding), layout)
+        return (to_global(batches.batch(step), layout) for step in range(first, last))
 
     def evaluate(params: Any, layout: NamedSharding) -> dict[str, float]:
         if layout not in predictors:
@@ -161,14 +163,14 @@ def _loop_task(config: Config, data: Data, tokenizer: Tokenizer) -> loop.Task:
             return f"loss {values['train/loss']:.3f}"
         return f"{task.best} {values[f'held_out/{task.best}']:.2f}"
 
-    return loop.Task(
+    return loop.Recipe(
         init=lambda key: task.init_params(model, key),
         objective=task.objective(model),
         train_batches=train_batches,
         evaluate=evaluate,
         metrics=metrics,
         describe=describe,
-        row_flops=lambda length: flops.encoder_flops(config.model, length),
+        batch_size=task.batch_size,
         metadata=Metadata(
             task=task.task,
             step=0,
@@ -176,15 +178,16 @@ def _loop_task(config: Config, data: Data, tokenizer: Tokenizer) -> loop.Task:
             vocab_size=tokenizer.vocab_size,
             tokenizer_fingerprint=tokenizer.fingerprint,
             data_fingerprint=data.fingerprint,
-            labels=task.labels,
-            special=task.special,
+            labels=task.learnt.labels,
+            special=task.learnt.special,
+            nested=task.learnt.nested,
         ),
-        initial_params=initial_params(config, lambda: task.init_params(model, jax.random.key(0)), task.labels),
+        initial_params=initial_params(config, lambda: task.init_params(model, jax.random.key(0)), task.learnt.labels),
         best=f"held_out/{task.best}",
     )
 
 
-def _predict(config: Config, data: Data, place: Path) -> dict[str, float]:
+def _predict(config: Config, data: Data[ExampleT, ModelT], place: Path) -> dict[str, float]:
     """Predictions of the best checkpoint, written; its metrics."""
     checkpoint = find_checkpoint(epath.Path(place))
     tuned = kept_metrics(read_metadata(checkpoint))
@@ -200,7 +203,9 @@ def _predict(config: Config, data: Data, place: Path) -> dict[str, float]:
     return data.task.metrics(data.examples, predictions)
 
 
-def _report(task: FineTuning, results: list[dict[str, float]], baseline: dict[str, float], workdir: Path) -> None:
+def _report(
+    task: FineTuning[ExampleT, ModelT], results: list[dict[str, float]], baseline: dict[str, float], workdir: Path
+) -> None:
     """Prints the metrics of every trial, and keeps them in results.json, which says that the run is finished."""
     aside = workdir / "results.json.tmp"
     aside.write_text(json.dumps({"best": task.best, "trials": results, "baseline": baseline}, indent=2) + "\n")

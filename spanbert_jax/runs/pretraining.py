@@ -21,6 +21,7 @@ from spanbert_jax.tasks.pretraining_loss import describe, metrics, objective
 from spanbert_jax.text.tokenizer import Tokenizer
 from spanbert_jax.training import flops, loop, sharding
 from spanbert_jax.training.metadata import Metadata
+from spanbert_jax.training.step import Batch, BatchSize
 from spanbert_jax.training.workdir import claim_workdir, open_workdir
 
 
@@ -35,19 +36,25 @@ def run(config: Config, path: str, arguments: str) -> bool:
     tokenizer, data = prepare(config, workdir)
     claim_workdir(config, workdir)
     train, held_out = (block_data.open_blocks(data / "blocks", split) for split in ("train", "held_out"))
-    task = make_task(config, tokenizer, train, held_out)
-    result = loop.run(config, task, workdir)
+    recipe = make_recipe(config, tokenizer, train, held_out)
+    result = loop.run(config, recipe, workdir)
     if jax.process_index() == 0:
         print(report(config, workdir, arguments, result))
     return result.finished
 
 
-def make_task(config: Config, tokenizer: Tokenizer, train: Any, held_out: Any) -> loop.Task:
+def make_recipe(config: Config, tokenizer: Tokenizer, train: Any, held_out: Any) -> loop.Recipe:
     """Pre-training on the blocks `train`, evaluated on `held_out`."""
     model = pretraining_heads.pretraining_model(config, tokenizer.vocab_size, jax.default_backend())
     commonest = int(np.argmax(train.metadata.piece_counts))
     goal = objective(model, commonest)
-    return loop.Task(
+
+    def batch_size(batch: Batch) -> BatchSize:
+        rows, length = batch["input_ids"].shape
+        one = flops.pretraining_row_flops(config, tokenizer.vocab_size, length)
+        return BatchSize(rows, rows * one, f"rows of {length} pieces")
+
+    return loop.Recipe(
         init=lambda key: pretraining_heads.init_params(model, key),
         objective=goal,
         train_batches=lambda layout, first, last: input_data.train_batches(
@@ -60,7 +67,7 @@ def make_task(config: Config, tokenizer: Tokenizer, train: Any, held_out: Any) -
         ),
         metrics=lambda totals: metrics(totals, config),
         describe=describe,
-        row_flops=lambda length: flops.pretraining_row_flops(config, tokenizer.vocab_size, length),
+        batch_size=batch_size,
         metadata=Metadata(
             task="pretraining",
             step=0,

@@ -3,6 +3,7 @@
 Invariant: each row is computed once, and what comes back is in the rows' order, whatever the batches were.
 """
 
+import dataclasses
 import functools
 import json
 import sys
@@ -14,12 +15,12 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from spanbert_jax.batches.lengths import choose_lengths, sorted_batches
-from spanbert_jax.config import flatten
 from spanbert_jax.serving.weights import Weights
-from spanbert_jax.tasks.finetuning import FineTuning, Prediction, Role
-from spanbert_jax.tasks.registry import finetuning_task
-from spanbert_jax.tasks.rows import Rows, build_rows, fingerprint, load_rows, save_rows
+from spanbert_jax.tasks.example_files import Role
+from spanbert_jax.tasks.finetuning import ExampleT, FineTuning, Identified, Learnt, ModelT, Prediction
+from spanbert_jax.tasks.registry import AnyTask, finetuning_task
+from spanbert_jax.tasks.rows import NumpyBatch, Rows, build_rows, fingerprint, load_rows, save_rows
+from spanbert_jax.tasks.settings import values
 from spanbert_jax.training.metadata import Metadata
 from spanbert_jax.training.progress import Stage
 
@@ -28,17 +29,17 @@ Outputs = list[dict[str, np.ndarray]]  # of each row
 _POSITIONS = 8192  # in a batch; 16 rows of 512
 
 
-def trained_task(weights: Weights) -> FineTuning:
+def trained_task(weights: Weights) -> AnyTask:
     """The task that weights were fine-tuned for; raises UserError where they were not."""
     saved = weights.metadata
-    kind = finetuning_task(saved.task if saved else "of others' weights")
-    return kind(weights.config, weights.tokenizer, weights.labels, saved.special if saved else {})
+    kind = finetuning_task(saved.task if saved else "of others' weights", weights.config)
+    return kind(weights.config, weights.tokenizer, Learnt.from_metadata(saved) if saved else Learnt())
 
 
 class Predictor:
     """A task's model, compiled once for each of a handful of shapes."""
 
-    def __init__(self, task: FineTuning, layout: NamedSharding):
+    def __init__(self, task: FineTuning[ExampleT, ModelT], layout: NamedSharding):
         """layout: of a batch's rows over the devices."""
         self._task, self._layout = task, layout
         self._shards = layout.mesh.shape["data"] * layout.mesh.shape["fsdp"]
@@ -54,21 +55,20 @@ class Predictor:
         """What `FineTuning.outputs` gives for every row."""
         if not len(rows):
             return []
-        config = self._task.config
-        lengths = choose_lengths(rows.lengths, config.data.lengths, config.data.block_length)
-        batches = sorted_batches(rows.lengths, lengths, _POSITIONS, self._shards)
         results: Outputs = [{} for _ in range(len(rows))]
-        for done, (indices, length) in enumerate(batches, start=1):
-            batch = to_global(rows.collate(indices, length, self._task.padding), self._layout)
+        done = 0
+        for indices, collated in self._task.eval_batches(rows, None, _POSITIONS, self._shards):
+            batch = to_global(collated, self._layout)
             computed = {name: np.asarray(value) for name, value in self._compute(params, batch).items()}
             for place, row in enumerate(indices):
                 if row >= 0:
                     results[row] = {name: value[place] for name, value in computed.items()}
-            show(done / len(batches))
+                    done += 1
+            show(done / len(rows))
         return results
 
 
-def to_global(batch: dict[str, np.ndarray], layout: NamedSharding) -> dict[str, jax.Array]:
+def to_global(batch: NumpyBatch, layout: NamedSharding) -> dict[str, jax.Array]:
     """The batch, which every process has whole, as global arrays of which each device holds its rows."""
     return {
         name: jax.make_array_from_callback(value.shape, layout, lambda index, value=value: value[index])  # type: ignore[misc]
@@ -77,26 +77,28 @@ def to_global(batch: dict[str, np.ndarray], layout: NamedSharding) -> dict[str, 
 
 
 def rows_of(
-    task: FineTuning, examples: Sequence[Any], source: str, role: Role, cache: Path | None, enabled: bool
+    task: FineTuning[ExampleT, ModelT],
+    examples: Sequence[ExampleT],
+    source: str,
+    role: Role,
+    cache: Path | None,
+    enabled: bool,
 ) -> Rows:
-    """The examples' rows: from the cache, where it has them for this data, vocabulary and configuration, or built, with
-    progress where `enabled`."""
-    settings = {
-        "task": task.task,
-        "role": role,
-        "tokenizer": task.tokenizer.fingerprint,
-        "labels": task.labels,
-        "special": task.special,
-        "config": {
-            name: value
-            for name, value in flatten(task.config).items()
-            if name.split(".")[0] in ("data", "question_answering", "classification", "tagging", "relation")
-            and name not in ("data.dir", "data.train", "data.dev")
-        },
-    }
-    path = cache / f"{role}-{fingerprint(source, settings)[:16]}.npz" if cache else None
-    if path and path.exists():
-        return load_rows(path)
+    """The examples' rows: from the cache, where it has them for this data, vocabulary and declared settings, or built,
+    with progress where `enabled`."""
+    path = None
+    if cache:
+        made_from = {
+            "task": task.task,
+            "role": role,
+            "tokenizer": task.tokenizer.fingerprint,
+            "learnt": dataclasses.asdict(task.learnt),
+            "config": values(task.config, task.settings),
+        }
+        path = cache / f"{role}-{fingerprint(source, made_from)[:16]}.npz"
+        kept = load_rows(path)
+        if kept is not None:
+            return kept
     with Stage(f"Building rows of {source}", enabled=enabled) as stage:
         rows = build_rows(
             examples,
@@ -109,7 +111,7 @@ def rows_of(
     return rows
 
 
-def warn_of_cuts(rows: Rows, examples: Sequence[Any], source: str) -> None:
+def warn_of_cuts(rows: Rows, examples: Sequence[Identified], source: str) -> None:
     """Says on stderr how many examples lost text because it did not fit, and which was the first."""
     cut = np.unique(rows.example[rows.plain["cut"] > 0]) if "cut" in rows.plain else rows.example[:0]
     if len(cut):

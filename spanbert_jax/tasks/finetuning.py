@@ -1,92 +1,170 @@
-"""What a fine-tuning task supplies: its reader, rows, head, loss, decoding and metrics.
+"""What a fine-tuning task supplies: its reader, rows, batches, head, loss, decoding and metrics.
 
-Invariant: the runner, the predictor and the evaluator know a task by this class alone; none asks which it is.
+Invariant: the runner, the predictor and the evaluator know a task by this class alone; none asks which task it is. Rows
+are a function of the examples, the vocabulary, `Learnt`, the role and the declared settings, and of nothing else.
 """
 
 import abc
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar, final
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from spanbert_jax.batch import Batch
+from spanbert_jax.batches.lengths import choose_lengths, sorted_batches
 from spanbert_jax.config import Config
 from spanbert_jax.model import linear_heads
 from spanbert_jax.tasks.example_files import Record, Role, Source
-from spanbert_jax.tasks.rows import Featurise, Rows
+from spanbert_jax.tasks.rows import Featurise, NumpyBatch, RowBatches, Rows
+from spanbert_jax.tasks.settings import declared
 from spanbert_jax.text.tokenizer import Tokenizer
-from spanbert_jax.training.step import Objective, Sums
+from spanbert_jax.training import flops
+from spanbert_jax.training.metadata import Metadata
+from spanbert_jax.training.step import BatchSize, Objective, Sums
 
-Prediction = dict[str, Any]  # what one example's answer is, JSON: "id", offsets, text, score, ...
+Prediction = dict[str, Any]  # the answer for one example, as JSON: "id", offsets, text, score, ...
 
 
-class FineTuning(abc.ABC):
-    """What one task supplies; an instance is a task with its configuration, vocabulary and labels."""
+class Identified(Protocol):
+    """An example of any task."""
+
+    @property
+    def id(self) -> str:
+        """What predictions and messages name the example by."""
+
+
+class TrainBatches(Protocol):
+    """The training batches of one run."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches in which every row comes once."""
+
+    def batch(self, step: int) -> NumpyBatch:
+        """The batch of a step, a pure function of the step; called by one thread, in any order of steps.
+
+        The first axis of every array is the batch's: devices and microbatches divide that axis.
+        """
+
+
+@dataclasses.dataclass(frozen=True)
+class Learnt:
+    """What a task takes from its training examples before training, and a checkpoint keeps."""
+
+    labels: tuple[str, ...] = ()  # in the classifier's order; none where a task has no labels
+    special: Mapping[str, int] = dataclasses.field(
+        default_factory=dict
+    )  # relations: name -> the piece that stands for it
+    nested: bool = False  # span head: entities lie within entities, so predicted ones may
+
+    @classmethod
+    def from_metadata(cls, saved: Metadata) -> "Learnt":
+        """What a checkpoint kept."""
+        return cls(saved.labels, saved.special, saved.nested)
+
+
+ExampleT = TypeVar("ExampleT", bound=Identified)
+ModelT = TypeVar("ModelT")
+
+
+class FineTuning(abc.ABC, Generic[ExampleT, ModelT]):
+    """What one task supplies; an instance is a task with its configuration, vocabulary and what it has learnt.
+
+    The defaults are those of a task whose batches are [rows, length]. A task whose batches have other axes overrides
+    `train_batches`, `eval_batches` and `batch_size` together.
+    """
 
     task: ClassVar[str]  # config.task, and the checkpoint's
+    # Config fields ("data.block_length") and sections on which `read` and `row_maker` depend: the rows' cache has a key
+    # that is made from them.
+    settings: ClassVar[tuple[str, ...]]
     best: str  # the metric of which the highest value is kept
     padding: ClassVar[Mapping[str, int]] = {}  # of ragged columns, where it is not 0
 
-    def __init__(self, config: Config, tokenizer: Tokenizer, labels: tuple[str, ...], special: Mapping[str, int]):
-        """labels: in the classifier's order. special: ids of the vocabulary that stand for something of the task's."""
-        self.config, self.tokenizer, self.labels, self.special = config, tokenizer, labels, dict(special)
+    def __init__(self, config: Config, tokenizer: Tokenizer, learnt: Learnt):
+        self.config, self.tokenizer, self.learnt = config, tokenizer, learnt
 
     @classmethod
     @abc.abstractmethod
-    def read(cls, config: Config, source: Source, role: Role) -> tuple[list[Any], list[str]]:
+    def read(cls, config: Config, source: Source, role: Role) -> tuple[list[ExampleT], list[str]]:
         """(examples, warnings) of a file, of its contents, or of a TFDS name.
 
-        The same source gives the same examples in every role; "predict" reads no labels, and needs none.
+        The same source gives the same examples in every role; "predict" reads no labels, and needs none. config: a run
+        gives the declared `settings` of it alone.
         """
 
     @classmethod
     @abc.abstractmethod
-    def parse(cls, config: Config, record: Record, place: str, name: str, role: Role = "predict") -> Any:
+    def parse(cls, config: Config, record: Record, place: str, name: str, role: Role = "predict") -> ExampleT:
         """The example of one record: an object with the task's fields, or a text where the task reads such.
 
         place: what errors name, such as "standard input, line 3". name: the example's id where the record has none.
         """
 
     @classmethod
-    def labels_of(cls, config: Config, examples: Sequence[Any]) -> tuple[str, ...]:
-        """The labels of the training examples, in the classifier's order; none where a task has no such."""
-        return ()
+    def learn(cls, config: Config, tokenizer: Tokenizer, examples: Sequence[ExampleT]) -> Learnt:
+        """What the task takes from the training examples; raises UserError where they lack something."""
+        return Learnt()
 
-    @classmethod
-    def special_of(cls, config: Config, tokenizer: Tokenizer, examples: Sequence[Any]) -> dict[str, int]:
-        """What `special` is for these training examples."""
-        return {}
-
-    def check(self, examples: Sequence[Any], source: str) -> None:  # noqa: B027  # most tasks have nothing to check
+    def check(self, examples: Sequence[ExampleT], source: str) -> None:
         """Raises UserError, naming `source`, where dev's examples do not fit what was learnt from train's."""
 
+    @classmethod
     @abc.abstractmethod
-    def featuriser(self, role: Role) -> Featurise:
-        """Makes rows of examples, in worker processes: without JAX or TensorFlow."""
+    def row_maker(cls, settings: Config, tokenizer: Tokenizer, learnt: Learnt, role: Role) -> Featurise[ExampleT]:
+        """Makes rows of examples, in worker processes: without JAX or TensorFlow. settings: the declared ones alone."""
+
+    @final
+    def featuriser(self, role: Role) -> Featurise[ExampleT]:
+        """`row_maker` for this task's configuration."""
+        return self.row_maker(declared(self.config, self.settings), self.tokenizer, self.learnt, role)
+
+    def train_batches(self, rows: Rows, config: Config) -> TrainBatches:
+        """The training batches of a run; config: the task's, with the seed of the trial."""
+        return RowBatches(rows, config, self.padding)
+
+    def eval_batches(
+        self, rows: Rows, lengths: tuple[int, ...] | None, positions: int, multiple: int
+    ) -> Iterator[tuple[np.ndarray, NumpyBatch]]:
+        """Every row once: (int64 row numbers, -1 for none; the batch of these rows, and nothing else, in this order).
+
+        lengths: the sizes that the axis of pieces may have; None: those that pad these rows least. A batch has at most
+        about `positions` positions, and its rows are a multiple of `multiple`.
+        """
+        data = self.config.data
+        lengths = lengths or choose_lengths(rows.lengths, data.lengths, data.block_length)
+        for indices, length in sorted_batches(rows.lengths, lengths, positions, multiple):
+            yield indices, rows.collate(indices, length, self.padding)
+
+    def batch_size(self, batch: Batch) -> BatchSize:
+        """How large a training batch is; depends on its shapes alone."""
+        rows, length = batch["input_ids"].shape
+        return BatchSize(rows, rows * flops.encoder_flops(self.config.model, length), f"rows of {length} pieces")
 
     @abc.abstractmethod
-    def model(self, platform: str) -> Any:
+    def model(self, platform: str) -> ModelT:
         """The model, for `jax.Device.platform`."""
 
-    def init_params(self, model: Any, key: jax.Array) -> Any:
+    @abc.abstractmethod
+    def init_params(self, model: ModelT, key: jax.Array) -> dict[str, Any]:
         """Fresh parameters."""
-        return linear_heads.init_params(model, key)
 
     @abc.abstractmethod
-    def objective(self, model: Any) -> Objective:
+    def objective(self, model: ModelT) -> Objective:
         """The loss, whose sums have "loss", "count" and "pieces"."""
 
     @abc.abstractmethod
-    def outputs(self, model: Any, params: Any, batch: Batch) -> dict[str, jax.Array]:
+    def outputs(self, model: ModelT, params: dict[str, Any], batch: Batch) -> dict[str, jax.Array]:
         """What decoding needs: arrays [batch, ...], without dropout."""
 
     @abc.abstractmethod
     def decode(
         self,
-        examples: Sequence[Any],
+        examples: Sequence[ExampleT],
         rows: Rows,
         outputs: Sequence[Mapping[str, np.ndarray]],
         tuned: Mapping[str, float],
@@ -94,20 +172,24 @@ class FineTuning(abc.ABC):
         """One prediction an example. outputs: of each row. tuned: the kept evaluation's metrics; empty in the first."""
 
     @abc.abstractmethod
-    def metrics(self, examples: Sequence[Any], predictions: Sequence[Prediction]) -> dict[str, float]:
+    def metrics(self, examples: Sequence[ExampleT], predictions: Sequence[Prediction]) -> dict[str, float]:
         """The community's metrics, by name, `best` among them."""
 
     @abc.abstractmethod
-    def baseline(self, train: Sequence[Any], examples: Sequence[Any]) -> list[Prediction]:
+    def baseline(self, train: Sequence[ExampleT], examples: Sequence[ExampleT]) -> list[Prediction]:
         """A guess without a model, from the training examples: what the metrics are to be compared with."""
 
     @abc.abstractmethod
-    def write(self, examples: Sequence[Any], predictions: Sequence[Prediction], directory: Path) -> Path:
+    def write(self, examples: Sequence[ExampleT], predictions: Sequence[Prediction], directory: Path) -> Path:
         """Writes the community's own file of predictions; returns its path."""
 
 
 def row_logits(
-    model: Any, params: Any, batch: Batch, key: jax.Array | None = None, rows: jax.Array | None = None
+    model: linear_heads.TaskModel,
+    params: dict[str, Any],
+    batch: Batch,
+    key: jax.Array | None = None,
+    rows: jax.Array | None = None,
 ) -> jax.Array:
     """`linear_heads.apply` to a batch of rows."""
     return linear_heads.apply(model, params, batch["input_ids"], batch["lengths"], batch["token_type_ids"], key, rows)

@@ -1,23 +1,32 @@
 """Rows of a fine-tuning task: ragged lists of pieces with what belongs to them, built in parallel and kept in a file.
 
-Invariant: a file of rows is used again only for the data, the vocabulary and the settings it was made from.
+Invariant: a file of rows is used again only for the data, the vocabulary and the settings that it was made from, and by
+the version of this module that wrote it.
 """
 
 import hashlib
 import json
-import os
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
+from spanbert_jax.batches.lengths import BucketedOrder, choose_lengths
+from spanbert_jax.config import Config
+from spanbert_jax.files import written_aside
 from spanbert_jax.text.worker_pool import Workers, call
 
 # "input_ids" and other lists, one value a piece; numbers and arrays of one shape, one a row. "cut", if it is there: the
 # row lacks some of its text.
 Row = dict[str, Any]
-Featurise = Callable[[Sequence[Any]], list[list[Row]]]  # examples -> the rows of each; picklable
+_ExampleT = TypeVar("_ExampleT")
+Featurise = Callable[[Sequence[_ExampleT]], list[list[Row]]]  # examples -> the rows of each; picklable
+NumpyBatch = dict[str, np.ndarray]  # the first axis of every array is the batch's
+
+VERSION = 2  # of the files that `save_rows` writes; raised when rows of the same settings would differ
 
 _CHUNK = 64  # examples a worker takes at once
 
@@ -39,7 +48,7 @@ class Rows:
         values, starts = self.ragged[name]
         return values[starts[row] : starts[row + 1]]
 
-    def collate(self, indices: np.ndarray, length: int, padding: Mapping[str, int]) -> dict[str, np.ndarray]:
+    def collate(self, indices: np.ndarray, length: int, padding: Mapping[str, int]) -> NumpyBatch:
         """A batch of the rows at `indices` (-1: an empty row, of length 0 and weight 0).
 
         Every ragged column is int32 [batch, length], padded with `padding` (else 0); plain ones are [batch, ...]; there
@@ -62,6 +71,39 @@ class Rows:
         return batch
 
 
+class RowBatches:
+    """Training batches of rows, [rows, length]: in every epoch each row once, in the order that the seed draws."""
+
+    def __init__(self, rows: Rows, config: Config, padding: Mapping[str, int]):
+        """Raises ValueError where a row is longer than config.data.block_length."""
+        data, train = config.data, config.train
+        lengths = choose_lengths(rows.lengths, data.lengths, data.block_length)
+        self._order = BucketedOrder(rows.lengths, lengths, (train.batch_size,) * len(lengths), train.seed)
+        self._rows, self._padding = rows, padding
+        self.steps_per_epoch = self._order.steps_per_epoch
+
+    def batch(self, step: int) -> NumpyBatch:
+        """`Rows.collate` of the step's rows."""
+        indices, length = self._order.batch(step)
+        return self._rows.collate(indices, length, self._padding)
+
+
+def widen(sizes: Sequence[int], low: int, high: int, room: int) -> tuple[int, int]:
+    """The range [low, high) of things of these sizes, widened on both sides alternately, as far as `room` allows."""
+    used = sum(sizes[low:high])
+    left = right = True
+    while left or right:
+        left = left and low > 0 and used + sizes[low - 1] <= room
+        if left:
+            low -= 1
+            used += sizes[low]
+        right = right and high < len(sizes) and used + sizes[high] <= room
+        if right:
+            used += sizes[high]
+            high += 1
+    return low, high
+
+
 def make_rows(per_example: Sequence[Sequence[Row]]) -> Rows:
     """The rows of all examples, in order; every row has the same columns."""
     rows = [row for rows in per_example for row in rows]
@@ -77,7 +119,9 @@ def make_rows(per_example: Sequence[Sequence[Row]]) -> Rows:
     return Rows(plain, ragged or {"input_ids": (np.zeros(0, np.int32), np.zeros(1, np.int64))})
 
 
-def build_rows(examples: Sequence[Any], featurise: Featurise, workers: int, show: Callable[[float], None]) -> Rows:
+def build_rows(
+    examples: Sequence[_ExampleT], featurise: Featurise[_ExampleT], workers: int, show: Callable[[float], None]
+) -> Rows:
     """The rows of `examples`, made by `workers` processes (0: one a core); few examples are not worth a process."""
     chunks = [examples[i : i + _CHUNK] for i in range(0, len(examples), _CHUNK)]
     per_example: list[list[Row]] = []
@@ -99,20 +143,24 @@ def fingerprint(source: str, settings: Mapping[str, Any]) -> str:
 
 
 def save_rows(rows: Rows, path: Path) -> None:
-    """Writes aside, then renames."""
+    """Writes the rows aside, then renames the file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    arrays = {f"plain/{name}": values for name, values in rows.plain.items()}
+    arrays = {"version": np.array(VERSION)} | {f"plain/{name}": values for name, values in rows.plain.items()}
     for name, (values, starts) in rows.ragged.items():
         arrays |= {f"values/{name}": values, f"starts/{name}": starts}
-    aside = path.with_name(f"{path.stem}.{os.getpid()}.tmp.npz")
-    np.savez(aside, **arrays)  # type: ignore[arg-type]
-    aside.replace(path)
+    with written_aside(path) as aside, aside.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
-def load_rows(path: Path) -> Rows:
-    """What `save_rows` wrote."""
-    with np.load(path) as file:
-        arrays = {name: file[name] for name in file.files}
+def load_rows(path: Path) -> Rows | None:
+    """The rows that `save_rows` wrote; None where there is no file, another version's, or a damaged one."""
+    try:
+        with np.load(path) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
+        return None
+    if "version" not in arrays or arrays["version"] != VERSION:
+        return None
     names = [name.removeprefix("values/") for name in arrays if name.startswith("values/")]
     plain = {name.removeprefix("plain/"): values for name, values in arrays.items() if name.startswith("plain/")}
     return Rows(plain, {name: (arrays[f"values/{name}"], arrays[f"starts/{name}"]) for name in names})

@@ -28,6 +28,7 @@ from spanbert_jax.training.flops import peak_flops
 from spanbert_jax.training.metadata import Metadata
 from spanbert_jax.training.progress import MetricsWriter, Stage
 from spanbert_jax.training.step import (
+    BatchSize,
     Objective,
     Sums,
     abstract_state,
@@ -40,8 +41,8 @@ from spanbert_jax.training.step import (
 _STEPS_AHEAD = 3  # dispatched and not yet finished: the device is never idle, and few batches are held
 
 
-class Task(NamedTuple):
-    """What the loop needs to know of a task."""
+class Recipe(NamedTuple):
+    """What the loop needs to know of what it trains."""
 
     init: Callable[[jax.Array], Any]  # key -> params
     objective: Objective
@@ -49,7 +50,7 @@ class Task(NamedTuple):
     evaluate: Callable[[Any, NamedSharding], dict[str, float]]  # (params, layout) -> "held_out/..." metrics
     metrics: Callable[[Mapping[str, float]], dict[str, float]]  # a window's summed sums -> what they mean
     describe: Callable[[Mapping[str, float]], str]  # metrics -> a few words for the progress display
-    row_flops: Callable[[int], float]  # length -> model FLOPs of training on one row of so many positions
+    batch_size: Callable[[Batch], BatchSize]
     metadata: Metadata  # saved with every checkpoint, with its step
     initial_params: Callable[[], Any] | None = None  # NumPy arrays, for some groups of the tree or all; else `init`'s
     best: str = ""  # the evaluation's metric whose highest value is kept, as parameters alone, under best/
@@ -63,7 +64,7 @@ class Result(NamedTuple):
     evaluation: dict[str, float]  # of the last evaluation; empty where there was none
 
 
-def run(config: Config, task: Task, workdir: epath.Path) -> Result:
+def run(config: Config, recipe: Recipe, workdir: epath.Path) -> Result:
     """Trains from the newest checkpoint in the workdir, or from the start, to the last step or a request to stop.
 
     Raises UserError where the mesh, the batch and the devices do not fit together, their memory is too small, or a
@@ -71,7 +72,7 @@ def run(config: Config, task: Task, workdir: epath.Path) -> Result:
     """
     try:
         with jax.set_mesh(sharding.mesh_of(config)):
-            return _run(config, task, workdir)
+            return _run(config, recipe, workdir)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -81,28 +82,28 @@ def run(config: Config, task: Task, workdir: epath.Path) -> Result:
         ) from error
 
 
-def _run(config: Config, task: Task, workdir: epath.Path) -> Result:
+def _run(config: Config, recipe: Recipe, workdir: epath.Path) -> Result:
     mesh = jax.sharding.get_mesh()
     layout = sharding.batch_sharding(mesh)
-    abstract = abstract_state(config, task.init, mesh)
+    abstract = abstract_state(config, recipe.init, mesh)
     checkpoints = Checkpoints(workdir / "checkpoints", config.train)
     first, last = checkpoints.latest() or 0, config.train.steps
     if first:
-        _check_same_data(task, checkpoints.metadata(first), workdir)
+        _check_same_data(recipe, checkpoints.metadata(first), workdir)
         state = checkpoints.restore(first, abstract)
     else:
-        state = init_state(config, task.init, abstract)
-        if task.initial_params:
-            state = with_params(state, task.initial_params())
-    train_step = make_train_step(config, task.objective, abstract)
-    best = _best_so_far(task, workdir)
-    batches = task.train_batches(layout, first, last)
+        state = init_state(config, recipe.init, abstract)
+        if recipe.initial_params:
+            state = with_params(state, recipe.initial_params())
+    train_step = make_train_step(config, recipe.objective, abstract)
+    best = _best_so_far(recipe, workdir)
+    batches = recipe.train_batches(layout, first, last)
     primary = jax.process_index() == 0
     writer = MetricsWriter(workdir, first) if primary else None
-    window = _Window(config, task, mesh)
+    window = _Window(config, recipe, mesh)
     in_flight: collections.deque[jax.Array] = collections.deque()
     evaluation: dict[str, float] = {}
-    compiled: set[tuple[int, ...]] = set()  # shapes of batches
+    sizes: dict[tuple[tuple[int, ...], ...], BatchSize] = {}  # by the shapes that are compiled
 
     with Stage("Training", start=first / last, enabled=primary) as stage, _StopSignals() as signals:
         stage.say(f"Step {first:,} of {last:,}, {mesh.size} x {mesh.devices.flat[0].device_kind}; compiling")
@@ -112,46 +113,48 @@ def _run(config: Config, task: Task, workdir: epath.Path) -> Result:
             for at, metrics in windows:
                 if writer:
                     writer.write(at, metrics)
-                stage.update(step / last, f"step {at:,} · {task.describe(metrics)}{_speed(metrics)}")
+                stage.update(step / last, f"step {at:,} · {recipe.describe(metrics)}{_speed(metrics)}")
 
         while True:
             if step == last or (step % config.train.eval_every == 0 and step > first):
                 log(window.finish(step))
                 stage.update(step / last, f"step {step:,} · evaluating on held-out blocks")
-                evaluation = task.evaluate(state["params"], layout)
-                if task.best and evaluation[task.best] > best:  # never of NaN, which a correlation may be
-                    best = evaluation[task.best]
-                    saved = dataclasses.replace(task.metadata, step=step, evaluation=evaluation)
+                evaluation = recipe.evaluate(state["params"], layout)
+                if recipe.best and evaluation[recipe.best] > best:  # never of NaN, which a correlation may be
+                    best = evaluation[recipe.best]
+                    saved = dataclasses.replace(recipe.metadata, step=step, evaluation=evaluation)
                     checkpoints.wait()
                     write_params(workdir / "best", state["params"], saved)
                 if writer and step > first:
                     writer.write(step, evaluation)
-                stage.say(f"Step {step:,}, held out: {task.describe(evaluation)}")
+                stage.say(f"Step {step:,}, held out: {recipe.describe(evaluation)}")
                 stage.update(step / last, f"step {step:,}")
                 window.start()
             stop = signals.asked or checkpoints.preempted(step)
             if step > first:
-                at_step = dataclasses.replace(task.metadata, step=step)
+                at_step = dataclasses.replace(recipe.metadata, step=step)
                 checkpoints.save(step, state, at_step, force=stop or step == last)
             if step == last or stop:
                 break
             began = time.monotonic()
             batch = next(batches)
             window.waited += time.monotonic() - began
-            began, shape = time.monotonic(), batch["input_ids"].shape
-            if shape not in compiled and compiled:
-                stage.update(step / last, f"step {step:,} · compiling for rows of {shape[1]} pieces")
+            began, shapes = time.monotonic(), tuple(array.shape for array in batch.values())
+            known = sizes.get(shapes)
+            size = known or recipe.batch_size(batch)
+            if sizes and not known:
+                stage.update(step / last, f"step {step:,} · compiling for {size.words}")
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
                 state, sums = train_step(state, batch)
             del batch  # while the device is busy: freed as the next one comes, its arrays would hold that up
-            if shape not in compiled:
-                compiled.add(shape)
+            if not known:
+                sizes[shapes] = size
                 window.skip(time.monotonic() - began)
             step += 1
             in_flight.append(sums["gradient_norm"])
             if len(in_flight) > _STEPS_AHEAD:
                 in_flight.popleft().block_until_ready()
-            log(window.add(step, sums, shape))
+            log(window.add(step, sums, size))
         log(window.finish(step))
         checkpoints.close()
     if writer:
@@ -159,11 +162,11 @@ def _run(config: Config, task: Task, workdir: epath.Path) -> Result:
     return Result(step, step == last, evaluation)
 
 
-def _check_same_data(task: Task, saved: Metadata, workdir: epath.Path) -> None:
+def _check_same_data(recipe: Recipe, saved: Metadata, workdir: epath.Path) -> None:
     """Raises UserError where the checkpoint was trained on other data than a step would now read."""
     differing = [
         f"{name} {saved.fingerprints[name]} then, {now} now"
-        for name, now in task.metadata.fingerprints.items()
+        for name, now in recipe.metadata.fingerprints.items()
         if saved.fingerprints[name] != now
     ]
     if differing:
@@ -173,9 +176,9 @@ def _check_same_data(task: Task, saved: Metadata, workdir: epath.Path) -> None:
         )
 
 
-def _best_so_far(task: Task, workdir: epath.Path) -> float:
+def _best_so_far(recipe: Recipe, workdir: epath.Path) -> float:
     best = newest_step(workdir / "best")
-    return float(read_metadata(best).evaluation[task.best]) if task.best and best else -math.inf
+    return float(read_metadata(best).evaluation[recipe.best]) if recipe.best and best else -math.inf
 
 
 def summed_evaluation(
@@ -219,32 +222,32 @@ class _Window:
     handed out a few steps later, when its sums are surely there.
     """
 
-    def __init__(self, config: Config, task: Task, mesh: Mesh):
+    def __init__(self, config: Config, recipe: Recipe, mesh: Mesh):
         peak = peak_flops(mesh.devices.flat[0].device_kind)
-        self._config, self._task = config, task
+        self._config, self._recipe = config, recipe
         self._peak = peak * mesh.size if peak else None
         self._first = True
-        self._full: list[tuple[int, list[Sums], list[tuple[int, ...]], float, float]] = []
+        self._full: list[tuple[int, list[Sums], list[BatchSize], float, float]] = []
         self.start()
 
     def start(self) -> None:
         """Begins a window."""
         self._sums: list[Sums] = []
-        self._shapes: list[tuple[int, ...]] = []
+        self._sizes: list[BatchSize] = []
         self._began, self.waited = time.monotonic(), 0.0
 
     def skip(self, seconds: float) -> None:
         """Leaves time just past out of the window."""
         self._began += seconds
 
-    def add(self, step: int, sums: Sums, shape: tuple[int, ...]) -> list[tuple[int, dict[str, float]]]:
-        """Adds the sums of the step, on a batch of `shape` [rows, length], that led to `step`; returns (step, metrics)
-        of the windows that are ready."""
+    def add(self, step: int, sums: Sums, size: BatchSize) -> list[tuple[int, dict[str, float]]]:
+        """Adds the sums of the step that led to `step`, on a batch of that size; returns (step, metrics) of the windows
+        that are ready."""
         self._sums.append(sums)
-        self._shapes.append(shape)
+        self._sizes.append(size)
         if self._first:
             self._first = False
-            metrics = self._metrics([sums], [shape], None, 0.0)
+            metrics = self._metrics([sums], [size], None, 0.0)
             self.start()
             return [(step, metrics)]
         if step % self._config.train.log_every == 0:
@@ -262,26 +265,25 @@ class _Window:
         return [(full[0], self._metrics(*full[1:])) for full in ready]
 
     def _close(self, step: int) -> None:
-        self._full.append((step, self._sums, self._shapes, time.monotonic() - self._began, self.waited))
+        self._full.append((step, self._sums, self._sizes, time.monotonic() - self._began, self.waited))
         self.start()
 
     def _metrics(
-        self, sums: list[Sums], shapes: list[tuple[int, ...]], seconds: float | None, waited: float
+        self, sums: list[Sums], sizes: list[BatchSize], seconds: float | None, waited: float
     ) -> dict[str, float]:
         totals: collections.Counter[str] = collections.Counter()
         for one in sums:
             _add(totals, one)
         norm, rate = totals.pop("gradient_norm") / len(sums), float(sums[-1]["learning_rate"])
         del totals["learning_rate"]
-        metrics = {**self._task.metrics(totals), "gradient_norm": norm, "learning_rate": rate}
+        metrics = {**self._recipe.metrics(totals), "gradient_norm": norm, "learning_rate": rate}
         if seconds:
             metrics["pieces_per_second"] = totals["pieces"] / seconds
-            metrics["sequences_per_second"] = sum(rows for rows, _ in shapes) / seconds
+            metrics["sequences_per_second"] = sum(size.rows for size in sizes) / seconds
             metrics["seconds_per_step"] = seconds / len(sums)
             metrics["input_wait"] = waited / seconds
             if self._peak:
-                flops = sum(rows * self._task.row_flops(length) for rows, length in shapes)
-                metrics["mfu"] = flops / seconds / self._peak
+                metrics["mfu"] = sum(size.flops for size in sizes) / seconds / self._peak
         return {f"train/{name}": value for name, value in metrics.items()}
 
 

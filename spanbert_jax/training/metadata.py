@@ -35,7 +35,8 @@ class Metadata:
     tokenizer_fingerprint: str = ""
     data_fingerprint: str = ""  # of the blocks, or of the labelled files
     labels: tuple[str, ...] = ()  # of a classifier, in its order
-    special: Mapping[str, int] = dataclasses.field(default_factory=dict)  # `FineTuning.special`
+    special: Mapping[str, int] = dataclasses.field(default_factory=dict)  # name -> piece; of relations
+    nested: bool = False  # span head: entities lie within entities, so predicted ones may
     evaluation: Mapping[str, float] = dataclasses.field(default_factory=dict)  # "held_out/NAME": value, of a best one
     imported_from: str = ""  # the path of others' weights
     left_alone: tuple[str, ...] = ()  # their tensors that were not taken
@@ -76,6 +77,9 @@ def from_json(fields: Any, source: str) -> Metadata:
         known["config"] = from_saved(fields["config"])
         for name in ("labels", "left_alone"):
             known[name] = tuple(fields.get(name, ()))
+        special = dict(fields.get("special", {}))
+        nested = special.pop("nested", 0)  # where format 1 had it
+        known |= {"special": special, "nested": bool(fields.get("nested", nested))}
         return Metadata(**known)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         _refuse(source, writer, f"its metadata is not as it was written: {error!r}", "restore it, or name another one")

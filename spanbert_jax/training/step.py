@@ -27,6 +27,14 @@ State = dict[str, Any]  # {"params", "opt_state", "step"}
 Sums = dict[str, jax.Array]  # fp32 scalars that add over rows, devices and microbatches
 
 
+class BatchSize(NamedTuple):
+    """How large a batch is, known from the shapes of its arrays."""
+
+    rows: int  # sequences that it counts as
+    flops: float  # model FLOPs of a training step on it
+    words: str  # how the progress display names its shape: "rows of 128 pieces"
+
+
 class Objective(NamedTuple):
     """What a task minimises.
 

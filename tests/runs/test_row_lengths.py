@@ -12,7 +12,7 @@ from jax import monitoring
 from spanbert_jax.config import Config
 from spanbert_jax.corpus.masked_batches import train_batches
 from spanbert_jax.model import pretraining_heads
-from spanbert_jax.runs.pretraining import make_task
+from spanbert_jax.runs.pretraining import make_recipe
 from spanbert_jax.tasks.pretraining_loss import objective
 from spanbert_jax.training import loop
 from tests.corpus.test_masked_batches import TOKENIZER, FakeBlocks, block_ids, one_device
@@ -59,15 +59,15 @@ def test_each_shape_is_compiled_once(tmp_path: Path) -> None:
         lambda name, *_, **__: compiled.append(name) if name.endswith("backend_compile_duration") else None
     )
     config = config_of(3, steps=36, eval_every=12, log_every=4)
-    task = make_task(config, TOKENIZER, BLOCKS, FakeBlocks(24))
+    recipe = make_recipe(config, TOKENIZER, BLOCKS, FakeBlocks(24))
     seen: list[tuple[tuple[int, ...], int]] = []
 
     def counted(layout: Any, first: int, last: int) -> Iterator[Any]:
-        for batch in task.train_batches(layout, first, last):
+        for batch in recipe.train_batches(layout, first, last):
             seen.append((batch["input_ids"].shape, len(compiled)))
             yield batch
 
-    assert loop.run(config, task._replace(train_batches=counted), epath.Path(tmp_path)).finished
+    assert loop.run(config, recipe._replace(train_batches=counted), epath.Path(tmp_path)).finished
     shapes = {shape for shape, _ in seen}
     assert {length for _, length in shapes} == {16, 24, 32} and len(shapes) == 3
     after_an_evaluation = [count for _, count in seen[13:]]

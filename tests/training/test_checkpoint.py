@@ -23,6 +23,7 @@ from spanbert_jax.training.checkpoint import (
     write_params,
 )
 from spanbert_jax.training.metadata import Metadata
+from spanbert_jax.training.step import BatchSize
 from tests.support.synthetic import VOCAB, random_batch, small_config
 
 
@@ -72,18 +73,18 @@ def test_the_best_evaluation_is_kept_and_one_that_is_no_number_never_is(tmp_path
     def batches(layout: Any, first: int, last: int) -> Iterator[Any]:
         return (random_batch(config, step) for step in range(first, last))
 
-    task = loop.Task(
+    recipe = loop.Recipe(
         init=lambda key: pretraining_heads.init_params(model, key),
         objective=objective(model, 5),
         train_batches=batches,
         evaluate=lambda params, layout: {"held_out/score": next(values)},
         metrics=lambda totals: {},
         describe=lambda values: "",
-        row_flops=lambda length: 1.0,
+        batch_size=lambda batch: BatchSize(1, 1.0, ""),
         metadata=at(0),
         best="held_out/score",
     )
-    assert loop.run(config, task, epath.Path(tmp_path)).finished
+    assert loop.run(config, recipe, epath.Path(tmp_path)).finished
     best = find_checkpoint(epath.Path(tmp_path))
     assert (best.parent.name, best.name) == ("best", "3")
     assert read_metadata(best).evaluation == {"held_out/score": 3.0}

@@ -21,6 +21,7 @@ FULL = Metadata(
     data_fingerprint="b",
     labels=("x", "y"),
     special={"SUBJ": 5},
+    nested=True,
     evaluation={"held_out/f1": 3.5},
     imported_from="elsewhere",
     left_alone=("pooler",),

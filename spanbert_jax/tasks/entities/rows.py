@@ -4,10 +4,11 @@ Invariant: each word of a sentence is tagged in exactly one row, and begins span
 sentence is; a word always has a piece.
 """
 
+import abc
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 
-from spanbert_jax.tasks.rows import Row
+from spanbert_jax.tasks.rows import Row, widen
 from spanbert_jax.text.tokenizer import Tokenizer
 
 Span = tuple[int, int, str]  # first word, word after the last, type
@@ -27,22 +28,17 @@ class WordExample:
 
 
 @dataclasses.dataclass(frozen=True)
-class WordRows:
+class WordRows(abc.ABC):
     """Makes the rows of each `WordExample`: [CLS], a run of its words with the words around them, [SEP].
 
     Every word is encoded by itself. A row tags the words [start, end) of the sentence; most rows tag all of them.
-    Columns of both heads are input_ids and token_type_ids. Those for the token head, with a value at a tagged word's
-    first piece, else -1: "label", and "word", the word's number. Those for the span head have slots, the words of the
-    sentence from `start` to the row's end: "first" and "last", the pieces at a slot's ends, or -1; "span_1" to
-    "span_N", the label of the span of so many words that begins at a slot, 0 where it is no entity; and, one a row,
-    "starts", how many slots begin spans, and "first_word", the number of slot 0's word.
+    Columns of every head are input_ids and token_type_ids; a subclass adds its head's.
     """
 
     tokenizer: Tokenizer
     length: int  # pieces, [CLS] and [SEP] included
     labels: tuple[str, ...]  # token head: "O" and the tags of IOB2; span head: "O" and the types
-    head: str  # "token" or "span"
-    max_width: int  # span head: words in a span
+    max_width: int  # words in a span
 
     def __call__(self, examples: Sequence[WordExample]) -> list[list[Row]]:
         """The rows of each example."""
@@ -58,26 +54,25 @@ class WordRows:
         around = [pieces[word] for word in (*example.before, *example.words, *example.after)]
         offset = len(example.before)  # of the sentence in `around`
         sizes = [len(word) for word in around]
-        labels = {label: number for number, label in enumerate(self.labels)}
-        tags = _tags(example) if self.head == "token" else []
         for start, end, reach in self._cuts(sizes[offset : offset + len(example.words)]):
-            low, high = _widen(sizes, offset + start, offset + reach, self.length - 2)
+            low, high = widen(sizes, offset + start, offset + reach, self.length - 2)
             ids, first = [self.tokenizer.cls_id], []
             for word in around[low:high]:
                 first.append(len(ids))
                 ids += word
             row: Row = {"input_ids": [*ids, self.tokenizer.sep_id], "token_type_ids": [0] * (len(ids) + 1)}
             first = first[offset + start - low : offset + len(example.words) - low]  # of the slots
-            if self.head == "token":
-                row["label"], row["word"] = ([-1] * len(row["input_ids"]) for _ in range(2))
-                for number, piece in zip(range(start, end), first, strict=False):
-                    row["label"][piece], row["word"][piece] = labels[tags[number]], number
-            else:
-                last = [
-                    piece + len(pieces[word]) - 1 for piece, word in zip(first, example.words[start:], strict=False)
-                ]
-                row |= self._span_columns(example, start, end, first, last, labels, len(row["input_ids"]))
-            yield row
+            last = [piece + len(pieces[word]) - 1 for piece, word in zip(first, example.words[start:], strict=False)]
+            yield row | self._columns(example, start, end, first, last, len(row["input_ids"]))
+
+    @abc.abstractmethod
+    def _columns(
+        self, example: WordExample, start: int, end: int, first: list[int], last: list[int], length: int
+    ) -> Row:
+        """The head's columns of a row of `length` pieces that tags the words [start, end).
+
+        first, last: of the words from `start` to the row's end, the first and the last piece.
+        """
 
     def _cuts(self, sizes: list[int]) -> Iterator[tuple[int, int, int]]:
         """(start, end, reach) of each row: it tags the words [start, end), and has those up to `reach`, where spans
@@ -98,16 +93,32 @@ class WordRows:
             yield start, end, reach
             start = end
 
-    def _span_columns(
-        self,
-        example: WordExample,
-        start: int,
-        end: int,
-        first: list[int],
-        last: list[int],
-        labels: Mapping[str, int],
-        length: int,
+
+class TokenRows(WordRows):
+    """For the token head: "label" and "word", the word's number, at the first piece of a tagged word; -1 elsewhere."""
+
+    def _columns(
+        self, example: WordExample, start: int, end: int, first: list[int], last: list[int], length: int
     ) -> Row:
+        tags = _tags(example)
+        label, word = [-1] * length, [-1] * length
+        for number, piece in zip(range(start, end), first, strict=False):
+            label[piece], word[piece] = self.labels.index(tags[number]), number
+        return {"label": label, "word": word}
+
+
+class SpanRows(WordRows):
+    """For the span head, whose slots are the words of the sentence from `start` to the row's end.
+
+    "first" and "last": the pieces at a slot's ends, or -1. "span_1" to "span_N": the label of the span of so many words
+    that begins at a slot, 0 where the span is no entity. One a row: "starts", how many slots begin spans, and
+    "first_word", the number of slot 0's word.
+    """
+
+    def _columns(
+        self, example: WordExample, start: int, end: int, first: list[int], last: list[int], length: int
+    ) -> Row:
+        labels = {label: number for number, label in enumerate(self.labels)}
         columns = [[0] * length for _ in range(self.max_width)]
         for begins, ends, kind in example.spans:
             if start <= begins < end and ends <= start + len(first) and ends - begins <= self.max_width:
@@ -120,22 +131,6 @@ class WordRows:
             "starts": end - start,
             "first_word": start,
         }
-
-
-def _widen(sizes: list[int], low: int, high: int, room: int) -> tuple[int, int]:
-    """The words [low, high) with as many on both sides, alternately, as there is room for."""
-    used = sum(sizes[low:high])
-    left = right = True
-    while left or right:
-        left = left and low > 0 and used + sizes[low - 1] <= room
-        if left:
-            low -= 1
-            used += sizes[low]
-        right = right and high < len(sizes) and used + sizes[high] <= room
-        if right:
-            used += sizes[high]
-            high += 1
-    return low, high
 
 
 def _tags(example: WordExample) -> list[str]:

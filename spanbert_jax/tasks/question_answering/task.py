@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,12 +21,14 @@ from spanbert_jax.batch import Batch
 from spanbert_jax.config import Config
 from spanbert_jax.metrics import squad
 from spanbert_jax.model import linear_heads
+from spanbert_jax.model.linear_heads import TaskModel
 from spanbert_jax.tasks.example_files import Record, Role, Source
-from spanbert_jax.tasks.finetuning import FineTuning, Prediction, cross_entropy_sum, mean_loss, row_logits
+from spanbert_jax.tasks.finetuning import FineTuning, Learnt, Prediction, cross_entropy_sum, mean_loss, row_logits
 from spanbert_jax.tasks.question_answering import files
 from spanbert_jax.tasks.question_answering.files import Example
 from spanbert_jax.tasks.question_answering.rows import QuestionWindows
 from spanbert_jax.tasks.rows import Featurise, Rows
+from spanbert_jax.text.tokenizer import Tokenizer
 from spanbert_jax.training.step import Objective, Sums
 
 _NAME = re.compile(r"[A-Z][\w'-]*(?: [A-Z][\w'-]*)+")
@@ -42,37 +44,40 @@ class Spans(NamedTuple):
     score: np.ndarray  # float64
 
 
-class QuestionAnswering(FineTuning):
+class QuestionAnswering(FineTuning[Example, TaskModel]):
     """The task of configs/squad.py, configs/squad2.py and configs/mrqa.py."""
 
     task = "question_answering"
+    settings: ClassVar[tuple[str, ...]] = ("data.block_length", "question_answering")
 
-    def __init__(self, config: Config, *arguments: Any):
-        super().__init__(config, *arguments)
+    def __init__(self, config: Config, tokenizer: Tokenizer, learnt: Learnt):
+        super().__init__(config, tokenizer, learnt)
         self.best = "best_f1" if config.question_answering.unanswerable else "f1"
 
     @classmethod
-    def read(cls, config: Config, source: Source, role: Role) -> tuple[list[Any], list[str]]:
+    def read(cls, config: Config, source: Source, role: Role) -> tuple[list[Example], list[str]]:
         """`files.read`; questions without an answer are allowed where the configuration says so."""
         return files.read(source, role, config.question_answering.unanswerable)
 
     @classmethod
-    def parse(cls, config: Config, record: Record, place: str, name: str, role: Role = "predict") -> Any:
+    def parse(cls, config: Config, record: Record, place: str, name: str, role: Role = "predict") -> Example:
         return files.parse(record, place, name, role)
 
-    def featuriser(self, role: Role) -> Featurise:
-        wanted = self.config.question_answering
-        return QuestionWindows(
-            self.tokenizer, self.config.data.block_length, wanted.stride, wanted.max_question, labelled=role == "train"
-        )
+    @classmethod
+    def row_maker(cls, settings: Config, tokenizer: Tokenizer, learnt: Learnt, role: Role) -> Featurise[Example]:
+        wanted, length = settings.question_answering, settings.data.block_length
+        return QuestionWindows(tokenizer, length, wanted.stride, wanted.max_question, labelled=role == "train")
 
-    def model(self, platform: str) -> Any:
+    def model(self, platform: str) -> TaskModel:
         return linear_heads.task_model("question_answering", self.config, self.tokenizer.vocab_size, 0, platform)
 
-    def objective(self, model: Any) -> Objective:
+    def init_params(self, model: TaskModel, key: jax.Array) -> dict[str, Any]:
+        return linear_heads.init_params(model, key)
+
+    def objective(self, model: TaskModel) -> Objective:
         return span_objective(model)
 
-    def outputs(self, model: Any, params: Any, batch: Batch) -> dict[str, jax.Array]:
+    def outputs(self, model: TaskModel, params: dict[str, Any], batch: Batch) -> dict[str, jax.Array]:
         logits = row_logits(model, params, batch)
         return {"start": logits[..., 0], "end": logits[..., 1]}
 
@@ -220,14 +225,14 @@ def _highest(values: np.ndarray, count: int) -> np.ndarray:
     return np.argpartition(-values, count - 1, axis=1)[:, :count]
 
 
-def span_objective(model: Any) -> Objective:
+def span_objective(model: TaskModel) -> Objective:
     """Mean over the rows of (cross-entropy of the first position + cross-entropy of the last) / 2."""
 
     def totals(batch: Batch) -> jax.Array:
         return jnp.sum(batch["weights"])
 
     def loss(
-        params: Any, batch: Batch, count: jax.Array, key: jax.Array | None, rows: jax.Array | None
+        params: dict[str, Any], batch: Batch, count: jax.Array, key: jax.Array | None, rows: jax.Array | None
     ) -> tuple[jax.Array, Sums]:
         logits = row_logits(model, params, batch, key, rows)
         positions = jnp.arange(logits.shape[1])
@@ -239,3 +244,8 @@ def span_objective(model: Any) -> Objective:
         return mean_loss(summed, batch["weights"], count, batch)
 
     return Objective(totals, loss)
+
+
+def task_class(config: Config) -> type[QuestionAnswering]:
+    """The class of the task."""
+    return QuestionAnswering

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from spanbert_jax.errors import UserError
-from spanbert_jax.tasks.rows import Row
+from spanbert_jax.tasks.rows import Row, widen
 from spanbert_jax.text.tokenizer import Tokenizer
 
 MARKERS = ("SUBJ_START", "SUBJ_END", "OBJ_START", "OBJ_END")
@@ -93,17 +93,7 @@ class RelationRows:
 
 def _window(chunks: list[list[int]], first: int, second: int, room: int) -> list[int]:
     """The pieces of chunks first .. second with as many around them, on both sides alike, as there is room for."""
-    start, end, used = first, second + 1, sum(map(len, chunks[first : second + 1]))
-    left = right = True
-    while left or right:
-        left = left and start > 0 and used + len(chunks[start - 1]) <= room
-        if left:
-            start -= 1
-            used += len(chunks[start])
-        right = right and end < len(chunks) and used + len(chunks[end]) <= room
-        if right:
-            used += len(chunks[end])
-            end += 1
+    start, end = widen([len(chunk) for chunk in chunks], first, second + 1, room)
     pieces = [piece for chunk in chunks[start:end] for piece in chunk]
     over = len(pieces) - room
     if over > 0:  # too much between the entities: cut there

@@ -7,70 +7,62 @@ checkpoint; in the authors' code they depend on the order of the data and are lo
 import collections
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 import numpy as np
 
 from spanbert_jax.config import Config
-from spanbert_jax.errors import UserError
 from spanbert_jax.metrics import relations as metrics
 from spanbert_jax.tasks.example_files import Record, Role, Source
-from spanbert_jax.tasks.finetuning import Prediction
+from spanbert_jax.tasks.finetuning import Learnt, Prediction
 from spanbert_jax.tasks.relations import files
+from spanbert_jax.tasks.relations.files import Example
 from spanbert_jax.tasks.relations.rows import RelationRows, assign_special, special_names
 from spanbert_jax.tasks.rows import Featurise, Rows
-from spanbert_jax.tasks.text_classification.task import SequenceClassification
+from spanbert_jax.tasks.sequences import SequenceTask
 from spanbert_jax.text.tokenizer import Tokenizer
 
 _NONE = ("no_relation", "Other")  # what TACRED and SemEval call it
 
 
-class RelationExtraction(SequenceClassification):
+class RelationExtraction(SequenceTask[Example]):
     """The task of configs/relation.py: classification of a sentence in which two entities are marked."""
 
     task = "relation_extraction"
+    settings: ClassVar[tuple[str, ...]] = ("data.block_length", "relation")
 
-    def __init__(self, config: Config, *arguments: Any):
-        super().__init__(config, *arguments)
-        self.regression = False
+    def __init__(self, config: Config, tokenizer: Tokenizer, learnt: Learnt):
+        super().__init__(config, tokenizer, learnt)
         self.best = "f1" if config.relation.format == "tacred" else "macro_f1"
 
     @classmethod
-    def read(cls, config: Config, source: Source, role: Role) -> tuple[list[Any], list[str]]:
+    def read(cls, config: Config, source: Source, role: Role) -> tuple[list[Example], list[str]]:
         """`files.read`; labels are in the configuration's format."""
         return files.read(source, role, config.relation.format)
 
     @classmethod
-    def parse(cls, config: Config, record: Record, place: str, name: str, role: Role = "predict") -> Any:
+    def parse(cls, config: Config, record: Record, place: str, name: str, role: Role = "predict") -> Example:
         return files.parse(record, place, name, role)
 
     @classmethod
-    def labels_of(cls, config: Config, examples: Sequence[Any]) -> tuple[str, ...]:
-        """No relation first, the others sorted."""
-        names = {example.label for example in examples}
-        return tuple(sorted(names, key=lambda name: (name not in _NONE, name)))
+    def learn(cls, config: Config, tokenizer: Tokenizer, examples: Sequence[Example]) -> Learnt:
+        """Labels: no relation first, the others sorted. Special: the ids that stand for, or around, entities."""
+        names = {str(example.label) for example in examples}
+        labels = tuple(sorted(names, key=lambda name: (name not in _NONE, name)))
+        return Learnt(labels, assign_special(special_names(examples, config.relation.entities), tokenizer))
+
+    def check(self, examples: Sequence[Example], source: str) -> None:
+        """Raises UserError where dev has a relation that train has not."""
+        self.refuse_new_labels([(example.id, str(example.label)) for example in examples], source, "relation")
 
     @classmethod
-    def special_of(cls, config: Config, tokenizer: Tokenizer, examples: Sequence[Any]) -> dict[str, int]:
-        """The ids that stand for, or around, entities."""
-        return assign_special(special_names(examples, config.relation.entities), tokenizer)
-
-    def check(self, examples: Sequence[Any], source: str) -> None:
-        """Raises UserError where dev has a relation that train has not."""
-        for example in examples:
-            if example.label not in self.labels:
-                raise UserError(
-                    f"{source}: {example.id} has relation {example.label!r}, which config.data.train has not; it has "
-                    f"{', '.join(self.labels)}"
-                )
-
-    def featuriser(self, role: Role) -> Featurise:
-        length, entities = self.config.data.block_length, self.config.relation.entities
-        return RelationRows(self.tokenizer, length, self.labels, self.special, entities)
+    def row_maker(cls, settings: Config, tokenizer: Tokenizer, learnt: Learnt, role: Role) -> Featurise[Example]:
+        length, entities = settings.data.block_length, settings.relation.entities
+        return RelationRows(tokenizer, length, learnt.labels, learnt.special, entities)
 
     def decode(
         self,
-        examples: Sequence[Any],
+        examples: Sequence[Example],
         rows: Rows,
         outputs: Sequence[Mapping[str, np.ndarray]],
         tuned: Mapping[str, float],
@@ -82,24 +74,31 @@ class RelationExtraction(SequenceClassification):
             texts = (" ".join(example.words[start:end]) for start, end, _ in (example.subject, example.object))
             named = dict(zip(("subject", "object"), texts, strict=True))
             score = float(output["scores"][chosen])
-            predictions.append({"id": example.id, "relation": self.labels[chosen], "score": score, **named})
+            predictions.append({"id": example.id, "relation": self.learnt.labels[chosen], "score": score, **named})
         return predictions
 
-    def metrics(self, examples: Sequence[Any], predictions: Sequence[Prediction]) -> dict[str, float]:
+    def metrics(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> dict[str, float]:
         """TACRED's micro scores without no_relation, or SemEval's official macro-F1."""
-        golds = [example.label for example in examples]
+        golds = [str(example.label) for example in examples]
         found = [prediction["relation"] for prediction in predictions]
         return (metrics.tacred if self.config.relation.format == "tacred" else metrics.semeval2010_task8)(golds, found)
 
-    def baseline(self, train: Sequence[Any], examples: Sequence[Any]) -> list[Prediction]:
+    def baseline(self, train: Sequence[Example], examples: Sequence[Example]) -> list[Prediction]:
         """Always the commonest relation that is one."""
         counts = collections.Counter(one.label for one in train if one.label not in _NONE)
-        return [{"id": e.id, "relation": next(iter(dict(counts.most_common(1))), self.labels[0])} for e in examples]
+        return [
+            {"id": e.id, "relation": next(iter(dict(counts.most_common(1))), self.learnt.labels[0])} for e in examples
+        ]
 
-    def write(self, examples: Sequence[Any], predictions: Sequence[Prediction], directory: Path) -> Path:
+    def write(self, examples: Sequence[Example], predictions: Sequence[Prediction], directory: Path) -> Path:
         """What the official scorers read: SemEval's "id TAB relation"; for TACRED one relation a line."""
         path = directory / "predictions.txt"
         semeval = self.config.relation.format == "semeval"
         lines = [f"{p['id']}\t{p['relation']}" if semeval else p["relation"] for p in predictions]
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
         return path
+
+
+def task_class(config: Config) -> type[RelationExtraction]:
+    """The class of the task."""
+    return RelationExtraction

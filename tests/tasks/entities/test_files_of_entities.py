@@ -4,9 +4,20 @@ from pathlib import Path
 
 import pytest
 
+from spanbert_jax.config import Config
 from spanbert_jax.errors import UserError
-from spanbert_jax.tasks.entities.task import TokenClassification
+from spanbert_jax.tasks.entities.rows import WordExample
+from spanbert_jax.tasks.entities.task import task_class
+from spanbert_jax.tasks.example_files import Role
 from tests.tasks.entities.test_task import TOKENIZER, config_of, rows_of, task_of
+
+
+def read(config: Config, source: str, role: Role) -> tuple[list[WordExample], list[str]]:
+    return task_class(config).read(config, source, role)
+
+
+def labels(config: Config, examples: list[WordExample]) -> tuple[str, ...]:
+    return task_class(config).learn(config, TOKENIZER, examples).labels
 
 
 def test_columns_of_any_scheme_become_spans_and_labels_are_sorted_tags(tmp_path: Path) -> None:
@@ -19,16 +30,16 @@ def test_columns_of_any_scheme_become_spans_and_labels_are_sorted_tags(tmp_path:
         (tmp_path / scheme).write_text(text)
         for given_scheme in ("auto", scheme):
             config = config_of("token", scheme=given_scheme)
-            (example,), warnings = TokenClassification.read(config, str(tmp_path / scheme), "train")
+            (example,), warnings = read(config, str(tmp_path / scheme), "train")
             assert example.words == tuple("abcd") and example.spans == ((0, 1, "PER"), (1, 3, "PER")) and not warnings
-            assert TokenClassification.labels_of(config, [example]) == ("B-PER", "I-PER", "O")
-            assert TokenClassification.labels_of(config_of("span"), [example]) == ("O", "PER")
+            assert labels(config, [example]) == ("B-PER", "I-PER", "O")
+            assert labels(config_of("span"), [example]) == ("O", "PER")
 
 
 def test_documents_lend_their_sentences_as_context_and_no_others(tmp_path: Path) -> None:
     path = tmp_path / "x.conll"
     path.write_text("a O\nb O\n\nc O\n\nd O\n\n-DOCSTART- O\n\ne O\n\nf O\n")
-    examples, _ = TokenClassification.read(config_of("token", document_context=True), str(path), "dev")
+    examples, _ = read(config_of("token", document_context=True), str(path), "dev")
     assert [(e.id, "".join(e.before), "".join(e.words), "".join(e.after)) for e in examples] == [
         *[
             ("1", "", "ab", "cd"),
@@ -38,33 +49,33 @@ def test_documents_lend_their_sentences_as_context_and_no_others(tmp_path: Path)
             ("12", "e", "f", ""),
         ]
     ]
-    examples, _ = TokenClassification.read(config_of("token"), str(path), "dev")
+    examples, _ = read(config_of("token"), str(path), "dev")
     assert not any(e.before or e.after for e in examples)
 
 
 def test_entities_too_wide_for_the_span_head_are_counted(tmp_path: Path) -> None:
     path = tmp_path / "x.conll"
     path.write_text("a O\nb B-X\nc I-X\nd I-X\n\ne B-X\nf I-X\ng I-X\nh I-X\n")
-    _, warnings = TokenClassification.read(config_of("span", max_width=2), str(path), "train")
+    _, warnings = read(config_of("span", max_width=2), str(path), "train")
     assert len(warnings) == 1 and warnings[0].startswith("2 entities are over config.tagging.max_width 2 words")
     assert f"{path}, sentence 1, words 1 to 3" in warnings[0]
-    assert TokenClassification.read(config_of("token", max_width=2), str(path), "train")[1] == []
+    assert read(config_of("token", max_width=2), str(path), "train")[1] == []
 
 
 def test_plain_text_is_a_sentence_a_line_to_predict_for(tmp_path: Path) -> None:
     path = tmp_path / "x.txt"
     path.write_bytes("Anna Smith-Lee  lives\r\n\nin\u00a0(Ulm), 😀.\n".encode())
-    examples, warnings = TokenClassification.read(config_of("token"), str(path), "predict")
+    examples, warnings = read(config_of("token"), str(path), "predict")
     words = [("Anna", "Smith-Lee", "lives"), ("in", "(", "Ulm", ")", ",", "😀", ".")]
     assert [(e.id, e.words) for e in examples] == list(zip("13", words, strict=True))
     assert warnings == [] and all(e.spans == () for e in examples)
     assert [tuple(e.text[start:end] for start, end in e.places) for e in examples] == words
     assert examples[1].text == "in\u00a0(Ulm), 😀."  # the user's own line, not the words joined
     path.write_text("-DOCSTART- O\n\nAnna B-PER\n")
-    assert TokenClassification.read(config_of("token"), str(path), "predict")[0][0].words == ("Anna",)
+    assert read(config_of("token"), str(path), "predict")[0][0].words == ("Anna",)
     path.write_text("\n \n")
     with pytest.raises(UserError, match=r"x.txt has no words"):
-        TokenClassification.read(config_of("token"), str(path), "predict")
+        read(config_of("token"), str(path), "predict")
 
 
 @pytest.mark.parametrize(
@@ -80,7 +91,7 @@ def test_plain_text_is_a_sentence_a_line_to_predict_for(tmp_path: Path) -> None:
 )
 def test_real_files_are_read_whole(shared_data: Path, name: str, sentences: int, types: dict[str, int] | None) -> None:
     path = shared_data / name
-    examples, warnings = TokenClassification.read(config_of("span", document_context=True), str(path), "train")
+    examples, warnings = read(config_of("span", document_context=True), str(path), "train")
     assert len(examples) == sentences
     found = [kind for example in examples for _, _, kind in example.spans]
     lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
@@ -100,17 +111,17 @@ def test_columns_may_be_anywhere_between_any_delimiter(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     path.write_text("1,B-X,New York,nn\n2,O,in,p\n")
     config = config_of("token", delimiter=",", word_column=2, tag_column=1)
-    (example,), _ = TokenClassification.read(config, str(path), "train")
+    (example,), _ = read(config, str(path), "train")
     assert (example.words, example.spans) == (("New York", "in"), ((0, 1, "X"),))
 
 
 def test_nested_entities_are_read_from_json_lines(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_text('{"words": ["a", "b", "c"], "entities": [[0, 3, "ORG"], [1, 2, "PER"]]}\n')
-    (example,), _ = TokenClassification.read(config_of("span"), str(path), "train")
+    (example,), _ = read(config_of("span"), str(path), "train")
     assert example.spans == ((0, 3, "ORG"), (1, 2, "PER"))
-    assert TokenClassification.special_of(config_of("span"), TOKENIZER, [example]) == {"nested": 1}
+    assert task_class(config_of("span")).learn(config_of("span"), TOKENIZER, [example]).nested
     for wrong in ('[[2, 2, "X"]]', '[["a", 2, "X"]]', "[[0, 4, 1]]"):
         path.write_text(f'{{"words": ["a", "b", "c"], "entities": {wrong}}}\n')
         with pytest.raises(UserError, match=r"x.jsonl, line 1: entity .* expected \[first, end, type\]"):
-            TokenClassification.read(config_of("span"), str(path), "train")
+            read(config_of("span"), str(path), "train")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spanbert_jax.tasks.entities.rows import Span, WordExample, WordRows
+from spanbert_jax.tasks.entities.rows import Span, SpanRows, TokenRows, WordExample, WordRows
 from spanbert_jax.tasks.rows import Row, make_rows
 from spanbert_jax.text.sentencepiece_training import train_sentencepiece
 from spanbert_jax.text.tokenizer import SPECIALS, Tokenizer
@@ -32,11 +32,11 @@ def unigram() -> Tokenizer:
 
 
 def token_rows(tokenizer: Tokenizer, length: int) -> WordRows:
-    return WordRows(tokenizer, length, TAGS, "token", WIDTH)
+    return TokenRows(tokenizer, length, TAGS, WIDTH)
 
 
 def span_rows(tokenizer: Tokenizer, length: int, width: int = WIDTH) -> WordRows:
-    return WordRows(tokenizer, length, ("O", *TYPES), "span", width)
+    return SpanRows(tokenizer, length, ("O", *TYPES), width)
 
 
 def flat_spans(length: int, seed: int) -> tuple[Span, ...]:

@@ -21,7 +21,8 @@ from spanbert_jax.errors import UserError
 from spanbert_jax.metrics import entities
 from spanbert_jax.serving.predictor import write_jsonl
 from spanbert_jax.tasks.entities.rows import Span, WordExample
-from spanbert_jax.tasks.entities.task import TokenClassification, resolve
+from spanbert_jax.tasks.entities.tagging import Tagging
+from spanbert_jax.tasks.entities.task import resolve, task_class
 from spanbert_jax.tasks.rows import Rows, make_rows
 from spanbert_jax.text.tokenizer import SPECIALS, Tokenizer
 from tests.support.synthetic import small_config
@@ -29,7 +30,6 @@ from tests.support.synthetic import small_config
 LETTERS = "abcdefghijklmnop"
 VOCABULARY = "".join(f"{piece}\n" for piece in (*SPECIALS, *LETTERS, "😀", *(f"##{char}" for char in LETTERS)))
 TOKENIZER = Tokenizer("wordpiece", VOCABULARY.encode())
-NOTHING_NESTED = {"nested": 0}
 
 
 def config_of(head: str, **more: Any) -> Config:
@@ -51,21 +51,21 @@ def config_of(head: str, **more: Any) -> Config:
     return dataclasses.replace(config, task="token_classification")
 
 
-def task_of(head: str, examples: list[WordExample], **more: Any) -> TokenClassification:
+def task_of(head: str, examples: list[WordExample], **more: Any) -> Tagging[Any]:
     config = config_of(head, **more)
-    labels = TokenClassification.labels_of(config, examples)
-    return TokenClassification(config, TOKENIZER, labels, TokenClassification.special_of(config, TOKENIZER, examples))
+    kind = task_class(config)
+    return kind(config, TOKENIZER, kind.learn(config, TOKENIZER, examples))
 
 
-def rows_of(task: TokenClassification, examples: list[WordExample]) -> Rows:
+def rows_of(task: Tagging[Any], examples: list[WordExample]) -> Rows:
     return make_rows(task.featuriser("train")(examples))
 
 
-def batch_of(task: TokenClassification, rows: Rows) -> dict[str, np.ndarray]:
+def batch_of(task: Tagging[Any], rows: Rows) -> dict[str, np.ndarray]:
     return rows.collate(np.arange(len(rows)), int(rows.lengths.max()), task.padding)
 
 
-def compiled_outputs(task: TokenClassification, model: Any) -> Callable[[Any, Rows], list[dict[str, np.ndarray]]]:
+def compiled_outputs(task: Tagging[Any], model: Any) -> Callable[[Any, Rows], list[dict[str, np.ndarray]]]:
     """(params, rows) -> the outputs of each row."""
     compute = jax.jit(functools.partial(task.outputs, model))
 
@@ -76,7 +76,7 @@ def compiled_outputs(task: TokenClassification, model: Any) -> Callable[[Any, Ro
     return outputs
 
 
-def random_params(task: TokenClassification, model: Any, std: float) -> Any:
+def random_params(task: Tagging[Any], model: Any, std: float) -> Any:
     rng, shapes = np.random.default_rng(2), jax.eval_shape(lambda: task.init_params(model, jax.random.key(0)))
 
     def leaf(path: tuple, x: Any) -> np.ndarray:
@@ -137,7 +137,7 @@ def test_the_token_heads_loss_and_gradient_are_those_of_transformers() -> None:
             max_position_embeddings=size.max_length,
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
-            num_labels=len(task.labels),
+            num_labels=len(task.learnt.labels),
         )
     )
     tensors = to_tensors(params, TOKENIZER.vocab_size, np.dtype(np.float32))
@@ -171,9 +171,9 @@ def test_the_span_heads_loss_is_the_mean_over_valid_spans() -> None:
     widths = [(example, width) for example in examples for width in (1, 2, 3)]
     spans = sum(max(len(example.words) - width + 1, 0) for example, width in widths)
     found = [kind for example in examples for start, end, kind in example.spans if end - start <= 3]
-    assert count == spans and task.labels == ("O", "LOC", "ORG", "PER")
+    assert count == spans and task.learnt.labels == ("O", "LOC", "ORG", "PER")
     log_shares = np.arange(4) - np.log(np.exp(np.arange(4)).sum())  # of a head that sees nothing
-    total = sum(log_shares[task.labels.index(kind)] for kind in found) + (spans - len(found)) * log_shares[0]
+    total = sum(log_shares[task.learnt.labels.index(kind)] for kind in found) + (spans - len(found)) * log_shares[0]
     np.testing.assert_allclose(value, -total / spans, rtol=1e-5)
 
 
@@ -181,7 +181,7 @@ def test_the_span_heads_loss_is_the_mean_over_valid_spans() -> None:
 def test_32_sentences_are_learnt_by_heart(head: str, nested: bool) -> None:
     examples = random_examples(32, seed=5, nested=nested, longest=8)
     task = task_of(head, examples, max_width=4)
-    assert task.special == {"nested": int(nested)}
+    assert task.learnt.nested == nested
     rows, model = rows_of(task, examples), task.model("cpu")
     batch, objective = batch_of(task, rows), task.objective(model)
     optimizer, count = optax.adam(5e-3), objective.totals(batch)
@@ -244,9 +244,9 @@ def test_an_entitys_text_is_what_its_offsets_cut_out_and_long_sentences_lose_not
     for row in range(len(rows)):
         if head == "token":
             numbers = rows.column("word", row)
-            label = np.where(numbers % 3 == 0, task.labels.index("B-LOC"), task.labels.index("I-LOC"))
+            label = np.where(numbers % 3 == 0, task.learnt.labels.index("B-LOC"), task.learnt.labels.index("I-LOC"))
             outputs.append(
-                {"label": np.where(numbers % 3 == 2, task.labels.index("O"), label), "score": label * 0 + 0.5}
+                {"label": np.where(numbers % 3 == 2, task.learnt.labels.index("O"), label), "score": label * 0 + 0.5}
             )
         else:
             slots, starts = np.arange(int(rows.lengths[row])), int(rows.plain["starts"][row])
@@ -273,7 +273,7 @@ def test_metrics_are_seqevals_in_default_and_strict_mode() -> None:
     examples = random_examples(60, seed=8)
     task = task_of("token", examples)
     golds = [entities.tags_from_spans(example.spans, len(example.words), "IOB2") for example in examples]
-    guesses = [[tag if rng.random() < 0.6 else rng.choice(task.labels) for tag in tags] for tags in golds]
+    guesses = [[tag if rng.random() < 0.6 else rng.choice(task.learnt.labels) for tag in tags] for tags in golds]
     predictions = []
     for example, tags in zip(examples, guesses, strict=True):
         found = gold_prediction(dataclasses.replace(example, spans=tuple(entities.spans(tags))))
@@ -292,7 +292,7 @@ def test_metrics_are_seqevals_in_default_and_strict_mode() -> None:
 def test_the_file_of_predictions_is_conllevals_input_with_the_outermost_of_nested_entities(tmp_path: Path) -> None:
     example = WordExample("1", ("New", "York\u00a0s", "Times", "."), ((0, 2, "LOC"), (0, 3, "ORG")))
     task = task_of("span", [example])
-    assert task.special == {"nested": 1}
+    assert task.learnt.nested
     predicted = dataclasses.replace(example, spans=((0, 2, "LOC"), (3, 4, "ORG")))
     path = task.write([example, example], [gold_prediction(predicted), gold_prediction(example)], tmp_path)
     first = "New B-ORG B-LOC\nYork_s I-ORG I-LOC\nTimes I-ORG O\n. O B-ORG\n\n"
@@ -310,7 +310,7 @@ def test_a_type_that_train_has_not_is_named_with_its_line(head: str) -> None:
     ):
         task.check(dev, "dev.conll")
     with pytest.raises(UserError, match=r"train.conll has no entities"):
-        task.labels_of(task.config, [WordExample("1", ("a",))])
+        task.learn(task.config, TOKENIZER, [WordExample("1", ("a",))])
 
 
 def test_predictions_are_json_and_come_for_unlabelled_examples(tmp_path: Path) -> None:

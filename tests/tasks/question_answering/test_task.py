@@ -24,7 +24,8 @@ from spanbert_jax.metrics import squad
 from spanbert_jax.model.encoder import padded_vocab
 from spanbert_jax.model.linear_heads import task_model
 from spanbert_jax.runs import finetuning as finetuning_run
-from spanbert_jax.tasks.finetuning import Role
+from spanbert_jax.tasks.example_files import Role
+from spanbert_jax.tasks.finetuning import Learnt
 from spanbert_jax.tasks.question_answering.files import Example
 from spanbert_jax.tasks.question_answering.rows import QuestionWindows
 from spanbert_jax.tasks.question_answering.task import QuestionAnswering, best_spans, span_objective
@@ -40,7 +41,7 @@ def task_of(kind: str, **fields: Any) -> QuestionAnswering:
     """The task in windows of 24 pieces; keywords are fields of config.question_answering."""
     wanted = {"stride": 5, "max_question": 6, "max_answer": 7, "n_best": 4, **fields}
     config = small_config(data={"block_length": 24}, question_answering=wanted)
-    return QuestionAnswering(config, tokenizer_of(kind), (), {})
+    return QuestionAnswering(config, tokenizer_of(kind), Learnt())
 
 
 def rows_and_outputs(task: QuestionAnswering, examples: list[Example], seed: int) -> tuple[Rows, Outputs]:
@@ -277,7 +278,7 @@ def test_loss_gradients_and_logits_are_those_of_transformers() -> None:
 
     tree = shapes(config.model, padded_vocab(VOCAB), {"qa_outputs": 0})
     params = jax.tree_util.tree_map_with_path(leaf, tree, is_leaf=lambda x: isinstance(x, tuple))
-    task = QuestionAnswering(config, tokenizer_of("wordpiece"), (), {})
+    task = QuestionAnswering(config, tokenizer_of("wordpiece"), Learnt())
     model = task_model("question_answering", config, VOCAB, 0, "cpu")
     objective = span_objective(model)
 

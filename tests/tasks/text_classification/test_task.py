@@ -33,7 +33,7 @@ def config_of(task: str, **sections: dict[str, Any]) -> Config:
 
 
 def make(kind: type[FineTuning], config: Config, tokenizer: Tokenizer, examples: list[Any]) -> Any:
-    return kind(config, tokenizer, kind.labels_of(config, examples), kind.special_of(config, tokenizer, examples))
+    return kind(config, tokenizer, kind.learn(config, tokenizer, examples))
 
 
 def random_texts(count: int, pair: bool) -> list[Example]:
@@ -61,7 +61,7 @@ def test_32_scores_are_learnt_by_heart() -> None:
     examples = [dataclasses.replace(text, label=i % 11 / 2) for i, text in enumerate(texts)]
     config = config_of("sequence_classification", classification={"name": "stsb"}, data={"block_length": 24})
     task = make(SequenceClassification, config, TOKENIZER, examples)
-    assert task.labels == ("score",)
+    assert task.learnt.labels == ("score",)
     metrics = task.metrics(examples, learn_by_heart(task, examples, 3e-3, 300))
     assert metrics["pearson"] > 99 and metrics["spearman"] > 99
 

@@ -1,0 +1,155 @@
+"""Named-entity recognition, what both heads share: reading, metrics, a guess without a model, files of predictions.
+
+Invariant: inside are spans of words, and IOB2 where there must be tags, whatever the file's scheme; an entity's text is
+exactly what its offsets cut out of the sentence, its words joined by a space.
+"""
+
+import abc
+import collections
+import itertools
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from spanbert_jax.config import Config
+from spanbert_jax.errors import UserError
+from spanbert_jax.metrics import entities
+from spanbert_jax.tasks.entities import files
+from spanbert_jax.tasks.entities.columns import Layout
+from spanbert_jax.tasks.entities.rows import Span, WordExample
+from spanbert_jax.tasks.example_files import Record, Role, Source
+from spanbert_jax.tasks.finetuning import FineTuning, ModelT, Prediction
+
+_BLANK = re.compile(r"\s")
+
+Found = tuple[float, Span]  # an entity with its score
+
+
+class Tagging(FineTuning[WordExample, ModelT]):
+    """Entities in sentences; a head says how labels stand for them."""
+
+    task = "token_classification"
+    settings: ClassVar[tuple[str, ...]] = ("data.block_length", "tagging")
+    best = "f1"
+    padding: ClassVar[Mapping[str, int]] = {"label": -1, "word": -1, "first": -1, "last": -1}
+
+    @classmethod
+    def read(cls, config: Config, source: Source, role: Role) -> tuple[list[WordExample], list[str]]:
+        """`files.read` with the configuration's columns; entities that its head cannot have are counted, or refused."""
+        tagging = config.tagging
+        layout = Layout(tagging.delimiter, tagging.word_column, tagging.tag_column)
+        room = config.data.block_length if tagging.document_context else 0
+        examples, warnings = files.read(source, role, layout=layout, scheme=tagging.scheme, context=room)
+        return examples, warnings + files.check_entities(examples, str(source), cls.widest(config))
+
+    @classmethod
+    def parse(cls, config: Config, record: Record, place: str, name: str, role: Role = "predict") -> WordExample:
+        return files.parse(record, place, name, role)
+
+    @classmethod
+    @abc.abstractmethod
+    def widest(cls, config: Config) -> int:
+        """The words of the widest entity that may overlap others; 0 where entities have any width and none overlap."""
+
+    @abc.abstractmethod
+    def types(self) -> set[str]:
+        """The types of entities that the labels stand for."""
+
+    def check(self, examples: Sequence[WordExample], source: str) -> None:
+        """Raises UserError where dev has types that train has not."""
+        known = self.types()
+        found = {kind: example for example in reversed(examples) for _, _, kind in example.spans if kind not in known}
+        if found:
+            kind = min(found)
+            raise UserError(
+                f"{source}: entities of type {', '.join(sorted(found))} (the first {kind} in the sentence of line "
+                f"{found[kind].id}), which config.data.train has not; its types are {', '.join(sorted(known))}"
+            )
+
+    def metrics(self, examples: Sequence[WordExample], predictions: Sequence[Prediction]) -> dict[str, float]:
+        """In percent: precision, recall and F1 over all entities, as seqeval's default mode and conlleval have them;
+        F1 in seqeval's strict mode; F1 of each type."""
+        golds = [example.spans for example in examples]
+        found = [_spans_of(prediction) for prediction in predictions]
+        scores = entities.evaluate(golds, found)
+        strict = [
+            entities.strict_spans(prediction["tags"], "IOB2") if "tags" in prediction else one
+            for prediction, one in zip(predictions, found, strict=True)
+        ]
+        values = {name: scores[name] for name in ("precision", "recall", "f1")}
+        values["strict_f1"] = entities.evaluate(golds, strict)["f1"]
+        values |= {f"f1/{name.removesuffix('/f1')}": scores[name] for name in scores if name.endswith("/f1")}
+        return {name: 100 * value for name, value in values.items()}
+
+    def baseline(self, train: Sequence[WordExample], examples: Sequence[WordExample]) -> list[Prediction]:
+        """What training has as an entity, with the type it has most often; longest first, from the left."""
+        types: dict[tuple[str, ...], collections.Counter[str]] = collections.defaultdict(collections.Counter)
+        for one in train:
+            for start, end, kind in one.spans:
+                types[one.words[start:end]][kind] += 1
+        widest = max(map(len, types))
+        return [
+            {"id": e.id, **located(e, [(1.0, span) for span in _looked_up(e.words, types, widest)])} for e in examples
+        ]
+
+    def write(self, examples: Sequence[WordExample], predictions: Sequence[Prediction], directory: Path) -> Path:
+        """conlleval's input: "word gold predicted", tags in IOB2; of nested entities the outermost."""
+        path = directory / "predictions.conll"
+        with path.open("w", encoding="utf-8") as file:
+            for example, prediction in zip(examples, predictions, strict=True):
+                tags = [_flat_tags(found, len(example.words)) for found in (example.spans, _spans_of(prediction))]
+                for word, gold, predicted in zip(example.words, *tags, strict=True):
+                    file.write(f"{_BLANK.sub('_', word)} {gold} {predicted}\n")
+                file.write("\n")
+        return path
+
+
+def types_in(config: Config, examples: Sequence[WordExample]) -> list[str]:
+    """The types of the training examples' entities, sorted; raises UserError where there is no entity."""
+    types = sorted({kind for example in examples for _, _, kind in example.spans})
+    if not types:
+        raise UserError(f"config.data.train {config.data.train} has no entities in it: all tags are O")
+    return types
+
+
+def outer_first(span: Span) -> tuple[int, int, str]:
+    """A key that sorts spans by where they begin, the longest first."""
+    return span[0], -span[1], span[2]
+
+
+def _flat_tags(found: Iterable[Span], length: int) -> list[str]:
+    kept: list[Span] = []
+    for span in sorted(found, key=outer_first):
+        if not kept or span[0] >= kept[-1][1]:
+            kept.append(span)
+    return entities.tags_from_spans(kept, length, "IOB2")
+
+
+def _looked_up(words: Sequence[str], types: Mapping[Any, collections.Counter[str]], widest: int) -> Iterator[Span]:
+    place = 0
+    while place < len(words):
+        ends = range(min(place + widest, len(words)), place, -1)
+        end = next((end for end in ends if tuple(words[place:end]) in types), None)
+        if end:
+            yield place, end, types[tuple(words[place:end])].most_common(1)[0][0]
+        place = end or place + 1
+
+
+def _spans_of(prediction: Prediction) -> list[Span]:
+    return [(entity["start_word"], entity["end_word"], entity["type"]) for entity in prediction["entities"]]
+
+
+def located(example: WordExample, found: Iterable[Found]) -> dict[str, Any]:
+    """The sentence's text and its entities, with the characters they are at."""
+    text, places = example.text, example.places
+    if not places:
+        text = " ".join(example.words)
+        starts = itertools.accumulate((len(word) + 1 for word in example.words), initial=0)
+        places = tuple((start, start + len(word)) for start, word in zip(starts, example.words, strict=False))
+    located = []
+    for score, (first, end_word, kind) in found:
+        start, end = places[first][0], places[end_word - 1][1]
+        place = {"start": start, "end": end, "start_word": first, "end_word": end_word}
+        located.append({"type": kind, **place, "text": text[start:end], "score": score})
+    return {"text": text, "entities": located}

@@ -1,0 +1,68 @@
+"""What tasks share whose model gives one label, or one number, to a whole row.
+
+Invariant: a row has the column "label": the number of its label in `Learnt.labels`, or the number itself.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from spanbert_jax.batch import Batch
+from spanbert_jax.errors import UserError
+from spanbert_jax.model import linear_heads
+from spanbert_jax.model.linear_heads import TaskModel
+from spanbert_jax.tasks.finetuning import ExampleT, FineTuning, cross_entropy_sum, mean_loss, row_logits
+from spanbert_jax.training.step import Objective, Sums
+
+
+class SequenceTask(FineTuning[ExampleT, TaskModel]):
+    """A task whose model is BERT's pooler with a linear map to labels, or to one number."""
+
+    regression = False  # to a number
+
+    def model(self, platform: str) -> TaskModel:
+        labels, vocab_size = len(self.learnt.labels), self.tokenizer.vocab_size
+        return linear_heads.task_model("sequence_classification", self.config, vocab_size, labels, platform)
+
+    def init_params(self, model: TaskModel, key: jax.Array) -> dict[str, Any]:
+        return linear_heads.init_params(model, key)
+
+    def objective(self, model: TaskModel) -> Objective:
+        return sequence_objective(model, self.regression)
+
+    def outputs(self, model: TaskModel, params: dict[str, Any], batch: Batch) -> dict[str, jax.Array]:
+        """ "scores" float32 [batch, labels]: the labels' probabilities, or the number."""
+        logits = row_logits(model, params, batch)
+        return {"scores": logits if self.regression else jax.nn.softmax(logits)}
+
+    def refuse_new_labels(self, labels: Sequence[tuple[str, str]], source: str, name: str) -> None:
+        """Raises UserError where one of (example's id, its label) has a label that training had not; name: of a label,
+        in the message."""
+        for id, label in labels:
+            if label not in self.learnt.labels:
+                raise UserError(
+                    f"{source}: {id} has {name} {label!r}, which config.data.train has not; its {name}s are "
+                    f"{', '.join(self.learnt.labels)}"
+                )
+
+
+def sequence_objective(model: TaskModel, regression: bool) -> Objective:
+    """Mean cross-entropy, or mean squared error, over the rows that are not empty."""
+
+    def totals(batch: Batch) -> jax.Array:
+        return jnp.sum(batch["weights"])
+
+    def loss(
+        params: dict[str, Any], batch: Batch, count: jax.Array, key: jax.Array | None, rows: jax.Array | None
+    ) -> tuple[jax.Array, Sums]:
+        logits = row_logits(model, params, batch, key, rows)
+        weights = batch["weights"]
+        if regression:
+            summed = jnp.sum(jnp.square(logits[:, 0] - batch["label"]) * weights)
+        else:
+            summed = cross_entropy_sum(logits, batch["label"], weights)
+        return mean_loss(summed, weights, count, batch)
+
+    return Objective(totals, loss)
