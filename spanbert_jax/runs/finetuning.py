@@ -20,9 +20,10 @@ from rich.table import Table
 from spanbert_jax.batch import Batch
 from spanbert_jax.config import Config
 from spanbert_jax.errors import UserError
-from spanbert_jax.serving.predictor import Predictor, kept_metrics, rows_of, to_global, warn_of_cuts, write_jsonl
+from spanbert_jax.files import make_directory
 from spanbert_jax.runs.prepare import given_tokenizer
 from spanbert_jax.runs.start_from import adopt, initial_params
+from spanbert_jax.serving.predictor import Predictor, kept_metrics, rows_of, to_global, warn_of_cuts, write_jsonl
 from spanbert_jax.tasks.example_files import Role
 from spanbert_jax.tasks.finetuning import ExampleT, FineTuning, ModelT, TrainBatches
 from spanbert_jax.tasks.rows import Rows, fingerprint
@@ -30,7 +31,6 @@ from spanbert_jax.tasks.settings import declared
 from spanbert_jax.text.tokenizer import Tokenizer, load_tokenizer
 from spanbert_jax.training import loop, sharding
 from spanbert_jax.training.checkpoint import find_checkpoint, read_metadata, read_params
-from spanbert_jax.files import make_directory
 from spanbert_jax.training.metadata import Metadata
 from spanbert_jax.training.workdir import claim_workdir, open_workdir
 
@@ -139,9 +139,7 @@ def _resolve(config: Config, per_epoch: int) -> Config:
     )
 
 
-def _recipe(
-    config: Config, data: Data[ExampleT, ModelT], batches: TrainBatches, tokenizer: Tokenizer
-) -> loop.Recipe:
+def _recipe(config: Config, data: Data[ExampleT, ModelT], batches: TrainBatches, tokenizer: Tokenizer) -> loop.Recipe:
     task = data.task
     model = task.model(jax.default_backend())
     predictors: dict[NamedSharding, Predictor] = {}

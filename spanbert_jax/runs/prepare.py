@@ -24,12 +24,12 @@ from spanbert_jax.corpus import build as building
 from spanbert_jax.corpus import cache as block_cache
 from spanbert_jax.corpus.cache import cache_directory
 from spanbert_jax.errors import UserError
+from spanbert_jax.files import bucket_errors, is_remote, make_directory
 from spanbert_jax.serving.weights import open_weights
 from spanbert_jax.text import tokenizer as tokenizers
 from spanbert_jax.text.sentencepiece_training import train_sentencepiece
 from spanbert_jax.text.tokenizer import Tokenizer
 from spanbert_jax.training.progress import Stage
-from spanbert_jax.files import bucket_errors, is_remote, make_directory
 
 _NOTE = "made_from.json"
 _T = TypeVar("_T")

@@ -6,7 +6,7 @@ import numpy as np
 
 from tests.support import runs
 
-# The layers of configs/tiny.py over a smaller vocabulary and shorter rows of one length, fewer of them a step, and with a
+# The layers of configs/tiny.py over a smaller vocabulary and shorter rows of one length, with fewer rows a step and a
 # shorter warm-up.
 TINY = {
     "tokenizer__vocab_size": 1_000,

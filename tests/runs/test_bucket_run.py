@@ -7,8 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.support import fake_bucket
-from tests.support import runs
+from tests.support import fake_bucket, runs
 
 
 def run_in_bucket(

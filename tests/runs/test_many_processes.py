@@ -48,8 +48,8 @@ def assert_equal_runs(workdir: Path, reference: Path, first: int = 0) -> None:
 
 @pytest.fixture(scope="module")
 def on_meshes(one: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs "4x1x1" (data x fsdp x model) and so on. Four processes build vocabulary and blocks of their own, with divided
-    moments; two of two devices each go on from what four wrote, and from what one device wrote."""
+    """Runs "4x1x1" (data x fsdp x model) and so on. Four processes build vocabulary and blocks of their own, and divide
+    the moments; two of two devices each go on from what four wrote, and from what one device wrote."""
     folder = tmp_path_factory.mktemp("meshes")
 
     def planned(mesh: tuple[int, int, int], go_on: Path | None = None, **more: Any) -> list[Any]:

@@ -25,12 +25,12 @@ from spanbert_jax.config_check import check
 from spanbert_jax.convert.export import Export, write_export
 from spanbert_jax.convert.huggingface import shapes
 from spanbert_jax.errors import UserError
+from spanbert_jax.files import new_directory
 from spanbert_jax.model.encoder import padded_vocab
 from spanbert_jax.serving.weights import open_weights
 from spanbert_jax.text.tokenizer import SPECIALS, Tokenizer, load_tokenizer
 from spanbert_jax.training.checkpoint import find_checkpoint, write_params
 from spanbert_jax.training.metadata import Metadata
-from spanbert_jax.files import new_directory
 from tests.support import runs
 from tools import convert_from_pytorch
 
@@ -269,7 +269,9 @@ def state_on(mesh: dict[str, int]) -> dict[str, Any]:
 
     config = small_config(mesh=mesh)
     model = pretraining_heads.pretraining_model(config, VOCAB, "cpu")
-    abstract = abstract_state(config, lambda key: pretraining_heads.init_params(model, key), sharding.make_mesh(config.mesh))
+    abstract = abstract_state(
+        config, lambda key: pretraining_heads.init_params(model, key), sharding.make_mesh(config.mesh)
+    )
     return jax.tree.map(lambda leaf: jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding), abstract)
 
 
