@@ -21,8 +21,8 @@ from spanbert_jax import cli
 from spanbert_jax.errors import UserError
 from spanbert_jax.files import new_directory
 from spanbert_jax.model import pretraining_heads
-from spanbert_jax.serving.weights import is_run, open_weights
-from spanbert_jax.training.checkpoint import write_params
+from spanbert_jax.serving.weights import open_weights
+from spanbert_jax.training.checkpoint import CHECKPOINTS, TOKENIZER, is_run, write_params
 from spanbert_jax.training.metadata import Metadata, config_to_json
 from spanbert_jax.training.progress import Stage
 
@@ -39,7 +39,7 @@ def summary(names: tuple[str, ...]) -> str:
 
 def convert(source: Path, output: Path, vocab: Path | None) -> None:
     """Imports, and says what became of everything."""
-    if is_run(source):
+    if is_run(epath.Path(source)):
         raise UserError(f"{source} is a checkpoint of ours already; name it with --config.init_from")
     with new_directory(output, "--output") as directory:
         with Stage(f"Reading {source}"), open_weights(source, vocab) as weights:
@@ -58,8 +58,8 @@ def convert(source: Path, output: Path, vocab: Path | None) -> None:
         with Stage(f"Writing {output}"):
             imported = dataclasses.replace(weights.config, init_from=str(source))
             (directory / "config.json").write_text(config_to_json(imported))
-            tokenizer.save(directory / "tokenizer")
-            write_params(epath.Path(directory) / "checkpoints", params, metadata)
+            tokenizer.save(directory / TOKENIZER)
+            write_params(epath.Path(directory) / CHECKPOINTS, params, metadata)
     print(
         f"{source}: {weights.kind}, {model.layers} layers x {model.embed}, {model.heads} heads; "
         f"{tokenizer.vocab_size:,} pieces ({tokenizer.kind})"

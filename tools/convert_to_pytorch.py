@@ -8,10 +8,8 @@ where they are installed (requirements-torch.txt) they load it, and the largest 
 
 import argparse
 import importlib.util
-import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -25,30 +23,11 @@ from spanbert_jax.errors import UserError
 from spanbert_jax.files import new_directory
 from spanbert_jax.serving.functions import functions
 from spanbert_jax.serving.real_text import ROWS, real_lines, rows_of_lines
-from spanbert_jax.serving.weights import Weights, open_weights
+from spanbert_jax.serving.weights import open_weights, training_of
 from spanbert_jax.text.tokenizer import Tokenizer
 from spanbert_jax.training.progress import Stage
 
 TOLERANCE = 1e-4  # of the largest value; float32 rounding stays under a tenth of it
-
-
-def training_of(weights: Weights) -> dict[str, Any]:
-    """What is known of the training: for spanbert_jax.json and the card."""
-    by = {"exported_by": f"spanbert_jax {spanbert_jax.__version__}"}
-    if weights.metadata is None:
-        return {"step": weights.step, "imported_from": weights.source} | by
-    kept = weights.metadata.to_json()
-    known = {name: value for name, value in kept.items() if value and name not in ("left_alone", "labels")} | by
-    known["step"] = weights.step
-    if weights.metadata.imported_from:
-        del known["config"]  # sizes apart, its fields are defaults
-        return known
-    log = Path(weights.source).parent.parent / "metrics.jsonl"
-    lines = log.read_text().splitlines() if log.exists() else []
-    rows = [json.loads(line) for line in lines if line.endswith("}")]  # a killed run's last one may be half a line
-    at_step = (row for row in rows if row["step"] == weights.step)
-    held_out = {name: value for row in at_step for name, value in row.items() if name.startswith("held_out/")}
-    return known | ({"evaluation": held_out} if held_out else {})
 
 
 def tokenizer_report(tokenizer: Tokenizer, directory: Path, lines: list[str]) -> str:
@@ -132,9 +111,9 @@ def convert(arguments: argparse.Namespace) -> None:
     with new_directory(arguments.output, "--output") as directory, open_weights(arguments.checkpoint) as weights:
         with Stage(f"Reading {weights.source}"):
             params, _ = weights.load()
-        export = Export(
-            params, weights.config.model, weights.tokenizer, weights.labels, training_of(weights), arguments.output.name
-        )
+        model, tokenizer, labels = weights.config.model, weights.tokenizer, weights.labels
+        training = training_of(weights) | {"exported_by": f"spanbert_jax {spanbert_jax.__version__}"}
+        export = Export(params, model, tokenizer, labels, training, arguments.output.name)
         with Stage(f"Writing {arguments.output}"):
             name, groups = write_export(export, directory, arguments.dtype, arguments.encoder_only)
         report = [f"  {file.name:24}{file.stat().st_size:>14,} bytes" for file in sorted(directory.iterdir())]

@@ -21,6 +21,10 @@ from spanbert_jax.errors import UserError
 from spanbert_jax.files import absolute
 from spanbert_jax.training.metadata import Metadata, from_json
 
+# The parts of a run's directory that make its checkpoints: folders of steps, and the vocabulary of all of them.
+CHECKPOINTS, BEST, TOKENIZER = "checkpoints", "best", "tokenizer"
+_STATE, _METADATA = "state", "metadata"  # the parts of a step: arrays, and JSON that says what they are
+
 
 class Checkpoints:
     """The checkpoints under one directory."""
@@ -92,15 +96,25 @@ class Checkpoints:
         self._manager.close()
 
 
+def is_run(path: epath.Path) -> bool:
+    """Whether `path` is the directory of a run, or a checkpoint in it."""
+    return any((path / name).is_dir() for name in (CHECKPOINTS, BEST, _STATE))
+
+
+def run_of(checkpoint: epath.Path) -> epath.Path:
+    """The directory of the run that wrote a checkpoint; `TOKENIZER` lies there."""
+    return checkpoint.parent.parent
+
+
 def find_checkpoint(path: epath.Path) -> epath.Path:
     """The checkpoint that `path` is, or the newest of those in it; of a workdir the best, where one was kept, or else
     the newest.
 
     Raises UserError where there is none.
     """
-    if (path / "state").is_dir() and path.name.isdigit():
+    if (path / _STATE).is_dir() and path.name.isdigit():
         return path
-    found = next((step for name in ("best", "checkpoints", ".") if (step := newest_step(path / name))), None)
+    found = next((step for name in (BEST, CHECKPOINTS, ".") if (step := newest_step(path / name))), None)
     if found is None:
         raise UserError(f"{path}: no checkpoint there; give a run's --workdir or one of its checkpoints/STEP")
     return found
@@ -119,7 +133,7 @@ def read_metadata(checkpoint: epath.Path) -> Metadata:
     Raises UserError where it is damaged, or a later version wrote it.
     """
     with _readable(checkpoint), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
-        saved = checkpointer.restore(absolute(checkpoint) / "metadata")
+        saved = checkpointer.restore(absolute(checkpoint) / _METADATA)
     return from_json(saved, str(checkpoint))
 
 
@@ -129,7 +143,7 @@ def read_params(checkpoint: epath.Path) -> dict[str, Any]:
     Raises UserError where the files are damaged.
     """
     with _readable(checkpoint), ocp.PyTreeCheckpointer() as checkpointer:
-        state = absolute(checkpoint) / "state"
+        state = absolute(checkpoint) / _STATE
         tree = {"params": _saved_tree(checkpointer, state)["params"]}
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
         arguments = ocp.args.PyTreeRestore(tree, restore_args=as_numpy, partial_restore=True)
@@ -139,7 +153,7 @@ def read_params(checkpoint: epath.Path) -> dict[str, Any]:
 def read_shapes(checkpoint: epath.Path) -> dict[str, Any]:
     """The parameters' shapes alone; raises UserError where the files are damaged."""
     with _readable(checkpoint), ocp.PyTreeCheckpointer() as checkpointer:
-        tree = _saved_tree(checkpointer, absolute(checkpoint) / "state")["params"]
+        tree = _saved_tree(checkpointer, absolute(checkpoint) / _STATE)["params"]
     return jax.tree.map(lambda leaf: tuple(leaf.shape), tree)
 
 

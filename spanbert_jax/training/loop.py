@@ -23,7 +23,7 @@ from spanbert_jax.batch import Batch
 from spanbert_jax.config import Config
 from spanbert_jax.errors import UserError
 from spanbert_jax.training import sharding
-from spanbert_jax.training.checkpoint import Checkpoints, newest_step, read_metadata, write_params
+from spanbert_jax.training.checkpoint import BEST, CHECKPOINTS, Checkpoints, newest_step, read_metadata, write_params
 from spanbert_jax.training.flops import peak_flops
 from spanbert_jax.training.metadata import Metadata
 from spanbert_jax.training.progress import MetricsWriter, Stage
@@ -86,7 +86,7 @@ def _run(config: Config, recipe: Recipe, workdir: epath.Path) -> Result:
     mesh = jax.sharding.get_mesh()
     layout = sharding.batch_sharding(mesh)
     abstract = abstract_state(config, recipe.init, mesh)
-    checkpoints = Checkpoints(workdir / "checkpoints", config.train)
+    checkpoints = Checkpoints(workdir / CHECKPOINTS, config.train)
     first, last = checkpoints.latest() or 0, config.train.steps
     if first:
         _check_same_data(recipe, checkpoints.metadata(first), workdir)
@@ -124,7 +124,7 @@ def _run(config: Config, recipe: Recipe, workdir: epath.Path) -> Result:
                     best = evaluation[recipe.best]
                     saved = dataclasses.replace(recipe.metadata, step=step, evaluation=evaluation)
                     checkpoints.wait()
-                    write_params(workdir / "best", state["params"], saved)
+                    write_params(workdir / BEST, state["params"], saved)
                 if writer and step > first:
                     writer.write(step, evaluation)
                 stage.say(f"Step {step:,}, held out: {recipe.describe(evaluation)}")
@@ -177,7 +177,7 @@ def _check_same_data(recipe: Recipe, saved: Metadata, workdir: epath.Path) -> No
 
 
 def _best_so_far(recipe: Recipe, workdir: epath.Path) -> float:
-    best = newest_step(workdir / "best")
+    best = newest_step(workdir / BEST)
     return float(read_metadata(best).evaluation[recipe.best]) if recipe.best and best else -math.inf
 
 

@@ -1,0 +1,67 @@
+"""Weights as they are opened: everything that describes them, and nothing of the machine that trained them."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+from etils import epath
+
+from spanbert_jax.config import ComputeConfig
+from spanbert_jax.errors import UserError
+from spanbert_jax.serving.weights import open_weights, training_of
+from spanbert_jax.text.tokenizer import SPECIALS, Tokenizer
+from spanbert_jax.training.checkpoint import BEST, CHECKPOINTS, TOKENIZER, write_params
+from spanbert_jax.training.metadata import Metadata
+from tests.support.synthetic import small_config
+
+TOKENIZER_OF_RUN = Tokenizer("wordpiece", "\n".join([*SPECIALS, "a", "##b", ""]).encode())
+
+
+def write_run(workdir: Path) -> Path:
+    """A run of a machine with other kernels, kept at step 4 as its best and at step 9."""
+    config = dataclasses.replace(small_config(), compute=ComputeConfig(attention="splash", pointwise="triton"))
+    metadata = Metadata(task="any", step=4, config=config, labels=("no", "yes"), evaluation={"held_out/f1": 0.5})
+    TOKENIZER_OF_RUN.save(workdir / TOKENIZER)
+    for folder, step in ((BEST, 4), (CHECKPOINTS, 9)):
+        params = {"embeddings": np.full(3, step, np.float32), "sbo": {"offset": np.zeros((5, 7), np.float32)}}
+        write_params(epath.Path(workdir / folder), params, dataclasses.replace(metadata, step=step))
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_run(tmp_path_factory.mktemp("run"))
+
+
+def test_a_run_opens_at_its_best_step_with_all_that_describes_it(run: Path) -> None:
+    with open_weights(run) as weights:
+        params, coverage = weights.load()
+    assert params["embeddings"].tolist() == [4, 4, 4] and weights.step == 4
+    assert weights.source == str(run / "best" / "4") and weights.labels == ("no", "yes")
+    assert weights.span_boundary == (5, 7) and coverage.missing == ("mlm",)
+    assert weights.tokenizer.fingerprint == TOKENIZER_OF_RUN.fingerprint
+    assert weights.metadata is not None and weights.metadata.evaluation == {"held_out/f1": 0.5}
+    with open_weights(run / "checkpoints" / "9") as weights:
+        assert weights.load()[0]["embeddings"].tolist() == [9, 9, 9]
+
+
+def test_kernels_named_for_another_machine_are_chosen_anew(run: Path) -> None:
+    with open_weights(run) as weights:
+        assert weights.config.compute.attention == weights.config.compute.pointwise == "auto"
+        assert weights.config.model == small_config().model
+
+
+def test_an_export_says_what_was_measured_at_its_step(run: Path) -> None:
+    with open_weights(run) as weights:
+        assert training_of(weights)["evaluation"] == {"held_out/f1": 0.5}
+    (run / "metrics.jsonl").write_text('{"step": 3, "held_out/f1": 0.1}\n{"step": 4, "held_out/f1": 0.6}\n{"st')
+    with open_weights(run) as weights:
+        known = training_of(weights)
+    assert known["evaluation"] == {"held_out/f1": 0.6} and known["step"] == 4
+    assert known["config"]["compute.attention"] == "splash"  # the run's own, for the record
+
+
+def test_a_folder_without_weights_is_one_message(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no weights there"), open_weights(tmp_path):
+        pass
