@@ -120,10 +120,14 @@ class RelationConfig:
     entities: str = "mask"  # "mask": a special piece of their role and type instead of them; "markers" around them
 
 
+FAMILIES = ("bert",)  # of transformer layers; model/families.py has a row for each
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """The encoder and its heads. Defaults are BERT-base."""
 
+    family: str = "bert"  # of the transformer layers: one of FAMILIES
     layers: int = 12
     embed: int = 768
     heads: int = 12
@@ -184,6 +188,9 @@ class TrainConfig:
     eval_blocks: int = 0  # held-out blocks that an evaluation visits; 0: all
     checkpoint_every: int = 2_000
     keep_checkpoints: int = 3
+
+
+MESH_AXES = ("data", "fsdp", "model")  # the mesh's axes, in its order
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,7 @@
 Invariant: every check that needs no data is made here, before anything else is done, and its message has the numbers.
 """
 
-from spanbert_jax.config import FINETUNING, Config, flatten
+from spanbert_jax.config import FAMILIES, FINETUNING, MESH_AXES, Config, flatten
 from spanbert_jax.errors import UserError
 
 _CHOICES = {
@@ -14,6 +14,7 @@ _CHOICES = {
     "masking.scheme": ("span", "whole_word", "subword"),
     "masking.granularity": ("span", "piece"),
     "masking.boundaries": ("external", "internal"),
+    "model.family": FAMILIES,
     "compute.dtype": ("auto", "float32", "bfloat16"),
     "compute.attention": ("auto", "xla", "triton", "cudnn", "splash"),
     "compute.pointwise": ("auto", "xla", "triton"),
@@ -207,6 +208,6 @@ def _check_train(config: Config) -> None:
     train = config.train
     if not 0 <= train.seed < 2**31:
         raise UserError(f"config.train.seed is {train.seed}; it must lie between 0 and {2**31 - 1}")
-    axes = {name: getattr(config.mesh, name) for name in ("data", "fsdp", "model")}
+    axes = {name: getattr(config.mesh, name) for name in MESH_AXES}
     if sum(size == -1 for size in axes.values()) > 1 or any(size < 1 and size != -1 for size in axes.values()):
         raise UserError(f"config.mesh is {axes}; sizes are at least 1, and at most one of them is -1")

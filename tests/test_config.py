@@ -97,7 +97,7 @@ def test_the_slots_follow_the_largest_masking_rate() -> None:
 
 
 def test_an_unknown_field_in_a_saved_configuration_is_named() -> None:
-    with pytest.raises(UserError, match=r"unknown field model\.layer; known here: layers, embed"):
+    with pytest.raises(UserError, match=r"unknown field model\.layer; known here: family, layers, embed"):
         configuration.from_dict({"model": {"layer": 3}})
 
 

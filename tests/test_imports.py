@@ -85,7 +85,7 @@ for path in sorted(pathlib.Path("spanbert_jax").glob("*/**/*.py")):
     if path.parts[1] in ("model", "training") or path.stem == "pretraining_loss":
         importlib.import_module(".".join(path.with_suffix("").parts))
 from tests.support.synthetic import small_config
-from tests.training.test_step import losses
+from tests.support.steps import losses
 print(losses(small_config(), 1))
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)

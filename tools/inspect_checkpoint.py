@@ -18,16 +18,17 @@ from rich.table import Table
 from spanbert_jax import cli
 from spanbert_jax.config import Config, flatten
 from spanbert_jax.convert.huggingface import Params
+from spanbert_jax.model.parameters import parameter_axes
 from spanbert_jax.serving.weights import Weights, open_weights
 from spanbert_jax.training.optimizer import learning_rate
-from spanbert_jax.training.sharding import parameter_axes, path_name
+from spanbert_jax.training.sharding import path_name
 
 # Sums of the released models' learning rates over their steps: 2.4 million of 1e-4 (large) and 300,000 of 5e-4 (base),
 # falling linearly (Joshi et al. 2020, section 4.2, and the authors' answer to issue 6 of their repository).
 RELEASED = {"large": 120.0, "base": 75.0}
 
 
-def parameter_table(params: Params) -> Table:
+def parameter_table(params: Params, family: str) -> Table:
     """A row for every array, after one for its group."""
     table = Table("parameter", "shape", "axes", "values", "norm", "rms", box=None)
     for column in table.columns:
@@ -40,7 +41,7 @@ def parameter_table(params: Params) -> Table:
         table.add_row(group, "", "", f"{size:,}", f"{norm:.4g}", f"{norm / math.sqrt(size):.3g}", style="bold")
         for path, leaf in jax.tree_util.tree_leaves_with_path({group: tree}):
             name, norm = path_name(path), math.sqrt(np.sum(np.square(leaf, dtype=np.float64)))
-            axes = ", ".join(axis or "-" for axis in parameter_axes(name))
+            axes = ", ".join(axis or "-" for axis in parameter_axes(name, family))
             shape = " x ".join(map(str, leaf.shape))
             table.add_row(
                 f"  {name}", shape, axes, f"{leaf.size:,}", f"{norm:.4g}", f"{norm / math.sqrt(leaf.size):.3g}"
@@ -100,7 +101,7 @@ def show(source: Path, vocab: Path | None, console: Console) -> None:
     changed = [f"{k}={v!r}" for k, v in flatten(weights.config).items() if v != default[k]]
     console.print("Configuration, where it differs from the defaults:", *changed, sep="\n  ")
     console.print()
-    console.print(parameter_table(params))
+    console.print(parameter_table(params, weights.config.model.family))
     console.print(*token_type_note(params, weights), sep="\n")
 
 

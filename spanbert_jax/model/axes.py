@@ -1,41 +1,55 @@
-"""Where activations live on the mesh: the names of their axes, and the mesh axes each is divided over.
+"""The axes of arrays: their names, and the mesh axes that divide each, of activations and of parameters.
 
-Invariant: a constraint never changes a value, and a misspelt name is an error, never a silently replicated array.
+Invariant: a constraint never changes a value, and an unknown name is an error, never a silently replicated array. The
+rows that name the axes of each parameter stand beside the modules that make it (`parameters.parameter_axes`).
 """
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import AxisType, PartitionSpec
 
-# Activation axis -> the mesh axes that divide it; None: every device holds all of it.
-MESH_AXES: dict[str, str | tuple[str, ...] | None] = {
-    "batch": ("data", "fsdp"),
-    "heads": "model",
-    "mlp": "model",
-    "vocab": "model",
-    "length": None,
-    "masked": None,
-    "embed": None,
-    "head_dim": None,
-    "qkv": None,
+BATCH_AXES = ("data", "fsdp")  # the mesh axes that divide the rows of a batch
+
+
+class Division(NamedTuple):
+    """The mesh axes that divide an axis, or None where every device holds all of it."""
+
+    activation: str | tuple[str, ...] | None = None
+    parameter: str | None = None
+
+
+# The axes of a parameter that are in no need of a name are None there: never divided.
+AXES: dict[str, Division] = {
+    "batch": Division(activation=BATCH_AXES),
+    "heads": Division("model", "model"),
+    "mlp": Division("model", "model"),
+    "vocab": Division("model", "model"),
+    "embed": Division(None, "fsdp"),
+    "length": Division(),
+    "masked": Division(),
+    "head_dim": Division(),
+    "qkv": Division(),
 }
 
 Names = tuple[str | None, ...]
 
+# A pattern of the whole path of a parameter, such as "encoder/mlp/up/kernel", and the names of its axes.
+ParameterAxes = tuple[tuple[str, Names], ...]
+
 
 def constrain(x: jax.Array, *names: str) -> jax.Array:
-    """Divides `x`, one name of MESH_AXES per axis, over the mesh of `jax.set_mesh` (its axes: AxisType.Auto).
+    """Divides `x`, one name of AXES per axis, over the mesh of `jax.set_mesh` (its axes: AxisType.Auto).
 
     Inside `jax.shard_map` each device holds its part of the manual axes already: the others alone are constrained.
     Returns `x` itself where no axis is left. Raises ValueError on an unknown name or a wrong number of them, with a
     mesh or without.
     """
-    unknown = [name for name in names if name not in MESH_AXES]
+    unknown = [name for name in names if name not in AXES]
     if unknown:
-        raise ValueError(f"unknown activation axis {unknown[0]!r}; known: {', '.join(MESH_AXES)}")
+        raise ValueError(f"unknown activation axis {unknown[0]!r}; known: {', '.join(AXES)}")
     if len(names) != x.ndim:
         raise ValueError(f"{len(names)} axis names {names} for an array of shape {x.shape}; give one per axis")
     if not free_axes():
@@ -51,7 +65,7 @@ def free_axes() -> set[str]:
 
 def dividing(name: str) -> str | tuple[str, ...] | None:
     """The free axes that divide the activation axis `name`, as a PartitionSpec has them."""
-    axes, free = MESH_AXES[name], free_axes()
+    axes, free = AXES[name].activation, free_axes()
     if isinstance(axes, tuple):
         return tuple(axis for axis in axes if axis in free) or None
     return axes if axes in free else None

@@ -1,7 +1,7 @@
-"""BERT's encoder: embeddings and post-LayerNorm transformer layers with stacked parameters.
+"""The encoder: embeddings, and the transformer layers of a family with stacked parameters.
 
 Invariant: `ComputeConfig` changes speed and memory, never values beyond rounding, and padding (positions from a row's
-length on) never changes what a valid position becomes. Facts: Devlin et al. 2018; SpanBERT's models/pair_bert.py.
+length on) never changes the hidden state of a valid position.
 """
 
 import dataclasses
@@ -14,13 +14,18 @@ import jax.numpy as jnp
 
 from spanbert_jax.config import ComputeConfig, ModelConfig
 from spanbert_jax.model import dropout as sites
-from spanbert_jax.model.attention import attention
-from spanbert_jax.model.axes import constrain, is_divided
-from spanbert_jax.model.dropout import Dropout, dropout, site_seeds
-from spanbert_jax.model.gelu import gelu_product
+from spanbert_jax.model.axes import ParameterAxes, constrain
+from spanbert_jax.model.dropout import Dropout, dropout
+from spanbert_jax.model.families import family_of
 from spanbert_jax.model.kernels.choice import choose_attention, choose_pointwise
+from spanbert_jax.model.layer_family import Context
 from spanbert_jax.model.layer_gradients import layer_params
-from spanbert_jax.model.layer_norm import AddNorm, LayerNorm
+
+AXES: ParameterAxes = (
+    (r"embeddings/word", ("vocab", "embed")),
+    (r"embeddings/(position|token_type)", (None, "embed")),
+    (r"embeddings/norm/(scale|bias)", (None,)),
+)
 
 
 def padded_vocab(vocab_size: int) -> int:
@@ -50,54 +55,22 @@ def resolved(compute: ComputeConfig, model: ModelConfig, platform: str) -> Compu
     return dataclasses.replace(compute, dtype=dtype.name, attention=kernel, pointwise=pointwise)
 
 
-class LinearParams(nn.Module):
-    """The float32 parameters of a linear map, N(0, std) and 0."""
-
-    inputs: tuple[int, ...]
-    features: tuple[int, ...]
-    std: float
-
-    @nn.compact
-    def __call__(self) -> tuple[jax.Array, jax.Array]:
-        kernel = self.param("kernel", nn.initializers.normal(self.std), (*self.inputs, *self.features))
-        return kernel, self.param("bias", nn.initializers.zeros, self.features)
-
-
-class Dense(nn.Module):
-    """A linear map of the last `axes` axes onto `features`: float32 parameters, N(0, std) and 0, computed in `dtype`.
-
-    Leading axes are flattened first: with two of them, XLA transposes whole activations for the kernel's gradient.
-    """
-
-    features: tuple[int, ...]
-    std: float
-    dtype: jnp.dtype
-    axes: int = 1
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        leading, inputs = x.shape[: -self.axes], x.shape[-self.axes :]
-        kernel = self.param("kernel", nn.initializers.normal(self.std), (*inputs, *self.features))
-        bias = self.param("bias", nn.initializers.zeros, self.features)
-        y = jnp.tensordot(x.reshape(-1, *inputs), kernel.astype(self.dtype), self.axes)
-        if not is_divided("heads"):  # cuBLAS adds a vector to its product, not a matrix
-            y, bias = y.reshape(y.shape[0], -1), bias.reshape(-1)
-        return (y + bias.astype(self.dtype)).reshape(*leading, *self.features)
-
-
 class Embeddings(nn.Module):
-    """Word, position and token type, normalised and dropped out."""
+    """The sum of the word's embedding and those of its position and token type where the family has such tables,
+    normalised and dropped out."""
 
     model: ModelConfig
     vocab_size: int
     dtype: jnp.dtype
 
     def setup(self) -> None:
-        model, init = self.model, nn.initializers.normal(self.model.init_std)
+        model, family, init = self.model, family_of(self.model), nn.initializers.normal(self.model.init_std)
         self.word = self.param("word", self._init_word)
-        self.position = self.param("position", init, (model.max_length, model.embed))
-        self.token_type = self.param("token_type", init, (model.token_types, model.embed))
-        self.norm = LayerNorm(model.layer_norm_eps)
+        if family.position_table:
+            self.position = self.param("position", init, (model.max_length, model.embed))
+        if family.token_types:
+            self.token_type = self.param("token_type", init, (model.token_types, model.embed))
+        self.norm = family.norm(model)
 
     def _init_word(self, key: jax.Array) -> jax.Array:
         """The rows that only pad the table are 0 and, without a gradient, stay 0: checkpoints need not hold them."""
@@ -106,70 +79,25 @@ class Embeddings(nn.Module):
         return jnp.where(jnp.arange(rows)[:, None] < self.vocab_size, table, 0)
 
     def __call__(self, input_ids: jax.Array, token_type_ids: jax.Array | None, state: Dropout | None) -> jax.Array:
-        if token_type_ids is None:
-            types = self.token_type[0]  # [embed]
-        else:  # a product: its gradient is one too, where that of a lookup would add row by row into two rows
-            one_hot = jax.nn.one_hot(token_type_ids, self.model.token_types)
-            types = jnp.einsum("blt,te->ble", one_hot, self.token_type, precision=jax.lax.Precision.HIGHEST)
-        x = jnp.take(self.word, input_ids, axis=0) + self.position[: input_ids.shape[1]] + types
+        family = family_of(self.model)
+        x = jnp.take(self.word, input_ids, axis=0)  # [batch, length, embed]
+        if family.position_table:
+            x = x + self.position[: input_ids.shape[1]]
+        if family.token_types:
+            x = x + self._types(token_type_ids)
         x = constrain(self.norm(x).astype(self.dtype), "batch", "length", "embed")
         return dropout(x, self.model.dropout, state, 0, sites.EMBEDDINGS)
 
+    def _types(self, token_type_ids: jax.Array | None) -> jax.Array:
+        """[embed] of token type 0, or [batch, length, embed].
 
-class SelfAttention(nn.Module):
-    """Multi-head attention; queries, keys and values are one matrix product."""
-
-    model: ModelConfig
-    compute: ComputeConfig
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, x: jax.Array, lengths: jax.Array, state: Dropout | None, layer: jax.Array | int) -> jax.Array:
-        model = self.model
-        features = (3, model.heads, model.embed // model.heads)
-        qkv = Dense(features, model.init_std, self.dtype, name="qkv")(x)  # [batch, length, 3, heads, head_dim]
-        qkv = constrain(qkv, "batch", "length", "qkv", "heads", "head_dim")
-        seeds = None if state is None else site_seeds(state, layer, sites.ATTENTION_PROBABILITIES)
-        mixed = attention(qkv, lengths, seeds, model.attention_dropout, self.compute.attention)
-        out = Dense((model.embed,), model.init_std, self.dtype, axes=2, name="output")(mixed)
-        norm = AddNorm(model.layer_norm_eps, model.dropout, self.compute.pointwise, name="norm")
-        return norm(x, out, state, layer, sites.ATTENTION_OUTPUT)
-
-
-class Mlp(nn.Module):
-    """The feed-forward half of a layer."""
-
-    model: ModelConfig
-    compute: ComputeConfig
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, x: jax.Array, state: Dropout | None, layer: jax.Array | int) -> jax.Array:
-        model = self.model
-        up, up_bias = LinearParams((model.embed,), (model.mlp,), model.init_std, name="up")()
-        down, down_bias = LinearParams((model.mlp,), (model.embed,), model.init_std, name="down")()
-        hidden = x.reshape(-1, model.embed) @ up.astype(self.dtype)  # [batch * length, mlp]
-        hidden = constrain(hidden, "batch", "mlp")
-        out = gelu_product(hidden, up_bias, down.astype(self.dtype), self.compute.pointwise)
-        out = (out + down_bias.astype(self.dtype)).reshape(x.shape)
-        norm = AddNorm(model.layer_norm_eps, model.dropout, self.compute.pointwise, name="norm")
-        return norm(x, out, state, layer, sites.MLP_OUTPUT)
-
-
-class EncoderLayer(nn.Module):
-    """One transformer layer."""
-
-    model: ModelConfig
-    compute: ComputeConfig
-    dtype: jnp.dtype
-
-    def setup(self) -> None:
-        self.attention = SelfAttention(self.model, self.compute, self.dtype)
-        self.mlp = Mlp(self.model, self.compute, self.dtype)
-
-    def __call__(self, x: jax.Array, lengths: jax.Array, state: Dropout | None, layer: jax.Array | int) -> jax.Array:
-        x = self.mlp(self.attention(x, lengths, state, layer), state, layer)
-        return constrain(x, "batch", "length", "embed")
+        A product with a one-hot matrix, because its gradient is a product too; the gradient of a lookup would add
+        row by row into two rows.
+        """
+        if token_type_ids is None:
+            return self.token_type[0]
+        one_hot = jax.nn.one_hot(token_type_ids, self.model.token_types)
+        return jnp.einsum("blt,te->ble", one_hot, self.token_type, precision=jax.lax.Precision.HIGHEST)
 
 
 class Encoder(nn.Module):
@@ -182,47 +110,75 @@ class Encoder(nn.Module):
     dtype: jnp.dtype
 
     def setup(self) -> None:
+        family = family_of(self.model)
         self.embeddings = Embeddings(self.model, self.vocab_size, self.dtype)
         self.encoder = self.param("encoder", self._init_layers)  # every leaf [layers, ...]
+        if family.final_norm:
+            self.final_norm = family.norm(self.model)
 
     def _init_layers(self, key: jax.Array) -> dict[str, Any]:
         compute = dataclasses.replace(self.compute, attention="xla", pointwise="xla")
-        layer, x = EncoderLayer(self.model, compute, self.dtype), jnp.zeros((1, 1, self.model.embed), self.dtype)
+        layer, x = self._modules(compute)[0], jnp.zeros((1, 1, self.model.embed), self.dtype)
+        context = Context(jnp.ones(1, jnp.int32), None, family_of(self.model).tables(self.model, 1))
         keys = jax.random.split(key, self.model.layers)
-        return jax.vmap(lambda key: layer.init(key, x, jnp.ones(1, jnp.int32), None, 0)["params"])(keys)
+        return jax.vmap(lambda key: layer.init(key, x, context, 0)["params"])(keys)
+
+    def _modules(self, compute: ComputeConfig) -> list[nn.Module]:
+        """The family's modules, which take turns; `parent=None` keeps them out of this module's parameters."""
+        return [make(self.model, compute, self.dtype, parent=None) for make in family_of(self.model).layers(self.model)]
 
     def encode(
         self, input_ids: jax.Array, lengths: jax.Array, token_type_ids: jax.Array | None, state: Dropout | None
     ) -> jax.Array:
         """Hidden states [batch, length, embed], in `dtype`; the arguments are those of `encode` below."""
-        module = EncoderLayer(self.model, self.compute, self.dtype, parent=None)
+        family = family_of(self.model)
+        context = Context(lengths, state, family.tables(self.model, input_ids.shape[1]))
+        x = self._run_layers(self.embeddings(input_ids, token_type_ids, state), context)
+        return self.final_norm(x) if family.final_norm else x
 
-        def layer(x: jax.Array, params_and_index: tuple[Any, jax.Array]) -> tuple[Any, None]:
-            params, index = params_and_index
-            return module.apply({"params": layer_params(params)}, x, lengths, state, index), None
+    def _run_layers(self, x: jax.Array, context: Context) -> jax.Array:
+        """`x` [batch, length, embed] through all layers: a scan over whole turns of the family's modules, and the
+        layers beyond the last whole turn after it; with `compute.unroll` all of them one after another."""
+        modules, count = self._modules(self.compute), self.model.layers
+        # A scan over single layers needs no barrier between forward and backward pass: each has a loop of its own.
+        prevent_cse = self.compute.unroll or len(modules) > 1
+        layers = [_layer(module, context, self.compute.remat, prevent_cse) for module in modules]
 
-        x = self.embeddings(input_ids, token_type_ids, state)
-        layer = _rematerialised(layer, self.compute)
-        if not self.compute.unroll:
-            return jax.lax.scan(layer, x, (self.encoder, jnp.arange(self.model.layers, dtype=jnp.uint32)))[0]
-        for index, params in enumerate(_unstack(self.encoder, self.model.layers)):
-            x, _ = layer(x, (params, jnp.uint32(index)))
+        def turn(x: jax.Array, params_and_indices: tuple[Any, ...]) -> tuple[jax.Array, None]:
+            for layer, (params, index) in zip(layers, params_and_indices, strict=True):
+                x = layer(x, params, index)
+            return x, None
+
+        scanned = 0 if self.compute.unroll else count - count % len(layers)
+        if scanned:
+            stacked = (self.encoder, jnp.arange(count, dtype=jnp.uint32))
+            of_module = [slice(place, scanned, len(layers)) for place in range(len(layers))]
+            x, _ = jax.lax.scan(turn, x, tuple(jax.tree.map(lambda leaf, s=s: leaf[s], stacked) for s in of_module))
+        if scanned < count:
+            rest = _unstack(jax.tree.map(lambda leaf: leaf[scanned:], self.encoder), count - scanned)
+            for index, params in enumerate(rest, scanned):
+                x = layers[index % len(layers)](x, params, jnp.uint32(index))
         return x
 
 
-def _rematerialised(layer: Callable, compute: ComputeConfig) -> Callable:
-    """The layer, recomputing in the backward pass what `compute.remat` says."""
-    if compute.remat == "none":
+def _layer(module: nn.Module, context: Context, remat: str, prevent_cse: bool) -> Callable[..., jax.Array]:
+    """(x, the layer's parameters, its number) -> the next x, recomputed in the backward pass as `remat` says."""
+
+    def layer(x: jax.Array, params: Any, index: jax.Array) -> Any:
+        return module.apply({"params": layer_params(params)}, x, context, index)
+
+    if remat == "none":
         return layer
     policies = jax.checkpoint_policies
-    policy = policies.dots_with_no_batch_dims_saveable if compute.remat == "dots" else policies.nothing_saveable
-    return jax.checkpoint(layer, policy=policy, prevent_cse=compute.unroll)  # a scan's loop prevents CSE by itself
+    policy = policies.dots_with_no_batch_dims_saveable if remat == "dots" else policies.nothing_saveable
+    return jax.checkpoint(layer, policy=policy, prevent_cse=prevent_cse)
 
 
-def _unstack(params: dict[str, Any], layers: int) -> list[dict[str, Any]]:
-    """One tree a layer. By `split`, whose gradient is one concatenation; that of indexing adds `layers` full arrays."""
-    leaves, structure = jax.tree.flatten(params)
-    split = [[jnp.squeeze(part, 0) for part in jax.lax.split(leaf, (1,) * layers)] for leaf in leaves]
+def _unstack(stacked: Any, count: int) -> list[Any]:
+    """The `count` trees whose leaves are stacked. `split`, because its gradient is one concatenation; the gradient of
+    indexing adds `count` arrays as large as the whole."""
+    leaves, structure = jax.tree.flatten(stacked)
+    split = [[jnp.squeeze(part, 0) for part in jax.lax.split(leaf, (1,) * count)] for leaf in leaves]
     return [jax.tree.unflatten(structure, parts) for parts in zip(*split, strict=True)]
 
 

@@ -13,8 +13,16 @@ import jax.numpy as jnp
 
 from spanbert_jax.config import Config
 from spanbert_jax.model import dropout as sites
+from spanbert_jax.model.axes import ParameterAxes
 from spanbert_jax.model.dropout import Dropout, dropout
-from spanbert_jax.model.encoder import Dense, Encoder, dropout_state, resolved
+from spanbert_jax.model.encoder import Encoder, dropout_state, resolved
+from spanbert_jax.model.linear import Dense
+
+AXES: ParameterAxes = (
+    (r"pooler/kernel", ("embed", None)),
+    (r"(qa_outputs|classifier)/kernel", (None, None)),
+    (r"(pooler|qa_outputs|classifier)/bias", (None,)),
+)
 
 
 class QuestionAnsweringModel(Encoder):

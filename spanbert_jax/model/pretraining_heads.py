@@ -17,10 +17,12 @@ import jax.numpy as jnp
 from spanbert_jax.batch import Batch, empty_batch
 from spanbert_jax.config import Config, ModelConfig
 from spanbert_jax.model import decoder
+from spanbert_jax.model.axes import ParameterAxes
 from spanbert_jax.model.dropout import Dropout
-from spanbert_jax.model.encoder import Dense, Encoder, dropout_state, resolved, table_rows
+from spanbert_jax.model.encoder import Encoder, dropout_state, resolved, table_rows
 from spanbert_jax.model.gelu import gelu
 from spanbert_jax.model.layer_norm import LayerNorm
+from spanbert_jax.model.linear import Dense
 
 
 class HeadLoss(NamedTuple):
@@ -95,8 +97,7 @@ class Head:
     normaliser: Callable[[jax.Array], jax.Array]  # what the sum of its losses is divided by, from the sum of `weights`
     loss_weight: Callable[[Config], float]  # of its mean loss in the objective; 0: the head is not computed
     multiply_adds: Callable[[ModelConfig], int]  # of the matrix products of `module` for one slot
-    # Pattern of a parameter's path below `name` -> the logical name of each dimension (training/sharding.py).
-    axes: tuple[tuple[str, tuple[str | None, ...]], ...]
+    axes: ParameterAxes  # of its parameters; the patterns are those of paths below `name`
 
 
 MLM = Head(
@@ -144,9 +145,9 @@ def trained_heads(config: Config) -> tuple[Head, ...]:
     return tuple(head for head in HEADS if head.loss_weight(config) > 0)
 
 
-def parameter_axes() -> list[tuple[str, tuple[str | None, ...]]]:
-    """The rows of the table of mesh axes for the parameters of every head: (pattern of the whole path, axes)."""
-    return [(f"{head.name}/{pattern}", axes) for head in HEADS for pattern, axes in head.axes]
+def parameter_axes() -> ParameterAxes:
+    """The rows for the parameters of every head, with patterns of whole paths."""
+    return tuple((f"{head.name}/{pattern}", axes) for head in HEADS for pattern, axes in head.axes)
 
 
 class PretrainingModel(Encoder):

@@ -13,12 +13,22 @@ import jax.numpy as jnp
 
 from spanbert_jax.config import Config, ModelConfig
 from spanbert_jax.model import dropout as sites
+from spanbert_jax.model.axes import ParameterAxes
 from spanbert_jax.model.dropout import Dropout, dropout
-from spanbert_jax.model.encoder import Dense, Encoder, dropout_state, resolved
+from spanbert_jax.model.encoder import Encoder, dropout_state, resolved
 from spanbert_jax.model.gelu import gelu
 from spanbert_jax.model.layer_norm import LayerNorm
+from spanbert_jax.model.linear import Dense
 
 _NEVER = -1e9  # score of a piece outside the word, of a word outside the span
+
+# The classifier's rows are those of linear_heads.py.
+AXES: ParameterAxes = (
+    (r"spans/kernel", ("embed", None, None)),
+    (r"spans/width", (None, None)),
+    (r"spans/attention", (None,)),
+    (r"spans/norm/(scale|bias)", (None,)),
+)
 
 
 class SpanRepresentation(nn.Module):

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from spanbert_jax.batch import slots
 from spanbert_jax.config import Config, ModelConfig
 from spanbert_jax.model import pretraining_heads
+from spanbert_jax.model.families import family_of
 
 
 class Chip(NamedTuple):
@@ -50,9 +51,7 @@ def peak_flops(device_kind: str) -> float | None:
 
 def encoder_flops(model: ModelConfig, length: int) -> float:
     """Training FLOPs of the encoder for one row of `length` pieces."""
-    linear = length * model.layers * (8 * model.embed**2 + 4 * model.embed * model.mlp)
-    attention = 4 * length**2 * model.embed * model.layers
-    return 3.0 * (linear + attention)
+    return 3.0 * family_of(model).flops(model, length)
 
 
 def pretraining_head_flops(config: Config, vocab_size: int, masked: int) -> float:

@@ -1,11 +1,11 @@
-"""Where every array lives: the mesh, and one table from parameter names to axes.
+"""The mesh of devices, and the part of the training state that each device holds.
 
-Invariant: each parameter matches exactly one row of `parameter_table`, and no two of its dimensions land on one
-mesh axis; anything else fails at start-up. Optimizer moments follow their parameter; they may be divided over data too.
+Invariant: each parameter matches exactly one row of axes (`model.parameters`), and no two of its dimensions are divided
+by one mesh axis; anything else fails before the first step. The optimizer's moments are divided as their parameters
+are, and over the data axis too where the configuration says so.
 """
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,38 +14,10 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from spanbert_jax.config import Config, MeshConfig
+from spanbert_jax.config import MESH_AXES, Config, MeshConfig
 from spanbert_jax.errors import UserError
-from spanbert_jax.model import pretraining_heads
-
-BATCH_AXES = ("data", "fsdp")
-
-# Pattern of the whole path -> the logical name of each dimension; None is never split. The pre-training heads bring
-# their own rows (model/pretraining_heads.py).
-PARAMETER_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
-    (r"embeddings/word", ("vocab", "embed")),
-    (r"embeddings/(position|token_type)", (None, "embed")),
-    (r"embeddings/norm/(scale|bias)", (None,)),
-    (r"encoder/attention/qkv/kernel", (None, "embed", None, "heads", None)),
-    (r"encoder/attention/qkv/bias", (None, None, "heads", None)),
-    (r"encoder/attention/output/kernel", (None, "heads", None, "embed")),
-    (r"encoder/attention/output/bias", (None, None)),
-    (r"encoder/(attention|mlp)/norm/(scale|bias)", (None, None)),
-    (r"encoder/mlp/up/kernel", (None, "embed", "mlp")),
-    (r"encoder/mlp/up/bias", (None, "mlp")),
-    (r"encoder/mlp/down/kernel", (None, "mlp", "embed")),
-    (r"encoder/mlp/down/bias", (None, None)),
-    (r"pooler/kernel", ("embed", None)),
-    (r"(qa_outputs|classifier)/kernel", (None, None)),
-    (r"(pooler|qa_outputs|classifier)/bias", (None,)),
-    (r"spans/kernel", ("embed", None, None)),
-    (r"spans/width", (None, None)),
-    (r"spans/attention", (None,)),
-    (r"spans/norm/(scale|bias)", (None,)),
-)
-
-# Logical name -> mesh axis, for parameters (activations have their own table in model/axes.py).
-MESH_AXIS = {"vocab": "model", "heads": "model", "mlp": "model", "embed": "fsdp"}
+from spanbert_jax.model.axes import AXES, BATCH_AXES
+from spanbert_jax.model.parameters import parameter_axes
 
 
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
@@ -54,7 +26,7 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
     Raises UserError where the sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = {"data": config.data, "fsdp": config.fsdp, "model": config.model}
+    sizes = {axis: getattr(config, axis) for axis in MESH_AXES}
     fixed = math.prod(size for size in sizes.values() if size != -1)
     if len(devices) % fixed or (-1 not in sizes.values() and fixed != len(devices)):
         raise UserError(
@@ -62,7 +34,7 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
             "the sizes must multiply to that number (-1 takes what is left)"
         )
     data, fsdp, model = (len(devices) // fixed if size == -1 else size for size in sizes.values())
-    return Mesh(arrange(devices, (data, fsdp, model)), tuple(sizes), axis_types=(AxisType.Auto,) * 3)
+    return Mesh(arrange(devices, (data, fsdp, model)), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
 def arrange(devices: Sequence[jax.Device], shape: tuple[int, int, int]) -> np.ndarray:
@@ -100,8 +72,8 @@ def mesh_of(config: Config) -> Mesh:
     mesh = make_mesh(config.mesh)
     check_batch(config.train.batch_size, config.train.accumulation, mesh)
     for name in ("heads", "mlp", "embed"):
-        size, axis = getattr(config.model, name), MESH_AXIS[name]
-        if size % mesh.shape[axis]:
+        size, axis = getattr(config.model, name), AXES[name].parameter
+        if axis and size % mesh.shape[axis]:
             raise UserError(
                 f"config.model.{name} {size} is not divisible by the {mesh.shape[axis]} devices of config.mesh.{axis}; "
                 "choose a number of devices that divides it"
@@ -111,7 +83,7 @@ def mesh_of(config: Config) -> Mesh:
 
 def check_batch(batch_size: int, accumulation: int, mesh: Mesh) -> None:
     """Raises UserError where a microbatch does not spread evenly over the mesh's data and fsdp axes."""
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
     unit = shards * accumulation
     if batch_size % unit:
         below, above = batch_size // unit * unit, -(-batch_size // unit) * unit
@@ -121,25 +93,12 @@ def check_batch(batch_size: int, accumulation: int, mesh: Mesh) -> None:
         )
 
 
-def parameter_table() -> list[tuple[str, tuple[str | None, ...]]]:
-    """Every row: (pattern of the whole path, logical axes)."""
-    return [*PARAMETER_AXES, *pretraining_heads.parameter_axes()]
-
-
-def parameter_axes(path: str) -> tuple[str | None, ...]:
-    """The logical axes of the parameter at "a/b/c"; raises ValueError unless exactly one row matches."""
-    rows = [axes for pattern, axes in parameter_table() if re.fullmatch(pattern, path)]
-    if len(rows) != 1:
-        raise ValueError(f"parameter {path} matches {len(rows)} rows of parameter axes; it must match exactly one")
-    return rows[0]
-
-
-def parameter_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+def parameter_spec(path: str, shape: tuple[int, ...], mesh: Mesh, family: str) -> PartitionSpec:
     """The mesh axes of one parameter; raises UserError where a dimension does not divide."""
-    logical = parameter_axes(path)
+    logical = parameter_axes(path, family)
     if len(logical) != len(shape):
         raise ValueError(f"parameter {path} has shape {shape}, and the table names {len(logical)} axes")
-    spec = [MESH_AXIS[name] if name else None for name in logical]
+    spec = [AXES[name].parameter if name else None for name in logical]
     used = [axis for axis in spec if axis]
     if len(set(used)) != len(used):
         raise ValueError(f"parameter {path}: two of its axes {logical} land on one mesh axis")
@@ -166,17 +125,17 @@ def moment_spec(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh) -> Part
     return spec
 
 
-def parameter_specs(params: Mapping[str, Any], mesh: Mesh, moments: bool = False) -> Any:
+def parameter_specs(params: Mapping[str, Any], mesh: Mesh, family: str, moments: bool = False) -> Any:
     """The spec of every leaf of abstract parameters, or that of its divided `moments`."""
 
     def spec(path: tuple[Any, ...], leaf: Any) -> PartitionSpec:
-        found = parameter_spec(path_name(path), leaf.shape, mesh)
+        found = parameter_spec(path_name(path), leaf.shape, mesh, family)
         return moment_spec(found, leaf.shape, mesh) if moments else found
 
     return jax.tree_util.tree_map_with_path(spec, params)
 
 
-def state_shardings(state: Mapping[str, Any], mesh: Mesh, shard_optimizer: bool = False) -> Any:
+def state_shardings(state: Mapping[str, Any], mesh: Mesh, family: str, shard_optimizer: bool = False) -> Any:
     """The sharding of every leaf of an abstract {"params", "opt_state", "step"}; what is no moment is replicated.
 
     shard_optimizer: the moments are divided over the data axis too.
@@ -184,7 +143,7 @@ def state_shardings(state: Mapping[str, Any], mesh: Mesh, shard_optimizer: bool 
     shapes = {path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(state["params"])}
 
     def specs_of(moments: bool) -> dict[str, PartitionSpec]:
-        return dict(zip(shapes, jax.tree.leaves(parameter_specs(state["params"], mesh, moments)), strict=True))
+        return dict(zip(shapes, jax.tree.leaves(parameter_specs(state["params"], mesh, family, moments)), strict=True))
 
     params, moments = specs_of(False), specs_of(shard_optimizer)
 

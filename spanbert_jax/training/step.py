@@ -59,7 +59,7 @@ def abstract_state(config: Config, init: Callable[[jax.Array], Any], mesh: Mesh)
     return jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
         shapes,
-        sharding.state_shardings(shapes, mesh, config.mesh.shard_optimizer),
+        sharding.state_shardings(shapes, mesh, config.model.family, config.mesh.shard_optimizer),
     )
 
 
@@ -172,7 +172,7 @@ def make_train_step(config: Config, objective: Objective, abstract: State) -> An
     schedule = learning_rate(config.optimizer, config.train.steps)
     layout = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     mesh = layout["step"].mesh
-    specs = sharding.parameter_specs(abstract["params"], mesh, config.mesh.shard_optimizer)
+    specs = sharding.parameter_specs(abstract["params"], mesh, config.model.family, config.mesh.shard_optimizer)
     divided = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
     gradients = _reduced_gradients(config, objective, mesh, specs)
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
-from spanbert_jax.model.axes import MESH_AXES, constrain, is_divided, on_each_device
+from spanbert_jax.config import MESH_AXES
+from spanbert_jax.model.axes import AXES, constrain, is_divided, on_each_device
 
 
 def test_without_a_mesh_it_returns_its_argument() -> None:
@@ -21,7 +22,7 @@ def test_an_unknown_name_or_a_wrong_number_of_names_is_an_error_with_and_without
 
 
 def test_under_a_mesh_the_constraint_is_in_the_program_and_values_stay() -> None:
-    mesh = jax.make_mesh((1, 1, 1), ("data", "fsdp", "model"), axis_types=(AxisType.Auto,) * 3)
+    mesh = jax.make_mesh((1, 1, 1), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
     x = jnp.arange(24.0).reshape(2, 3, 4)
     with jax.set_mesh(mesh):
         equations = jax.make_jaxpr(lambda x: constrain(x, "batch", "length", "mlp"))(x).eqns
@@ -31,7 +32,7 @@ def test_under_a_mesh_the_constraint_is_in_the_program_and_values_stay() -> None
 
 
 def test_inside_shard_map_only_the_axes_that_are_left_are_constrained() -> None:
-    mesh = jax.make_mesh((1, 1, 1), ("data", "fsdp", "model"), axis_types=(AxisType.Auto,) * 3)
+    mesh = jax.make_mesh((1, 1, 1), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
     x = jnp.arange(24.0).reshape(2, 3, 4)
 
     def constraints(manual: set[str]) -> list[PartitionSpec]:
@@ -60,7 +61,7 @@ def parts(sizes: tuple[int, int, int], *shapes: tuple[int, ...] | None) -> list[
         return arrays[0], jnp.sum(arrays[0], axis=1, keepdims=True)
 
     arrays = [None if shape is None else jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
-    mesh = AbstractMesh(sizes, ("data", "fsdp", "model"), axis_types=(AxisType.Auto,) * 3)
+    mesh = AbstractMesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
     with jax.sharding.use_abstract_mesh(mesh):
         mapped = on_each_device(function, (ROWS, (None, "batch"), ("heads",)), (ROWS, ("batch", None, "heads")))
         whole, summed = jax.eval_shape(mapped, *arrays)
@@ -85,7 +86,7 @@ def test_on_each_device_without_a_mesh_is_the_function_itself() -> None:
 
 
 def test_inside_shard_map_on_each_device_divides_only_the_axes_that_are_left() -> None:
-    mesh = AbstractMesh((2, 2, 2), ("data", "fsdp", "model"), axis_types=(AxisType.Auto,) * 3)
+    mesh = AbstractMesh((2, 2, 2), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
     seen = []
 
     def function(x: jax.Array) -> tuple[jax.Array]:
@@ -112,6 +113,6 @@ def test_an_activation_axis_is_divided_where_free_mesh_axes_have_several_devices
         ((1, 2, 1), {"batch"}),
         ((1, 1, 2), {"heads", "mlp", "vocab"}),
     ):
-        mesh = AbstractMesh(sizes, ("data", "fsdp", "model"), axis_types=(AxisType.Auto,) * 3)
+        mesh = AbstractMesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
         with jax.sharding.use_abstract_mesh(mesh):
-            assert {name for name in MESH_AXES if is_divided(name)} == divided
+            assert {name for name in AXES if is_divided(name)} == divided

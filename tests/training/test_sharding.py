@@ -1,4 +1,4 @@
-"""The parameter table and the mesh: complete, unambiguous, and loud."""
+"""The mesh, and what each device holds of a training state: what does not fit is refused at the start."""
 
 import dataclasses
 
@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 
-from spanbert_jax.config import MeshConfig
+from spanbert_jax.config import MESH_AXES, MeshConfig
 from spanbert_jax.errors import UserError
-from spanbert_jax.model import linear_heads, pretraining_heads, span_head
+from spanbert_jax.model import encoder, pretraining_heads
 from spanbert_jax.training import sharding
 from spanbert_jax.training.optimizer import make_optimizer
 from tests.support.synthetic import VOCAB, small_config
@@ -20,45 +20,16 @@ def small_params() -> dict:
     return jax.eval_shape(lambda: pretraining_heads.init_params(model, jax.random.key(0)))
 
 
-def test_every_parameter_matches_exactly_one_row_and_every_row_a_parameter() -> None:
-    import re
-
-    trees = [small_params()]
-    for task in ("question_answering", "token_classification", "sequence_classification"):
-        model = linear_heads.task_model(task, small_config(), VOCAB, 3, "cpu")
-        trees.append(jax.eval_shape(lambda model=model: linear_heads.init_params(model, jax.random.key(0))))
-    span_model = span_head.span_model(small_config(), VOCAB, 3, "cpu")
-    trees.append(jax.eval_shape(lambda: span_head.init_params(span_model, jax.random.key(0))))
-    leaves = jax.tree_util.tree_leaves_with_path(trees)
-    leaves = [(path[1:], leaf) for path, leaf in leaves]
-    names = {sharding.path_name(path): leaf for path, leaf in leaves}
-    for name, leaf in names.items():
-        assert len(sharding.parameter_axes(name)) == leaf.ndim
-    for pattern, _ in sharding.parameter_table():
-        assert any(re.fullmatch(pattern, name) for name in names), pattern
-
-
-def test_a_parameter_that_no_row_knows_stops_the_start() -> None:
-    with pytest.raises(ValueError, match="pooler/weight matches 0 rows"):
-        sharding.parameter_axes("pooler/weight")
-
-
-def test_a_parameter_that_two_rows_know_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sharding, "PARAMETER_AXES", (*sharding.PARAMETER_AXES, ("mlm/bias", (None,))))
-    with pytest.raises(ValueError, match="mlm/bias matches 2 rows"):
-        sharding.parameter_axes("mlm/bias")
-
-
 def test_two_dimensions_on_one_mesh_axis_stop_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sharding, "PARAMETER_AXES", (("x", ("vocab", "heads")),))
+    monkeypatch.setattr(encoder, "AXES", (("x", ("vocab", "heads")),))
     with pytest.raises(ValueError, match="land on one mesh axis"):
-        sharding.parameter_spec("x", (4, 4), AbstractMesh((1, 1, 2), ("data", "fsdp", "model")))
+        sharding.parameter_spec("x", (4, 4), AbstractMesh((1, 1, 2), MESH_AXES), "bert")
 
 
 def test_a_dimension_that_the_mesh_does_not_divide_is_named() -> None:
-    mesh = AbstractMesh((1, 1, 5), ("data", "fsdp", "model"))
+    mesh = AbstractMesh((1, 1, 5), MESH_AXES)
     with pytest.raises(UserError, match=r"qkv/kernel: its heads dimension 2 is not divisible by config.mesh.model 5"):
-        sharding.parameter_spec("encoder/attention/qkv/kernel", (2, 24, 3, 2, 12), mesh)
+        sharding.parameter_spec("encoder/attention/qkv/kernel", (2, 24, 3, 2, 12), mesh, "bert")
 
 
 def test_the_moments_live_where_their_parameter_does() -> None:
@@ -70,7 +41,7 @@ def test_the_moments_live_where_their_parameter_does() -> None:
         "step": jax.ShapeDtypeStruct((), int),
     }
     mesh = sharding.make_mesh(MeshConfig())
-    where = sharding.state_shardings(state, mesh)
+    where = sharding.state_shardings(state, mesh, "bert")
     moments = [
         leaf.spec
         for path, leaf in jax.tree_util.tree_leaves_with_path(where["opt_state"])
@@ -92,7 +63,7 @@ def test_the_moments_live_where_their_parameter_does() -> None:
 def test_moments_are_divided_where_a_dimension_is_free(
     spec: PartitionSpec, shape: tuple[int, ...], expected: PartitionSpec
 ) -> None:
-    mesh = AbstractMesh((4, 2, 1), ("data", "fsdp", "model"))
+    mesh = AbstractMesh((4, 2, 1), MESH_AXES)
     assert sharding.moment_spec(spec, shape, mesh) == expected
 
 
@@ -106,8 +77,8 @@ def test_every_tensor_of_a_large_model_has_divided_moments_on_a_pod() -> None:
         "cpu",
     )
     params = jax.eval_shape(lambda: pretraining_heads.init_params(model, jax.random.key(0)))
-    mesh = AbstractMesh((256, 1, 1), ("data", "fsdp", "model"))
-    specs = jax.tree.leaves(sharding.parameter_specs(params, mesh, moments=True))
+    mesh = AbstractMesh((256, 1, 1), MESH_AXES)
+    specs = jax.tree.leaves(sharding.parameter_specs(params, mesh, "bert", moments=True))
     leaves = jax.tree.leaves(params)
     whole = sum(leaf.size for leaf, spec in zip(leaves, specs, strict=True) if "data" not in spec)
     assert 0 <= whole < 0.005 * sum(leaf.size for leaf in leaves)
@@ -163,4 +134,4 @@ def test_a_batch_that_the_mesh_does_not_divide_is_refused_with_the_nearest_sizes
     with pytest.raises(
         UserError, match="batch_size 250 is not divisible by 8 data shards x 2 microbatches; use 240 or 256"
     ):
-        sharding.check_batch(250, 2, AbstractMesh((4, 2, 3), ("data", "fsdp", "model")))
+        sharding.check_batch(250, 2, AbstractMesh((4, 2, 3), MESH_AXES))

@@ -1,0 +1,50 @@
+"""The interface between the encoder and a family of transformer layers.
+
+Invariant: the encoder knows a family by the fields of `Family` alone, so a new family is one file, `layer_NAME.py`, and
+one row of `families.FAMILIES`.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+
+from spanbert_jax.config import ModelConfig
+from spanbert_jax.model.axes import ParameterAxes
+from spanbert_jax.model.dropout import Dropout
+
+
+class Context(NamedTuple):
+    """What every layer of one forward pass is given beside its input."""
+
+    lengths: jax.Array  # int32 [batch]; positions from there on are padding
+    dropout: Dropout | None  # None for no dropout
+    tables: Any  # what the family's `tables` made
+
+
+class Family(NamedTuple):
+    """What a family of layers provides.
+
+    layers: the configuration -> constructors of its layers' modules, which take turns: constructor i % n makes layer i
+        of n constructors. Each takes (ModelConfig, ComputeConfig, dtype), the resolved dtype of activations, and makes
+        a module that is called with (x [batch, length, embed], Context, the layer's number) and returns the next x. All
+        the constructors' modules have the same parameters, because the encoder stacks them.
+    tables: the configuration and a length -> arrays that are computed once and given to every layer, or None.
+    norm: the configuration -> the module that normalises the sum of the embeddings.
+    final_norm: whether a module of `norm` normalises the last layer's output too, under the name "final_norm".
+    position_table, token_types: whether the embeddings have a table of positions, and one of token types.
+    axes: a row for each parameter of a layer, under "encoder/" and with the axis of layers first, and for those of
+        "final_norm" where there is one.
+    flops: the configuration and a length -> FLOPs of one row's forward pass through all layers: matrix products alone,
+        a multiplication with its addition counted as 2.
+    """
+
+    layers: Callable[[ModelConfig], tuple[Callable[..., nn.Module], ...]]
+    tables: Callable[[ModelConfig, int], Any]
+    norm: Callable[[ModelConfig], nn.Module]
+    final_norm: bool
+    position_table: bool
+    token_types: bool
+    axes: ParameterAxes
+    flops: Callable[[ModelConfig, int], float]

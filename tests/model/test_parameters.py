@@ -1,0 +1,54 @@
+"""The rows of axes: every parameter has exactly one, and every row has a parameter."""
+
+import re
+from typing import Any
+
+import jax
+import pytest
+
+from spanbert_jax import config as configuration
+from spanbert_jax.model import encoder, linear_heads, pretraining_heads, span_head
+from spanbert_jax.model.families import FAMILIES
+from spanbert_jax.model.parameters import parameter_axes, rows
+from tests.support.synthetic import VOCAB, small_config
+
+
+def every_parameter(family: str) -> dict[str, Any]:
+    """The path of each parameter of each model with layers of a family -> its shape."""
+    config, key = small_config(model={"family": family}), jax.random.key(0)
+    tasks = ("question_answering", "token_classification", "sequence_classification")
+    linear = [linear_heads.task_model(task, config, VOCAB, 3, "cpu") for task in tasks]
+    spans, pretraining = span_head.span_model(config, VOCAB, 3, "cpu"), pretraining_heads
+    model = pretraining.pretraining_model(config, VOCAB, "cpu")
+    trees = [jax.eval_shape(lambda m=m: linear_heads.init_params(m, key)) for m in linear]
+    trees.append(jax.eval_shape(lambda: span_head.init_params(spans, key)))
+    trees.append(jax.eval_shape(lambda: pretraining.init_params(model, key)))
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
+        for tree in trees
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def test_every_parameter_matches_exactly_one_row_and_every_row_a_parameter() -> None:
+    matched = set()
+    for family in FAMILIES:
+        for path, shape in every_parameter(family).items():
+            assert len(parameter_axes(path, family)) == len(shape)
+            matched |= {pattern for pattern, _ in rows(family) if re.fullmatch(pattern, path)}
+    assert matched == {pattern for family in FAMILIES for pattern, _ in rows(family)}
+
+
+def test_a_parameter_that_no_row_knows_stops_the_start() -> None:
+    with pytest.raises(ValueError, match="pooler/weight matches 0 rows"):
+        parameter_axes("pooler/weight", "bert")
+
+
+def test_a_parameter_that_two_rows_know_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoder, "AXES", (*encoder.AXES, ("mlm/bias", (None,))))
+    with pytest.raises(ValueError, match="mlm/bias matches 2 rows"):
+        parameter_axes("mlm/bias", "bert")
+
+
+def test_a_configuration_can_name_every_family_and_no_other() -> None:
+    assert set(configuration.FAMILIES) == set(FAMILIES)
