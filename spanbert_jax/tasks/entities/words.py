@@ -1,14 +1,37 @@
-"""The words of plain text, as columns of tagged words have them.
+"""The words of plain text, cut as the words of the training data are.
 
 Invariant: words are slices of the text, in order and apart; every character that is no white space is in exactly one; a
 combining mark is in the word of the character before it.
 """
 
 import bisect
+import dataclasses
 import unicodedata
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 
 Place = tuple[int, int]  # first character, the one after the last
+
+
+@dataclasses.dataclass(frozen=True)
+class WordStyle:
+    """How data that is cut into words has cut them. The default is the cut without such data.
+
+    Attributes:
+      apart: punctuation marks that are words of their own even between letters: "-" of "drug - induced".
+      leading: marks that belong to the letters after them: "@" of "@user".
+      repeated: marks of which several in a row are one word: "." of "...".
+      endings: words that are the ends of others in a text: "'s", "n't".
+      unspaced: words of two characters and more in scripts without spaces. Where a text has none of them, and where the
+        data cuts such scripts into characters, every character is a word.
+    """
+
+    apart: str = ""
+    leading: str = ""
+    repeated: str = ""
+    endings: tuple[str, ...] = ()
+    unspaced: tuple[str, ...] = ()
+
 
 # First and last code points of scripts that are written without spaces between words.
 _UNSPACED = (
@@ -35,12 +58,59 @@ _UNSPACED = (
 _FIRST = [first for first, _ in _UNSPACED]
 _JOINERS = "\u200c\u200d"  # zero width: the characters around them are one
 _MODIFIERS = range(0x1F3FB, 0x1F400)  # an emoji's skin
+_ENDINGS = {mark + letters for mark in "'\u2019" for letters in ("s", "m", "d", "re", "ve", "ll")} | {"n't", "n\u2019t"}
+_RARE = (
+    20  # what is not seen more often says little; and a mark is apart that is so much oftener a word than inside one
+)
+_KEPT = 20_000  # words of scripts without spaces that a style has at most
+_LONGEST = 8  # characters of such a word
 
 
-def find_words(text: str) -> tuple[Place, ...]:
+def find_words(text: str, style: WordStyle = WordStyle()) -> tuple[Place, ...]:
     """The place of each word: of letters and digits with all between them, of a mark of punctuation, or of a character
-    of a script that is written without spaces."""
-    return tuple(place for run in _runs(text) for place in _words_of(text, run))
+    of a script that is written without spaces; and what else `style` has as a word."""
+    known = frozenset(style.unspaced)
+    return tuple(place for run in _runs(text) for place in _words_of(text, run, style, known))
+
+
+def learn_style(sentences: Iterable[Sequence[str]]) -> WordStyle:
+    """The style of sentences of words; where the words are of two minds, that of the most, and in doubt the default."""
+    counts = Counter(word for words in sentences for word in words)
+    alone: Counter[str] = Counter()
+    inside: Counter[str] = Counter()
+    before: Counter[str] = Counter()
+    repeated: Counter[str] = Counter()
+    endings: Counter[str] = Counter()
+    characters: Counter[int] = Counter()  # words of a script without spaces, by their number of characters
+    unspaced: Counter[str] = Counter()
+    for word, count in counts.items():
+        if word.isascii() and word.isalnum():
+            continue
+        kinds = [_kind(word[start]) for run in _runs(word) for start, _ in run]
+        letters = [i for i, kind in enumerate(kinds) if kind != "mark"]
+        if set(kinds) == {"unspaced"}:
+            characters[min(len(kinds), 2)] += count
+            if len(kinds) > 1:
+                unspaced[word] += count
+        elif not letters:
+            (alone if len(word) == 1 else repeated)[word[0]] += count * (len(set(word)) == 1)
+        elif len(kinds) == len(word):
+            if word in _ENDINGS:
+                endings[word] += count
+            elif kinds[0] == "mark" and letters == list(range(1, len(kinds))):
+                before[word[0]] += count
+            for mark in {word[i] for i in range(letters[0], letters[-1]) if kinds[i] == "mark"}:
+                inside[mark] += count
+    glued = Counter({e: sum(n for word, n in counts.items() if word.endswith(e) and word != e) for e in endings})
+    return WordStyle(
+        apart="".join(sorted(mark for mark in alone if alone[mark] >= _RARE * max(inside[mark], 1))),
+        leading="".join(sorted(mark for mark in before if before[mark] > max(alone[mark], _RARE))),
+        repeated="".join(sorted(mark for mark in repeated if repeated[mark])),
+        endings=tuple(sorted(e for e in endings if endings[e] > glued[e])),
+        unspaced=tuple(sorted(word for word, _ in unspaced.most_common(_KEPT)))
+        if characters[2] > characters[1]
+        else (),
+    )
 
 
 def _runs(text: str) -> Iterator[list[Place]]:
@@ -59,19 +129,45 @@ def _runs(text: str) -> Iterator[list[Place]]:
         yield run
 
 
-def _words_of(text: str, run: list[Place]) -> Iterator[Place]:
+def _words_of(text: str, run: list[Place], style: WordStyle, known: frozenset[str]) -> Iterator[Place]:
     kinds = [_kind(text[start]) for start, _ in run]
     place = 0
     while place < len(run):
-        # A word of letters ends with the run's last letter, or with the last before a script without spaces.
-        end = next((i for i in range(place, len(run)) if kinds[i] == "unspaced"), len(run))
-        letters = [i for i in range(place, end) if kinds[i] == "letter"]
-        if kinds[place] == "letter":
-            yield run[place][0], run[letters[-1]][1]
-            place = letters[-1] + 1
+        end = place + 1
+        if kinds[place] == "unspaced":
+            end = _longest_known(text, run, place, known)
+        elif kinds[place] == "letter" or _leads(text, run, kinds, place, style):
+            stop = next((i for i in range(end, len(run)) if _ends_word(text[run[i][0]], kinds[i], style)), len(run))
+            end = max(i for i in range(place, stop) if kinds[i] == "letter") + 1
+            first = next((i for i in range(place + 1, end) if text[run[i][0] : run[end - 1][1]] in style.endings), end)
+            yield run[place][0], run[first - 1][1]
+            place = first
+            if first == end:
+                continue
         else:
-            yield run[place]
-            place += 1
+            mark = text[run[place][0] : run[place][1]]
+            while mark in style.repeated and end < len(run) and text[run[end][0] : run[end][1]] == mark:
+                end += 1
+        yield run[place][0], run[end - 1][1]
+        place = end
+
+
+def _leads(text: str, run: list[Place], kinds: list[str], place: int, style: WordStyle) -> bool:
+    """Whether a mark belongs to the letters after it, or is the first of an ending that stands alone."""
+    if kinds[place + 1 : place + 2] != ["letter"]:
+        return False
+    return text[run[place][0]] in style.leading or text[run[place][0] : run[-1][1]] in style.endings
+
+
+def _ends_word(character: str, kind: str, style: WordStyle) -> bool:
+    return kind == "unspaced" or (kind == "mark" and character in style.apart)
+
+
+def _longest_known(text: str, run: list[Place], place: int, known: frozenset[str]) -> int:
+    """The end of the longest known word at a place, or of the character there."""
+    longest = min(len(run), place + _LONGEST) if known else place + 1
+    ends = range(longest, place, -1)
+    return next((end for end in ends if text[run[place][0] : run[end - 1][1]] in known), place + 1)
 
 
 def _kind(character: str) -> str:
