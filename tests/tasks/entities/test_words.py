@@ -1,5 +1,6 @@
 """Words of a text are slices of it, whole characters, and what the training data has as words."""
 
+import itertools
 import unicodedata
 
 import pytest
@@ -24,7 +25,7 @@ def cut(text: str, style: WordStyle = WordStyle()) -> list[str]:
 def test_words_are_slices_in_order_that_hold_every_character_but_white_space(style: WordStyle, text: str) -> None:
     places = find_words(text, style)
     assert all(start < end for start, end in places)
-    assert all(one[1] <= other[0] for one, other in zip(places, places[1:], strict=False))
+    assert all(one[1] <= other[0] for one, other in itertools.pairwise(places))
     covered = {i for start, end in places for i in range(start, end)}
     assert covered == {i for i, character in enumerate(text) if not character.isspace()}
     for start, _ in places:  # a mark begins a word only where no character is before it that it could belong to
