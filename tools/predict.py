@@ -39,7 +39,7 @@ def predict(checkpoint: Path, source: str, role: Role) -> tuple[AnyTask, list[An
     with open_weights(checkpoint) as weights:
         task = trained_task(weights)
         params, _ = weights.load()
-    examples, warnings = task.read(weights.config, source, role)
+    examples, warnings = task.read(weights.config, source, role, task.learnt)
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
     if role == "dev":

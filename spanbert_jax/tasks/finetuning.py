@@ -18,6 +18,7 @@ from spanbert_jax.batch import Batch
 from spanbert_jax.batches.lengths import choose_lengths, sorted_batches
 from spanbert_jax.config import Config
 from spanbert_jax.model import linear_heads
+from spanbert_jax.tasks.entities.words import NO_STYLE, WordStyle
 from spanbert_jax.tasks.example_files import Record, Role, Source
 from spanbert_jax.tasks.rows import Featurise, NumpyBatch, RowBatches, Rows
 from spanbert_jax.tasks.settings import declared
@@ -60,12 +61,15 @@ class Learnt:
         default_factory=dict
     )  # relations: name -> the piece that stands for it
     nested: bool = False  # span head: entities lie within entities, so predicted ones may
+    words: WordStyle = NO_STYLE  # entities: how plain text is cut into words
 
     @classmethod
     def from_metadata(cls, saved: Metadata) -> "Learnt":
         """What a checkpoint kept."""
-        return cls(saved.labels, saved.special, saved.nested)
+        return cls(saved.labels, saved.special, saved.nested, WordStyle.from_json(saved.words))
 
+
+NOTHING = Learnt()
 
 ExampleT = TypeVar("ExampleT", bound=Identified)
 ModelT = TypeVar("ModelT")
@@ -90,17 +94,18 @@ class FineTuning(abc.ABC, Generic[ExampleT, ModelT]):
 
     @classmethod
     @abc.abstractmethod
-    def read(cls, config: Config, source: Source, role: Role) -> tuple[list[ExampleT], list[str]]:
+    def read(
+        cls, config: Config, source: Source, role: Role, learnt: Learnt = NOTHING
+    ) -> tuple[list[ExampleT], list[str]]:
         """(examples, warnings) of a file, of its contents, or of a TFDS name.
 
         The same source gives the same examples in every role; "predict" reads no labels, and needs none. config: a run
-        gives the declared `settings` of it alone.
+        gives the declared `settings` of it alone. learnt: what a trained task knows, to read what it has to predict.
         """
 
-    @classmethod
     @abc.abstractmethod
-    def parse(cls, config: Config, record: Record, place: str, name: str, role: Role = "predict") -> ExampleT:
-        """The example of one record: an object with the task's fields, or a text where the task reads such.
+    def parse(self, record: Record, place: str, name: str) -> ExampleT:
+        """The example of one record to predict for: an object with the task's fields, or a text where it reads such.
 
         place: what errors name, such as "standard input, line 3". name: the example's id where the record has none.
         """

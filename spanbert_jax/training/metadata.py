@@ -37,6 +37,7 @@ class Metadata:
     labels: tuple[str, ...] = ()  # of a classifier, in its order
     special: Mapping[str, int] = dataclasses.field(default_factory=dict)  # name -> piece; of relations
     nested: bool = False  # span head: entities lie within entities, so predicted ones may
+    words: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # entities: how plain text is cut into words
     evaluation: Mapping[str, float] = dataclasses.field(default_factory=dict)  # "held_out/NAME": value, of a best one
     imported_from: str = ""  # the path of others' weights
     left_alone: tuple[str, ...] = ()  # their tensors that were not taken

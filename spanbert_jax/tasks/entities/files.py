@@ -20,7 +20,7 @@ from spanbert_jax.tasks.entities.columns import (
     read_columns,
 )
 from spanbert_jax.tasks.entities.rows import Span, WordExample
-from spanbert_jax.tasks.entities.words import find_words
+from spanbert_jax.tasks.entities.words import NO_STYLE, WordStyle, find_words
 from spanbert_jax.tasks.example_files import (
     Contents,
     Lines,
@@ -45,7 +45,13 @@ _RECORD = '{"words": ["Anna", "sings"], "entities": [[0, 1, "PER"]]}'  # first w
 
 
 def read(
-    source: Source, role: Role = "train", *, layout: Layout = _WORD_FIRST, scheme: str = "auto", context: int = 0
+    source: Source,
+    role: Role = "train",
+    *,
+    layout: Layout = _WORD_FIRST,
+    scheme: str = "auto",
+    context: int = 0,
+    style: WordStyle = NO_STYLE,
 ) -> tuple[list[WordExample], list[str]]:
     """The sentences of a file or of a TFDS name ("conll2003", "conll2003:test"), and warnings.
 
@@ -56,6 +62,7 @@ def read(
       layout: of columns.
       scheme: of columns, one of `SCHEMES`.
       context: words of its document that a sentence in columns brings along on either side.
+      style: how plain text is cut into words.
 
     Raises:
       UserError: naming file and line, for what `read_columns`, `check_tags` and `parse` refuse, for a file that is none
@@ -72,9 +79,9 @@ def read(
         head, lines = split_head(read_lines(file))
         if is_json(head):
             records = enumerate(read_records(file, lines), start=1)
-            examples = [parse(record, place, str(number), role) for number, (place, record) in records]
+            examples = [parse(record, place, str(number), role, style) for number, (place, record) in records]
         elif _is_text(file, head, role, layout):
-            examples = _from_text(file, lines)
+            examples = _from_text(file, lines, style)
         else:
             sentences = read_columns(file, lines, layout, role != "predict", warnings)
     if sentences is not None:
@@ -101,13 +108,14 @@ def _is_text(file: Path | Contents, head: Sequence[tuple[int, str]], role: Role,
     raise unrecognised(file, head, f"columns, a word and its tag on every line, or objects such as {_RECORD}{text}")
 
 
-def parse(record: Record, place: str, name: str, role: Role = "predict") -> WordExample:
+def parse(record: Record, place: str, name: str, role: Role = "predict", style: WordStyle = NO_STYLE) -> WordExample:
     """The sentence of {"words", "entities", "id"?}, or, to predict for, of a text, {"text", "id"?}, or words alone.
 
     Args:
       record: its entities are [first word, the one after the last, type] each, and may nest.
       place: what errors name, such as "standard input, line 3".
       name: the id where the record has none.
+      style: how a text is cut into words.
 
     Raises UserError, naming place, where a field is missing or of another kind, or an entity is none of the words.
     """
@@ -116,7 +124,7 @@ def parse(record: Record, place: str, name: str, role: Role = "predict") -> Word
             raise UserError(f"{place}: {str(record)[:60]!r} has no entities; give an object such as {_RECORD}")
         text = record if isinstance(record, str) else field(record, "text", str, place)
         name = name if isinstance(record, str) else _id(record, name, place)
-        places = find_words(text)
+        places = find_words(text, style)
         if not places:
             raise UserError(f"{place}: a text without words; leave it out")
         return WordExample(name, tuple(text[start:end] for start, end in places), text=text, places=places)
@@ -139,9 +147,9 @@ def _span(span: object, count: int, place: str) -> Span:
     raise UserError(f"{place}: entity {span} is none of {count} words; expected [first, end, type]")
 
 
-def _from_text(file: Path | Contents, lines: Lines) -> list[WordExample]:
+def _from_text(file: Path | Contents, lines: Lines, style: WordStyle) -> list[WordExample]:
     found = ((number, line.rstrip("\r\n")) for number, line in lines)
-    return [parse(text, f"{file}, line {number}", str(number)) for number, text in found if text.strip()]
+    return [parse(text, f"{file}, line {number}", str(number), style=style) for number, text in found if text.strip()]
 
 
 def _from_tfds(name: Source, role: Role) -> Iterator[Sentence]:

@@ -19,7 +19,7 @@ from spanbert_jax.tasks.entities import files
 from spanbert_jax.tasks.entities.columns import Layout
 from spanbert_jax.tasks.entities.rows import Span, WordExample
 from spanbert_jax.tasks.example_files import Record, Role, Source
-from spanbert_jax.tasks.finetuning import FineTuning, ModelT, Prediction
+from spanbert_jax.tasks.finetuning import NOTHING, FineTuning, Learnt, ModelT, Prediction
 
 _BLANK = re.compile(r"\s")
 
@@ -35,17 +35,20 @@ class Tagging(FineTuning[WordExample, ModelT]):
     padding: ClassVar[Mapping[str, int]] = {"label": -1, "word": -1, "first": -1, "last": -1}
 
     @classmethod
-    def read(cls, config: Config, source: Source, role: Role) -> tuple[list[WordExample], list[str]]:
+    def read(
+        cls, config: Config, source: Source, role: Role, learnt: Learnt = NOTHING
+    ) -> tuple[list[WordExample], list[str]]:
         """`files.read` with the configuration's columns; entities that its head cannot have are counted, or refused."""
         tagging = config.tagging
         layout = Layout(tagging.delimiter, tagging.word_column, tagging.tag_column)
         room = config.data.block_length if tagging.document_context else 0
-        examples, warnings = files.read(source, role, layout=layout, scheme=tagging.scheme, context=room)
+        examples, warnings = files.read(
+            source, role, layout=layout, scheme=tagging.scheme, context=room, style=learnt.words
+        )
         return examples, warnings + files.check_entities(examples, str(source), cls.widest(config))
 
-    @classmethod
-    def parse(cls, config: Config, record: Record, place: str, name: str, role: Role = "predict") -> WordExample:
-        return files.parse(record, place, name, role)
+    def parse(self, record: Record, place: str, name: str) -> WordExample:
+        return files.parse(record, place, name, style=self.learnt.words)
 
     @classmethod
     @abc.abstractmethod

@@ -19,6 +19,7 @@ from spanbert_jax.model.linear_heads import TaskModel
 from spanbert_jax.model.span_head import SpanModel
 from spanbert_jax.tasks.entities.rows import Span, SpanRows, TokenRows, WordExample
 from spanbert_jax.tasks.entities.tagging import Found, Tagging, located, outer_first, types_in
+from spanbert_jax.tasks.entities.words import learn_style
 from spanbert_jax.tasks.example_files import Role
 from spanbert_jax.tasks.finetuning import Learnt, Prediction, cross_entropy_sum, mean_loss, row_logits
 from spanbert_jax.tasks.rows import Featurise, Rows
@@ -40,9 +41,9 @@ class TokenTagging(Tagging[TaskModel]):
 
     @classmethod
     def learn(cls, config: Config, tokenizer: Tokenizer, examples: Sequence[WordExample]) -> Learnt:
-        """The labels: "O" and the tags of IOB2, sorted."""
+        """The labels: "O" and the tags of IOB2, sorted; and how words are cut."""
         tags = [f"{letter}-{kind}" for letter in "BI" for kind in types_in(config, examples)]
-        return Learnt(tuple(sorted(["O", *tags])))
+        return Learnt(tuple(sorted(["O", *tags])), words=learn_style(one.words for one in examples))
 
     def types(self) -> set[str]:
         return {label[2:] for label in self.learnt.labels if label != "O"}
@@ -103,11 +104,12 @@ class SpanTagging(Tagging[SpanModel]):
 
     @classmethod
     def learn(cls, config: Config, tokenizer: Tokenizer, examples: Sequence[WordExample]) -> Learnt:
-        """The labels: "O", and the types, sorted; and whether entities lie within entities."""
+        """The labels: "O", and the types, sorted; whether entities lie within entities; and how words are cut."""
         nested = any(
             b[0] < a[1] for example in examples for a, b in itertools.pairwise(sorted(example.spans, key=outer_first))
         )
-        return Learnt(("O", *types_in(config, examples)), nested=nested)
+        words = learn_style(one.words for one in examples)
+        return Learnt(("O", *types_in(config, examples)), nested=nested, words=words)
 
     def types(self) -> set[str]:
         return set(self.learnt.labels[1:])

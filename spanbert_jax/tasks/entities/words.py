@@ -8,7 +8,8 @@ import bisect
 import dataclasses
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 Place = tuple[int, int]  # first character, the one after the last
 
@@ -32,6 +33,14 @@ class WordStyle:
     endings: tuple[str, ...] = ()
     unspaced: tuple[str, ...] = ()
 
+    @classmethod
+    def from_json(cls, saved: Mapping[str, Any]) -> "WordStyle":
+        """The style that `dataclasses.asdict` and JSON made `saved` of."""
+        fields: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in saved.items()}
+        return cls(**fields)
+
+
+NO_STYLE = WordStyle()  # of no data
 
 # First and last code points of scripts that are written without spaces between words.
 _UNSPACED = (
@@ -66,7 +75,7 @@ _KEPT = 20_000  # words of scripts without spaces that a style has at most
 _LONGEST = 8  # characters of such a word
 
 
-def find_words(text: str, style: WordStyle = WordStyle()) -> tuple[Place, ...]:
+def find_words(text: str, style: WordStyle = NO_STYLE) -> tuple[Place, ...]:
     """The place of each word: of letters and digits with all between them, of a mark of punctuation, or of a character
     of a script that is written without spaces; and what else `style` has as a word."""
     known = frozenset(style.unspaced)

@@ -23,7 +23,15 @@ from spanbert_jax.metrics import squad
 from spanbert_jax.model import linear_heads
 from spanbert_jax.model.linear_heads import TaskModel
 from spanbert_jax.tasks.example_files import Record, Role, Source
-from spanbert_jax.tasks.finetuning import FineTuning, Learnt, Prediction, cross_entropy_sum, mean_loss, row_logits
+from spanbert_jax.tasks.finetuning import (
+    NOTHING,
+    FineTuning,
+    Learnt,
+    Prediction,
+    cross_entropy_sum,
+    mean_loss,
+    row_logits,
+)
 from spanbert_jax.tasks.question_answering import files
 from spanbert_jax.tasks.question_answering.files import Example
 from spanbert_jax.tasks.question_answering.rows import QuestionWindows
@@ -55,13 +63,14 @@ class QuestionAnswering(FineTuning[Example, TaskModel]):
         self.best = "best_f1" if config.question_answering.unanswerable else "f1"
 
     @classmethod
-    def read(cls, config: Config, source: Source, role: Role) -> tuple[list[Example], list[str]]:
+    def read(
+        cls, config: Config, source: Source, role: Role, learnt: Learnt = NOTHING
+    ) -> tuple[list[Example], list[str]]:
         """`files.read`; questions without an answer are allowed where the configuration says so."""
         return files.read(source, role, config.question_answering.unanswerable)
 
-    @classmethod
-    def parse(cls, config: Config, record: Record, place: str, name: str, role: Role = "predict") -> Example:
-        return files.parse(record, place, name, role)
+    def parse(self, record: Record, place: str, name: str) -> Example:
+        return files.parse(record, place, name)
 
     @classmethod
     def row_maker(cls, settings: Config, tokenizer: Tokenizer, learnt: Learnt, role: Role) -> Featurise[Example]:

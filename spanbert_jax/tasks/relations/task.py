@@ -14,7 +14,7 @@ import numpy as np
 from spanbert_jax.config import Config
 from spanbert_jax.metrics import relations as metrics
 from spanbert_jax.tasks.example_files import Record, Role, Source
-from spanbert_jax.tasks.finetuning import Learnt, Prediction
+from spanbert_jax.tasks.finetuning import NOTHING, Learnt, Prediction
 from spanbert_jax.tasks.relations import files
 from spanbert_jax.tasks.relations.files import Example
 from spanbert_jax.tasks.relations.rows import RelationRows, assign_special, special_names
@@ -36,13 +36,14 @@ class RelationExtraction(SequenceTask[Example]):
         self.best = "f1" if config.relation.format == "tacred" else "macro_f1"
 
     @classmethod
-    def read(cls, config: Config, source: Source, role: Role) -> tuple[list[Example], list[str]]:
+    def read(
+        cls, config: Config, source: Source, role: Role, learnt: Learnt = NOTHING
+    ) -> tuple[list[Example], list[str]]:
         """`files.read`; labels are in the configuration's format."""
         return files.read(source, role, config.relation.format)
 
-    @classmethod
-    def parse(cls, config: Config, record: Record, place: str, name: str, role: Role = "predict") -> Example:
-        return files.parse(record, place, name, role)
+    def parse(self, record: Record, place: str, name: str) -> Example:
+        return files.parse(record, place, name)
 
     @classmethod
     def learn(cls, config: Config, tokenizer: Tokenizer, examples: Sequence[Example]) -> Learnt:

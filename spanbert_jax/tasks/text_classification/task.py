@@ -14,7 +14,7 @@ import numpy as np
 from spanbert_jax.config import Config
 from spanbert_jax.metrics import classification
 from spanbert_jax.tasks.example_files import Record, Role, Source
-from spanbert_jax.tasks.finetuning import Learnt, Prediction
+from spanbert_jax.tasks.finetuning import NOTHING, Learnt, Prediction
 from spanbert_jax.tasks.rows import Featurise, Rows
 from spanbert_jax.tasks.sequences import SequenceTask
 from spanbert_jax.tasks.text_classification import files
@@ -35,17 +35,18 @@ class SequenceClassification(SequenceTask[Example]):
         self.best = "accuracy" if config.classification.name == "custom" else "score"
 
     @classmethod
-    def read(cls, config: Config, source: Source, role: Role) -> tuple[list[Example], list[str]]:
+    def read(
+        cls, config: Config, source: Source, role: Role, learnt: Learnt = NOTHING
+    ) -> tuple[list[Example], list[str]]:
         """`files.read` with the configuration's columns."""
         wanted = config.classification
         columns = {"text": wanted.text, "second": wanted.second, "label": wanted.label}
         return files.read(source, role, task=wanted.name, **columns)
 
-    @classmethod
-    def parse(cls, config: Config, record: Record, place: str, name: str, role: Role = "predict") -> Example:
-        wanted = config.classification
+    def parse(self, record: Record, place: str, name: str) -> Example:
+        wanted = self.config.classification
         columns = files.columns_of(wanted.name, wanted.text, wanted.second, wanted.label)
-        return files.parse(record, place, name, columns, role)
+        return files.parse(record, place, name, columns)
 
     @classmethod
     def learn(cls, config: Config, tokenizer: Tokenizer, examples: Sequence[Example]) -> Learnt:

@@ -1,13 +1,15 @@
 """Words of a text are slices of it, whole characters, and what the training data has as words."""
 
+import dataclasses
 import itertools
+import json
 import unicodedata
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spanbert_jax.tasks.entities.words import WordStyle, find_words, learn_style
+from spanbert_jax.tasks.entities.words import NO_STYLE, WordStyle, find_words, learn_style
 
 STYLE = WordStyle("-/", "@#", ".!", ("'s", "n't"), ("北京", "北京市", "住んで"))
 # Combining marks, joiners, scripts with and without spaces, marks of all kinds, white space of all kinds.
@@ -15,13 +17,13 @@ ODD = "ab1_é\u0301ि्\u200d\u200c\ufe0f👩🏽🇩中国北京市住んで�
 TEXTS = st.text(st.one_of(st.sampled_from(ODD), st.characters(exclude_categories=["Cs"])), max_size=25)
 
 
-def cut(text: str, style: WordStyle = WordStyle()) -> list[str]:
+def cut(text: str, style: WordStyle = NO_STYLE) -> list[str]:
     return [text[start:end] for start, end in find_words(text, style)]
 
 
 @settings(deadline=None, max_examples=100)
 @given(text=TEXTS | st.lists(st.sampled_from(["北京", "n't", "'s", "@", "...", "ab", " "]), max_size=8).map("".join))
-@pytest.mark.parametrize("style", [WordStyle(), STYLE])
+@pytest.mark.parametrize("style", [NO_STYLE, STYLE])
 def test_words_are_slices_in_order_that_hold_every_character_but_white_space(style: WordStyle, text: str) -> None:
     places = find_words(text, style)
     assert all(start < end for start, end in places)
@@ -68,5 +70,7 @@ def test_texts_are_cut_as_the_training_data_is() -> None:
     characters = learn_style([[*"王小明住在北京市。", "北京"]] * 30)
     assert characters.unspaced == () and cut("北京", characters) == ["北", "京"]
     undecided = learn_style([["well-known", "-", "Anna's", "'s"]] * 30)
-    assert undecided == WordStyle() and cut("Anna's well-known", undecided) == ["Anna's", "well-known"]
-    assert learn_style([]) == WordStyle()
+    assert undecided == NO_STYLE and cut("Anna's well-known", undecided) == ["Anna's", "well-known"]
+    assert learn_style([]) == NO_STYLE
+    assert WordStyle.from_json(json.loads(json.dumps(dataclasses.asdict(style)))) == style
+    assert WordStyle.from_json({}) == NO_STYLE  # of a checkpoint that kept none
