@@ -55,6 +55,16 @@ class Warnings:
         return [f"{count:,} {kind}; the first: {first}" for kind, (count, first) in self._kinds.items()]
 
 
+def warn_of_one_type(token_types: int, pairs: int, source: str) -> list[str]:
+    """The warning of examples with two texts for a model that has one token type; none where there are no such."""
+    if token_types > 1 or not pairs:
+        return []
+    return [
+        f"{source}: {pairs:,} example(s) have two texts, and config.model.token_types is {token_types}: both get the "
+        "same type, and [SEP] alone stands between them"
+    ]
+
+
 def find_source(source: Source, tfds_names: Sequence[str]) -> Path | Contents | None:
     """The file, or None for a name of TFDS; raises UserError for what is neither.
 

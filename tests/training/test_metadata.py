@@ -22,6 +22,7 @@ FULL = Metadata(
     labels=("x", "y"),
     special={"SUBJ": 5},
     nested=True,
+    words={"apart": "-"},
     evaluation={"held_out/f1": 3.5},
     imported_from="elsewhere",
     left_alone=("pooler",),

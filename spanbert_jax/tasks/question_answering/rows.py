@@ -30,6 +30,7 @@ class QuestionWindows:
     stride: int  # pieces from one window to the next
     max_question: int  # pieces; the rest is cut
     labelled: bool  # with answers; else they are 0
+    token_types: int = 2  # the model's; where it is 1, question and text have type 0
 
     def __call__(self, examples: Sequence[Example]) -> list[list[Row]]:
         """The rows of each example, in the order of their windows; an empty text has one."""
@@ -53,7 +54,7 @@ class QuestionWindows:
             whole = answer is not None and first <= answer[0] and answer[1] < last
             row: Row = {
                 "input_ids": [*head, *pieces[first:last], sep],
-                "token_type_ids": [0] * len(head) + [1] * (last - first + 1),
+                "token_type_ids": [0] * len(head) + [min(self.token_types - 1, 1)] * (last - first + 1),
                 "start_char": [*outside, *starts[first:last], -1],
                 "end_char": [*outside, *ends[first:last], -1],
                 "max_context": [*[0] * len(head), *context, 0],

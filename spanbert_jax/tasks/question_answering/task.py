@@ -22,7 +22,7 @@ from spanbert_jax.config import Config
 from spanbert_jax.metrics import squad
 from spanbert_jax.model import linear_heads
 from spanbert_jax.model.linear_heads import TaskModel
-from spanbert_jax.tasks.example_files import Record, Role, Source
+from spanbert_jax.tasks.example_files import Record, Role, Source, warn_of_one_type
 from spanbert_jax.tasks.finetuning import (
     NOTHING,
     FineTuning,
@@ -56,7 +56,7 @@ class QuestionAnswering(FineTuning[Example, TaskModel]):
     """The task of configs/squad.py, configs/squad2.py and configs/mrqa.py."""
 
     task = "question_answering"
-    settings: ClassVar[tuple[str, ...]] = ("data.block_length", "question_answering")
+    settings: ClassVar[tuple[str, ...]] = ("data.block_length", "model.token_types", "question_answering")
 
     def __init__(self, config: Config, tokenizer: Tokenizer, learnt: Learnt):
         super().__init__(config, tokenizer, learnt)
@@ -67,7 +67,8 @@ class QuestionAnswering(FineTuning[Example, TaskModel]):
         cls, config: Config, source: Source, role: Role, learnt: Learnt = NOTHING
     ) -> tuple[list[Example], list[str]]:
         """`files.read`; questions without an answer are allowed where the configuration says so."""
-        return files.read(source, role, config.question_answering.unanswerable)
+        examples, warnings = files.read(source, role, config.question_answering.unanswerable)
+        return examples, warnings + warn_of_one_type(config.model.token_types, len(examples), str(source))
 
     def parse(self, record: Record, place: str, name: str) -> Example:
         return files.parse(record, place, name)
@@ -75,7 +76,8 @@ class QuestionAnswering(FineTuning[Example, TaskModel]):
     @classmethod
     def row_maker(cls, settings: Config, tokenizer: Tokenizer, learnt: Learnt, role: Role) -> Featurise[Example]:
         wanted, length = settings.question_answering, settings.data.block_length
-        return QuestionWindows(tokenizer, length, wanted.stride, wanted.max_question, labelled=role == "train")
+        types = settings.model.token_types
+        return QuestionWindows(tokenizer, length, wanted.stride, wanted.max_question, role == "train", types)
 
     def model(self, platform: str) -> TaskModel:
         return linear_heads.task_model("question_answering", self.config, self.tokenizer.vocab_size, 0, platform)

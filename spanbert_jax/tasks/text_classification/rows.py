@@ -20,6 +20,7 @@ class TextRows:
     length: int  # pieces, special ones included
     labels: tuple[str, ...]
     regression: bool
+    token_types: int = 2  # the model's; where it is 1, both texts have type 0
 
     def __call__(self, examples: Sequence[Any]) -> list[list[Row]]:
         """The rows of each example; a label that is None gives 0."""
@@ -39,5 +40,6 @@ class TextRows:
             label: int | float = float(example.label or 0.0)
         else:
             label = 0 if example.label is None else self.labels.index(example.label)
-        types = [0] * (len(first) + 2) + [1] * (len(ids) - len(first) - 2)
+        second_type = min(self.token_types - 1, 1)
+        types = [0] * (len(first) + 2) + [second_type] * (len(ids) - len(first) - 2)
         return {"input_ids": ids, "token_type_ids": types, "label": label, "cut": int(cut)}

@@ -13,7 +13,7 @@ import numpy as np
 
 from spanbert_jax.config import Config
 from spanbert_jax.metrics import classification
-from spanbert_jax.tasks.example_files import Record, Role, Source
+from spanbert_jax.tasks.example_files import Record, Role, Source, warn_of_one_type
 from spanbert_jax.tasks.finetuning import NOTHING, Learnt, Prediction
 from spanbert_jax.tasks.rows import Featurise, Rows
 from spanbert_jax.tasks.sequences import SequenceTask
@@ -27,7 +27,7 @@ class SequenceClassification(SequenceTask[Example]):
     """The task of configs/glue.py and configs/classify.py."""
 
     task = "sequence_classification"
-    settings: ClassVar[tuple[str, ...]] = ("data.block_length", "classification")
+    settings: ClassVar[tuple[str, ...]] = ("data.block_length", "model.token_types", "classification")
 
     def __init__(self, config: Config, tokenizer: Tokenizer, learnt: Learnt):
         super().__init__(config, tokenizer, learnt)
@@ -41,7 +41,9 @@ class SequenceClassification(SequenceTask[Example]):
         """`files.read` with the configuration's columns."""
         wanted = config.classification
         columns = {"text": wanted.text, "second": wanted.second, "label": wanted.label}
-        return files.read(source, role, task=wanted.name, **columns)
+        examples, warnings = files.read(source, role, task=wanted.name, **columns)
+        pairs = sum(one.second is not None for one in examples)
+        return examples, warnings + warn_of_one_type(config.model.token_types, pairs, str(source))
 
     def parse(self, record: Record, place: str, name: str) -> Example:
         wanted = self.config.classification
@@ -63,7 +65,8 @@ class SequenceClassification(SequenceTask[Example]):
     @classmethod
     def row_maker(cls, settings: Config, tokenizer: Tokenizer, learnt: Learnt, role: Role) -> Featurise[Example]:
         regression = settings.classification.name == "stsb"
-        return TextRows(tokenizer, settings.data.block_length, learnt.labels, regression)
+        types = settings.model.token_types
+        return TextRows(tokenizer, settings.data.block_length, learnt.labels, regression, types)
 
     def decode(
         self,

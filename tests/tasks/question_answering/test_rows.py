@@ -115,6 +115,12 @@ def literal_rows(tokenizer: Tokenizer, example: Example) -> list[dict[str, Any]]
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_question_and_text_have_the_one_type_of_a_model_with_one() -> None:
+    made = QuestionWindows(tokenizer_of("wordpiece"), LENGTH, STRIDE, MAX_QUESTION, True, token_types=1)
+    ((row, *_),) = made([Example("id", "Where?", "Rome is in Italy.")])
+    assert set(row["token_type_ids"]) == {0} and len(row["token_type_ids"]) == len(row["input_ids"])
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.lists(examples(), min_size=1, max_size=3))
 def test_windows_are_those_of_the_algorithm_stated_piece_by_piece(kind: str, drawn: list[Example]) -> None:

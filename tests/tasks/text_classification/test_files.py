@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from spanbert_jax.corpus import tfds_source
 from spanbert_jax.errors import UserError
-from spanbert_jax.tasks.example_files import Contents, Role, Warnings
+from spanbert_jax.tasks.example_files import Contents, Role, Warnings, warn_of_one_type
 from spanbert_jax.tasks.text_classification.files import Example, columns_of, parse, read
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=30).map(lambda text: text + "x")
@@ -347,6 +347,12 @@ def test_glue_from_tfds_gives_the_labels_of_the_files(
     if task == "sst2":
         with pytest.raises(UserError, match=r"example 0 has no label \(-1\)"):
             read("glue/sst2:test", "dev", task="sst2")
+
+
+def test_two_texts_for_a_model_with_one_token_type_are_told() -> None:
+    assert warn_of_one_type(2, 5, "dev.tsv") == warn_of_one_type(1, 0, "dev.tsv") == []
+    (line,) = warn_of_one_type(1, 1200, "dev.tsv")
+    assert line.startswith("dev.tsv: 1,200 example(s) have two texts, and config.model.token_types is 1: both get the")
 
 
 def test_warnings_are_one_line_a_kind_with_count_and_first_place() -> None:

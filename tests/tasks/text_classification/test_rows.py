@@ -26,7 +26,7 @@ def make(example: Example, length: int = 16, regression: bool = False) -> dict:
     return row
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(first=st.integers(0, 30), second=st.integers(0, 30), length=st.integers(5, 40))
 def test_the_longer_text_loses_a_piece_at_a_time(first: int, second: int, length: int) -> None:
     a, b = list(WORDS[:first]), list(reversed(WORDS[30 - second :]))
@@ -35,6 +35,11 @@ def test_the_longer_text_loses_a_piece_at_a_time(first: int, second: int, length
         (a if len(a) > len(b) else b).pop()
     assert [TOKENIZER.piece(i) for i in row["input_ids"]] == ["[CLS]", *a, "[SEP]", *b, "[SEP]"]
     assert row["token_type_ids"] == [0] * (len(a) + 2) + [1] * (len(b) + 1)
+
+
+def test_both_texts_have_the_one_type_of_a_model_with_one() -> None:
+    ((row,),) = TextRows(TOKENIZER, 16, ("no", "yes"), False, token_types=1)([Example("w1 w2", "w3")])
+    assert row["token_type_ids"] == [0] * 6
 
 
 def test_one_text_is_cut_at_its_end() -> None:
