@@ -101,8 +101,6 @@ def run(options: Options) -> list[Row]:
             f"corpus building, {len(cores)} cores",
             median(speeds),
             "MB/s",
-            reach=4.0,
-            stretch=8.0,
             counted=counted,
             values={"ours": speeds},
         )

@@ -141,8 +141,6 @@ def run(options: Options) -> list[Row]:
             "input pipeline, one core",
             ours,
             "blocks/s",
-            reach=10_000,
-            stretch=20_000,
             counted=f"{everything}, batches of the positions of {_ROWS['ours']} rows of 512",
             values={"ours": speeds["ours"]},
         ),
@@ -151,8 +149,6 @@ def run(options: Options) -> list[Row]:
             ours,
             "blocks/s",
             theirs,
-            10,
-            20,
             counted=f"{everything}; theirs: whole words, blocks in memory, offsets and padding made before, batches "
             f"of {_ROWS['theirs']}",
             values=speeds,

@@ -36,7 +36,6 @@ class Row:
     Attributes:
       what: what was measured.
       ours, theirs: in `unit`; no `theirs` where nothing is compared.
-      goal: "at least" or "at most" `reach` and `stretch`: of ours / theirs, or of ours where there is no theirs.
       counted: what is in it, in a sentence.
       values: ours and theirs of every round, whose medians `ours` and `theirs` are.
       details: numbers for the JSON file.
@@ -46,9 +45,6 @@ class Row:
     ours: float
     unit: str
     theirs: float | None = None
-    reach: float | None = None
-    stretch: float | None = None
-    goal: str = "at least"
     counted: str = ""
     values: dict[str, list[float]] = dataclasses.field(default_factory=dict)
     details: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -57,20 +53,6 @@ class Row:
     def ratio(self) -> float | None:
         """Ours over theirs."""
         return None if self.theirs is None else self.ours / self.theirs
-
-    @property
-    def result(self) -> float:
-        """What `reach` and `stretch` are compared with."""
-        return self.ours if self.ratio is None else self.ratio
-
-    @property
-    def verdict(self) -> str:
-        """ "stretch", "reach", "missed", or "" where there is no goal."""
-        sign = 1 if self.goal == "at least" else -1
-        for name, goal in (("stretch", self.stretch), ("reach", self.reach)):
-            if goal is not None and sign * self.result >= sign * goal:
-                return name
-        return "" if self.reach is None else "missed"
 
 
 class Options(NamedTuple):
@@ -93,7 +75,7 @@ class Side:
     def __init__(
         self, module: str, spec: Mapping[str, Any], cores: tuple[int, ...], env: Mapping[str, str] | None = None
     ):
-        """The function `start(spec)` of tools/benchmarks/<module>.py returns (facts, run); `run(request)` is asked for
+        """The function `start(spec)` of benchmarks/<module>.py returns (facts, run); `run(request)` is asked for
         by `ask`. Both dicts, plain JSON."""
         self.facts: dict[str, Any] = {}
         self._errors: IO[str] = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed by `close`

@@ -150,8 +150,6 @@ def corpus_rows(name: str, facts: dict[str, Answer], answers: dict[str, list[Ans
             f"buckets, {name}: share of what the padding saved allows",
             median(shares),
             "%",
-            reach=95,
-            stretch=98,
             counted=counted,
             values={"ours": shares, **speeds},
         ),
@@ -159,9 +157,6 @@ def corpus_rows(name: str, facts: dict[str, Answer], answers: dict[str, list[Ans
             f"padding left, {name}",
             left,
             "%",
-            reach=3,
-            stretch=1,
-            goal="at most",
             counted=f"of all positions of an epoch, {facts['buckets']['blocks']:,} blocks; {before:.1f}% with every "
             "row padded to 512",
             details=facts,

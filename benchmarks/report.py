@@ -18,7 +18,7 @@ from rich.table import Table
 from benchmarks.measure import Row
 from spanbert_jax.errors import UserError
 
-_COLUMNS = ("what", "ours", "theirs", "ratio", "reach", "stretch", "")
+_COLUMNS = ("what", "ours", "theirs", "ratio")
 
 
 def number(value: float) -> str:
@@ -33,16 +33,9 @@ def with_unit(value: float, unit: str) -> str:
 
 def cells(row: Row) -> tuple[str, ...]:
     """What the table shows of a row, in the order of its columns."""
-    sign = "" if row.goal == "at least" else "under "
-
-    def goal(value: float | None) -> str:
-        if value is None:
-            return ""
-        return sign + (with_unit(value, row.unit) if row.ratio is None else f"{value:g}x")
-
     theirs = "" if row.theirs is None else with_unit(row.theirs, row.unit)
     ratio = "" if row.ratio is None else f"{row.ratio:.2f}x"
-    return (row.what, with_unit(row.ours, row.unit), theirs, ratio, goal(row.reach), goal(row.stretch), row.verdict)
+    return (row.what, with_unit(row.ours, row.unit), theirs, ratio)
 
 
 def terminal() -> Console:
@@ -57,7 +50,7 @@ def table(rows: Iterable[Row]) -> Table:
     """For a terminal; what each counted is printed by `show`."""
     out = Table(*_COLUMNS, box=None)
     for row in rows:
-        out.add_row(*cells(row), style={"missed": "yellow", "stretch": "green"}.get(row.verdict, ""))
+        out.add_row(*cells(row))
     return out
 
 
@@ -90,7 +83,7 @@ def machine() -> str:
 
 
 def markdown(rows: Iterable[Row]) -> str:
-    """The README's table."""
+    """The table of docs/speed.md."""
     lines = ["| " + " | ".join(_COLUMNS) + " |", "|" + "---|" * len(_COLUMNS)]
     lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in cells(row)) + " |" for row in rows]
     return "\n".join([*lines, "", machine(), ""])
@@ -100,12 +93,12 @@ def as_json(rows: Iterable[Row]) -> dict[str, Any]:
     """Everything."""
     return {
         "machine": machine(),
-        "rows": [{**dataclasses.asdict(row), "ratio": row.ratio, "verdict": row.verdict} for row in rows],
+        "rows": [{**dataclasses.asdict(row), "ratio": row.ratio} for row in rows],
     }
 
 
 def plot(rows: list[Row], path: Path) -> None:
-    """A bar a row: how far it is from what is to be reached, 1 on the axis; a tick where the stretch is."""
+    """A bar for each comparison, as long as the ratio of ours to theirs; 1 is marked."""
     try:
         import matplotlib
     except ImportError as error:
@@ -113,30 +106,21 @@ def plot(rows: list[Row], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    shown = [row for row in rows if row.reach]
+    shown = [row for row in rows if row.ratio is not None]
     if not shown:
-        raise UserError("--plot: no row of this call has a goal to be drawn against; use --json")
-    figure, axis = plt.subplots(figsize=(9, 0.6 + 0.42 * len(shown)), constrained_layout=True)
-    colours = {"stretch": "tab:green", "reach": "tab:blue", "missed": "tab:orange"}
+        raise UserError("--plot: no row of this call compares two sides; use --json")
+    figure, axis = plt.subplots(figsize=(9, 0.8 + 0.42 * len(shown)), constrained_layout=True)
     for place, row in enumerate(reversed(shown)):
-        axis.barh(place, relative(row, row.result), color=colours[row.verdict], height=0.6)
-        result, edge = cells(row)[3] or cells(row)[1], axis.get_yaxis_transform()
-        axis.text(1.01, place, result, transform=edge, va="center", fontsize=8)
-        if row.stretch:
-            axis.plot([relative(row, row.stretch)] * 2, [place - 0.35, place + 0.35], color="black", lw=1.5)
-    axis.axvline(1.0, color="grey", ls=":")
+        axis.barh(place, row.ratio, color="tab:blue", height=0.6)
+        what = f"{cells(row)[3]}   {cells(row)[1]}, {cells(row)[2]}"
+        axis.text(1.01, place, what, transform=axis.get_yaxis_transform(), va="center", fontsize=8)
+    axis.axvline(1.0, color="black", lw=1.2)
     axis.set_yticks(range(len(shown)), [row.what for row in reversed(shown)], fontsize=8)
-    axis.set(xscale="log", xlim=(0.5, 5), xlabel="over what is to be reached (stretch: black); longer is better")
-    axis.set_xticks([0.5, 1, 2, 5], ["0.5", "1", "2", "5 and more"])
-    axis.minorticks_off()
+    axis.set(xscale="log", xlabel="ours over theirs (line: equal); at the right the ratio, ours, theirs")
+    axis.xaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
+    axis.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
     figure.savefig(path)
     plt.close(figure)
-
-
-def relative(row: Row, value: float) -> float:
-    """`value` over the row's `reach`, or the inverse where small is good: over 1 is better."""
-    assert row.reach
-    return value / row.reach if row.goal == "at least" else row.reach / max(value, 1e-9)
 
 
 def write(path: Path, text: str) -> None:

@@ -71,8 +71,6 @@ def run(options: Options, size: str = "base") -> list[Row]:
             f"asynchronous save, {size}: share of {_STEPS} steps",
             median(shares),
             "%",
-            reach=1.0,
-            goal="at most",
             counted=counted,
             values={"ours": shares},
             details={"rounds": answers, **side.facts},

@@ -179,9 +179,6 @@ def run(options: Options, base: bool = True) -> list[Row]:
             "start to the first step, tiny, warm cache",
             median(seconds),
             "s",
-            reach=15,
-            stretch=8,
-            goal="at most",
             counted="from the start of the process until the metrics of step 1 are in metrics.jsonl; data and compiled "
             "programs are there",
             values={"ours": seconds},
@@ -206,9 +203,6 @@ def run(options: Options, base: bool = True) -> list[Row]:
             peak / 1e9,
             "GB",
             sum(parts.values()) / 1e9,
-            1.3,
-            1.15,
-            "at most",
             counted,
             details=parts,
         )
@@ -217,6 +211,4 @@ def run(options: Options, base: bool = True) -> list[Row]:
 
 
 def _wait_row(name: str, share: float, counted: str) -> Row:
-    return Row(
-        f"waiting for input, {name} run", 100 * share, "%", reach=1, stretch=0.3, goal="at most", counted=counted
-    )
+    return Row(f"waiting for input, {name} run", 100 * share, "%", counted=counted)

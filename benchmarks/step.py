@@ -40,10 +40,6 @@ FLAGS = {  # reference: XLA's debug options; each alone, then those that help to
 }
 _ROUND_SECONDS = 2.0  # of each side, at least
 _HELPS = 1.005  # a choice is taken where it is faster by more than that
-# (size, dropout) -> sequences a second on one H200 in bf16 at length 512: goals
-_H200 = {"large": (430.0, 490.0), "base": (1270.0, 1500.0)}
-_OVER = {"transformers": (1.4, 1.8), "pytorch": (1.1, 1.3)}  # on CPU, in fp32
-_OVER_GPU = {"transformers": (1.5, 2.0)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,17 +201,13 @@ def step_row(variant: Variant, what: str) -> Row:
     spec, facts = variant.spec, variant.facts
     devices, flops = facts["devices"], model_flops(spec)
     share = mfu(variant.speed, spec, facts["device"], devices)
-    on_record = "H200" in facts["device"] and devices == 1 and (spec["precision"], spec["length"]) == ("bf16", 512)
-    reach, stretch = (
-        _H200.get(spec["size"], (None, None)) if on_record and spec["dropout"] == "hidden" else (None, None)
-    )
     counted = (
         f"{devices} x {facts['device']}, {spec['batch']} rows of {spec['length']} a device, {spec['precision']}, "
         f"dropout {spec['dropout']}, attention {spec['attention']}; {flops / 1e12:.4f} TFLOP a row, so "
         f"{variant.speed * flops / 1e12:,.3f} TFLOP/s" + (f", MFU {share:.1%} of the bf16 peak" if share else "")
     )
     details = {**dataclasses.asdict(variant), "model_flops": flops, "mfu": share}
-    return Row(what, variant.speed, "sequences/s", reach=reach, stretch=stretch, counted=counted, details=details)
+    return Row(what, variant.speed, "sequences/s", counted=counted, details=details)
 
 
 def name_of(spec: Spec) -> str:
@@ -271,9 +263,6 @@ def compare(variant: Variant, peers: list[str], options: Options, facts: dict[st
 
 def peer_row(spec: Spec, peer: str, ours: list[float], theirs: list[float], platform: str, cores: int) -> Row:
     """The row of a comparison; `spec` is theirs. Sequences a second of every round."""
-    goals = _OVER if platform == "cpu" else _OVER_GPU
-    same = spec["length"] == 512 and spec["dropout"] == "both" if platform == "cpu" else spec["precision"] == "bf16"
-    reach, stretch = goals.get(peer, (None, None)) if same else (None, None)
     less = "which computes no SBO" if peer == "transformers" else "with gathered positions, SDPA and SBO"
     where = f"{cores} threads each" if platform == "cpu" else "torch.compile"
     counted = (
@@ -286,8 +275,6 @@ def peer_row(spec: Spec, peer: str, ours: list[float], theirs: list[float], plat
         median(ours),
         "sequences/s",
         median(theirs),
-        reach,
-        stretch,
         counted=counted,
         values=values,
         details={"spec": spec, "platform": platform},
@@ -338,5 +325,4 @@ def run(spec: Spec, free: list[str], flags: str, peers: list[str], minutes: floa
 def paper_row(paper: Variant, best: Variant) -> Row:
     """The step with attention dropout as a share of that without."""
     row = step_row(paper, f"train step, {name_of(paper.spec)}, attention dropout too (the paper's), over without")
-    reach, stretch = (0.75, 0.88) if "H200" in paper.facts["device"] else (None, None)
-    return dataclasses.replace(row, theirs=best.speed, reach=reach, stretch=stretch)
+    return dataclasses.replace(row, theirs=best.speed)

@@ -69,8 +69,8 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--rounds", type=_positive, default=3, help="medians are of so many; default 3")
         sub.add_argument("--cores", type=_positive, help="that every side may use; default: all that this process may")
         sub.add_argument("--json", type=Path, metavar="FILE", help="write every number there")
-        sub.add_argument("--plot", type=Path, metavar="FILE.svg", help="draw what has a goal (needs matplotlib)")
-        sub.add_argument("--markdown", type=Path, metavar="FILE", help="write the table as the README has it")
+        sub.add_argument("--plot", type=Path, metavar="FILE.svg", help="draw the comparisons (needs matplotlib)")
+        sub.add_argument("--markdown", type=Path, metavar="FILE", help="write the table as docs/speed.md has it")
         if name == "step":
             _step_arguments(sub)
         else:
