@@ -98,7 +98,7 @@ def as_json(rows: Iterable[Row]) -> dict[str, Any]:
 
 
 def plot(rows: list[Row], path: Path) -> None:
-    """A bar for each comparison, as long as the ratio of ours to theirs; 1 is marked."""
+    """A bar for each comparison, from 1 to the ratio of ours to theirs."""
     try:
         import matplotlib
     except ImportError as error:
@@ -111,14 +111,15 @@ def plot(rows: list[Row], path: Path) -> None:
         raise UserError("--plot: no row of this call compares two sides; use --json")
     figure, axis = plt.subplots(figsize=(9, 0.8 + 0.42 * len(shown)), constrained_layout=True)
     for place, row in enumerate(reversed(shown)):
-        axis.barh(place, row.ratio, color="tab:blue", height=0.6)
+        assert row.ratio is not None
+        axis.barh(place, row.ratio - 1, left=1, color="tab:blue", height=0.6)
         what = f"{cells(row)[3]}   {cells(row)[1]}, {cells(row)[2]}"
         axis.text(1.01, place, what, transform=axis.get_yaxis_transform(), va="center", fontsize=8)
     axis.axvline(1.0, color="black", lw=1.2)
     axis.set_yticks(range(len(shown)), [row.what for row in reversed(shown)], fontsize=8)
     axis.set(xscale="log", xlabel="ours over theirs (line: equal); at the right the ratio, ours, theirs")
-    axis.xaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
-    axis.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+    axis.set_xticks([0.5, 1, 2, 5, 10, 20], ["0.5", "1", "2", "5", "10", "20"])
+    axis.minorticks_off()
     figure.savefig(path)
     plt.close(figure)
 
