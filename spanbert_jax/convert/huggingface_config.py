@@ -28,6 +28,15 @@ _RATES = {
     "init_std": "initializer_range",
 }
 
+# The values that our encoder computes, BERT's default first. "gelu_python" is another name of the exact GELU.
+_FIXED: dict[str, tuple[Any, ...]] = {
+    "model_type": ("bert",),
+    "hidden_act": ("gelu", "gelu_python"),
+    "position_embedding_type": ("absolute",),
+    "is_decoder": (False,),
+    "add_cross_attention": (False,),
+}
+
 # What a tree of ours is called there, by the heads it has; the first that fits.
 ARCHITECTURES = (
     ("BertForQuestionAnswering", ("qa_outputs",)),
@@ -56,16 +65,10 @@ def to_model_config(fields: Mapping[str, Any], source: str) -> ModelConfig:
 
     Raises UserError where the model is another architecture, or a size is missing or no number.
     """
-    fixed = {
-        "model_type": ("bert", "bert"),
-        "hidden_act": ("gelu", "gelu"),
-        "position_embedding_type": ("absolute", "absolute"),
-        "is_decoder": (False, False),
-        "add_cross_attention": (False, False),
-    }
-    for name, (default, supported) in fixed.items():
-        if fields.get(name, default) != supported:
-            raise UserError(f"{source}: {name} is {fields[name]!r}; only {supported!r} is supported: BERT and SpanBERT")
+    for name, supported in _FIXED.items():
+        if fields.get(name, supported[0]) not in supported:
+            expected = " or ".join(map(repr, supported))
+            raise UserError(f"{source}: {name} is {fields[name]!r}; only {expected} is supported: BERT and SpanBERT")
     values: dict[str, Any] = {}
     for ours, theirs in _SIZES.items():
         value = fields.get(theirs)

@@ -6,6 +6,7 @@ the files, and a tensor is taken, or named as missing or left alone.
 
 import contextlib
 import dataclasses
+import re
 import tarfile
 import tempfile
 import zlib
@@ -60,6 +61,8 @@ def open_published_weights(path: Path, vocab: Path | None = None) -> Iterator[Pu
         model = to_model_config(fields, str(config) if config.is_file() else name)
         tokenizer, notes = read_tokenizer(vocab or found.parent)
         rows = fields.get("vocab_size", tokenizer.vocab_size)  # `from_tensors` finds out if the tables have others
+        if not isinstance(rows, int):
+            raise UserError(f"{config}: vocab_size is {rows!r}; expected a whole number")
         _check_rows(rows, tokenizer.vocab_size, name, vocab or found.parent, is_given=vocab is not None)
         if rows > tokenizer.vocab_size:
             model = dataclasses.replace(model, vocab_rows=rows)
@@ -67,6 +70,8 @@ def open_published_weights(path: Path, vocab: Path | None = None) -> Iterator[Pu
                 f"Rows: {rows:,} in the word table, and {tokenizer.vocab_size:,} pieces; the rows without a piece are "
                 "kept and never score",
             )
+        if path.is_dir() and len(list(path.glob("*.ckpt*.index"))) > 1:
+            notes += (f"Checkpoint: {found.name}, the newest of the directory's",)
         span_boundary = _span_boundary(tensors)
         if span_boundary:
             model = dataclasses.replace(model, span_offset_embed=span_boundary[1])
@@ -117,15 +122,29 @@ def _find(path: Path) -> Path:
     """The file of weights that `path` is or has; for TensorFlow the prefix of its files."""
     if path.is_dir():
         names = [path / name for name in _WEIGHTS if (path / name).is_file()]
-        names += [index.with_suffix("") for index in sorted(path.glob("*.ckpt.index"))]
-        if not names:
-            raise UserError(f"{path}: no weights there; expected one of {', '.join(_WEIGHTS)} or *.ckpt.index")
-        return names[0]
-    if path.suffix == ".index":
-        return path.with_suffix("")
+        return names[0] if names else _newest_tensorflow(path)
+    if part := re.fullmatch(r"(.*)\.(index|meta|data-\d+-of-\d+)", path.name):  # of a TensorFlow checkpoint
+        return path.with_name(part[1])
     if not path.is_file() and not path.with_name(f"{path.name}.index").is_file():
         raise UserError(f"{path}: no such file or directory; give a checkpoint of ours, or weights of others")
     return path
+
+
+def _newest_tensorflow(directory: Path) -> Path:
+    """The prefix of the directory's TensorFlow checkpoint; of several that differ in the step alone, of the newest one.
+
+    Raises UserError where there is none, or where their names do not say which is the newest.
+    """
+    prefixes = [index.with_suffix("") for index in sorted(directory.glob("*.ckpt*.index"))]
+    if not prefixes:
+        raise UserError(f"{directory}: no weights there; expected one of {', '.join(_WEIGHTS)} or *.ckpt*.index")
+    if len(prefixes) == 1:
+        return prefixes[0]
+    steps = [re.fullmatch(r"(.*\.ckpt)-(\d+)", prefix.name) for prefix in prefixes]
+    if len({step and step[1] for step in steps}) > 1 or None in steps:
+        found = ", ".join(prefix.name for prefix in prefixes)
+        raise UserError(f"{directory}: {len(prefixes)} TensorFlow checkpoints there ({found}); name one of them")
+    return max(zip(steps, prefixes, strict=True), key=lambda row: int(row[0][2]) if row[0] else -1)[1]
 
 
 @contextlib.contextmanager

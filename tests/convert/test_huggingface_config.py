@@ -119,6 +119,13 @@ def test_what_our_encoder_does_not_compute_is_refused_by_name(field: str, value:
         to_model_config(fields | {field: value}, "there/config.json")
 
 
+def test_gelu_python_is_the_exact_gelu() -> None:
+    x = torch.linspace(-4, 4, 1001)
+    assert torch.equal(transformers.activations.ACT2FN["gelu_python"](x), x * 0.5 * (1 + torch.erf(x / 2**0.5)))
+    fields = {"model_type": "bert", "hidden_act": "gelu_python", **SIZES, **RATES}
+    assert to_model_config(fields, "config.json") == ODD
+
+
 @pytest.mark.parametrize("class_name", ["RobertaConfig", "DistilBertConfig", "AlbertConfig", "ElectraConfig"])
 def test_other_architectures_of_transformers_are_refused_by_name(class_name: str, tmp_path: Path) -> None:
     config = getattr(transformers, class_name)()

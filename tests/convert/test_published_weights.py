@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 from spanbert_jax.convert.huggingface import SBO, Coverage, Params, named_views, to_tensors
 from spanbert_jax.convert.published_weights import PublishedWeights, open_published_weights
 from spanbert_jax.errors import UserError
-from spanbert_jax.model.encoder import padded_vocab
+from spanbert_jax.model.encoder import padded_vocab, table_rows
 from spanbert_jax.text.tokenizer import SPECIALS
 from tests.convert.test_fairseq import DECODERS, original_tensors, saved
 from tests.convert.test_huggingface import COMBINATIONS, MODEL, assert_same_bits, random_bert, random_bits
@@ -61,10 +61,10 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def opened(path: Path, vocab: Path | None = None) -> tuple[PublishedWeights, dict[str, np.ndarray], Coverage]:
     """(published, its tensors under transformers' names, report)."""
     with open_published_weights(path, vocab) as published:
-        rows = padded_vocab(published.tokenizer.vocab_size)
+        rows = table_rows(published.model, published.tokenizer.vocab_size)
         params, report = published.load(rows)
     assert params["embeddings"]["word"].shape[0] == rows
-    return published, named_views(params, published.tokenizer.vocab_size), report
+    return published, named_views(params, published.model.vocab_rows or published.tokenizer.vocab_size), report
 
 
 def assert_values(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
@@ -176,6 +176,50 @@ def test_a_tensorflow_checkpoint_is_taken_whole(shared_data: Path) -> None:
         assert set(report.left) == slots | {"global_step"} | sentence
         assert len(found) == len(names - slots) - 1 - len(sentence)
         np.testing.assert_array_equal(found["bert.encoder.layer.1.attention.self.value.weight"], tensor.T)
+
+
+def test_a_tensorflow_directory_of_a_run_opens_at_its_newest_step(shared_data: Path, tmp_path: Path) -> None:
+    """As run_pretraining.py of google-research/bert leaves it, with bert_config.json and vocab.txt copied there."""
+    source = shared_data / "checkpoints/tiny_bert_tf1"
+    for name in ("bert_config.json", "vocab.txt"):
+        shutil.copy(source / name, tmp_path / name)
+
+    def step(number: str) -> None:
+        for part in ("index", "data-00000-of-00001"):
+            shutil.copy(source / f"bert_model.ckpt.{part}", tmp_path / f"model.ckpt{number}.{part}")
+
+    step("-1000000")
+    assert opened(tmp_path)[0].notes[1:] == ()
+    step("-900000")
+    published, found, report = opened(tmp_path)
+    assert published.notes[-1] == "Checkpoint: model.ckpt-1000000, the newest of the directory's"
+    assert_values(found, opened(source)[1])
+    for part in ("", ".index", ".data-00000-of-00001"):
+        assert opened(tmp_path / f"model.ckpt-900000{part}")[2] == report
+    step("")
+    refused(tmp_path, "3 TensorFlow checkpoints there (model.ckpt, model.ckpt-1000000, model.ckpt-900000); name one")
+
+
+@pytest.mark.parametrize("rows", [VOCAB + 1, VOCAB + 1023, VOCAB + 5000])
+def test_far_more_rows_than_pieces_need_a_vocabulary_beside_the_weights(
+    rows: int, hub: Path, original: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    """A vocabulary that was given may be another model's: BERT's cased and uncased ones differ by 1,526 pieces."""
+    folder, vocab = Path(shutil.copytree(hub, tmp_path / "model")), hub / "vocab.txt"
+    fields = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(fields | {"vocab_size": rows}))
+    more = {
+        name: np.concatenate([tensor, np.ones((rows - VOCAB, *tensor.shape[1:]), tensor.dtype)])
+        for name, tensor in original.items()
+        if name in (WORD, "cls.predictions.bias")
+    }
+    save_file(original | more, folder / "model.safetensors")
+    with open_published_weights(folder) as published:
+        assert published.model.vocab_rows == rows and f"Rows: {rows:,} in the word table" in published.notes[-1]
+    if rows - VOCAB < 1024:
+        opened(folder, vocab)
+    else:
+        refused(folder, f"{rows:,} rows", f"{VOCAB:,} pieces", "copy it into the directory", vocab=vocab)
 
 
 def test_a_span_boundary_head_beside_the_weights_is_taken(tmp_path: Path, hub: Path) -> None:
