@@ -6,12 +6,14 @@ pieces added.
 
 import codecs
 import dataclasses
+import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tokenizers
 
 from spanbert_jax.errors import UserError
+from spanbert_jax.text.lines import Content, numbered_lines
 
 CONTINUES = "##"  # before a piece that goes on with a word
 UNKNOWN = "[UNK]"
@@ -61,10 +63,9 @@ def read_vocabulary(vocabulary: bytes, source: str) -> list[str]:
     try:
         text = vocabulary.removeprefix(codecs.BOM_UTF8).decode("utf-8")
     except UnicodeDecodeError as error:
-        line = vocabulary.count(b"\n", 0, error.start) + 1
-        is_utf16 = vocabulary.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-        found = "UTF-16, by its byte order mark" if is_utf16 else f"not UTF-8 at byte {error.start}"
-        raise UserError(f"{source}, line {line}: {found}; save it as UTF-8") from error
+        for _ in numbered_lines(source, Content(io.BytesIO(vocabulary))):  # raises, with advice that suits the bytes
+            pass
+        raise UserError(f"{source} is a packed file; unpack it, and give the vocab.txt in it") from error
     if "\n" not in text:
         text = text.replace("\r", "\n")
     pieces = [line.removesuffix("\r") for line in text.split("\n")]

@@ -1,5 +1,6 @@
 """Both kinds of tokenizer: ids, offsets, words, special pieces, files."""
 
+import gzip
 import json
 import pickle
 import shutil
@@ -239,8 +240,9 @@ def test_training_on_no_text_is_refused() -> None:
     ("content", "message"),
     [
         (b"[PAD]\n[UNK]\n[CLS]\n[SEP]\nthe\n", r"5 pieces and lacks \[MASK\]"),
-        (b"[PAD]\n[UNK]\n\xff\xfe\n", r"line 3: not UTF-8 at byte 12"),
-        (b"\xff\xfe[\0P\0", "line 1: UTF-16, by its byte order mark; save it as UTF-8"),
+        (b"[PAD]\n[UNK]\n\xff\xfe\n", r"line 3: byte 12 \(0xff\) is not UTF-8"),
+        (b"\xff\xfe[\0P\0", r"line 1: is UTF-16, not UTF-8; convert it: iconv -f UTF-16"),
+        (gzip.compress(b"[PAD]"), "is a packed file; unpack it"),
         (b"", r"has 0 pieces and lacks \[PAD\]"),
     ],
 )
