@@ -4,6 +4,7 @@ Invariant: it says only what the export's own files hold.
 """
 
 import json
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -82,7 +83,7 @@ def model_card(
         "tags": ["bert", "spanbert", "spanbert_jax"],
     }
     front = [f"{key}: {json.dumps(value)}" for key, value in matter.items() if value]
-    use = _USES[architecture].replace("DIRECTORY", name)
+    use = _USES[architecture].replace('"DIRECTORY"', json.dumps(name, ensure_ascii=False))
     sizes = (
         f"BERT with {fields['num_hidden_layers']} layers of width {fields['hidden_size']}, "
         f"{fields['num_attention_heads']} attention heads, {fields['vocab_size']:,} rows in the word table, texts "
@@ -95,7 +96,7 @@ def model_card(
     if architecture == "BertForMaskedLM":
         lines.append(_ENCODER.strip() + "\n")
     if has_sbo:
-        lines.append(_SBO.strip().replace("DIRECTORY", name) + "\n")
+        lines.append(_SBO.strip().replace("DIRECTORY", shlex.quote(name)) + "\n")
     lines += ["## Training", "", f"Step {training.get('step', 0):,}. All fields: `spanbert_jax.json`.", ""]
     if training.get("evaluation"):
         lines += ["| held out | |", "|---|---|"]

@@ -179,6 +179,21 @@ def test_of_equal_lines_and_empty_ones_the_numbers_alone_count(tmp_path: Path) -
     assert read_tokenizer(folder / "export")[0].fingerprint == ours.fingerprint
 
 
+@pytest.mark.parametrize("name", [None, "BertTokenizerFast", "PreTrainedTokenizerFast"])
+def test_of_two_files_that_contradict_each_other_the_one_counts_that_transformers_reads(
+    name: str | None, tmp_path: Path
+) -> None:
+    """Models with both exist on the Hub: someone corrected tokenizer_config.json, and left tokenizer.json as it was."""
+    folder = write(tmp_path / "model", vocabulary(True))
+    from_library(folder, True)
+    config = {"do_lower_case": False, "strip_accents": True, "tokenize_chinese_chars": False, "unk_token": "[UNK]"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | ({"tokenizer_class": name} if name else {})))
+    ours = assert_ids_are_transformers(folder)
+    assert ours.lowercase == (name == "PreTrainedTokenizerFast") == ours.settings.handle_chinese_chars
+    counts = "tokenizer.json" if ours.lowercase else "tokenizer_config.json"
+    assert f"the contrary of {counts}, which counts, as in transformers" in read_tokenizer(folder)[1][0]
+
+
 def test_control_characters_are_kept_where_a_tokenizer_json_says_so(tmp_path: Path) -> None:
     folder = write(tmp_path / "model", vocabulary(False))
     from_library(folder, False)
@@ -234,17 +249,6 @@ TOKEN = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": T
         ({"tokenizer": serialised(pre_tokenizer={"type": "Whitespace"})}, r"its pre_tokenizer is Whitespace\(\)"),
         ({"tokenizer": serialised(model=WORDPIECE | {"max_input_chars_per_word": 9})}, "max_input_chars_per_word is 9"),
         ({"tokenizer": serialised(model=WORDPIECE | {"unk_token": "<unk>"})}, "unk_token is '<unk>'"),
-        (
-            {"tokenizer": serialised(), "tokenizer_config": {"do_lower_case": False}},
-            "says do_lower_case false, and the normalizer in tokenizer.json the contrary",
-        ),
-        (
-            {
-                "tokenizer": serialised(normalizer=BERT | {"lowercase": True, "strip_accents": False}),
-                "tokenizer_config": {"strip_accents": True},
-            },
-            "says strip_accents true, and the normalizer",
-        ),
         (
             {"tokenizer": serialised(model=WORDPIECE | {"vocab": WORDPIECE["vocab"] | {"b": 6}})},  # type: ignore[operator]
             r"two vocabularies: 'b' has the id \(none\) in the first and 6 in the second",
