@@ -21,6 +21,7 @@ from typing import Any
 
 from benchmarks import report
 from benchmarks.measure import ROOT, Options, Row, SideFailed
+from spanbert_jax import cli
 from spanbert_jax.errors import UserError
 
 SHARED = ROOT.parent / "shared" / "data"
@@ -37,21 +38,18 @@ SUBJECTS = {
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
+    return cli.status(lambda: benchmark(arguments))
+
+
+def benchmark(arguments: argparse.Namespace) -> None:
+    """Measures, prints and writes; raises UserError where a measured process failed."""
     signal.signal(signal.SIGTERM, _stop)
     try:
         rows = measure(arguments)
-        report.show(rows)
-        report.save(rows, arguments.json, arguments.plot, arguments.markdown)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
     except SideFailed as error:
-        print(f"error: {arguments.subject}: a measured process failed: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 1
-    return 0
+        raise UserError(f"{arguments.subject}: a measured process failed: {error}") from error
+    report.show(rows)
+    report.save(rows, arguments.json, arguments.plot, arguments.markdown)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

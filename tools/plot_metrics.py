@@ -1,52 +1,72 @@
-"""Draws a run's curves: held-out and training accuracy and loss of MLM and SBO against steps.
+"""Draws a run's curves: held-out and training accuracy and loss of every head of pre-training against steps.
 
     python tools/plot_metrics.py --workdir runs/tiny --output curve.svg
 
 Invariant: every point is a line of metrics.jsonl. Needs matplotlib (requirements-dev.txt).
 """
 
+import importlib.util
 import json
 import sys
 from pathlib import Path
-
-try:
-    import matplotlib
-except ImportError:
-    sys.exit("error: matplotlib is missing; pip install -r requirements-dev.txt")
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from typing import TYPE_CHECKING
 
 from spanbert_jax import cli
+from spanbert_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Series = dict[str, tuple[list[int], list[float]]]  # name -> (steps, values)
+_COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:purple")  # of the heads
 
 
-def read(path: Path) -> dict[str, tuple[list[int], list[float]]]:
-    """name -> (steps, values); raises OSError or ValueError where the file is missing or damaged."""
-    series: dict[str, tuple[list[int], list[float]]] = {}
-    for line in path.read_text().splitlines():
-        row = json.loads(line)
-        for name, value in row.items():
-            steps, values = series.setdefault(name, ([], []))
-            steps.append(row["step"])
-            values.append(value)
+def read(path: Path) -> Series:
+    """The metrics in a metrics.jsonl; raises UserError where the file is missing or damaged."""
+    series: Series = {}
+    try:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            for name, value in row.items():
+                steps, values = series.setdefault(name, ([], []))
+                steps.append(row["step"])
+                values.append(value)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); name a run with --workdir") from error
+    except (ValueError, KeyError, AttributeError) as error:
+        raise UserError(
+            f"{path}, line {number}: no metrics ({error!r}); the run that goes on mends the file"
+        ) from error
     return series
 
 
-def draw(series: dict[str, tuple[list[int], list[float]]], title: str) -> plt.Figure:
-    """Two panels, accuracy and loss; held out thick, training thin, the commonest piece dotted."""
+def draw(series: Series, title: str) -> "Figure":
+    """Two panels: accuracy on the pieces that [MASK] replaced, and loss, of every head. Held-out values are thick,
+    training thin; the guesses without a model are dotted."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), constrained_layout=True)
-    for axis, measure, scale in zip(axes, ("accuracy", "loss"), (100, 1), strict=True):
-        for head, colour in (("mlm", "tab:blue"), ("sbo", "tab:orange")):
+    names = [name.removeprefix("held_out/").removesuffix("_loss") for name in series if name.startswith("held_out/")]
+    heads = [name for name in dict.fromkeys(names) if f"held_out/{name}_loss" in series]
+    for axis, measure, scale in zip(axes, ("accuracy_mask", "loss"), (100, 1), strict=True):
+        for head, colour in zip(heads, _COLOURS, strict=False):
             for side, style in (("train", {"alpha": 0.35, "lw": 1}), ("held_out", {"lw": 2, "marker": ".", "ms": 5})):
                 if f"{side}/{head}_{measure}" in series:
                     steps, values = series[f"{side}/{head}_{measure}"]
                     label = f"{head.upper()}, {side.replace('_', ' ')}"
                     axis.plot(steps, [scale * value for value in values], color=colour, label=label, **style)
-        axis.set(xlabel="step", ylabel="accuracy, %" if scale == 100 else "loss, nats a piece")
+        axis.set(xlabel="step", ylabel="accuracy on [MASK], %" if scale == 100 else "loss, nats a piece")
         axis.grid(alpha=0.3)
-    if "held_out/mlm_commonest" in series:
-        share = 100 * series["held_out/mlm_commonest"][1][-1]
-        axes[0].axhline(share, color="grey", ls=":", label="always the commonest piece")
+    for guess, what, line in (
+        ("commonest_mask", "always the commonest piece", ":"),
+        ("neighbours_mask", "guess from the neighbours", "-."),
+    ):
+        if heads and f"held_out/{heads[0]}_{guess}" in series:
+            share = 100 * series[f"held_out/{heads[0]}_{guess}"][1][-1]
+            axes[0].axhline(share, color="grey", ls=line, label=f"{what} ({heads[0].upper()})")
     axes[0].legend(fontsize=8)
     figure.suptitle(title)
     return figure
@@ -57,14 +77,19 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--workdir", type=Path, required=True, help="of the run")
     parser.add_argument("--output", type=Path, required=True, help="a .svg or .png file")
     arguments = parser.parse_args(argv)
+    return cli.status(lambda: plot(arguments.workdir, arguments.output))
+
+
+def plot(workdir: Path, output: Path) -> None:
+    """Draws; raises UserError where matplotlib or the metrics are missing, or the output cannot be written."""
+    if not importlib.util.find_spec("matplotlib"):
+        raise UserError("matplotlib is missing; pip install -r requirements-dev.txt")
+    figure = draw(read(workdir / "metrics.jsonl"), f"{workdir}")
     try:
-        series = read(arguments.workdir / "metrics.jsonl")
-        draw(series, f"{arguments.workdir}").savefig(arguments.output, dpi=110)
+        figure.savefig(output, dpi=110)
     except (OSError, ValueError) as error:
-        print(f"error: {arguments.workdir / 'metrics.jsonl'} to {arguments.output}: {error}", file=sys.stderr)
-        return 1
-    print(f"wrote {arguments.output}")
-    return 0
+        raise UserError(f"--output {output}: cannot be written ({error}); name a .svg or .png file") from error
+    print(f"wrote {output}")
 
 
 if __name__ == "__main__":

@@ -8,9 +8,9 @@ What follows -- is given to every run. The paper's grids: learning rates 5e-6 to
 Invariant: a run is a directory of its own, named by its point of the grid; the same command goes on from there.
 """
 
+import argparse
 import itertools
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,8 +20,6 @@ from rich.console import Console
 from rich.table import Table
 
 from spanbert_jax import cli
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def command(config: str, place: Path, rate: str, batch: str, seed: str, rest: list[str]) -> list[str]:
@@ -51,6 +49,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seeds", default="1")
     parser.add_argument("rest", nargs="*", help="flags of spanbert_jax.main, after --")
     arguments = parser.parse_args(argv)
+    return cli.status(lambda: sweep(arguments))
+
+
+def sweep(arguments: argparse.Namespace) -> int:
+    """Runs what is not finished yet and prints the table; returns the status of a run that ended early, or 0."""
     lists = [text.split(",") for text in (arguments.learning_rates, arguments.batch_sizes, arguments.seeds)]
     grid = list(itertools.product(*lists))
     results: dict[tuple[str, str], list[float]] = {}
@@ -61,11 +64,9 @@ def main(argv: list[str] | None = None) -> int:
         if not file.exists():
             print(f"[{number} of {len(grid)}] {place}", flush=True)
             run = command(arguments.config, place, rate, batch, seed, arguments.rest)
-            status = subprocess.run(run, env=os.environ | {"PYTHONPATH": str(ROOT)}).returncode
+            status = subprocess.run(run).returncode
             if status:
-                print(
-                    f"error: the run in {place} ended with status {status}; the same command goes on", file=sys.stderr
-                )
+                print(f"error: the run in {place} ended with status {status}", file=sys.stderr)
                 return status
         result = json.loads(file.read_text())
         metric = result["best"]

@@ -1,0 +1,45 @@
+"""tools/plot_metrics.py: the curves of a run."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tools import plot_metrics
+
+
+def write(path: Path, rows: list[dict[str, float]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_every_head_is_drawn_by_its_accuracy_on_mask_beside_the_guesses(tmp_path: Path) -> None:
+    held_out = {"held_out/toy_loss": 2.0, "held_out/toy_accuracy_mask": 0.25, "held_out/toy_accuracy": 0.9}
+    guesses = {"held_out/toy_commonest_mask": 0.1, "held_out/toy_neighbours_mask": 0.15}
+    write(
+        tmp_path / "metrics.jsonl",
+        [
+            {"step": 1, "train/toy_loss": 3.0, "train/toy_accuracy_mask": 0.125},
+            {"step": 2, **held_out, **guesses},
+        ],
+    )
+    accuracy, loss = plot_metrics.draw(plot_metrics.read(tmp_path / "metrics.jsonl"), "a run").axes
+    drawn = {line.get_label(): list(line.get_ydata()) for line in accuracy.lines}
+    assert drawn["TOY, train"] == [12.5] and drawn["TOY, held out"] == [25.0]
+    assert drawn["always the commonest piece (TOY)"] == [10.0, 10.0]
+    assert drawn["guess from the neighbours (TOY)"] == [15.0, 15.0]
+    assert {line.get_label(): list(line.get_ydata()) for line in loss.lines} == {
+        "TOY, train": [3.0],
+        "TOY, held out": [2.0],
+    }
+    assert plot_metrics.main([f"--workdir={tmp_path}", f"--output={tmp_path}/curve.svg"]) == 0
+    assert "</svg>" in (tmp_path / "curve.svg").read_text()
+
+
+def test_missing_and_damaged_metrics_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = [f"--workdir={tmp_path}", f"--output={tmp_path}/curve.svg"]
+    assert plot_metrics.main(command) == 1
+    assert "metrics.jsonl: cannot be read" in capsys.readouterr().err
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"st')
+    assert plot_metrics.main(command) == 1
+    assert "is damaged" in capsys.readouterr().err
+    assert not (tmp_path / "curve.svg").exists()
