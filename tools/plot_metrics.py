@@ -34,9 +34,7 @@ def read(path: Path) -> Series:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); name a run with --workdir") from error
     except (ValueError, KeyError, AttributeError) as error:
-        raise UserError(
-            f"{path}, line {number}: no metrics ({error!r}); the run that goes on mends the file"
-        ) from error
+        raise UserError(f"{path} is damaged ({error!r}); the run mends the file when it goes on") from error
     return series
 
 
