@@ -14,6 +14,7 @@ from spanbert_jax.config import Config
 if TYPE_CHECKING:
     import jax
 
+NumpyBatch = dict[str, np.ndarray]  # of any task, before it is on devices
 Batch = dict[str, "jax.Array"]  # of any task: every array has the batch's rows along its first axis
 
 MASK, RANDOM, KEPT = 1, 2, 3  # values of "replacement"

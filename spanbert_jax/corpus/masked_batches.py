@@ -6,16 +6,13 @@ nor the mesh changes a batch, but for empty rows that even out the devices. A pr
 devices hold, as the sharding says, and no others.
 """
 
-import functools
-import queue
-import threading
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import jax
 import numpy as np
 import tensorflow as tf
 
+from spanbert_jax.batches.feed import HeldRows, feed
 from spanbert_jax.batches.lengths import BucketedOrder, choose_lengths, equal_sizes, sorted_batches
 from spanbert_jax.config import Config
 from spanbert_jax.corpus.blocks import Blocks
@@ -27,7 +24,6 @@ tf.config.set_visible_devices([], "GPU")  # the accelerator is JAX's
 EVAL_SEED = 0  # held-out masks are the same for every training seed, so that runs compare
 EVAL_EPOCH = 2**31 - 1  # an epoch that no training run reaches
 _PREFETCH = 4  # batches that wait ready, in NumPy
-_AHEAD = 2  # batches that wait on the devices
 
 _Order = Callable[[int], tuple[np.ndarray, int]]  # step -> (int64 block numbers, -1: an empty row; length of the rows)
 _MakeBatch = Callable[[tf.Tensor], dict[str, tf.Tensor]]  # of a step, int64 scalar
@@ -53,8 +49,9 @@ def train_batches(
     NamedSharding(mesh, P(("data", "fsdp"))). A batch's rows are padded to one of `row_lengths`, and are as many as hold
     the positions of config.train.batch_size rows of block_length, or somewhat fewer (`equal_sizes`).
     """
-    held = _Held(sharding, config.train.accumulation)
-    return _global_batches(_train_batch(config, blocks, tokenizer, held.rows), start_step, stop_step, sharding, held)
+    held = HeldRows(sharding, config.train.accumulation)
+    batch = _train_batch(config, blocks, tokenizer, held.rows)
+    return feed(_local_batches(batch, start_step, stop_step), sharding, held)
 
 
 def described_batches(
@@ -72,7 +69,7 @@ def eval_batches(
     Batches are like a microbatch of `train_batches`, the shortest rows first; what is left of a length's last one is
     empty rows, with length 0 and weights 0.
     """
-    held = _Held(sharding, 1)
+    held = HeldRows(sharding)
     chosen = np.random.default_rng(EVAL_SEED).permutation(len(blocks))[: limit or len(blocks)]
     positions = config.train.batch_size // config.train.accumulation * config.data.block_length
     batches = sorted_batches(blocks.lengths[chosen] + 2, row_lengths(config, blocks), positions, held.unit)
@@ -88,31 +85,7 @@ def eval_batches(
         epochs = tf.fill(tf.shape(indices), tf.constant(EVAL_EPOCH, tf.int64))
         return masker.mask_batch(pieces, lengths, row_keys(EVAL_SEED, epochs, indices), rate)
 
-    return _global_batches(batch, 0, len(batches), sharding, held)
-
-
-class _Held:
-    """The rows of global batches that this process's devices hold; microbatches too are spread over all devices."""
-
-    def __init__(self, sharding: jax.sharding.Sharding, accumulation: int) -> None:
-        shards = sharding.num_devices // sharding.shard_shape((sharding.num_devices,))[0]
-        self.unit = shards * accumulation  # what divides the rows of every batch
-        self.places = functools.cache(functools.partial(_places, sharding))
-
-    def rows(self, indices: np.ndarray) -> np.ndarray:
-        """Those of int64 [rows], filled up with -1 to a multiple of `unit`."""
-        whole = np.pad(indices, (0, -len(indices) % self.unit), constant_values=-1)
-        return whole[self.places(len(whole))]
-
-    def count(self, held: int) -> int:
-        """Rows of the global batch of which this process holds `held`."""
-        return held * self.unit // len(self.places(self.unit))
-
-
-def _places(sharding: jax.sharding.Sharding, count: int) -> np.ndarray:
-    """int64, ascending: which of `count` rows this process's devices hold."""
-    held = sharding.addressable_devices_indices_map((count,)).values()
-    return np.unique(np.concatenate([np.arange(count, dtype=np.int64)[index] for index in held]))
+    return feed(_local_batches(batch, 0, len(batches)), sharding, held)
 
 
 def _train_batch(
@@ -165,58 +138,3 @@ def _local_batches(batch: _MakeBatch, start: int, stop: int) -> Iterator[dict[st
     graph = tf.autograph.experimental.do_not_convert(batch)  # no Python in it to convert; tracing takes half the time
     dataset = tf.data.Dataset.range(start, stop).map(graph, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     return dataset.prefetch(_PREFETCH).as_numpy_iterator()
-
-
-def _global_batches(
-    batch: _MakeBatch, start: int, stop: int, sharding: jax.sharding.Sharding, held: _Held
-) -> Iterator[dict[str, jax.Array]]:
-    """`_local_batches`, its rows given to this process's devices."""
-
-    def to_global(local: np.ndarray) -> jax.Array:
-        count = held.count(len(local))
-
-        def part(index: Any) -> np.ndarray:
-            first, last, _ = index[0].indices(count)
-            place = np.searchsorted(held.places(count), first)
-            return local[place : place + last - first]
-
-        return jax.make_array_from_callback((count, *local.shape[1:]), sharding, part)
-
-    def globally(local: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-        return {name: to_global(value) for name, value in local.items()}
-
-    return _ahead(map(globally, _local_batches(batch, start, stop)))
-
-
-def _ahead(batches: Iterator[dict[str, jax.Array]]) -> Iterator[dict[str, jax.Array]]:
-    """The same, the next ones fetched by a thread while the caller is busy.
-
-    Both queues are C code that never gives up the interpreter where something is there: with futures or `queue.Queue`
-    the caller, who has a batch already, waits up to 5 ms for the thread that makes the next one.
-    """
-    wanted: queue.SimpleQueue[bool] = queue.SimpleQueue()
-    ready: queue.SimpleQueue[dict[str, jax.Array] | BaseException | None] = queue.SimpleQueue()
-
-    def fetch() -> None:
-        try:
-            while wanted.get():
-                ready.put(next(batches, None))
-        except BaseException as error:
-            ready.put(error)
-
-    def take() -> dict[str, jax.Array] | None:
-        batch = ready.get()
-        if isinstance(batch, BaseException):
-            raise batch
-        wanted.put(True)
-        return batch
-
-    thread = threading.Thread(target=fetch, name="input", daemon=True)
-    thread.start()
-    try:
-        for _ in range(_AHEAD):
-            wanted.put(True)
-        yield from iter(take, None)  # holding no batch itself: to free the last one's arrays would take time here
-    finally:
-        wanted.put(False)
-        thread.join()

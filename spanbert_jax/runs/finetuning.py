@@ -18,12 +18,13 @@ from rich.console import Console
 from rich.table import Table
 
 from spanbert_jax.batch import Batch
+from spanbert_jax.batches.feed import feed
 from spanbert_jax.config import Config
 from spanbert_jax.errors import UserError
 from spanbert_jax.files import make_directory
 from spanbert_jax.runs.prepare import given_tokenizer
 from spanbert_jax.runs.start_from import adopt, initial_params
-from spanbert_jax.serving.predictor import Predictor, kept_metrics, rows_of, to_global, warn_of_cuts, write_jsonl
+from spanbert_jax.serving.predictor import Predictor, kept_metrics, rows_of, warn_of_cuts, write_jsonl
 from spanbert_jax.tasks.example_files import Role
 from spanbert_jax.tasks.finetuning import ExampleT, FineTuning, ModelT, TrainBatches
 from spanbert_jax.tasks.rows import Rows, fingerprint
@@ -145,7 +146,7 @@ def _recipe(config: Config, data: Data[ExampleT, ModelT], batches: TrainBatches,
     predictors: dict[NamedSharding, Predictor] = {}
 
     def train_batches(layout: NamedSharding, first: int, last: int) -> Iterator[Batch]:
-        return (to_global(batches.batch(step), layout) for step in range(first, last))
+        return feed((batches.batch(step) for step in range(first, last)), layout)
 
     def evaluate(params: Any, layout: NamedSharding) -> dict[str, float]:
         if layout not in predictors:

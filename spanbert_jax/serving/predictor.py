@@ -15,11 +15,12 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from spanbert_jax.batches.feed import to_global
 from spanbert_jax.serving.weights import Weights
 from spanbert_jax.tasks.example_files import Role
 from spanbert_jax.tasks.finetuning import ExampleT, FineTuning, Identified, Learnt, ModelT, Prediction
 from spanbert_jax.tasks.registry import AnyTask, finetuning_task
-from spanbert_jax.tasks.rows import NumpyBatch, Rows, build_rows, fingerprint, load_rows, save_rows
+from spanbert_jax.tasks.rows import Rows, build_rows, fingerprint, load_rows, save_rows
 from spanbert_jax.tasks.settings import values
 from spanbert_jax.training.metadata import Metadata
 from spanbert_jax.training.progress import Stage
@@ -66,14 +67,6 @@ class Predictor:
                     done += 1
             show(done / len(rows))
         return results
-
-
-def to_global(batch: NumpyBatch, layout: NamedSharding) -> dict[str, jax.Array]:
-    """The batch, which every process has whole, as global arrays of which each device holds its rows."""
-    return {
-        name: jax.make_array_from_callback(value.shape, layout, lambda index, value=value: value[index])  # type: ignore[misc]
-        for name, value in batch.items()
-    }
 
 
 def rows_of(

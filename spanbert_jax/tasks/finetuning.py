@@ -14,13 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spanbert_jax.batch import Batch
+from spanbert_jax.batch import Batch, NumpyBatch
 from spanbert_jax.batches.lengths import choose_lengths, sorted_batches
 from spanbert_jax.config import Config
 from spanbert_jax.model import linear_heads
 from spanbert_jax.tasks.entities.words import NO_STYLE, WordStyle
 from spanbert_jax.tasks.example_files import Record, Role, Source
-from spanbert_jax.tasks.rows import Featurise, NumpyBatch, RowBatches, Rows
+from spanbert_jax.tasks.rows import Featurise, RowBatches, Rows
 from spanbert_jax.tasks.settings import declared
 from spanbert_jax.text.tokenizer import Tokenizer
 from spanbert_jax.training import flops

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from spanbert_jax.batch import NumpyBatch
 from spanbert_jax.batches.lengths import BucketedOrder, choose_lengths
 from spanbert_jax.config import Config
 from spanbert_jax.files import written_aside
@@ -24,7 +25,6 @@ from spanbert_jax.text.worker_pool import Workers, call
 Row = dict[str, Any]
 _ExampleT = TypeVar("_ExampleT")
 Featurise = Callable[[Sequence[_ExampleT]], list[list[Row]]]  # examples -> the rows of each; picklable
-NumpyBatch = dict[str, np.ndarray]  # the first axis of every array is the batch's
 
 VERSION = 2  # of the files that `save_rows` writes; raised when rows of the same settings would differ
 

@@ -205,6 +205,7 @@ import jax, numpy as np
 jax.config.update("jax_num_cpu_devices", 4)
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from tests.corpus import test_masked_batches as t
+from spanbert_jax.batches.feed import held_places
 from spanbert_jax.corpus import masked_batches as under_test
 
 def digest(batches, sharding):
@@ -226,7 +227,7 @@ class Held:
     shard_shape = sharding.shard_shape
     def addressable_devices_indices_map(self, shape):
         return dict(list(sharding.addressable_devices_indices_map(shape).items())[1:3])
-print(json.dumps([out, under_test._places(Held(), 8).tolist()]))
+print(json.dumps([out, held_places(Held(), 8).tolist()]))
 """
 
 
