@@ -16,49 +16,19 @@ from typing import Any
 
 from spanbert_jax import cli
 from spanbert_jax.errors import UserError
-from spanbert_jax.serving.predictor import trained_task
+from spanbert_jax.serving.answers import Answerer, trained_task
+from spanbert_jax.serving.prediction_files import read_predictions
 from spanbert_jax.serving.weights import open_weights
-from spanbert_jax.tasks.example_files import field, read_lines, read_records
-from spanbert_jax.tasks.finetuning import Prediction
 from spanbert_jax.tasks.registry import AnyTask
-from tools.predict import predict
-
-
-def read_predictions(path: Path, examples: list[Any], may_lack: bool) -> list[Prediction]:
-    """The predictions for the examples, in their order; those for other ids are counted in a warning.
-
-    may_lack: SQuAD 1.1's scorer counts a question without a prediction as wrong. Raises UserError where one is missing
-    otherwise, or all are, or an id comes twice.
-    """
-    found: dict[str, Prediction] = {}
-    for place, record in read_records(path, read_lines(path)):
-        if "id" not in record and all(isinstance(text, str) for text in record.values()):
-            found |= {name: {"id": name, "text": text} for name, text in record.items()}
-            continue
-        name = str(field(record, "id", (str, int), place))
-        if name in found:
-            raise UserError(f"{place}: a second prediction for {name!r}; keep one")
-        found[name] = {**record, "id": name}
-    wanted = [str(example.id) for example in examples]
-    missing = [name for name in wanted if name not in found]
-    if missing and (not may_lack or len(missing) == len(wanted)):
-        raise UserError(
-            f"{path}: lacks {len(missing):,} of the {len(wanted):,} ids in the data, the first {missing[0]!r}; give "
-            "the predictions that were made for it"
-        )
-    others = sorted(set(found) - set(wanted))
-    for what, ids in (("no prediction", missing), ("a prediction, and are not in the data", others)):
-        if ids:
-            print(f"warning: {path}: {len(ids):,} ids have {what}; the first: {ids[0]}", file=sys.stderr)
-    return [found[name] for name in wanted if name in found]
 
 
 def evaluate(checkpoint: Path, data: str, predictions: Path | None) -> tuple[AnyTask, list[Any], dict[str, float]]:
     """(task, examples, metrics); raises UserError where a file is not what it should be."""
-    if predictions is None:
-        task, examples, made = predict(checkpoint, data, "dev")
-        return task, examples, task.metrics(examples, made)
     with open_weights(checkpoint) as weights:
+        if predictions is None:
+            answerer = Answerer(weights)
+            examples, made = answerer.answer_source(data, "dev", sys.stderr.isatty())
+            return answerer.task, examples, answerer.task.metrics(examples, made)
         task = trained_task(weights)
     examples, _ = task.read(weights.config, data, "dev")
     task.check(examples, data)

@@ -5,6 +5,7 @@ Invariant: as in pre-training, a batch is a pure function of (seed, step), and a
 
 import dataclasses
 import json
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -24,7 +25,8 @@ from spanbert_jax.errors import UserError
 from spanbert_jax.files import make_directory
 from spanbert_jax.runs.prepare import given_tokenizer
 from spanbert_jax.runs.start_from import adopt, initial_params
-from spanbert_jax.serving.predictor import Predictor, kept_metrics, rows_of, warn_of_cuts, write_jsonl
+from spanbert_jax.serving.answers import TaskPredictor, kept_metrics, rows_of, warn_of_cuts
+from spanbert_jax.serving.prediction_files import write_jsonl
 from spanbert_jax.tasks.example_files import Role
 from spanbert_jax.tasks.finetuning import ExampleT, FineTuning, ModelT, TrainBatches
 from spanbert_jax.tasks.rows import Rows, fingerprint
@@ -143,15 +145,15 @@ def _resolve(config: Config, per_epoch: int) -> Config:
 def _recipe(config: Config, data: Data[ExampleT, ModelT], batches: TrainBatches, tokenizer: Tokenizer) -> loop.Recipe:
     task = data.task
     model = task.model(jax.default_backend())
-    predictors: dict[NamedSharding, Predictor] = {}
+    predictors: dict[NamedSharding, TaskPredictor[ExampleT, ModelT]] = {}
 
     def train_batches(layout: NamedSharding, first: int, last: int) -> Iterator[Batch]:
         return feed((batches.batch(step) for step in range(first, last)), layout)
 
     def evaluate(params: Any, layout: NamedSharding) -> dict[str, float]:
         if layout not in predictors:
-            predictors[layout] = Predictor(task, layout)
-        predictions = task.decode(data.examples, data.dev, predictors[layout].outputs(params, data.dev), {})
+            predictors[layout] = TaskPredictor(task, layout)
+        predictions = predictors[layout].predictions(params, data.examples, data.dev, {})
         return {f"held_out/{name}": value for name, value in task.metrics(data.examples, predictions).items()}
 
     def metrics(totals: Mapping[str, float]) -> dict[str, float]:
@@ -191,11 +193,8 @@ def _predict(config: Config, data: Data[ExampleT, ModelT], place: Path) -> dict[
     """Predictions of the best checkpoint, written; its metrics."""
     checkpoint = find_checkpoint(epath.Path(place))
     tuned = kept_metrics(read_metadata(checkpoint))
-    mesh = sharding.mesh_of(config)
-    with jax.set_mesh(mesh):
-        predictor = Predictor(data.task, sharding.batch_sharding(mesh))
-        outputs = predictor.outputs(predictor.place(read_params(checkpoint)), data.dev)
-    predictions = data.task.decode(data.examples, data.dev, outputs, tuned)
+    predictor = TaskPredictor(data.task, sharding.batch_sharding(sharding.mesh_of(config)))
+    predictions = predictor.predictions(predictor.place(read_params(checkpoint)), data.examples, data.dev, tuned)
     if jax.process_index() == 0:
         write_jsonl(predictions, place / "predictions.jsonl")
         file = data.task.write(data.examples, predictions, place)
@@ -224,5 +223,5 @@ def _report(
     print()
     Console(highlight=False, soft_wrap=True).print(table)
     best = max(range(len(results)), key=lambda trial: results[trial][task.best])
-    place = workdir / f"trial_{best}" if len(results) > 1 else workdir
+    place = shlex.quote(str(workdir / f"trial_{best}" if len(results) > 1 else workdir))
     print(f"\nPredict:  python tools/predict.py --checkpoint {place} --input FILE --output predictions.json")

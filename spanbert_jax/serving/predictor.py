@@ -1,130 +1,79 @@
-"""Running a fine-tuned model over rows of every length, short ones not paid for as long ones.
+"""A function of batches, compiled once for each of their shapes, and the rows of every length that go through it.
 
-Invariant: each row is computed once, and what comes back is in the rows' order, whatever the batches were.
+Invariant: each row is computed once, and the outputs are in the rows' order, whatever the batches were. After `warm_up`
+with all shapes of the batches, nothing is traced or compiled again.
 """
 
-import dataclasses
-import functools
-import json
-import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from spanbert_jax.batch import Batch, NumpyBatch
 from spanbert_jax.batches.feed import to_global
-from spanbert_jax.serving.weights import Weights
-from spanbert_jax.tasks.example_files import Role
-from spanbert_jax.tasks.finetuning import ExampleT, FineTuning, Identified, Learnt, ModelT, Prediction
-from spanbert_jax.tasks.registry import AnyTask, finetuning_task
-from spanbert_jax.tasks.rows import Rows, build_rows, fingerprint, load_rows, save_rows
-from spanbert_jax.tasks.settings import values
-from spanbert_jax.training.metadata import Metadata
-from spanbert_jax.training.progress import Stage
 
+Params = dict[str, Any]
+Compute = Callable[[Params, Batch], dict[str, jax.Array]]
+Batches = Iterable[tuple[np.ndarray, NumpyBatch]]  # int [batch] row numbers, -1 for none; their batch
+AbstractBatch = Mapping[str, jax.ShapeDtypeStruct]
 Outputs = list[dict[str, np.ndarray]]  # of each row
+Show = Callable[[float], None]  # is told the fraction that is done
 
-_POSITIONS = 8192  # in a batch; 16 rows of 512
 
-
-def trained_task(weights: Weights) -> AnyTask:
-    """The task that weights were fine-tuned for; raises UserError where they were not."""
-    saved = weights.metadata
-    kind = finetuning_task(saved.task if saved else "of others' weights", weights.config)
-    return kind(weights.config, weights.tokenizer, Learnt.from_metadata(saved) if saved else Learnt())
+def quiet(_: float) -> None:
+    """Shows nothing."""
 
 
 class Predictor:
-    """A task's model, compiled once for each of a handful of shapes."""
+    """A function (params, batch) -> {name: [batch, ...]}, with a program for each shape of batch that it has met."""
 
-    def __init__(self, task: FineTuning[ExampleT, ModelT], layout: NamedSharding):
+    def __init__(self, compute: Compute, layout: NamedSharding):
         """layout: of a batch's rows over the devices."""
-        self._task, self._layout = task, layout
-        self._shards = layout.mesh.shape["data"] * layout.mesh.shape["fsdp"]
-        model = task.model(layout.mesh.devices.flat[0].platform)
+        assert isinstance(layout.mesh, Mesh)  # of devices
+        self._layout, self._mesh = layout, layout.mesh
         self._everywhere = NamedSharding(layout.mesh, PartitionSpec())
-        self._compute = jax.jit(functools.partial(task.outputs, model), out_shardings=self._everywhere)
+        self._compute = jax.jit(compute, out_shardings=self._everywhere)
+        self._programs: dict[Any, Callable[[Params, Batch], dict[str, jax.Array]]] = {}
+        self.multiple = layout.mesh.shape["data"] * layout.mesh.shape["fsdp"]  # that divides the rows of every batch
 
-    def place(self, params: Any) -> Any:
+    def place(self, params: Params) -> Params:
         """NumPy parameters, put on every device once and not with every batch."""
         return jax.device_put(params, self._everywhere)
 
-    def outputs(self, params: Any, rows: Rows, show: Callable[[float], None] = lambda _: None) -> Outputs:
-        """What `FineTuning.outputs` gives for every row."""
-        if not len(rows):
-            return []
-        results: Outputs = [{} for _ in range(len(rows))]
+    def warm_up(self, params: Params, shapes: Sequence[AbstractBatch], show: Show = quiet) -> None:
+        """Compiles the program of every shape. params: laid out as those that follow will be."""
+        for done, shape in enumerate(shapes, start=1):
+            self._program(params, shape)
+            show(done / len(shapes))
+
+    def outputs(self, params: Params, batches: Batches, count: int, show: Show = quiet) -> Outputs:
+        """The outputs for each of `count` rows, of which every one is in one of the batches. A program that is missing
+        is compiled when its shape is met."""
+        results: Outputs = [{} for _ in range(count)]
         done = 0
-        for indices, collated in self._task.eval_batches(rows, None, _POSITIONS, self._shards):
-            batch = to_global(collated, self._layout)
-            computed = {name: np.asarray(value) for name, value in self._compute(params, batch).items()}
+        for indices, batch in batches:
+            program = self._program(params, batch)
+            computed = {name: np.asarray(x) for name, x in program(params, to_global(batch, self._layout)).items()}
             for place, row in enumerate(indices):
                 if row >= 0:
-                    results[row] = {name: value[place] for name, value in computed.items()}
+                    results[row] = {name: values[place] for name, values in computed.items()}
                     done += 1
-            show(done / len(rows))
+            show(done / count)
         return results
 
-
-def rows_of(
-    task: FineTuning[ExampleT, ModelT],
-    examples: Sequence[ExampleT],
-    source: str,
-    role: Role,
-    cache: Path | None,
-    enabled: bool,
-) -> Rows:
-    """The examples' rows: from the cache, where it has them for this data, vocabulary and declared settings, or built,
-    with progress where `enabled`."""
-    path = None
-    if cache:
-        made_from = {
-            "task": task.task,
-            "role": role,
-            "tokenizer": task.tokenizer.fingerprint,
-            "learnt": dataclasses.asdict(task.learnt),
-            "config": values(task.config, task.settings),
-        }
-        path = cache / f"{role}-{fingerprint(source, made_from)[:16]}.npz"
-        kept = load_rows(path)
-        if kept is not None:
-            return kept
-    with Stage(f"Building rows of {source}", enabled=enabled) as stage:
-        rows = build_rows(
-            examples,
-            task.featuriser(role),
-            task.config.corpus.workers,
-            lambda done: stage.update(done, f"{done * len(examples):,.0f} examples"),
-        )
-    if path and jax.process_index() == 0:
-        save_rows(rows, path)
-    return rows
-
-
-def warn_of_cuts(rows: Rows, examples: Sequence[Identified], source: str) -> None:
-    """Says on stderr how many examples lost text because it did not fit, and which was the first."""
-    cut = np.unique(rows.example[rows.plain["cut"] > 0]) if "cut" in rows.plain else rows.example[:0]
-    if len(cut):
-        print(
-            f"warning: {source}: {len(cut):,} of {len(examples):,} examples are longer than a row takes and were cut; "
-            f"the first: {examples[cut[0]].id}",
-            file=sys.stderr,
-        )
-
-
-def kept_metrics(metadata: Metadata | None) -> dict[str, float]:
-    """The metrics of the evaluation that a checkpoint was kept for; none where there was no such."""
-    saved = metadata.evaluation if metadata else {}
-    return {name.removeprefix("held_out/"): value for name, value in saved.items()}
-
-
-def write_jsonl(predictions: Sequence[Prediction], path: Path) -> None:
-    """One JSON object a line."""
-    aside = path.with_name(f"{path.name}.tmp")
-    with aside.open("w", encoding="utf-8") as file:
-        for prediction in predictions:
-            file.write(json.dumps(prediction, ensure_ascii=False) + "\n")
-    aside.replace(path)
+    def _program(
+        self, params: Params, batch: Mapping[str, np.ndarray | jax.ShapeDtypeStruct]
+    ) -> Callable[[Params, Batch], dict[str, jax.Array]]:
+        key = tuple(sorted((name, array.shape) for name, array in batch.items()))
+        if key not in self._programs:
+            abstract = {
+                name: jax.ShapeDtypeStruct(
+                    array.shape, jax.dtypes.canonicalize_dtype(array.dtype), sharding=self._layout
+                )
+                for name, array in batch.items()
+            }
+            with jax.set_mesh(self._mesh):
+                self._programs[key] = self._compute.lower(params, abstract).compile()
+        return self._programs[key]

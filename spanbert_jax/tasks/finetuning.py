@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from spanbert_jax.batch import Batch, NumpyBatch
-from spanbert_jax.batches.lengths import choose_lengths, sorted_batches
+from spanbert_jax.batches.shapes import Shape, plan_batches, shape_table
 from spanbert_jax.config import Config
 from spanbert_jax.model import linear_heads
 from spanbert_jax.tasks.entities.words import NO_STYLE, WordStyle
@@ -79,7 +79,7 @@ class FineTuning(abc.ABC, Generic[ExampleT, ModelT]):
     """What one task supplies; an instance is a task with its configuration, vocabulary and what it has learnt.
 
     The defaults are those of a task whose batches are [rows, length]. A task whose batches have other axes overrides
-    `train_batches`, `eval_batches` and `batch_size` together.
+    `train_batches`, `eval_batches`, `eval_shapes` and `batch_size` together.
     """
 
     task: ClassVar[str]  # config.task, and the checkpoint's
@@ -88,6 +88,8 @@ class FineTuning(abc.ABC, Generic[ExampleT, ModelT]):
     settings: ClassVar[tuple[str, ...]]
     best: str  # the metric of which the highest value is kept
     padding: ClassVar[Mapping[str, int]] = {}  # of ragged columns, where it is not 0
+    # What `outputs` reads of a batch, int32 all: a field -> its number of axes, 1 of [batch], 2 of [batch, length].
+    inputs: ClassVar[Mapping[str, int]] = {"input_ids": 2, "lengths": 1, "token_type_ids": 2}
 
     def __init__(self, config: Config, tokenizer: Tokenizer, learnt: Learnt):
         self.config, self.tokenizer, self.learnt = config, tokenizer, learnt
@@ -132,18 +134,24 @@ class FineTuning(abc.ABC, Generic[ExampleT, ModelT]):
         """The training batches of a run; config: the task's, with the seed of the trial."""
         return RowBatches(rows, config, self.padding)
 
-    def eval_batches(
-        self, rows: Rows, lengths: tuple[int, ...] | None, positions: int, multiple: int
-    ) -> Iterator[tuple[np.ndarray, NumpyBatch]]:
+    def eval_shapes(self, multiple: int) -> list[dict[str, jax.ShapeDtypeStruct]]:
+        """Every shape that a batch of `eval_batches` may have, whatever the rows are."""
+        return [
+            {name: jax.ShapeDtypeStruct(shape[:axes], np.int32) for name, axes in self.inputs.items()}
+            for shape in self._shape_table(multiple)
+        ]
+
+    def eval_batches(self, rows: Rows, multiple: int) -> Iterator[tuple[np.ndarray, NumpyBatch]]:
         """Every row once: (int64 row numbers, -1 for none; the batch of these rows, and nothing else, in this order).
 
-        lengths: the sizes that the axis of pieces may have; None: those that pad these rows least. A batch has at most
-        about `positions` positions, and its rows are a multiple of `multiple`.
+        A batch has the `inputs` alone, and `multiple` divides the number of its rows.
         """
-        data = self.config.data
-        lengths = lengths or choose_lengths(rows.lengths, data.lengths, data.block_length)
-        for indices, length in sorted_batches(rows.lengths, lengths, positions, multiple):
-            yield indices, rows.collate(indices, length, self.padding)
+        for indices, shape in plan_batches(rows.lengths, self._shape_table(multiple)):
+            batch = rows.collate(indices, shape.length, self.padding)
+            yield indices, {name: batch[name] for name in self.inputs}
+
+    def _shape_table(self, multiple: int) -> tuple[Shape, ...]:
+        return shape_table(self.config.data.block_length, self.config.data.lengths, multiple)
 
     def batch_size(self, batch: Batch) -> BatchSize:
         """How large a training batch is; depends on its shapes alone."""

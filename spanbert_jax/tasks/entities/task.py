@@ -5,7 +5,7 @@ Invariant: `task_class` alone asks which head it is.
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,8 @@ def task_class(config: Config) -> type["TokenTagging"] | type["SpanTagging"]:
 
 class TokenTagging(Tagging[TaskModel]):
     """The task of configs/ner.py: a tag of IOB2 for each word, at the word's first piece."""
+
+    inputs: ClassVar[Mapping[str, int]] = {**Tagging.inputs, "word": 2}
 
     @classmethod
     def widest(cls, config: Config) -> int:
@@ -97,6 +99,8 @@ class TokenTagging(Tagging[TaskModel]):
 
 class SpanTagging(Tagging[SpanModel]):
     """The task of configs/ner.py with `tagging.head` "span": a type, or none, for each span of words; they may nest."""
+
+    inputs: ClassVar[Mapping[str, int]] = {**Tagging.inputs, "first": 2, "last": 2, "starts": 1}
 
     @classmethod
     def widest(cls, config: Config) -> int:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from spanbert_jax.config import Config
 from spanbert_jax.errors import UserError
 from spanbert_jax.metrics import entities
-from spanbert_jax.serving.predictor import write_jsonl
+from spanbert_jax.serving.prediction_files import write_jsonl
 from spanbert_jax.tasks.entities.rows import Span, WordExample
 from spanbert_jax.tasks.entities.tagging import Tagging
 from spanbert_jax.tasks.entities.task import resolve, task_class

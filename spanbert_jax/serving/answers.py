@@ -1,0 +1,167 @@
+"""Examples in memory to predictions: the one way of files, standard input, Python and a run's own evaluation.
+
+Invariant: every example gets one prediction, in the order of the examples. `Answerer.warm_up` compiles all that later
+requests need, whatever texts they bring.
+"""
+
+import dataclasses
+import functools
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Generic
+
+import jax
+from jax.sharding import NamedSharding
+
+from spanbert_jax.config import Config
+from spanbert_jax.serving.predictor import Params, Predictor, Show, quiet
+from spanbert_jax.serving.weights import Weights
+from spanbert_jax.tasks.example_files import Record, Role, Source
+from spanbert_jax.tasks.finetuning import ExampleT, FineTuning, Identified, Learnt, ModelT, Prediction
+from spanbert_jax.tasks.registry import AnyTask, finetuning_task
+from spanbert_jax.tasks.rows import Rows, build_rows, fingerprint, load_rows, save_rows
+from spanbert_jax.tasks.settings import values
+from spanbert_jax.training import sharding
+from spanbert_jax.training.metadata import Metadata
+from spanbert_jax.training.progress import Stage
+
+
+def trained_task(weights: Weights) -> AnyTask:
+    """The task that weights were fine-tuned for; raises UserError where they were not."""
+    saved = weights.metadata
+    kind = finetuning_task(saved.task if saved else "of others' weights", weights.config)
+    return kind(weights.config, weights.tokenizer, Learnt.from_metadata(saved) if saved else Learnt())
+
+
+def kept_metrics(metadata: Metadata | None) -> dict[str, float]:
+    """The metrics of the evaluation that a checkpoint was kept for; none where it was kept for another reason."""
+    saved = metadata.evaluation if metadata else {}
+    return {name.removeprefix("held_out/"): value for name, value in saved.items()}
+
+
+class TaskPredictor(Generic[ExampleT, ModelT]):
+    """The predictions of a task's model, whose parameters may be others at every call."""
+
+    def __init__(self, task: FineTuning[ExampleT, ModelT], layout: NamedSharding):
+        """layout: of a batch's rows over the devices."""
+        self._task = task
+        model = task.model(layout.mesh.devices.flat[0].platform)
+        self._predictor = Predictor(functools.partial(task.outputs, model), layout)
+        self.place = self._predictor.place
+
+    def warm_up(self, params: Params, show: Show = quiet) -> None:
+        """Compiles a program for every shape that the task's batches may have."""
+        self._predictor.warm_up(params, self._task.eval_shapes(self._predictor.multiple), show)
+
+    def predictions(
+        self,
+        params: Params,
+        examples: Sequence[ExampleT],
+        rows: Rows,
+        tuned: Mapping[str, float],
+        show: Show = quiet,
+    ) -> list[Prediction]:
+        """One prediction an example. rows: those of the examples. tuned: as for `FineTuning.decode`."""
+        if not examples:
+            return []
+        batches = self._task.eval_batches(rows, self._predictor.multiple)
+        return self._task.decode(examples, rows, self._predictor.outputs(params, batches, len(rows), show), tuned)
+
+
+class Answerer:
+    """A fine-tuned model in memory: opened once, asked often."""
+
+    def __init__(self, weights: Weights):
+        """weights: still open, since their arrays are read here. Raises UserError where they were not fine-tuned."""
+        self.task = trained_task(weights)
+        mesh = sharding.make_mesh(Config().mesh)
+        self._predictor: TaskPredictor[Any, Any] = TaskPredictor(self.task, sharding.batch_sharding(mesh))
+        self._params = self._predictor.place(weights.load()[0])
+        self._tuned = kept_metrics(weights.metadata)
+
+    def warm_up(self, show: Show = quiet) -> None:
+        """Compiles every program that a request may need. Without it, each is compiled for the first request that needs
+        it."""
+        self._predictor.warm_up(self._params, show)
+
+    def answer(self, records: Sequence[Record]) -> list[Prediction]:
+        """One prediction a record, in their order; a record without an "id" has its number, from 0.
+
+        records: texts, where the task reads texts, or the task's fields: {"question": ..., "context": ...}, {"words":
+        [...]}, ... Raises UserError, naming records[i], where one is not what the task reads.
+        """
+        examples = [self.task.parse(record, f"records[{i}]", str(i)) for i, record in enumerate(records)]
+        return self.answer_examples(examples, "the records", "predict", False)
+
+    def answer_source(self, source: Source, role: Role, enabled: bool) -> tuple[list[Any], list[Prediction]]:
+        """(examples, one prediction for each) of a file, of its contents, or of a TFDS name.
+
+        role: "dev", whose examples must have labels that fit the task, or "predict". enabled: show progress. Warnings
+        go to stderr. Raises UserError where the data cannot be read.
+        """
+        examples, warnings = self.task.read(self.task.config, source, role, self.task.learnt)
+        for warning in warnings:
+            print(f"warning: {warning}", file=sys.stderr)
+        if role == "dev":
+            self.task.check(examples, str(source))
+        return examples, self.answer_examples(examples, str(source), role, enabled)
+
+    def answer_examples(self, examples: Sequence[Any], source: str, role: Role, enabled: bool) -> list[Prediction]:
+        """One prediction an example. source: what a warning of texts that were cut names. enabled: show progress."""
+        rows = rows_of(self.task, examples, source, role, None, enabled)
+        warn_of_cuts(rows, examples, source)
+        with Stage("Predicting", enabled=enabled) as stage:
+            return self._predictor.predictions(
+                self._params,
+                examples,
+                rows,
+                self._tuned,
+                lambda done: stage.update(done, f"{done * len(rows):,.0f} rows"),
+            )
+
+
+def rows_of(
+    task: FineTuning[ExampleT, ModelT],
+    examples: Sequence[ExampleT],
+    source: str,
+    role: Role,
+    cache: Path | None,
+    enabled: bool,
+) -> Rows:
+    """The examples' rows: from the cache, where it has them for this data, vocabulary and declared settings, or built,
+    with progress where `enabled`."""
+    path = None
+    if cache:
+        made_from = {
+            "task": task.task,
+            "role": role,
+            "tokenizer": task.tokenizer.fingerprint,
+            "learnt": dataclasses.asdict(task.learnt),
+            "config": values(task.config, task.settings),
+        }
+        path = cache / f"{role}-{fingerprint(source, made_from)[:16]}.npz"
+        kept = load_rows(path)
+        if kept is not None:
+            return kept
+    with Stage(f"Building rows of {source}", enabled=enabled) as stage:
+        rows = build_rows(
+            examples,
+            task.featuriser(role),
+            task.config.corpus.workers,
+            lambda done: stage.update(done, f"{done * len(examples):,.0f} examples"),
+        )
+    if path and jax.process_index() == 0:
+        save_rows(rows, path)
+    return rows
+
+
+def warn_of_cuts(rows: Rows, examples: Sequence[Identified], source: str) -> None:
+    """Says on stderr how many examples lost text because it did not fit, and which was the first."""
+    cut = sorted(set(rows.example[rows.plain["cut"] > 0])) if "cut" in rows.plain else []
+    if cut:
+        print(
+            f"warning: {source}: {len(cut):,} of {len(examples):,} examples are longer than a row takes and were cut; "
+            f"the first: {examples[cut[0]].id}",
+            file=sys.stderr,
+        )

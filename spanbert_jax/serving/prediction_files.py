@@ -1,0 +1,62 @@
+"""Predictions in files: JSON lines, the files of the official scorers, and both read again.
+
+Invariant: a file has its name only when it is whole.
+"""
+
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from spanbert_jax.errors import UserError
+from spanbert_jax.files import written_aside
+from spanbert_jax.tasks.example_files import field, read_lines, read_records
+from spanbert_jax.tasks.finetuning import ExampleT, FineTuning, Identified, ModelT, Prediction
+
+
+def write_jsonl(predictions: Sequence[Prediction], path: Path) -> None:
+    """Writes a JSON object a line."""
+    with written_aside(path) as aside, aside.open("w", encoding="utf-8") as file:
+        for prediction in predictions:
+            file.write(json.dumps(prediction, ensure_ascii=False) + "\n")
+
+
+def write_for_scorer(
+    task: FineTuning[ExampleT, ModelT], examples: Sequence[ExampleT], predictions: Sequence[Prediction], output: Path
+) -> None:
+    """Writes the community's file as `output`, and what belongs to it (SQuAD 2.0's null_odds.json) beside it."""
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
+        written = task.write(examples, predictions, Path(folder))
+        for path in Path(folder).iterdir():
+            path.replace(output if path == written else output.with_name(path.name))
+
+
+def read_predictions(path: Path, examples: Sequence[Identified], may_lack: bool) -> list[Prediction]:
+    """The predictions for the examples, in their order, of JSON lines or of SQuAD's {id: text}; those for other ids are
+    counted in a warning on stderr.
+
+    may_lack: SQuAD 1.1's scorer counts a question without a prediction as wrong. Raises UserError where one is missing
+    otherwise, or all are, or an id comes twice.
+    """
+    found: dict[str, Prediction] = {}
+    for place, record in read_records(path, read_lines(path)):
+        if "id" not in record and all(isinstance(text, str) for text in record.values()):
+            found |= {name: {"id": name, "text": text} for name, text in record.items()}
+            continue
+        name = str(field(record, "id", (str, int), place))
+        if name in found:
+            raise UserError(f"{place}: a second prediction for {name!r}; keep one")
+        found[name] = {**record, "id": name}
+    wanted = [str(example.id) for example in examples]
+    missing = [name for name in wanted if name not in found]
+    if missing and (not may_lack or len(missing) == len(wanted)):
+        raise UserError(
+            f"{path}: lacks {len(missing):,} of the {len(wanted):,} ids in the data, the first {missing[0]!r}; give "
+            "the predictions that were made for it"
+        )
+    others = sorted(set(found) - set(wanted))
+    for what, ids in (("no prediction", missing), ("a prediction, and are not in the data", others)):
+        if ids:
+            print(f"warning: {path}: {len(ids):,} ids have {what}; the first: {ids[0]}", file=sys.stderr)
+    return [found[name] for name in wanted if name in found]
