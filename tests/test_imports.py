@@ -33,7 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "main": {"cli", "config", "config_check", "errors", "runs", "tasks"},
 }
 ROOMS = {
-    "apache_beam": ("corpus/build_on_beam.py",),
+    "apache_beam": ("corpus/build_on_beam.py", "corpus/beam_inputs.py"),
     "tensorflow": ("corpus/", "convert/tensorflow_checkpoint.py", "serving/saved_model.py"),
     "tensorflow_datasets": ("corpus/", "tasks/example_files.py"),
     "array_record": ("corpus/",),

@@ -8,6 +8,7 @@ that are not listed below are Beam's. Needs requirements-beam.txt in an environm
 """
 
 import argparse
+import shlex
 import sys
 import time
 
@@ -42,8 +43,10 @@ def build(config: Config, beam_arguments: list[str]) -> int:
 
     began = time.monotonic()
     print(f"Building the blocks of {config.corpus.files or config.corpus.name} in {config.data.dir}/blocks ...")
-    build_with_beam(config, beam_arguments)
-    print(f"Built in {time.monotonic() - began:,.0f} s. Train on them with --config.data.dir={config.data.dir}")
+    for line in build_with_beam(config, beam_arguments):
+        print(line)
+    directory = shlex.quote(config.data.dir)
+    print(f"Built in {time.monotonic() - began:,.0f} s. Train on them with --config.data.dir={directory}")
     return 0
 
 

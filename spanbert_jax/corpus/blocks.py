@@ -16,6 +16,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 from etils import epath
 
+from spanbert_jax import __version__
 from spanbert_jax.config import Config, CorpusConfig
 from spanbert_jax.errors import UserError
 from spanbert_jax.text.tokenizer import Tokenizer
@@ -23,6 +24,7 @@ from spanbert_jax.text.tokenizer import Tokenizer
 SPLITS = ("train", "held_out")
 DATASET = "spanbert_blocks"
 METADATA_FILE = "metadata.json"
+FORMAT = 2  # of a directory of blocks; 1: up to 0.1.0, without this number and without the files' contents
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,15 +32,19 @@ class Metadata:
     """What the blocks were made from, and what they hold.
 
     Attributes:
+      format: `FORMAT` of the version that wrote them.
+      version: of this package, that wrote them; "" in format 1.
       tokenizer_fingerprint: of the Tokenizer.
       block_length: pieces in a block at most, [CLS] and [SEP] included.
       corpus: the fields of config.corpus that the blocks depend on.
-      sources: [{"file": path, "bytes": size}, ...] or [{"name": dataset}].
+      sources: as `Corpus` has them; in format 1 without the files' contents.
       counts: split -> {"documents", "sentences", "pieces", "blocks"}.
       piece_counts: int64[vocab_size], how often each piece is in the train split.
       fingerprint: sha256, in hex, of the tokenizer's fingerprint, the block length and every record in order.
     """
 
+    format: int
+    version: str
     tokenizer_fingerprint: str
     block_length: int
     corpus: dict[str, Any]
@@ -46,6 +52,9 @@ class Metadata:
     counts: dict[str, dict[str, int]]
     piece_counts: np.ndarray
     fingerprint: str
+
+
+_FIELDS = {field.name for field in dataclasses.fields(Metadata)}
 
 
 class Blocks:
@@ -124,15 +133,26 @@ def is_built(directory: Path | epath.Path) -> bool:
 
 
 def read_metadata(directory: Path | epath.Path) -> Metadata:
-    """The metadata of built blocks; raises UserError where there are none."""
+    """The metadata of built blocks, of this format or an older one; raises UserError where there are none."""
     path = directory / METADATA_FILE
+    again = f"delete {directory}, so that it is built again"
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
-        return Metadata(**{**fields, "piece_counts": np.array(fields["piece_counts"], dtype=np.int64)})
+        if fields.get("format", 1) > FORMAT:
+            raise UserError(
+                f"{path}: spanbert_jax {fields.get('version')} wrote these blocks, in format {fields['format']}, and "
+                f"this is {__version__}, which reads formats up to {FORMAT}; install that version, or build the blocks "
+                "again in another directory with --config.data.dir"
+            )
+        known = {"format": 1, "version": ""} | {name: fields[name] for name in fields if name in _FIELDS}
+        metadata = Metadata(**known | {"piece_counts": np.array(fields["piece_counts"], dtype=np.int64)})
+        if metadata.piece_counts.sum() != metadata.counts["train"]["pieces"]:
+            raise ValueError("piece_counts do not add up to the pieces of the split 'train'")
+        return metadata
     except FileNotFoundError as error:
         raise UserError(f"{directory} holds no blocks ({METADATA_FILE} is missing); build them first") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error!r}); delete {directory}, so that it is built again") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged ({error!r}); {again}") from error
 
 
 def open_blocks(directory: Path, split: str) -> Blocks:

@@ -24,12 +24,15 @@ import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 
+from spanbert_jax import __version__
 from spanbert_jax.config import Config, CorpusConfig, TokenizerConfig
-from spanbert_jax.corpus import tfds_source
-from spanbert_jax.corpus.blocks import DATASET, METADATA_FILE, SPLITS, Metadata, lengths_file, source_fields
+from spanbert_jax.corpus.blocks import DATASET, FORMAT, METADATA_FILE, SPLITS, Metadata, lengths_file, source_fields
+from spanbert_jax.corpus.sources import read_corpus
+from spanbert_jax.corpus.vocabulary_fit import SAMPLE_PIECES, check_fit
 from spanbert_jax.errors import UserError
-from spanbert_jax.text import docstrings, worker_pool
-from spanbert_jax.text.documents import Document, find_files, hash_text, in_share, read_files
+from spanbert_jax.text import worker_pool
+from spanbert_jax.text.block_making import BlockMaker, MadeBlocks
+from spanbert_jax.text.documents import Document, hash_text, in_share
 from spanbert_jax.text.packing import FEATURE
 from spanbert_jax.text.sentences import split_sentences
 from spanbert_jax.text.tokenizer import Tokenizer, sentencepiece_from_model, wordpiece_from_vocab
@@ -49,18 +52,6 @@ class Shard(NamedTuple):
     lengths: np.ndarray  # int32[records]
 
 
-def read_corpus(corpus: CorpusConfig, pool: worker_pool.Workers) -> tuple[Iterator[Document], list[dict[str, Any]]]:
-    """The documents of the corpus, always in the same order, and its sources for the metadata."""
-    if corpus.files:
-        paths = find_files(corpus.files)
-        return read_files(paths, corpus.document_break), [
-            {"file": str(path), "bytes": path.stat().st_size} for path in paths
-        ]
-    if corpus.name == "docstrings":
-        return docstrings.read_docstrings(pool), [{"name": corpus.name}]
-    return tfds_source.read_tfds(corpus.name, corpus.tfds_data_dir), [{"name": corpus.name}]
-
-
 def sample_sentences(config: Config, report: Report = lambda *_: None) -> Iterator[str]:
     """Sentences to train a tokenizer on: of documents up to `config.tokenizer.sample_bytes`, none of them held out.
 
@@ -73,7 +64,7 @@ def sample_sentences(config: Config, report: Report = lambda *_: None) -> Iterat
     size, documents = 0, 0
     clock = _Clock(report)
     with worker_pool.Workers(corpus.workers) as pool:
-        for document in read_corpus(corpus, pool)[0]:
+        for document in read_corpus(corpus, pool).documents:
             documents += 1
             clock.tick(document.fraction, documents, 0)
             entry = (hash_text(document.text), document.text.strip().encode())
@@ -94,7 +85,8 @@ def build_blocks(config: Config, tokenizer: Tokenizer, directory: Path, report: 
 
     `report` is called about twice a second with (share of the corpus that was read or None, documents, pieces).
     Raises UserError for a corpus that cannot be read, is empty, or has too few documents to hold any out, for a
-    directory that holds something else, and where another process is building there.
+    directory that holds something else, where another process is building there, and where the vocabulary does not fit
+    the text.
     """
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise UserError(f"{directory} exists and is not empty; give another with --config.data.dir, or delete it")
@@ -108,18 +100,23 @@ def _write(config: Config, tokenizer: Tokenizer, build: Path, report: Report) ->
     piece_counts = np.zeros(tokenizer.vocab_size, dtype=np.int64)
     writers = {split: _SplitWriter(build, split) for split in SPLITS}
     clock = _Clock(report)
-    with worker_pool.Workers(config.corpus.workers, make_encoder(config, tokenizer)) as pool:
-        documents, sources = read_corpus(config.corpus, pool)
+    with worker_pool.Workers(config.corpus.workers, block_maker(config, tokenizer)) as pool:
+        corpus = read_corpus(config.corpus, pool)
         fractions: list[float | None] = []
-        for encoded in pool.map(worker_pool.encode, make_tasks(documents, config.corpus.held_out, fractions)):
+        made: MadeBlocks
+        fits = False
+        for made in pool.map(worker_pool.call, make_tasks(corpus.documents, config.corpus.held_out, fractions)):
             for split in SPLITS:
                 held_out = split == "held_out"
-                writers[split].write(encoded.records[held_out], encoded.lengths[held_out])
-                counts[split] += encoded.counts[held_out]
-            piece_counts += encoded.piece_counts
+                writers[split].write(made.records[held_out], made.lengths[held_out])
+                counts[split] += made.counts[held_out]
+            piece_counts += made.piece_counts
+            if not fits and piece_counts.sum() >= SAMPLE_PIECES:
+                check_fit(config, tokenizer, piece_counts)
+                fits = True
             clock.tick(fractions.pop(0), *_done(counts))
     shards = {split: writer.close() for split, writer in writers.items()}
-    write_metadata(config, tokenizer, build, sources, shards, counts, piece_counts)
+    write_metadata(config, tokenizer, build, corpus.sources, shards, counts, piece_counts)
     report(1.0, *_done(counts))
 
 
@@ -132,9 +129,9 @@ def tokenizer_from_file(wanted: TokenizerConfig) -> Tokenizer | None:
     return sentencepiece_from_model(wanted.vocab_file)
 
 
-def make_encoder(config: Config, tokenizer: Tokenizer) -> worker_pool.Encoder:
-    """What turns the documents of `config` into its blocks."""
-    return worker_pool.Encoder(tokenizer, config.corpus.language, config.corpus.sentences, config.data.block_length - 2)
+def block_maker(config: Config, tokenizer: Tokenizer) -> BlockMaker:
+    """The function that turns the documents of `config` into its blocks."""
+    return BlockMaker(tokenizer, config.corpus.language, config.corpus.sentences, config.data.block_length - 2)
 
 
 def _done(counts: dict[str, np.ndarray]) -> tuple[int, int]:
@@ -146,7 +143,7 @@ def _done(counts: dict[str, np.ndarray]) -> tuple[int, int]:
 def make_tasks(
     documents: Iterable[Document], held_out: float, fractions: list[float | None]
 ) -> Iterator[list[tuple[str, bool]]]:
-    """Groups documents into tasks for `worker_pool.encode`; appends to `fractions` how far each task goes."""
+    """Groups documents into tasks for `BlockMaker`; appends to `fractions` how far each task goes."""
     task: list[tuple[str, bool]] = []
     size = 0
     fraction = None
@@ -244,8 +241,9 @@ def write_metadata(
       piece_counts: int64[vocab_size], of the train split.
 
     Raises:
-      UserError: where a split would have no blocks.
+      UserError: where a split would have no blocks, or the vocabulary does not fit the text.
     """
+    check_fit(config, tokenizer, piece_counts)
     blocks = {split: sum(len(shard.lengths) for shard in shards[split]) for split in SPLITS}
     _check_splits(config.corpus, blocks, {split: int(counts[split][0]) for split in SPLITS})
     _write_tfds_metadata(build, shards)
@@ -255,6 +253,8 @@ def write_metadata(
     made_from = [tokenizer.fingerprint, str(config.data.block_length), *digests]
     names = ("documents", "sentences", "pieces")
     metadata = Metadata(
+        format=FORMAT,
+        version=__version__,
         tokenizer_fingerprint=tokenizer.fingerprint,
         block_length=config.data.block_length,
         corpus=source_fields(config.corpus),
@@ -274,13 +274,12 @@ def _check_splits(corpus: CorpusConfig, blocks: dict[str, int], documents: dict[
     total = sum(documents.values())
     if total == 0:
         raise UserError("the corpus holds no text; check config.corpus.files or config.corpus.name")
-    share = max(0.05, min(0.5, 2 / total))
     for split in SPLITS:
         if blocks[split] == 0:
             raise UserError(
                 f"the corpus has {total} documents, and config.corpus.held_out={corpus.held_out} puts "
                 f"{documents['train']} of them into training and {documents['held_out']} into evaluation, so that "
-                f"{split!r} has no blocks; give more documents, or another share, such as {share:.2g}"
+                f"{split!r} has no blocks; give more documents, or another share"
                 + (", or config.corpus.document_break='blank_line'" if corpus.document_break == "file" else "")
             )
 

@@ -3,51 +3,43 @@
 Invariant: the directory has the bytes that `build_blocks` would write, file by file, whatever the runner and the number
 of machines. Its metadata is written last, so that what a stopped pipeline leaves is never taken for blocks.
 
-The corpus is cut into files, files into tasks of documents, and tasks are encoded wherever there is room. The numbers
-of blocks in all tasks, added up in the corpus's order, give every block its place, and so its shard. Runs without
-TensorFlow and JAX: a worker needs requirements-beam.txt and this package alone.
+The corpus is cut into files, files into tasks of documents, and the blocks of tasks are made wherever there is room.
+The numbers of blocks in all tasks, added up in the corpus's order, give every block its place, and so its shard. Runs
+without TensorFlow and JAX: a worker needs requirements-beam.txt and this package alone.
 """
 
+import itertools
 import logging
 import os
 import re
 import shutil
-import struct
 import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import apache_beam as beam
 import numpy as np
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
-from array_record.python.array_record_module import ArrayRecordReader
-from tensorflow_datasets.proto import tf_example_pb2
 
-from spanbert_jax.config import Config
+from spanbert_jax.config import Config, CorpusConfig
 from spanbert_jax.corpus import build as building
-from spanbert_jax.corpus import tfds_source
-from spanbert_jax.corpus.blocks import METADATA_FILE, SPLITS, is_block_file
+from spanbert_jax.corpus.beam_inputs import Input, find_inputs, read_input
+from spanbert_jax.corpus.blocks import METADATA_FILE, SPLITS, is_block_file, read_metadata
 from spanbert_jax.corpus.build import Shard, ShardWriter
+from spanbert_jax.corpus.sources import check_sides
+from spanbert_jax.corpus.vocabulary_fit import check_fit, describe_blocks
 from spanbert_jax.errors import UserError
-from spanbert_jax.text import worker_pool
-from spanbert_jax.text.documents import Document, find_files, make_documents, read_files
+from spanbert_jax.text.block_making import BlockMaker
+from spanbert_jax.text.documents import Document
 from spanbert_jax.text.tokenizer import Tokenizer, load_tokenizer
 
 _TOKENIZER_FILES = ("spanbert_tokenizer.json", "vocab.txt", "spiece.model")
 _LOCAL_RUNNERS = ("", "DirectRunner", "FnApiRunner")
-_READ_AHEAD = 1000  # records of an array_record file
-
-
-class Input(NamedTuple):
-    """A file of the corpus; `place` is its place among them."""
-
-    place: int
-    path: str
-    kind: str  # "text", "tfrecord" or "array_record"
+_SAMPLE_CHARS = 400_000  # of text, on which the vocabulary is tried
 
 
 class Places(NamedTuple):
@@ -59,17 +51,19 @@ class Places(NamedTuple):
     shard_records: int
 
 
-def build_with_beam(config: Config, arguments: list[str]) -> None:
+def build_with_beam(config: Config, arguments: list[str]) -> list[str]:
     """Builds the blocks of `config` in <config.data.dir>/blocks by Beam, which gets the `arguments` (--runner=...).
 
-    The vocabulary is config.tokenizer.vocab_file, or the one in <config.data.dir>/tokenizer.
+    Returns the lines that describe the blocks. The vocabulary is config.tokenizer.vocab_file, or the one in
+    <config.data.dir>/tokenizer.
     Raises UserError where there is no vocabulary, the corpus cannot be read or is empty, or the directory holds
     something else.
     """
     directory = f"{config.data.dir.rstrip('/')}/blocks"
     _check_directory(directory)
     tokenizer = _tokenizer(config)
-    inputs, sources = _inputs(config)
+    inputs, sources = find_inputs(config.corpus)
+    _check_sample(config, tokenizer, inputs)
     options = PipelineOptions(arguments)
     name = options.view_as(StandardOptions).runner or ""
     # DirectRunner would first try to download a server and run the pipeline there.
@@ -86,6 +80,22 @@ def build_with_beam(config: Config, arguments: list[str]) -> None:
         if found is None:
             raise
         raise UserError(found[1]) from error
+    with tempfile.TemporaryDirectory() as aside:
+        (Path(aside) / METADATA_FILE).write_bytes(FileSystems.open(f"{directory}/{METADATA_FILE}").read())
+        return describe_blocks(config, tokenizer, read_metadata(Path(aside)))
+
+
+def _check_sample(config: Config, tokenizer: Tokenizer, inputs: list[Input]) -> None:
+    """Raises UserError, before any machine starts, where the first documents show that the vocabulary does not fit, or
+    where no document would be held out."""
+    documents = itertools.chain.from_iterable(read_input(file, config.corpus.document_break, []) for file in inputs)
+    sample: list[Document] = []
+    while sum(len(document.text) for document in sample) < _SAMPLE_CHARS and (document := next(documents, None)):
+        sample.append(document)
+    check_sides(config.corpus, itertools.chain(sample, documents))
+    maker = building.block_maker(config, tokenizer)
+    counts = [maker(task).piece_counts for task in building.make_tasks(sample, config.corpus.held_out, [])]
+    check_fit(config, tokenizer, np.sum(counts, axis=0))
 
 
 def _describe(
@@ -97,23 +107,27 @@ def _describe(
     directory: str,
 ) -> None:
     """Adds the steps to a pipeline."""
-    encoded = (
+    read = (
         pipeline
         | "Files" >> beam.Create(inputs)
         | "SpreadFiles" >> beam.Reshuffle()
-        | "Read" >> beam.FlatMap(_read, config.corpus.document_break, config.corpus.held_out)
+        | "Read" >> beam.ParDo(_Read(config.corpus)).with_outputs("contents", main="tasks")
+    )
+    made = (
+        read.tasks
         | "SpreadTasks" >> beam.Reshuffle()
-        | "Encode" >> beam.ParDo(_Encode(building.make_encoder(config, tokenizer))).with_outputs("sums", main="blocks")
+        | "MakeBlocks"
+        >> beam.ParDo(_MakeBlocks(building.block_maker(config, tokenizer))).with_outputs("sums", main="blocks")
     )
     places = (
-        encoded.blocks
+        made.blocks
         | "Count" >> beam.Map(_count)
         | "AllCounts" >> beam.combiners.ToList()
         | "Places" >> beam.Map(_places, building.SHARD_RECORDS)
     )
-    sums = encoded.sums | "Sum" >> beam.CombineGlobally(_Sum(6 + tokenizer.vocab_size))
+    sums = made.sums | "Sum" >> beam.CombineGlobally(_Sum(6 + tokenizer.vocab_size))
     shards = (
-        encoded.blocks
+        made.blocks
         | "Place" >> beam.FlatMap(_place, beam.pvalue.AsSingleton(places))
         | "Shards" >> beam.GroupByKey()
         | "Write" >> beam.Map(_write_shard, beam.pvalue.AsSingleton(places), directory)
@@ -123,108 +137,50 @@ def _describe(
         | "Once" >> beam.Create([None])
         | "Finish"
         >> beam.Map(
-            _finish, beam.pvalue.AsList(shards), beam.pvalue.AsSingleton(sums), config, tokenizer, sources, directory
+            _finish,
+            beam.pvalue.AsList(shards),
+            beam.pvalue.AsSingleton(sums),
+            beam.pvalue.AsList(read.contents),
+            config,
+            tokenizer,
+            sources,
+            directory,
         )
     )
 
 
-def _inputs(config: Config) -> tuple[list[Input], list[dict[str, Any]]]:
-    """The files of the corpus in order, and its sources for the metadata."""
-    corpus = config.corpus
-    if corpus.files:
-        sizes = _text_files(corpus.files)
-        inputs = [Input(place, path, "text") for place, path in enumerate(sizes)]
-        return inputs, [{"file": path, "bytes": size} for path, size in sizes.items()]
-    if corpus.name == "docstrings":
-        raise UserError("config.corpus.name is 'docstrings', which are read by one machine; give --config.corpus.files")
-    paths, kind = tfds_source.record_files(corpus.name, corpus.tfds_data_dir)
-    return [Input(place, path, kind) for place, path in enumerate(paths)], [{"name": corpus.name}]
+class _Read(beam.DoFn):
+    """A file to its tasks: ((the file's place, the task's), documents as `BlockMaker` takes them); tagged "contents",
+    for text files: (the file's place, sha256 in hex of its bytes)."""
+
+    def __init__(self, corpus: CorpusConfig) -> None:
+        self._corpus = corpus
+
+    def process(self, file: Input) -> Iterator[Any]:
+        contents: list[str] = []
+        documents = read_input(file, self._corpus.document_break, contents)
+        for number, task in enumerate(building.make_tasks(documents, self._corpus.held_out, [])):
+            yield (file.place, number), task
+        for digest in contents:
+            yield beam.pvalue.TaggedOutput("contents", (file.place, digest))
 
 
-def _text_files(globs: str) -> dict[str, int]:
-    """path -> bytes of the files that comma-separated globs match, in order of name."""
-    patterns = [pattern for part in globs.split(",") if (pattern := part.strip())]
-    remote = [pattern for pattern in patterns if "://" in pattern]
-    local = [pattern for pattern in patterns if "://" not in pattern]
-    sizes = {str(path): path.stat().st_size for path in find_files(",".join(local))} if local or not remote else {}
-    for pattern, match in zip(remote, FileSystems.match(remote), strict=True):
-        if not match.metadata_list:
-            raise UserError(f"config.corpus.files: {pattern!r} matches no file")
-        sizes.update({found.path: found.size_in_bytes for found in match.metadata_list})
-    return dict(sorted(sizes.items()))
-
-
-def _read(file: Input, document_break: str, held_out: float) -> Iterator[Any]:
-    """((the file's place, the task's), documents as `worker_pool.encode_documents` takes them)."""
-    for number, task in enumerate(building.make_tasks(_documents(file, document_break), held_out, [])):
-        yield (file.place, number), task
-
-
-def _documents(file: Input, document_break: str) -> Iterator[Document]:
-    if file.kind == "tfrecord":
-        with FileSystems.open(file.path) as stream:
-            yield from make_documents((_text(record), None) for record in _tfrecords(file.path, stream))
-        return
-    with tempfile.TemporaryDirectory() as aside:
-        path = _local(file.path, Path(aside))
-        if file.kind == "array_record":
-            yield from make_documents((_text(record), None) for record in _array_records(path))
-            return
-        try:
-            yield from read_files([path], document_break)
-        except UserError as error:
-            raise UserError(str(error).replace(str(path), file.path)) from error
-
-
-def _local(path: str, aside: Path) -> Path:
-    """The file itself, or where it is in a bucket a copy of it under its name."""
-    if "://" not in path:
-        return Path(path)
-    copy = aside / path.rpartition("/")[2]
-    with FileSystems.open(path, compression_type="uncompressed") as source, open(copy, "wb") as target:
-        shutil.copyfileobj(source, target, 2**20)
-    return copy
-
-
-def _text(record: bytes) -> str:
-    features = tf_example_pb2.Example.FromString(record).features.feature
-    return features["text"].bytes_list.value[0].decode("utf-8", "replace")
-
-
-def _tfrecords(path: str, stream: IO[bytes]) -> Iterator[bytes]:
-    """The records of a TFRecord file: each has its length (uint64) and that one's checksum (4 bytes) before it, and its
-    own checksum behind it."""
-    while header := stream.read(12):
-        size = struct.unpack("<Q", header[:8])[0] if len(header) == 12 else 0
-        record = stream.read(size + 4)
-        if len(header) < 12 or len(record) < size + 4:
-            raise UserError(f"{path} ends within a record; copy it again")
-        yield record[:size]
-
-
-def _array_records(path: Path) -> Iterator[bytes]:
-    reader = ArrayRecordReader(str(path), "readahead_buffer_size:0,max_parallelism:0")
-    count = reader.num_records()
-    for start in range(0, count, _READ_AHEAD):
-        yield from reader.read(range(start, min(start + _READ_AHEAD, count)))
-
-
-class _Encode(beam.DoFn):
+class _MakeBlocks(beam.DoFn):
     """A task's documents to its blocks: (task, [(records, lengths) for each split]); tagged "sums", int64[6 + vocab]:
     documents, sentences and pieces of each split, and the counts of pieces in training."""
 
-    def __init__(self, encoder: worker_pool.Encoder) -> None:
-        self._encoder = encoder
+    def __init__(self, maker: BlockMaker) -> None:
+        self._maker = maker
 
     def setup(self) -> None:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # Beam has its own threads and processes
 
     def process(self, element: Any) -> Iterator[Any]:
         task, documents = element
-        encoded = worker_pool.encode_documents(self._encoder, documents)
+        made = self._maker(documents)
         sides = [split == "held_out" for split in SPLITS]
-        yield task, [(encoded.records[side], encoded.lengths[side]) for side in sides]
-        sums = np.concatenate([*(encoded.counts[side] for side in sides), encoded.piece_counts])
+        yield task, [(made.records[side], made.lengths[side]) for side in sides]
+        sums = np.concatenate([*(made.counts[side] for side in sides), made.piece_counts])
         yield beam.pvalue.TaggedOutput("sums", sums)
 
 
@@ -293,13 +249,15 @@ def _finish(
     _: None,
     shards: list[tuple[tuple[int, int], Shard]],
     sums: np.ndarray,
+    contents: list[tuple[int, str]],
     config: Config,
     tokenizer: Tokenizer,
     sources: list[dict[str, Any]],
     directory: str,
 ) -> None:
     """Writes what stands beside the shards; the metadata is the last of all files."""
-    found = dict(shards)
+    found, hashes = dict(shards), dict(contents)
+    sources = [source | {"sha256": hashes[place]} if hashes else source for place, source in enumerate(sources)]
     in_order = {split: [found[key] for key in sorted(found) if key[0] == i] for i, split in enumerate(SPLITS)}
     counts = {split: sums[3 * i : 3 * i + 3] for i, split in enumerate(SPLITS)}
     with tempfile.TemporaryDirectory() as aside:

@@ -3,6 +3,7 @@
 Invariant: nothing is downloaded or prepared, only read; where there is no network it says so within seconds.
 """
 
+import contextlib
 import os
 import socket
 import urllib.error
@@ -79,12 +80,15 @@ def find_builder(name: str, data_dir: str, asked: str, instead: str = "") -> tfd
             tried.append(f"{place} ({obstacle})")
             continue
         try:
-            builder = tfds.builder(name, data_dir=place or None)
-            if builder.is_prepared():
-                return builder
+            with _own_features_alone(place):
+                builder = tfds.builder(name, data_dir=place or None)
+                if builder.is_prepared():
+                    return builder
             tried.append(f"{builder.data_dir} (not there)")
         except tfds.core.registered.DatasetNotFoundError:
             tried.append(f"{place or 'the default directory'} (no dataset of that name, nor does TFDS know one)")
+        except UserError:
+            raise
         except Exception as error:  # whatever TFDS, TF's file systems and the dataset's own code raise
             tried.append(
                 f"{place or 'the default directory'} ({type(error).__name__}: {str(error).partition(chr(10))[0][:200]})"
@@ -92,6 +96,29 @@ def find_builder(name: str, data_dir: str, asked: str, instead: str = "") -> tfd
     raise UserError(
         f"{asked}: no prepared TFDS dataset {name!r} was found. Tried: {'; '.join(tried)}. {instead}".rstrip()
     )
+
+
+@contextlib.contextmanager
+def _own_features_alone(place: str) -> Iterator[None]:
+    """Refuses datasets whose features.json names a class outside of TFDS, which would import, and so run, the Python
+    module of that name: a module beside the data as well."""
+    connector = tfds.features.FeatureConnector
+    find = connector.cls_from_name
+
+    def own(name: str) -> type[tfds.features.FeatureConnector]:
+        if not name.startswith("tensorflow_datasets."):
+            raise UserError(
+                f"{place or 'a dataset in the default directory'}: its features.json names the Python class {name!r}, "
+                "whose code would run; only tensorflow_datasets' own classes are read: write the dataset again with "
+                "those, or name text files"
+            )
+        return find(name)
+
+    connector.cls_from_name = own
+    try:
+        yield
+    finally:
+        connector.cls_from_name = find
 
 
 def _unreachable(place: str) -> str:

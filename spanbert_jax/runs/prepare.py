@@ -23,6 +23,9 @@ from spanbert_jax.corpus import blocks as block_data
 from spanbert_jax.corpus import build as building
 from spanbert_jax.corpus import cache as block_cache
 from spanbert_jax.corpus.cache import cache_directory
+from spanbert_jax.corpus.sources import changed_sources, check_documents
+from spanbert_jax.corpus.vocabulary_fit import describe_blocks
+from spanbert_jax.text.documents import match_files
 from spanbert_jax.errors import UserError
 from spanbert_jax.files import bucket_errors, is_remote, make_directory
 from spanbert_jax.serving.weights import open_weights
@@ -38,18 +41,20 @@ _T = TypeVar("_T")
 def prepare(config: Config, workdir: Path | epath.Path) -> tuple[Tokenizer, Path]:
     """Finds or makes the tokenizer and the blocks; returns the tokenizer and the directory of both.
 
-    Of a directory in a bucket it returns this host's copy.
-    Raises UserError where the text cannot be read, or what is there was made for another configuration; in the other
-    processes, where one failed.
+    Of a directory in a bucket it returns this host's copy. A run that has a checkpoint goes on with the blocks that it
+    began with also where their files have changed since, and says so.
+    Raises UserError where the text cannot be read, or what is there was made for another configuration or from other
+    text; in the other processes, where one failed.
     """
     data = epath.Path(config.data.dir) if config.data.dir else epath.Path(workdir) / "data"
     cache = cache_directory(config.data.cache_dir)
 
     def make() -> None:
+        resumed = _has_checkpoint(epath.Path(workdir))
         if is_remote(data):
-            _prepare_remote(config, data, cache)
+            _prepare_remote(config, data, cache, resumed)
         else:
-            _prepare(config, Path(data))
+            _prepare(config, Path(data), resumed)
 
     def copy() -> Path:
         if not is_remote(data):
@@ -84,36 +89,57 @@ def _together(work: Callable[[], _T], here: bool = True) -> _T:
     return result
 
 
-def _prepare(config: Config, data: Path) -> None:
+def _has_checkpoint(workdir: epath.Path) -> bool:
+    checkpoints = workdir / "checkpoints"
+    with bucket_errors(workdir, "--workdir"):
+        return checkpoints.is_dir() and any(path.name.isdigit() for path in checkpoints.iterdir())
+
+
+def _prepare(config: Config, data: Path, resumed: bool) -> None:
     make_directory(data, "--config.data.dir")
     if block_data.is_built(data / "blocks"):
         tokenizer = tokenizers.load_tokenizer(data / "tokenizer")
-        _check(config, tokenizer, data)
+        _check(config, tokenizer, data, resumed)
     else:
+        check_documents(config.corpus)
         tokenizer = _make_tokenizer(config, data / "tokenizer")
         with Stage("Building blocks") as stage:
             building.build_blocks(config, tokenizer, data / "blocks", _reporter(stage))
+        for line in describe_blocks(config, tokenizer, block_data.read_metadata(data / "blocks")):
+            print(line)
 
 
-def _prepare_remote(config: Config, data: epath.Path, cache: Path) -> None:
+def _prepare_remote(config: Config, data: epath.Path, cache: Path, resumed: bool) -> None:
     """Checks what is in the bucket, or builds it on this host's disk and copies it there."""
     with (
         bucket_errors(data, "--config.data.dir"),
         block_cache.staging(data, cache, lambda _, words: print(f"Preparing {data}: {words}")) as local,
     ):
         if block_data.is_built(data / "blocks"):
-            _check(config, block_cache.fetch_tokenizer(data), data)
+            _check(config, block_cache.fetch_tokenizer(data), data, resumed)
             return
         make_directory(local, "--config.data.cache_dir")
+        check_documents(config.corpus)
         block_cache.check_free(data, _make_tokenizer(config, local / "tokenizer"))
-        _prepare(config, local)
+        _prepare(config, local, resumed)
         with Stage(f"Copying {local} to {data}") as stage:
             block_cache.publish(local, data, cache, stage.update)
 
 
-def _check(config: Config, tokenizer: Tokenizer, data: Path | epath.Path) -> None:
+def _check(config: Config, tokenizer: Tokenizer, data: Path | epath.Path, resumed: bool) -> None:
     _check_tokenizer(config, tokenizer, data / "tokenizer")
-    block_data.check_blocks(block_data.read_metadata(data / "blocks"), config, tokenizer)
+    metadata = block_data.read_metadata(data / "blocks")
+    block_data.check_blocks(metadata, config, tokenizer)
+    built_at = epath.Path(data / "blocks" / block_data.METADATA_FILE).stat().mtime
+    changes = changed_sources(metadata.sources, config.corpus, built_at)
+    if not changes:
+        return
+    found = f"{data}/blocks: since these blocks were built, {changes}"
+    if resumed:
+        print(f"warning: {found}; the run goes on with the text as it was. For the new text, choose another --workdir")
+    else:
+        where = "--config.data.dir" if config.data.dir else "--workdir"
+        raise UserError(f"{found}; put the files back as they were, or choose another {where} to build new blocks")
 
 
 def _reporter(stage: Stage) -> Callable[[float | None, int, int], None]:
@@ -134,8 +160,9 @@ def _make_tokenizer(config: Config, directory: Path) -> Tokenizer:
     """The tokenizer of a build that did not finish, if it was for the same text and settings, or a new one."""
     settings = {**dataclasses.asdict(config.tokenizer), "vocab_file": ""}
     given = given_tokenizer(config)
+    files = [(str(path), path.stat().st_size) for path in match_files(config.corpus.files)]
     made_from = json.dumps(
-        [given.fingerprint] if given else [settings, block_data.source_fields(config.corpus)], sort_keys=True
+        [given.fingerprint] if given else [settings, block_data.source_fields(config.corpus), files], sort_keys=True
     )
     note = directory / _NOTE
     if note.exists() and note.read_text() == made_from:

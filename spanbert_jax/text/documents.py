@@ -56,20 +56,17 @@ def find_files(globs: str) -> list[Path]:
 
     Every file is opened once, so that a missing, unreadable or empty one is found before hours of work.
     """
-    paths: set[str] = set()
-    for pattern in filter(None, (part.strip() for part in globs.split(","))):
-        matches = glob.glob(os.path.expanduser(pattern), recursive=True)
-        files = [path for path in matches if not os.path.isdir(path)]
-        if not files:
-            found = "only directories; name the files in them: " + pattern.rstrip("/") + "/*" if matches else "no file"
-            seen = "" if matches else f"; {_seen(os.path.expanduser(pattern))}"
+    for pattern in _patterns(globs):
+        if not match_files(pattern):
+            folders = glob.glob(os.path.expanduser(pattern), recursive=True)
+            found = "only directories; name the files in them: " + pattern.rstrip("/") + "/*" if folders else "no file"
+            seen = "" if folders else f"; {_seen(os.path.expanduser(pattern))}"
             raise UserError(f"config.corpus.files: {pattern!r} matches {found} (seen from {os.getcwd()}){seen}")
-        paths.update(files)
-    if not paths:
+    ordered = match_files(globs)
+    if not ordered:
         raise UserError(
             f"config.corpus.files is {globs!r}, which names no file; give --config.corpus.files='data/*.txt'"
         )
-    ordered = [Path(path) for path in sorted(paths)]
     for path in ordered:
         try:
             with open(path, "rb") as file:
@@ -78,6 +75,16 @@ def find_files(globs: str) -> list[Path]:
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror}; make it readable or leave it out") from error
     return ordered
+
+
+def match_files(globs: str) -> list[Path]:
+    """The files that comma-separated globs match, in order of name, each once."""
+    matches = (glob.glob(os.path.expanduser(pattern), recursive=True) for pattern in _patterns(globs))
+    return [Path(path) for path in sorted({path for found in matches for path in found}) if not os.path.isdir(path)]
+
+
+def _patterns(globs: str) -> list[str]:
+    return [pattern for part in globs.split(",") if (pattern := part.strip())]
 
 
 def _seen(pattern: str) -> str:

@@ -1,7 +1,8 @@
-"""Processes that read, split and tokenise, and what they run.
+"""A pool of worker processes.
 
-Invariant: results come back in the order of the tasks, whatever the number of processes, and at most a few tasks a
-process are under way at any time. Processes import spanbert_jax.text alone: no TensorFlow, no JAX.
+Invariant: results come back in the order of the tasks, whatever the number of processes, and at most a few tasks per
+process are under way at any time. A worker process imports only the modules of the functions it runs: no TensorFlow and
+no JAX.
 """
 
 import collections
@@ -15,47 +16,29 @@ import types
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any, NamedTuple, Self, TypeVar
-
-import numpy as np
+from typing import Any, Self, TypeVar
 
 from spanbert_jax.errors import UserError
-from spanbert_jax.text.packing import pack, serialize
-from spanbert_jax.text.sentences import split_sentences
-from spanbert_jax.text.tokenizer import Tokenizer
 
 _Task = TypeVar("_Task")
 _Result = TypeVar("_Result")
 _AHEAD = 3  # tasks under way, for each process
 
 
-class Encoder(NamedTuple):
-    """All that turns a document into blocks; sent to every process once."""
-
-    tokenizer: Tokenizer
-    language: str
-    splitter: str
-    max_pieces: int  # in a block, without [CLS] and [SEP]
-
-
-class Encoded(NamedTuple):
-    """The blocks of a few documents, in order."""
-
-    records: dict[bool, list[bytes]]  # serialised tf.train.Examples; the key: are they held out?
-    lengths: dict[bool, list[int]]  # pieces in each of them
-    counts: dict[bool, np.ndarray]  # int64[3]: documents, sentences, pieces
-    piece_counts: np.ndarray  # int64[vocab_size], of the documents that are not held out
-
-
 class Workers:
     """A pool of processes; use as a context manager."""
 
-    def __init__(self, count: int, encoder: Encoder | Callable[[Any], Any] | None = None) -> None:
-        """Args: count: of processes, 0 for one a core; encoder: what `encode` uses, or the function of `call`."""
+    def __init__(self, count: int, function: Callable[[Any], Any] | None = None) -> None:
+        """Starts processes.
+
+        Args:
+          count: of processes; 0 for one per core.
+          function: what `call` calls. It is sent to each process once, so it may hold much.
+        """
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         self.count = count or cores or 1
         self._pool = ProcessPoolExecutor(
-            self.count, multiprocessing.get_context("spawn"), initializer=_start, initargs=(encoder,)
+            self.count, multiprocessing.get_context("spawn"), initializer=_start, initargs=(function,)
         )
 
     def __enter__(self) -> Self:
@@ -65,7 +48,11 @@ class Workers:
         self._pool.shutdown(cancel_futures=True)
 
     def map(self, function: Callable[[_Task], _Result], tasks: Iterable[_Task]) -> Iterator[_Result]:
-        """`function` of every task, in order; takes tasks only as results are taken. UserErrors come through."""
+        """Yields `function(task)` for every task, in order.
+
+        Tasks are taken only as results are taken. Raises the UserError that a task raised, and one where a process was
+        killed.
+        """
         under_way: collections.deque[Future[_Result]] = collections.deque()
         try:
             for task in tasks:
@@ -93,12 +80,12 @@ def _no_main_module() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
-_encoder: Encoder | Callable[[Any], Any] | None = None  # this process's
+_function: Callable[[Any], Any] | None = None  # this process's
 
 
-def _start(encoder: Encoder | Callable[[Any], Any] | None) -> None:
-    global _encoder
-    _encoder = encoder
+def _start(function: Callable[[Any], Any] | None) -> None:
+    global _function
+    _function = function
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -113,32 +100,6 @@ def _end_with_parent() -> None:
 
 
 def call(task: Any) -> Any:
-    """What this process's function makes of a task; it was sent to the process once, whatever it holds."""
-    assert callable(_encoder)
-    return _encoder(task)
-
-
-def encode(task: list[tuple[str, bool]]) -> Encoded:
-    """`encode_documents` by this process's encoder."""
-    assert isinstance(_encoder, Encoder)
-    return encode_documents(_encoder, task)
-
-
-def encode_documents(encoder: Encoder, task: list[tuple[str, bool]]) -> Encoded:
-    """Blocks of a few documents, each (text, whether it is held out)."""
-    tokenizer = encoder.tokenizer
-    sentences = [split_sentences(text, encoder.language, encoder.splitter) for text, _ in task]
-    pieces = iter(tokenizer.encode_batch([sentence for document in sentences for sentence in document]))
-    records: dict[bool, list[bytes]] = {False: [], True: []}
-    lengths: dict[bool, list[int]] = {False: [], True: []}
-    counts = {side: np.zeros(3, dtype=np.int64) for side in records}
-    seen: list[np.ndarray] = []
-    for (_, held_out), document in zip(task, sentences, strict=True):
-        blocks = [np.array(block) for block in pack((next(pieces) for _ in document), encoder.max_pieces)]
-        records[held_out] += [serialize(block) for block in blocks]
-        lengths[held_out] += map(len, blocks)
-        counts[held_out] += (1, len(document), sum(map(len, blocks)))
-        if not held_out:
-            seen += blocks
-    piece_counts = np.bincount(np.concatenate([np.zeros(0, np.int64), *seen]), minlength=tokenizer.vocab_size)
-    return Encoded(records, lengths, counts, piece_counts)
+    """Calls the function that this process was started with; a task for `Workers.map`."""
+    assert _function is not None
+    return _function(task)

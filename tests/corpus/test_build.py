@@ -20,6 +20,7 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 from tensorflow.core.example import example_pb2
 
+import spanbert_jax
 from spanbert_jax.config import Config, CorpusConfig, DataConfig, TokenizerConfig
 from spanbert_jax.corpus import blocks, tfds_source
 from spanbert_jax.corpus import build as building
@@ -254,6 +255,28 @@ def test_a_lost_shard_or_damaged_metadata_is_told(config: Config, tokenizer: Tok
         read_metadata(tmp_path / "blocks")
 
 
+def test_blocks_of_format_1_open_and_those_of_a_newer_format_are_refused(
+    config: Config, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    build_blocks(config, tokenizer, tmp_path / "blocks")
+    path = tmp_path / "blocks" / "metadata.json"
+    fields = json.loads(path.read_text())
+    assert (fields["format"], fields["version"]) == (blocks.FORMAT, spanbert_jax.__version__)
+    before = all_ids(tmp_path / "blocks", "train")
+    old = {name: value for name, value in fields.items() if name not in ("format", "version")}
+    path.write_text(json.dumps(old))
+    metadata = read_metadata(tmp_path / "blocks")
+    assert (metadata.format, metadata.version) == (1, "") and all_ids(tmp_path / "blocks", "train") == before
+    path.write_text(json.dumps(fields | {"format": blocks.FORMAT + 1, "version": "9.1", "shape": [1]}))
+    with pytest.raises(
+        UserError, match=rf"metadata.json: spanbert_jax 9.1 wrote .* this is {spanbert_jax.__version__},"
+    ):
+        read_metadata(tmp_path / "blocks")
+    path.write_text(json.dumps(fields | {"piece_counts": [count + 1 for count in fields["piece_counts"]]}))
+    with pytest.raises(UserError, match=r"metadata.json is damaged .*do not add up"):
+        read_metadata(tmp_path / "blocks")
+
+
 def test_blocks_from_before_there_were_lengths_and_wrong_lengths_are_told(
     config: Config, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
@@ -352,6 +375,26 @@ def test_a_tfds_dataset_that_is_nowhere_is_told_quickly(monkeypatch: pytest.Monk
     with pytest.raises(UserError, match=rf"Tried: {tmp_path}/lm1b/.* \(not there\)\. Name"):
         tfds_source.read_tfds("lm1b", str(tmp_path))
     assert time.monotonic() - start < 30
+
+
+def test_a_tfds_dataset_that_names_python_code_is_refused_and_the_code_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "dataset_code.py").write_text("raise SystemExit('the code ran')")
+    directory = tmp_path / "prose" / "1.0.0"
+    directory.mkdir(parents=True)
+    info = {"fileFormat": "tfrecord", "name": "prose", "version": "1.0.0", "splits": [{"name": "train", "numBytes": 1}]}
+    (directory / "dataset_info.json").write_text(json.dumps(info))
+    own = {"pythonClassName": "tensorflow_datasets.core.features.features_dict.FeaturesDict"}
+    for features in (
+        {"pythonClassName": "dataset_code.X"},
+        {"type": "dataset_code.X", "content": {}},
+        own | {"featuresDict": {"features": {"text": {"pythonClassName": "dataset_code.X"}}}},
+    ):
+        (directory / "features.json").write_text(json.dumps(features))
+        with pytest.raises(UserError, match=r"names the Python class 'dataset_code.X', whose code would run"):
+            tfds_source.read_tfds("prose", str(tmp_path))
 
 
 def test_a_tfds_dataset_without_text_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

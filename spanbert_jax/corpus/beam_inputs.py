@@ -1,0 +1,111 @@
+"""The files of a corpus as Beam's workers read them: on disks and in buckets, text and TFDS's records, one at a time.
+
+Invariant: the documents of all files, one file after another, are those that `read_corpus` gives. Knows no TensorFlow.
+"""
+
+import shutil
+import struct
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from apache_beam.io.filesystems import FileSystems
+from array_record.python.array_record_module import ArrayRecordReader
+from tensorflow_datasets.proto import tf_example_pb2
+
+from spanbert_jax.config import CorpusConfig
+from spanbert_jax.corpus import tfds_source
+from spanbert_jax.corpus.sources import describe_file
+from spanbert_jax.errors import UserError
+from spanbert_jax.text.documents import Document, find_files, make_documents, read_files
+
+_READ_AHEAD = 1000  # records of an array_record file
+
+
+class Input(NamedTuple):
+    """A file of the corpus; `place` is its place among them."""
+
+    place: int
+    path: str
+    kind: str  # "text", "tfrecord" or "array_record"
+
+
+def find_inputs(corpus: CorpusConfig) -> tuple[list[Input], list[dict[str, Any]]]:
+    """The files of the corpus in order, and its sources as `Metadata` has them, without the files' contents.
+
+    Raises UserError where a pattern matches nothing, or the corpus is none that several machines can read.
+    """
+    if corpus.files:
+        sizes = _text_files(corpus.files)
+        inputs = [Input(place, path, "text") for place, path in enumerate(sizes)]
+        return inputs, [describe_file(path, size) for path, size in sizes.items()]
+    if corpus.name == "docstrings":
+        raise UserError("config.corpus.name is 'docstrings', which are read by one machine; give --config.corpus.files")
+    paths, kind = tfds_source.record_files(corpus.name, corpus.tfds_data_dir)
+    return [Input(place, path, kind) for place, path in enumerate(paths)], [{"name": corpus.name}]
+
+
+def _text_files(globs: str) -> dict[str, int]:
+    """path -> bytes of the files that comma-separated globs match, in order of name."""
+    patterns = [pattern for part in globs.split(",") if (pattern := part.strip())]
+    remote = [pattern for pattern in patterns if "://" in pattern]
+    local = [pattern for pattern in patterns if "://" not in pattern]
+    sizes = {str(path): path.stat().st_size for path in find_files(",".join(local))} if local or not remote else {}
+    for pattern, match in zip(remote, FileSystems.match(remote), strict=True):
+        if not match.metadata_list:
+            raise UserError(f"config.corpus.files: {pattern!r} matches no file")
+        sizes.update({found.path: found.size_in_bytes for found in match.metadata_list})
+    return dict(sorted(sizes.items()))
+
+
+def read_input(file: Input, document_break: str, contents: list[str]) -> Iterator[Document]:
+    """The documents of a file; at their end `contents` gets the hash of a text file."""
+    if file.kind == "tfrecord":
+        with FileSystems.open(file.path) as stream:
+            yield from make_documents((_text(record), None) for record in _tfrecords(file.path, stream))
+        return
+    with tempfile.TemporaryDirectory() as aside:
+        path = _local(file.path, Path(aside))
+        if file.kind == "array_record":
+            yield from make_documents((_text(record), None) for record in _array_records(path))
+            return
+        try:
+            hashes: dict[Path, str] = {}
+            yield from read_files([path], document_break, hashes)
+            contents += hashes.values()
+        except UserError as error:
+            raise UserError(str(error).replace(str(path), file.path)) from error
+
+
+def _local(path: str, aside: Path) -> Path:
+    """The file itself, or where it is in a bucket a copy of it under its name."""
+    if "://" not in path:
+        return Path(path)
+    copy = aside / path.rpartition("/")[2]
+    with FileSystems.open(path, compression_type="uncompressed") as source, open(copy, "wb") as target:
+        shutil.copyfileobj(source, target, 2**20)
+    return copy
+
+
+def _text(record: bytes) -> str:
+    features = tf_example_pb2.Example.FromString(record).features.feature
+    return features["text"].bytes_list.value[0].decode("utf-8", "replace")
+
+
+def _tfrecords(path: str, stream: IO[bytes]) -> Iterator[bytes]:
+    """The records of a TFRecord file: each has its length (uint64) and that one's checksum (4 bytes) before it, and its
+    own checksum behind it."""
+    while header := stream.read(12):
+        size = struct.unpack("<Q", header[:8])[0] if len(header) == 12 else 0
+        record = stream.read(size + 4)
+        if len(header) < 12 or len(record) < size + 4:
+            raise UserError(f"{path} ends within a record; copy it again")
+        yield record[:size]
+
+
+def _array_records(path: Path) -> Iterator[bytes]:
+    reader = ArrayRecordReader(str(path), "readahead_buffer_size:0,max_parallelism:0")
+    count = reader.num_records()
+    for start in range(0, count, _READ_AHEAD):
+        yield from reader.read(range(start, min(start + _READ_AHEAD, count)))
