@@ -25,11 +25,11 @@ from spanbert_jax.corpus import cache as block_cache
 from spanbert_jax.corpus.cache import cache_directory
 from spanbert_jax.corpus.sources import changed_sources, check_documents
 from spanbert_jax.corpus.vocabulary_fit import describe_blocks
-from spanbert_jax.text.documents import match_files
 from spanbert_jax.errors import UserError
 from spanbert_jax.files import bucket_errors, is_remote, make_directory
 from spanbert_jax.serving.weights import open_weights
 from spanbert_jax.text import tokenizer as tokenizers
+from spanbert_jax.text.documents import match_files
 from spanbert_jax.text.sentencepiece_training import train_sentencepiece
 from spanbert_jax.text.tokenizer import Tokenizer
 from spanbert_jax.training.progress import Stage
