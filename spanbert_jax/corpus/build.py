@@ -24,7 +24,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from spanbert_jax import __version__
+import spanbert_jax
 from spanbert_jax.config import Config, CorpusConfig, TokenizerConfig
 from spanbert_jax.corpus.blocks import DATASET, FORMAT, METADATA_FILE, SPLITS, Metadata, lengths_file, source_fields
 from spanbert_jax.corpus.sources import read_corpus
@@ -254,7 +254,7 @@ def write_metadata(
     names = ("documents", "sentences", "pieces")
     metadata = Metadata(
         format=FORMAT,
-        version=__version__,
+        version=spanbert_jax.__version__,
         tokenizer_fingerprint=tokenizer.fingerprint,
         block_length=config.data.block_length,
         corpus=source_fields(config.corpus),
