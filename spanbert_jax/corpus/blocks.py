@@ -141,8 +141,8 @@ def read_metadata(directory: Path | epath.Path) -> Metadata:
         if fields.get("format", 1) > FORMAT:
             raise UserError(
                 f"{path}: spanbert_jax {fields.get('version')} wrote these blocks, in format {fields['format']}, and "
-                f"this is {spanbert_jax.__version__}, which reads formats up to {FORMAT}; install that version, or build "
-                "the blocks again in another directory with --config.data.dir"
+                f"this is {spanbert_jax.__version__}, which reads formats up to {FORMAT}; install that version, or "
+                "build the blocks again in another directory with --config.data.dir"
             )
         known = {"format": 1, "version": ""} | {name: fields[name] for name in fields if name in _FIELDS}
         metadata = Metadata(**known | {"piece_counts": np.array(fields["piece_counts"], dtype=np.int64)})
