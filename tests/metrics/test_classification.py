@@ -37,7 +37,7 @@ def ours(function: Callable[..., float], pairs: list[tuple[Any, Any]]) -> float:
     return function([gold for gold, _ in pairs], [guess for _, guess in pairs])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(LABELS)
 def test_multiclass_metrics_equal_scikit_learn(pairs: list[tuple[int, int]]) -> None:
     assert ours(classification.accuracy, pairs) == pytest.approx(peer(sklearn_metrics.accuracy_score, pairs))
@@ -46,13 +46,13 @@ def test_multiclass_metrics_equal_scikit_learn(pairs: list[tuple[int, int]]) -> 
     assert ours(classification.macro_f1, pairs) == pytest.approx(macro)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(BINARY)
 def test_binary_f1_equals_scikit_learn(pairs: list[tuple[int, int]]) -> None:
     assert ours(classification.f1, pairs) == pytest.approx(peer(sklearn_metrics.f1_score, pairs))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(SCORES)
 def test_correlations_equal_scipy_with_ties_and_constants(pairs: list[tuple[float, float]]) -> None:
     for metric, theirs in ((classification.pearson, stats.pearsonr), (classification.spearman, stats.spearmanr)):

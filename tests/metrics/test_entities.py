@@ -56,7 +56,7 @@ def sides(sentences: list[list[tuple[str, str]]]) -> tuple[list[list[str]], list
     return [[gold for gold, _ in s] for s in sentences], [[prediction for _, prediction in s] for s in sentences]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(tagged("BIES"))
 def test_default_mode_equals_seqeval_on_any_tags(sentences: list[list[tuple[str, str]]]) -> None:
     golds, predictions = sides(sentences)
@@ -65,7 +65,7 @@ def test_default_mode_equals_seqeval_on_any_tags(sentences: list[list[tuple[str,
 
 @pytest.mark.parametrize("scheme", LETTERS)
 def test_strict_mode_equals_seqeval_on_any_tags(scheme: str) -> None:
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=100, deadline=None)
     @given(tagged(LETTERS[scheme]))
     def check(sentences: list[list[tuple[str, str]]]) -> None:
         golds, predictions = sides(sentences)
@@ -162,7 +162,7 @@ def flat_entities(draw: Any) -> tuple[list[Span], int]:
 
 @pytest.mark.parametrize("scheme", LETTERS)
 def test_tags_of_any_flat_entities_read_back_as_them_in_every_reading(scheme: str) -> None:
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=60, deadline=None)
     @given(flat_entities())
     def check(drawn: tuple[list[Span], int]) -> None:
         found, length = drawn

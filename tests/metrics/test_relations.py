@@ -77,7 +77,7 @@ def test_semeval_scores_are_what_the_official_scorer_prints() -> None:
 FEW = [f"{name}({direction})" for name in ("A", "B") for direction in ("e1,e2", "e2,e1")] + ["Other"]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(FEW), st.sampled_from(FEW)), min_size=1, max_size=12))
 def test_a_wrong_direction_is_a_false_positive_and_a_false_negative(pairs: list[tuple[str, str]]) -> None:
     f1s = []
@@ -96,7 +96,7 @@ def test_a_wrong_direction_is_a_false_positive_and_a_false_negative(pairs: list[
 LABELLED = st.sampled_from(["no_relation", "no_relation", "per:title", "org:members"])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(LABELLED, LABELLED), max_size=12))
 def test_tacred_scores_are_its_scorers(pairs: list[tuple[str, str]]) -> None:
     guessed = given_ = correct = 0

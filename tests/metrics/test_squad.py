@@ -115,7 +115,7 @@ QUESTIONS = st.lists(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(QUESTIONS, st.integers(-6, 6))
 def test_a_prediction_over_the_threshold_counts_as_empty(questions: list[Any], threshold: int) -> None:
     golds = {str(i): answers for i, (answers, _, _) in enumerate(questions)}
@@ -126,7 +126,7 @@ def test_a_prediction_over_the_threshold_counts_as_empty(questions: list[Any], t
     assert {name: value for name, value in found.items() if "best" not in name} == evaluate_v2(golds, emptied)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(QUESTIONS, st.randoms(use_true_random=False))
 def test_the_best_threshold_is_the_best_of_all_thresholds(questions: list[Any], random: Any) -> None:
     golds = {str(i): answers for i, (answers, _, _) in enumerate(questions)}

@@ -14,6 +14,7 @@ from spanbert_jax.tasks.example_files import Contents, Lines, Warnings
 
 SCHEMES = ("auto", "IOB1", "IOB2", "BILOU")  # BILOU is the same as IOBES: E and S for L and U
 _TAG = re.compile(r"O|[BILUES](-.+)?")
+_GAP = re.compile(r"[ \t]+")
 _BLANKS = " \t\r\n"  # not Python's own: a no-break space may be a word's
 _COMMENT = re.compile(r"#\s+((id|newdoc|newpar|sent_id|text)\b|\S+\s*=)")  # CoNLL-U's and MultiCoNER's
 
@@ -128,7 +129,7 @@ def _is_tagged(row: list[str], layout: Layout) -> bool:
 
 
 def _may_be_comment(row: list[str]) -> bool:
-    return " ".join(row).startswith("# ")  # and no hashtag
+    return (row[0] == "#" and len(row) > 1) or row[0].startswith("# ")  # and no hashtag
 
 
 def _is_comment(row: list[str], width: int, has_tags: bool, layout: Layout) -> bool:
@@ -141,7 +142,8 @@ def _is_comment(row: list[str], width: int, has_tags: bool, layout: Layout) -> b
 def _split(line: str, delimiter: str) -> list[str]:
     """The columns, none for a line of blanks and delimiters alone."""
     if not delimiter:
-        return re.split(r"[ \t]+", line.strip(_BLANKS)) if line.strip(_BLANKS) else []
+        line = line.strip(_BLANKS)
+        return _GAP.split(line) if line else []
     fields = [field.strip(_BLANKS) for field in line.split(delimiter)]
     return fields if any(fields) else []
 

@@ -69,7 +69,7 @@ def expected_tag(spans: tuple[Span, ...], word: int) -> str:
 
 
 @pytest.mark.parametrize("kind", ["wordpiece", "unigram"])
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(sentence=sentences, length=st.integers(8, 60), seed=st.integers(0, 99), context=st.integers(0, 6))
 def test_every_word_is_tagged_once_at_the_first_of_its_own_pieces(
     unigram: Tokenizer, kind: str, sentence: tuple[str, ...], length: int, seed: int, context: int
@@ -92,7 +92,7 @@ def test_every_word_is_tagged_once_at_the_first_of_its_own_pieces(
     assert tagged == list(range(len(sentence)))
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=50)
 @given(sentence=sentences, length=st.integers(8, 60), seed=st.integers(0, 99), context=st.integers(0, 6))
 def test_every_span_whose_pieces_fit_is_in_exactly_one_row(
     sentence: tuple[str, ...], length: int, seed: int, context: int

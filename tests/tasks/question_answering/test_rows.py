@@ -114,14 +114,14 @@ def literal_rows(tokenizer: Tokenizer, example: Example) -> list[dict[str, Any]]
     return rows
 
 
-@pytest.mark.parametrize("kind", KINDS)
 def test_question_and_text_have_the_one_type_of_a_model_with_one() -> None:
     made = QuestionWindows(tokenizer_of("wordpiece"), LENGTH, STRIDE, MAX_QUESTION, True, token_types=1)
     ((row, *_),) = made([Example("id", "Where?", "Rome is in Italy.")])
     assert set(row["token_type_ids"]) == {0} and len(row["token_type_ids"]) == len(row["input_ids"])
 
 
-@settings(max_examples=150, deadline=None)
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(examples(), min_size=1, max_size=3))
 def test_windows_are_those_of_the_algorithm_stated_piece_by_piece(kind: str, drawn: list[Example]) -> None:
     expected = [literal_rows(tokenizer_of(kind), example) for example in drawn]
@@ -131,7 +131,7 @@ def test_windows_are_those_of_the_algorithm_stated_piece_by_piece(kind: str, dra
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(examples())
 def test_every_piece_is_in_a_window_and_in_one_of_them_with_most_context(kind: str, example: Example) -> None:
     pieces, offsets = tokenizer_of(kind).encode_with_offsets(example.context)

@@ -69,7 +69,7 @@ def test_too_few_special_pieces_are_an_error_with_the_number() -> None:
         assign_special(special_names(examples, "mask"), TOKENIZER)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=100)
 @given(data=st.data(), count=st.integers(2, 40), length=st.integers(12, 30))
 def test_both_entities_stay_in_a_row_that_is_never_too_long(data: st.DataObject, count: int, length: int) -> None:
     cuts = sorted(data.draw(st.sets(st.integers(0, count), min_size=3, max_size=4)))
