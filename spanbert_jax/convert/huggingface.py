@@ -7,7 +7,7 @@ head: the authors' models/pair_bert.py:338-402.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +17,10 @@ from spanbert_jax.convert.tensor_files import Tensors
 from spanbert_jax.errors import UserError
 
 Params = dict[str, Any]  # nested dicts of NumPy arrays
+
+# From the heads that a file has, each with the size that is its own (labels of "classifier", offsets of "sbo"; 0 of the
+# others), the shape of every parameter of the encoder and these heads: nested dicts of tuples. The model knows it.
+Shapes = Callable[[Mapping[str, int]], dict[str, Any]]
 
 _WORD, _DECODER = "bert.embeddings.word_embeddings.weight", "cls.predictions.decoder"
 SBO = "cls.pair_target_predictions"
@@ -44,55 +48,6 @@ class Coverage(NamedTuple):
     taken: tuple[str, ...]  # groups of parameters that the file fills: "embeddings", "encoder", "mlm", ...
     missing: tuple[str, ...]  # heads of pre-training that the file lacks
     left: tuple[str, ...]  # names of the file's tensors that no parameter takes
-
-
-def shapes(model: ModelConfig, vocab_rows: int, heads: Mapping[str, int]) -> Params:
-    """The shape of every parameter of the encoder and of `heads`, which maps a head's name to the size that is its own:
-    labels for "classifier", offsets for "sbo"; any number for the others."""
-    e, f, n, layers = model.embed, model.mlp, model.heads, model.layers
-
-    def norm(*leading: int) -> Params:
-        return {"scale": (*leading, e), "bias": (*leading, e)}
-
-    def dense(inputs: int, outputs: int) -> Params:
-        return {"kernel": (inputs, outputs), "bias": (outputs,)}
-
-    tree: Params = {
-        "embeddings": {
-            "word": (vocab_rows, e),
-            "position": (model.max_length, e),
-            "token_type": (model.token_types, e),
-            "norm": norm(),
-        },
-        "encoder": {
-            "attention": {
-                "qkv": {"kernel": (layers, e, 3, n, e // n), "bias": (layers, 3, n, e // n)},
-                "output": {"kernel": (layers, n, e // n, e), "bias": (layers, e)},
-                "norm": norm(layers),
-            },
-            "mlp": {
-                "up": {"kernel": (layers, e, f), "bias": (layers, f)},
-                "down": {"kernel": (layers, f, e), "bias": (layers, e)},
-                "norm": norm(layers),
-            },
-        },
-    }
-    for head, size in heads.items():
-        tree[head] = {
-            "pooler": lambda size: dense(e, e),
-            "mlm": lambda size: {"dense": dense(e, e), "norm": norm(), "bias": (vocab_rows,)},
-            "sbo": lambda size: {
-                "offset": (size, model.span_offset_embed),
-                "dense_1": dense(2 * e + model.span_offset_embed, e),
-                "norm_1": norm(),
-                "dense_2": dense(e, e),
-                "norm_2": norm(),
-                "bias": (vocab_rows,),
-            },
-            "qa_outputs": lambda size: dense(e, 2),
-            "classifier": lambda size: dense(e, size),
-        }[head](size)
-    return tree
 
 
 def named_views(params: Params, vocab_size: int) -> dict[str, np.ndarray]:
@@ -160,12 +115,12 @@ def canonical(name: str) -> str:
 
 
 def from_tensors(
-    tensors: Tensors, model: ModelConfig, vocab_size: int, vocab_rows: int, source: str
+    tensors: Tensors, model: ModelConfig, vocab_size: int, shapes: Shapes, source: str
 ) -> tuple[Params, Coverage]:
     """Our parameters, float32, from tensors under any of transformers' spellings.
 
-    vocab_size: config.json's, the rows of the file's tables. vocab_rows: the rows of ours, of which those from
-    `vocab_size` on are 0.
+    vocab_size: config.json's, the rows of the file's tables; further rows of our parameters are 0. shapes: of our
+    parameters.
     Raises UserError, naming `source` and the tensor, where one is missing, has another shape, is not finite, or where
     the decoder is not the word embeddings.
     """
@@ -179,7 +134,7 @@ def from_tensors(
     for head, name in (("classifier", "classifier.weight"), ("sbo", f"{SBO}.position_embeddings.weight")):
         if head in heads and name in found:
             heads[head] = (found[name]().shape or (0,))[0]
-    params = _map(lambda shape: np.zeros(shape, np.float32), shapes(model, vocab_rows, heads))
+    params = _zeros(shapes(heads))
     views = named_views(params, vocab_size)
     missing = [name for name in views if name not in found]
     if missing:
@@ -234,8 +189,10 @@ def to_tensors(params: Params, vocab_size: int, dtype: np.dtype) -> dict[str, np
     return tensors
 
 
-def _map(function: Any, tree: Any) -> Any:
-    return {k: _map(function, v) for k, v in tree.items()} if isinstance(tree, dict) else function(tree)
+def _zeros(shapes: Any) -> Any:
+    return (
+        {name: _zeros(of) for name, of in shapes.items()} if isinstance(shapes, dict) else np.zeros(shapes, np.float32)
+    )
 
 
 def _some(names: list[str]) -> str:

@@ -39,7 +39,7 @@ class PublishedWeights:
     notes: tuple[str, ...]  # lines for people: how text is read and why, rows without pieces
     labels: tuple[str, ...]  # of a classifier
     span_boundary: tuple[int, int] | None  # (offsets, width) of the span-boundary head's table
-    load: Callable[[int], tuple[huggingface.Params, huggingface.Coverage]]  # rows of our word table -> parameters
+    load: Callable[[huggingface.Shapes], tuple[huggingface.Params, huggingface.Coverage]]  # of our parameters' shapes
 
 
 @contextlib.contextmanager
@@ -76,8 +76,8 @@ def open_published_weights(path: Path, vocab: Path | None = None) -> Iterator[Pu
         if span_boundary:
             model = dataclasses.replace(model, span_offset_embed=span_boundary[1])
 
-        def load(vocab_rows: int) -> tuple[huggingface.Params, huggingface.Coverage]:
-            params, report = huggingface.from_tensors(tensors, model, rows, vocab_rows, name)
+        def load(shapes: huggingface.Shapes) -> tuple[huggingface.Params, huggingface.Coverage]:
+            params, report = huggingface.from_tensors(tensors, model, rows, shapes, name)
             return params, report._replace(left=(*report.left, *left))
 
         classifier = tensors["classifier.weight"]() if "classifier.weight" in tensors else None

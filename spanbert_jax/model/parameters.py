@@ -1,11 +1,16 @@
-"""Facts about the parameters of every model: the names of their axes.
+"""Facts about the parameters of every model: their shapes, and the names of their axes.
 
 Invariant: each parameter matches exactly one row of the tables below; `parameter_axes` refuses any other, so a run with
 a parameter that nobody described fails at its start.
 """
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
+import jax
+
+from spanbert_jax.config import ComputeConfig, Config, MaskingConfig, ModelConfig
 from spanbert_jax.model import encoder, linear_heads, pretraining_heads, span_head
 from spanbert_jax.model.axes import Names, ParameterAxes
 from spanbert_jax.model.families import FAMILIES
@@ -26,3 +31,30 @@ def parameter_axes(path: str, family: str) -> Names:
     if len(found) != 1:
         raise ValueError(f"parameter {path} matches {len(found)} rows of axes; it must match exactly one")
     return found[0]
+
+
+def parameter_shapes(model: ModelConfig, vocab_size: int, heads: Mapping[str, int]) -> dict[str, Any]:
+    """The shape of every parameter of the encoder for a tokenizer of `vocab_size` pieces, and of `heads`: nested dicts
+    of tuples.
+
+    heads: the names of heads -> the size that is a head's own: labels for "classifier", offsets for "sbo"; any number
+    for the others.
+    """
+    masking = MaskingConfig(max_span_offset=heads.get(pretraining_heads.SBO.name, 1))
+    config = Config(model=model, masking=masking, compute=ComputeConfig(dtype="float32"))
+    trained = pretraining_heads.pretraining_model(config, vocab_size, "cpu")
+    labels = heads.get("classifier", 1)
+    tasks = ("question_answering", "sequence_classification")
+    others = [linear_heads.task_model(task, config, vocab_size, labels, "cpu") for task in tasks]
+
+    def every_parameter() -> dict[str, Any]:
+        key = jax.random.key(0)
+        groups = pretraining_heads.init_params(trained, key)
+        for other in others:
+            groups |= linear_heads.init_params(other, key)
+        return groups
+
+    shapes = jax.tree.map(lambda leaf: leaf.shape, jax.eval_shape(every_parameter))
+    known = {head.name for head in pretraining_heads.HEADS} | {"qa_outputs", "pooler", "classifier"}
+    of_encoder = [name for name in shapes if name not in known]
+    return {name: shapes[name] for name in (*of_encoder, *heads)}

@@ -5,6 +5,7 @@ Invariant: whatever opens here can be exported, inspected, or trained further, a
 
 import contextlib
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from etils import epath
 from spanbert_jax.config import Config
 from spanbert_jax.convert.huggingface import Coverage, Params
 from spanbert_jax.convert.published_weights import open_published_weights
-from spanbert_jax.model.encoder import table_rows
+from spanbert_jax.model.parameters import parameter_shapes
 from spanbert_jax.model.pretraining_heads import HEADS, SBO
 from spanbert_jax.text.tokenizer import Tokenizer, load_tokenizer
 from spanbert_jax.training.checkpoint import (
@@ -64,13 +65,13 @@ def open_weights(path: Path, vocab: Path | None = None) -> Iterator[Weights]:
         tokenizer = published.tokenizer
         names = ("kind", "lowercase", "vocab_size")
         settings = dataclasses.replace(Config().tokenizer, **{name: getattr(tokenizer, name) for name in names})
-        rows = table_rows(published.model, tokenizer.vocab_size)
+        shapes = functools.partial(parameter_shapes, published.model, tokenizer.vocab_size)
         yield Weights(
             source=str(path),
             kind=published.kind,
             config=Config(model=published.model, tokenizer=settings),
             tokenizer=tokenizer,
-            load=lambda: published.load(rows),
+            load=lambda: published.load(shapes),
             labels=published.labels,
             span_boundary=published.span_boundary,
             notes=published.notes,

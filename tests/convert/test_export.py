@@ -24,14 +24,15 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from spanbert_jax.convert.export import DTYPES, Export, write_export
-from spanbert_jax.convert.huggingface import Params, named_views, shapes
+from spanbert_jax.convert.huggingface import Params, named_views
 from spanbert_jax.convert.published_weights import open_published_weights
 from spanbert_jax.errors import UserError
-from spanbert_jax.model.encoder import padded_vocab
+from spanbert_jax.model.parameters import parameter_shapes
 from spanbert_jax.text.sentencepiece_training import train_sentencepiece
 from spanbert_jax.text.tokenizer import Tokenizer, wordpiece_from_vocab
 from tests.convert.test_huggingface import CLASSES, assert_same_bits, filled, random_bert
 from tests.convert.test_published_weights import write_vocabulary
+from tests.support.published import load
 from tests.support.synthetic import small_config
 
 MODEL = small_config(model={"max_length": 64}).model  # SBO's table is narrower than the authors' 200
@@ -101,7 +102,7 @@ def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tokenizer]
 
 def random_params(heads: dict[str, int], vocab_size: int) -> Params:
     rng = np.random.default_rng(8)
-    tree = shapes(MODEL, padded_vocab(vocab_size), heads)
+    tree = parameter_shapes(MODEL, vocab_size, heads)
     params = filled(tree, lambda shape: rng.normal(0, 0.3, shape).astype(np.float32))
     for table in [params["embeddings"]["word"], *(params[head]["bias"] for head in ("mlm", "sbo") if head in heads)]:
         table[vocab_size:] = 0
@@ -166,7 +167,7 @@ def test_the_exported_tokenizer_is_beside_the_model_and_gives_our_ids(exported: 
 
 def test_an_export_comes_back_bit_for_bit(exported: Exported) -> None:
     with open_published_weights(exported.directory) as published:
-        again, report = published.load(padded_vocab(exported.tokenizer.vocab_size))
+        again, report = load(published)
     assert_same_bits(again, {group: exported.params[group] for group in exported.returned[1]})
     assert report.left == () and set(report.taken) == set(exported.returned[1])
     assert published.labels == exported.case.labels
@@ -182,7 +183,7 @@ def test_a_model_of_transformers_imported_and_exported_is_the_same_file_again(cl
     write_vocabulary(first / "vocab.txt")
     second.mkdir()
     with open_published_weights(first) as published:
-        params, _ = published.load(padded_vocab(published.tokenizer.vocab_size))
+        params, _ = load(published)
         what = Export(params, published.model, published.tokenizer, published.labels, {}, NAME)
         assert write_export(what, second, "float32", encoder_only=False)[0] == class_name
     assert_same_bits(load_file(second / "model.safetensors"), load_file(first / "model.safetensors"))

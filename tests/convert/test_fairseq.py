@@ -13,7 +13,7 @@ from spanbert_jax.convert import fairseq
 from spanbert_jax.convert.huggingface import from_tensors
 from spanbert_jax.convert.tensor_files import Tensors, read_tensors
 from spanbert_jax.errors import UserError
-from spanbert_jax.model.encoder import padded_vocab
+from spanbert_jax.model.parameters import parameter_shapes
 from spanbert_jax.model.pretraining_heads import apply, pretraining_model
 
 VOCAB, WIDTH, HEADS, MLP, LAYERS, LENGTH, TYPES, TARGETS = 131, 128, 2, 96, 2, 41, 2, 15
@@ -151,7 +151,8 @@ def test_an_imported_file_gives_the_mlm_and_sbo_logits_of_the_original(
         layer_norm_eps=fields["layer_norm_eps"],
     )
     vocab_size = fields["vocab_size"]
-    params, report = from_tensors(translated, model, vocab_size, padded_vocab(vocab_size), "model.pt")
+    shapes = functools.partial(parameter_shapes, model, vocab_size)
+    params, report = from_tensors(translated, model, vocab_size, shapes, "model.pt")
     assert report.missing == report.left == ()
 
     rng = np.random.default_rng(1)

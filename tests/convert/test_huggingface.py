@@ -1,6 +1,8 @@
 """Names and shapes of transformers' BERT beside ours: nothing is lost, doubled or rounded, in either direction."""
 
+import functools
 import itertools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from spanbert_jax.convert.huggingface import SBO, Coverage, Params, from_tensors, named_views, shapes, to_tensors
+from spanbert_jax.convert.huggingface import SBO, Coverage, Params, from_tensors, named_views, to_tensors
 from spanbert_jax.convert.tensor_files import Tensors, read_tensors
 from spanbert_jax.errors import UserError
-from spanbert_jax.model import linear_heads, pretraining_heads
 from spanbert_jax.model.encoder import padded_vocab
+from spanbert_jax.model.parameters import parameter_shapes
 from tests.support.synthetic import VOCAB, small_config
 
 CONFIG = small_config()
@@ -42,6 +44,16 @@ CLASSES = (
 every_combination = pytest.mark.parametrize("sizes", COMBINATIONS.values(), ids=COMBINATIONS)
 
 
+@functools.cache
+def _shapes(heads: tuple[tuple[str, int], ...]) -> Any:
+    return parameter_shapes(MODEL, VOCAB, dict(heads))
+
+
+def shapes(heads: Mapping[str, int]) -> Any:
+    """Of our parameters."""
+    return _shapes(tuple(heads.items()))
+
+
 def filled(tree: Any, fill: Any) -> Any:
     """`tree` of shapes -> the same tree of `fill(shape)`."""
     return {name: filled(part, fill) for name, part in tree.items()} if isinstance(tree, dict) else fill(tree)
@@ -58,7 +70,7 @@ def random_bits(sizes: dict[str, int], seed: int = 0) -> Params:
             x[VOCAB:] = 0
         return x
 
-    return filled(shapes(MODEL, ROWS, sizes), fill)
+    return filled(shapes(sizes), fill)
 
 
 def lazy(tensors: dict[str, np.ndarray]) -> Tensors:
@@ -66,7 +78,7 @@ def lazy(tensors: dict[str, np.ndarray]) -> Tensors:
 
 
 def imported(tensors: dict[str, np.ndarray]) -> tuple[Params, Coverage]:
-    return from_tensors(lazy(tensors), MODEL, VOCAB, ROWS, SOURCE)
+    return from_tensors(lazy(tensors), MODEL, VOCAB, shapes, SOURCE)
 
 
 def assert_same_bits(first: Any, second: Any) -> None:
@@ -97,26 +109,6 @@ def random_bert(class_name: str, **options: Any) -> Any:
     return model
 
 
-@pytest.mark.parametrize(
-    ("task", "sizes"),
-    [
-        ("pretraining", {"mlm": 0, "sbo": CONFIG.masking.max_span_offset}),
-        ("question_answering", {"qa_outputs": 0}),
-        ("token_classification", {"classifier": 5}),
-        ("sequence_classification", {"pooler": 0, "classifier": 5}),
-    ],
-)
-def test_the_shapes_are_those_of_the_models_own_parameters(task: str, sizes: dict[str, int]) -> None:
-    def init() -> Params:
-        if task == "pretraining":
-            return pretraining_heads.init_params(
-                pretraining_heads.pretraining_model(CONFIG, VOCAB, "cpu"), jax.random.key(0)
-            )
-        return linear_heads.init_params(linear_heads.task_model(task, CONFIG, VOCAB, 5, "cpu"), jax.random.key(0))
-
-    assert jax.tree.map(lambda x: x.shape, jax.eval_shape(init)) == shapes(MODEL, ROWS, sizes)
-
-
 @every_combination
 def test_the_views_cover_every_element_once_but_the_rows_that_pad_the_vocabulary(sizes: dict[str, int]) -> None:
     start = itertools.count()
@@ -125,7 +117,7 @@ def test_the_views_cover_every_element_once_but_the_rows_that_pad_the_vocabulary
         """Numbers that no other element has, exact in float32."""
         return np.array(list(itertools.islice(start, int(np.prod(shape)))), np.float32).reshape(shape)
 
-    params = filled(shapes(MODEL, ROWS, sizes), fill)
+    params = filled(shapes(sizes), fill)
     assert next(start) < 2**24
     padding = [params["embeddings"]["word"][VOCAB:]] + [
         params[head]["bias"][VOCAB:] for head in ("mlm", "sbo") if head in sizes
@@ -161,7 +153,7 @@ def test_transformers_to_ours_to_transformers_keeps_every_name_and_bit(class_nam
     random_bert(class_name).save_pretrained(tmp_path)
     original = load_file(tmp_path / "model.safetensors")
     tensors = read_tensors(tmp_path / "model.safetensors")
-    params, report = from_tensors(tensors, MODEL, VOCAB, ROWS, SOURCE)
+    params, report = from_tensors(tensors, MODEL, VOCAB, shapes, SOURCE)
     assert report.left == ()
     again = to_tensors(params, VOCAB, np.dtype(np.float32))
     if class_name == "BertModel":  # whose own files have no prefix
@@ -202,7 +194,7 @@ def test_older_spellings_are_taken_whole(rename: Any, head: str) -> None:
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
 def test_half_precision_becomes_float32_of_the_same_values(dtype: Any) -> None:
     rng = np.random.default_rng(4)
-    ours = filled(shapes(MODEL, ROWS, COMBINATIONS["all"]), lambda shape: rng.normal(0, 2, shape).astype(np.float32))
+    ours = filled(shapes(COMBINATIONS["all"]), lambda shape: rng.normal(0, 2, shape).astype(np.float32))
     tensors = {name: view.astype(dtype) for name, view in named_views(ours, VOCAB).items()}
     params, _ = imported(tensors)
     for name, view in named_views(params, VOCAB).items():
@@ -288,7 +280,7 @@ def test_a_layer_more_or_less_than_the_configuration_says_is_an_error_that_names
 def test_weights_for_another_vocabulary_are_an_error_with_both_sizes() -> None:
     tensors = to_tensors(random_bits({}), VOCAB, np.dtype(np.float32))
     message = assert_refused(tensors | {WORD: tensors[WORD][:-3]}, WORD)
-    assert f"{VOCAB - 3} rows" in message and f"{VOCAB} pieces" in message
+    assert f"({VOCAB - 3}, {MODEL.embed})" in message and f"({VOCAB}, {MODEL.embed})" in message
 
 
 def test_tensors_of_no_bert_are_an_error_with_what_they_are() -> None:

@@ -16,10 +16,11 @@ from safetensors.numpy import load_file, save_file
 from spanbert_jax.convert.huggingface import SBO, Coverage, Params, named_views, to_tensors
 from spanbert_jax.convert.published_weights import PublishedWeights, open_published_weights
 from spanbert_jax.errors import UserError
-from spanbert_jax.model.encoder import padded_vocab, table_rows
+from spanbert_jax.model.encoder import table_rows
 from spanbert_jax.text.tokenizer import SPECIALS
 from tests.convert.test_fairseq import DECODERS, original_tensors, saved
 from tests.convert.test_huggingface import COMBINATIONS, MODEL, assert_same_bits, random_bert, random_bits
+from tests.support.published import load
 from tests.support.synthetic import VOCAB
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -61,9 +62,8 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def opened(path: Path, vocab: Path | None = None) -> tuple[PublishedWeights, dict[str, np.ndarray], Coverage]:
     """(published, its tensors under transformers' names, report)."""
     with open_published_weights(path, vocab) as published:
-        rows = table_rows(published.model, published.tokenizer.vocab_size)
-        params, report = published.load(rows)
-    assert params["embeddings"]["word"].shape[0] == rows
+        params, report = load(published)
+    assert len(params["embeddings"]["word"]) == table_rows(published.model, published.tokenizer.vocab_size)
     return published, named_views(params, published.model.vocab_rows or published.tokenizer.vocab_size), report
 
 
@@ -342,7 +342,7 @@ def test_temporary_files_last_as_long_as_the_release(hub: Path, tmp_path: Path, 
     path = archive(tmp_path / "model.tar.gz", {name: hub / name for name in WHOLE})
     with open_published_weights(path) as published:
         assert len(list(temporary.iterdir())) == 1
-        published.load(padded_vocab(VOCAB))
+        load(published)
     assert list(temporary.iterdir()) == []
     with pytest.raises(KeyError), open_published_weights(path):
         raise KeyError("the caller's")
@@ -376,6 +376,6 @@ def test_the_same_weights_under_older_names_in_a_pickle_are_the_same_parameters(
         shutil.copyfile(hub / name, tmp_path / name)
     torch.save(state, tmp_path / "pytorch_model.bin")
     with open_published_weights(tmp_path) as published:
-        again, report = published.load(padded_vocab(VOCAB))
+        again, report = load(published)
     assert_same_bits(again, params)
     assert report.left == ("cls.seq_relationship.weight",)

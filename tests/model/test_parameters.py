@@ -9,7 +9,7 @@ import pytest
 from spanbert_jax import config as configuration
 from spanbert_jax.model import encoder, linear_heads, pretraining_heads, span_head
 from spanbert_jax.model.families import FAMILIES
-from spanbert_jax.model.parameters import parameter_axes, rows
+from spanbert_jax.model.parameters import parameter_axes, parameter_shapes, rows
 from tests.support.synthetic import VOCAB, small_config
 
 
@@ -52,3 +52,23 @@ def test_a_parameter_that_two_rows_know_stops_the_start(monkeypatch: pytest.Monk
 
 def test_a_configuration_can_name_every_family_and_no_other() -> None:
     assert set(configuration.FAMILIES) == set(FAMILIES)
+
+
+@pytest.mark.parametrize(
+    ("task", "heads"),
+    [
+        ("pretraining", {"mlm": 0, "sbo": 7}),
+        ("question_answering", {"qa_outputs": 0}),
+        ("token_classification", {"classifier": 3}),
+        ("sequence_classification", {"pooler": 0, "classifier": 3}),
+    ],
+)
+def test_the_shapes_of_chosen_heads_are_those_of_the_model_that_has_them(task: str, heads: dict[str, int]) -> None:
+    config, key = small_config(masking={"max_span_offset": 7}), jax.random.key(0)
+    if task == "pretraining":
+        model = pretraining_heads.pretraining_model(config, VOCAB, "cpu")
+        params = jax.eval_shape(lambda: pretraining_heads.init_params(model, key))
+    else:
+        head = linear_heads.task_model(task, config, VOCAB, 3, "cpu")
+        params = jax.eval_shape(lambda: linear_heads.init_params(head, key))
+    assert parameter_shapes(config.model, VOCAB, heads) == jax.tree.map(lambda leaf: leaf.shape, params)

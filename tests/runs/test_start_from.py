@@ -23,10 +23,10 @@ from jax.experimental.compilation_cache import compilation_cache
 from spanbert_jax.config import Config, ModelConfig, from_dict
 from spanbert_jax.config_check import check
 from spanbert_jax.convert.export import Export, write_export
-from spanbert_jax.convert.huggingface import shapes
 from spanbert_jax.errors import UserError
 from spanbert_jax.files import new_directory
 from spanbert_jax.model.encoder import padded_vocab
+from spanbert_jax.model.parameters import parameter_shapes
 from spanbert_jax.serving.weights import open_weights
 from spanbert_jax.text.tokenizer import SPECIALS, Tokenizer, load_tokenizer
 from spanbert_jax.training.checkpoint import find_checkpoint, write_params
@@ -145,7 +145,7 @@ def random_params(model: ModelConfig, **heads: int) -> dict[str, Any]:
             array[vocab_size:] = 0
         return array
 
-    tree = shapes(model, padded_vocab(vocab_size), heads)
+    tree = parameter_shapes(model, vocab_size, heads)
     return jax.tree.map(leaf, tree, is_leaf=lambda node: isinstance(node, tuple))
 
 

@@ -23,9 +23,10 @@ from etils import epath
 from safetensors.numpy import load_file, save_file
 
 from spanbert_jax.config import Config, ModelConfig, flatten
-from spanbert_jax.convert.huggingface import Params, shapes
+from spanbert_jax.convert.huggingface import Params
 from spanbert_jax.model import pretraining_heads
 from spanbert_jax.model.encoder import padded_vocab
+from spanbert_jax.model.parameters import parameter_shapes
 from spanbert_jax.text.tokenizer import SPECIALS, Tokenizer, load_tokenizer
 from spanbert_jax.training.checkpoint import find_checkpoint, read_metadata, read_params, write_params
 from spanbert_jax.training.metadata import Metadata
@@ -54,7 +55,7 @@ def random_params(lowercase: bool = False, **heads: int) -> Params:
             array[vocab_size:] = 0
         return array
 
-    tree = shapes(MODEL, padded_vocab(vocab_size), heads)
+    tree = parameter_shapes(MODEL, vocab_size, heads)
     return jax.tree_util.tree_map_with_path(leaf, tree, is_leaf=lambda node: isinstance(node, tuple))
 
 

@@ -11,8 +11,8 @@ from etils import epath
 from rich.console import Console
 
 from spanbert_jax.config import Config, ModelConfig, OptimizerConfig, TrainConfig
-from spanbert_jax.convert.huggingface import shapes
 from spanbert_jax.errors import UserError
+from spanbert_jax.model.parameters import parameter_shapes
 from spanbert_jax.text.tokenizer import SPECIALS, Tokenizer
 from spanbert_jax.training.checkpoint import write_params
 from spanbert_jax.training.metadata import Metadata
@@ -35,7 +35,7 @@ def write(workdir: Path, **metadata: Any) -> dict[str, Any]:
     def draw(tree: Any) -> Any:
         return {name: draw(x) for name, x in tree.items()} if isinstance(tree, dict) else rng.normal(size=tree)
 
-    params = draw(shapes(MODEL, 128, {"mlm": 0, "sbo": 15}))
+    params = draw(parameter_shapes(MODEL, 128, {"mlm": 0, "sbo": 15}))
     optimizer = OptimizerConfig(learning_rate=0.5, warmup_steps=0, weight_decay=0.1)
     config = dataclasses.replace(Config(), model=MODEL, optimizer=optimizer, train=TrainConfig(steps=100))
     known = {"task": "pretraining", "step": 100, "config": config}

@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 
 from spanbert_jax.config import Config, from_dict
 from spanbert_jax.config_check import check
-from spanbert_jax.convert.huggingface import named_views, shapes, to_tensors
+from spanbert_jax.convert.huggingface import named_views, to_tensors
 from spanbert_jax.errors import UserError
 from spanbert_jax.metrics import squad
-from spanbert_jax.model.encoder import padded_vocab
 from spanbert_jax.model.linear_heads import task_model
+from spanbert_jax.model.parameters import parameter_shapes
 from spanbert_jax.runs import finetuning as finetuning_run
 from spanbert_jax.tasks.example_files import Role
 from spanbert_jax.tasks.finetuning import Learnt
@@ -276,7 +276,7 @@ def test_loss_gradients_and_logits_are_those_of_transformers() -> None:
     def leaf(path: tuple, shape: tuple[int, ...]) -> np.ndarray:
         return random.normal(float("scale" in jax.tree_util.keystr(path)), 0.3, shape).astype(np.float32)
 
-    tree = shapes(config.model, padded_vocab(VOCAB), {"qa_outputs": 0})
+    tree = parameter_shapes(config.model, VOCAB, {"qa_outputs": 0})
     params = jax.tree_util.tree_map_with_path(leaf, tree, is_leaf=lambda x: isinstance(x, tuple))
     task = QuestionAnswering(config, tokenizer_of("wordpiece"), Learnt())
     model = task_model("question_answering", config, VOCAB, 0, "cpu")
