@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 import sentencepiece
 
 from spanbert_jax.errors import UserError
-from spanbert_jax.text.tokenizer import Tokenizer, is_own_word
+from spanbert_jax.text.tokenizer import CJK, Tokenizer, is_own_word
 
 _DELIMITER = "\ue000"  # private use; marks, in training text only, where no piece may cross
 # Pieces even where the text has few of them: a punctuation mark that falls back to bytes is no word of its own.
@@ -101,11 +101,13 @@ def _word_edges() -> re.Pattern[str]:
 
 
 def _own_word_ranges() -> list[tuple[str, str]]:
-    ranges: list[tuple[str, str]] = []
-    for char in map(chr, range(sys.maxunicode + 1)):
-        if not is_own_word(char):
-            continue
-        if ranges and ord(ranges[-1][1]) == ord(char) - 1:
+    """(first, last) of the runs of characters for which `is_own_word` is true."""
+    chars = map(chr, range(sys.maxunicode + 1))
+    # The category alone is asked of a million characters: a call for each takes a second.
+    candidates = [char for char in chars if char < "\x80" or unicodedata.category(char)[0] == "P"]
+    ranges = [(chr(low), chr(high)) for low, high in CJK]
+    for char in filter(is_own_word, candidates):
+        if ord(ranges[-1][1]) == ord(char) - 1:
             ranges[-1] = (ranges[-1][0], char)
         else:
             ranges.append((char, char))

@@ -25,7 +25,7 @@ SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # in the order that n
 METADATA_FILE = "spanbert_tokenizer.json"
 VOCABULARY_FILES = {"wordpiece": "vocab.txt", "unigram": "spiece.model", "bpe": "spiece.model"}
 _SPACE = "▁"  # SentencePiece's mark of a word's beginning
-_CJK = (
+CJK = (
     (0x3400, 0x4DBF),
     (0x4E00, 0x9FFF),
     (0xF900, 0xFAFF),
@@ -193,7 +193,7 @@ def is_own_word(char: str) -> bool:
     """Punctuation as BERT has it (category P*, and every ASCII symbol), and the CJK characters."""
     if char.isascii():
         return char.isprintable() and not char.isalnum() and char != " "
-    return unicodedata.category(char)[0] == "P" or any(low <= ord(char) <= high for low, high in _CJK)
+    return unicodedata.category(char)[0] == "P" or any(low <= ord(char) <= high for low, high in CJK)
 
 
 def _wordpiece_boundaries(piece: str) -> tuple[bool, bool, bool]:

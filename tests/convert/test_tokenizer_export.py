@@ -31,17 +31,17 @@ def prose(shared_data: Path, names: Sequence[str]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def lines(shared_data: Path) -> list[str]:
-    """10,000 lines that the trained vocabularies have not seen."""
-    wiki = prose(shared_data, ["enwiki2015/wiki_31", "enwiki2015/wiki_44"])[:6000]
-    novels = prose(shared_data, ["novels/Blackmore_Lorna_1869.txt", "novels/Barclay_Rosary_1909.txt"])[:4000]
-    assert len(wiki + novels) == 10_000
+    """3,000 lines that the trained vocabularies have not seen."""
+    wiki = prose(shared_data, ["enwiki2015/wiki_31", "enwiki2015/wiki_44"])[:2000]
+    novels = prose(shared_data, ["novels/Blackmore_Lorna_1869.txt", "novels/Barclay_Rosary_1909.txt"])[:1000]
+    assert len(wiki + novels) == 3_000
     return wiki + novels
 
 
 @pytest.fixture(scope="module")
 def made(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Tokenizer, Path]]:
     """Our tokenizer of every kind, and the directory it was written to, a BERT's config.json beside it."""
-    text = prose(shared_data, ["enwiki2015/wiki_03"])
+    text = prose(shared_data, ["enwiki2015/wiki_03"])[:800]
     vocab = shared_data / "vocab"
     tokenizers = {
         "cased": wordpiece_from_vocab(vocab / "bert-base-cased-vocab.txt", lowercase=False),
@@ -69,12 +69,12 @@ def pair(written: tuple[Tokenizer, Path]) -> tuple[Tokenizer, Any]:
     return written[0], transformers.AutoTokenizer.from_pretrained(written[1])
 
 
-def test_exported_tokenizer_gives_our_ids_on_10000_real_lines(pair: tuple[Tokenizer, Any], lines: list[str]) -> None:
+def test_exported_tokenizer_gives_our_ids_on_3000_real_lines(pair: tuple[Tokenizer, Any], lines: list[str]) -> None:
     ours, theirs = pair
     ids = ours.encode_batch(lines)
-    assert sum(map(len, ids)) > 300_000
-    exported = theirs(lines, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
-    assert [line for line, a, b in zip(lines, ids, exported, strict=True) if a != b] == []
+    assert sum(map(len, ids)) > 90_000
+    exported = theirs.backend_tokenizer.encode_batch_fast(lines, add_special_tokens=False)
+    assert [line for line, a, b in zip(lines, ids, exported, strict=True) if a != b.ids] == []
 
 
 def test_differing_finds_the_lines_with_special_pieces_and_no_others(written: tuple[Tokenizer, Path]) -> None:
@@ -192,13 +192,13 @@ WHOLE = st.one_of(
 )
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
-@given(text=st.text(WHOLE, max_size=40).filter(lambda text: not SPECIAL.search(text)))
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(texts=st.lists(st.text(WHOLE, max_size=40).filter(lambda text: not SPECIAL.search(text)), min_size=15))
 @pytest.mark.parametrize("name", ["unigram", "bpe"])
 def test_sentencepiece_gives_our_ids_for_any_text_without_combining_characters(
-    made: dict[str, tuple[Tokenizer, Path]], name: str, text: str
+    made: dict[str, tuple[Tokenizer, Path]], name: str, texts: list[str]
 ) -> None:
-    assert differing(*made[name], [text]) == []
+    assert differing(*made[name], texts) == []
 
 
 def other_model(lines: Sequence[str], kind: str, **options: Any) -> Tokenizer:
@@ -232,9 +232,9 @@ def other_model(lines: Sequence[str], kind: str, **options: Any) -> Tokenizer:
 def test_sentencepiece_models_from_elsewhere_keep_their_ids(
     lines: list[str], tmp_path: Path, kind: str, options: dict[str, Any]
 ) -> None:
-    tokenizer = other_model(lines[::10], kind, **options)
+    tokenizer = other_model(lines[::15], kind, **options)
     write_tokenizer(tokenizer, tmp_path, 512)
-    text = [*lines[1:2000:4], "  two  spaces  here ", "one<sep>two<sep> three"]
+    text = [*lines[1:2000:10], "  two  spaces  here ", "one<sep>two<sep> three"]
     assert differing(tokenizer, tmp_path, text) == []
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     ids, first = tokenizer.encode("a cat"), len(tokenizer.encode("a"))
@@ -261,7 +261,7 @@ def test_bpe_merges_in_the_order_of_scores_whatever_that_of_ids(
 def test_a_sentencepiece_that_ends_words_with_spaces_is_refused_and_nothing_written(
     lines: list[str], tmp_path: Path
 ) -> None:
-    tokenizer = other_model(lines[::10], "unigram", treat_whitespace_as_suffix=True)
+    tokenizer = other_model(lines[::15], "unigram", treat_whitespace_as_suffix=True)
     with pytest.raises(UserError, match="treat_whitespace_as_suffix"):
         write_tokenizer(tokenizer, tmp_path, 512)
     assert not list(tmp_path.iterdir())
