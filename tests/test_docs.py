@@ -4,6 +4,7 @@ import copy
 import importlib
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -68,16 +69,17 @@ def test_a_command_of_the_pages_parses(page: str, command: str, monkeypatch: pyt
         return
     loaded = importlib.import_module(module)
     if module == "spanbert_jax.main" or module.removeprefix("tools.") in _BY_FLAGS:
-        parse_flags(module, given)
+        parse_flags(module, given, monkeypatch)
     else:
         monkeypatch.setattr(cli, "status", lambda work: 0)
         assert loaded.main(given) == 0, command
 
 
-def parse_flags(module: str, given: list[str]) -> None:
+def parse_flags(module: str, given: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Parses as `main.run_app` does, into flags of this call's own, and checks the configuration that comes of them."""
     if module == "tools.build_blocks":  # its other flags are Beam's
         given = [word for word in given if word.startswith("--config") or word.endswith(".py")]
+    monkeypatch.setattr(sys, "argv", [module, *given])  # where ml_collections looks for fields
     values = flags.FlagValues()
     config = config_flags.DEFINE_config_file("config", None, "", flag_values=values, lock_config=True)
     for flag in copies(module):
