@@ -24,6 +24,7 @@ def start(spec: dict[str, Any]) -> tuple[Answer, Any]:
 
     from benchmarks.train_side import TrainStep
     from spanbert_jax.training.checkpoint import Checkpoints
+    from spanbert_jax.training.metadata import Metadata
 
     step = TrainStep(spec)
 
@@ -33,7 +34,7 @@ def start(spec: dict[str, Any]) -> tuple[Answer, Any]:
             seconds = step.seconds(1)
             jax.block_until_ready(step.state)
             began = time.monotonic()
-            checkpoints.save(1, step.state, {"step": 1}, force=True)
+            checkpoints.save(1, step.state, Metadata("pretraining", 1, step.config), force=True)
             still = time.monotonic() - began
             checkpoints.close()
             written = time.monotonic() - began
