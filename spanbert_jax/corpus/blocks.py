@@ -8,7 +8,9 @@ A record is a serialised tf.train.Example with one int64 feature, input_ids: the
 """
 
 import dataclasses
+import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from spanbert_jax.text.tokenizer import Tokenizer
 SPLITS = ("train", "held_out")
 DATASET = "spanbert_blocks"
 METADATA_FILE = "metadata.json"
+_READ_AHEAD = 1000  # records
 FORMAT = 2  # of a directory of blocks; 1: up to 0.1.0, without this number and without the files' contents
 
 
@@ -68,7 +71,7 @@ class Blocks:
     def __init__(self, directory: Path, split: str, metadata: Metadata) -> None:
         self.metadata = metadata
         self._count = metadata.counts[split]["blocks"]
-        paths = sorted(directory.glob(f"{DATASET}-{split}.array_record-*"))
+        paths = _record_files(directory, split)
         options = "readahead_buffer_size:0,max_parallelism:0"  # best for random access, say array_record's own notes
         self._readers = [ArrayRecordReader(str(path), options) for path in paths]
         self._ends = np.cumsum([reader.num_records() for reader in self._readers])
@@ -158,6 +161,44 @@ def read_metadata(directory: Path | epath.Path) -> Metadata:
 def open_blocks(directory: Path, split: str) -> Blocks:
     """The blocks of "train" or "held_out"; raises UserError where there are none, or not as many as there should be."""
     return Blocks(directory, split, read_metadata(directory))
+
+
+def make_fingerprint(tokenizer_fingerprint: str, block_length: int, digests: Mapping[str, Sequence[str]]) -> str:
+    """`Metadata.fingerprint`, from split -> sha256, in hex, of the records of each of its files."""
+    in_order = [f"{split} {digest}" for split in SPLITS for digest in digests[split]]
+    return hashlib.sha256("\n".join([tokenizer_fingerprint, str(block_length), *in_order]).encode()).hexdigest()
+
+
+def check_records(directory: Path, metadata: Metadata) -> None:
+    """Raises UserError where the records are not those of the fingerprint.
+
+    Reads them only where a file of records changed after the metadata was written: a build writes the metadata last.
+    """
+    files = {split: _record_files(directory, split) for split in SPLITS}
+    changed = max((max(path.stat().st_mtime, path.stat().st_ctime) for of in files.values() for path in of), default=0)
+    if changed <= (directory / METADATA_FILE).stat().st_mtime:
+        return
+    digests = {split: [_digest(path) for path in of] for split, of in files.items()}
+    if make_fingerprint(metadata.tokenizer_fingerprint, metadata.block_length, digests) != metadata.fingerprint:
+        raise UserError(
+            f"{directory}: the records are not those that {METADATA_FILE} was written for; restore both, or delete the "
+            "directory, so that it is built again"
+        )
+
+
+def _record_files(directory: Path, split: str) -> list[Path]:
+    return sorted(directory.glob(f"{DATASET}-{split}.array_record-*"))
+
+
+def _digest(path: Path) -> str:
+    """sha256, in hex, of the records of a file one after another."""
+    digest = hashlib.sha256()
+    reader = ArrayRecordReader(str(path), "readahead_buffer_size:0,max_parallelism:0")
+    count = reader.num_records()
+    for start in range(0, count, _READ_AHEAD):
+        for record in reader.read(range(start, min(start + _READ_AHEAD, count))):
+            digest.update(record)
+    return digest.hexdigest()
 
 
 def check_blocks(metadata: Metadata, config: Config, tokenizer: Tokenizer) -> None:

@@ -26,7 +26,16 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 import spanbert_jax
 from spanbert_jax.config import Config, CorpusConfig, TokenizerConfig
-from spanbert_jax.corpus.blocks import DATASET, FORMAT, METADATA_FILE, SPLITS, Metadata, lengths_file, source_fields
+from spanbert_jax.corpus.blocks import (
+    DATASET,
+    FORMAT,
+    METADATA_FILE,
+    SPLITS,
+    Metadata,
+    lengths_file,
+    make_fingerprint,
+    source_fields,
+)
 from spanbert_jax.corpus.sources import read_corpus
 from spanbert_jax.corpus.vocabulary_fit import SAMPLE_PIECES, check_fit
 from spanbert_jax.errors import UserError
@@ -249,8 +258,7 @@ def write_metadata(
     _write_tfds_metadata(build, shards)
     for split in SPLITS:
         np.save(build / lengths_file(split), np.concatenate([shard.lengths for shard in shards[split]]))
-    digests = [f"{split} {shard.digest}" for split in SPLITS for shard in shards[split]]
-    made_from = [tokenizer.fingerprint, str(config.data.block_length), *digests]
+    digests = {split: [shard.digest for shard in shards[split]] for split in SPLITS}
     names = ("documents", "sentences", "pieces")
     metadata = Metadata(
         format=FORMAT,
@@ -264,7 +272,7 @@ def write_metadata(
             for split in SPLITS
         },
         piece_counts=piece_counts,
-        fingerprint=hashlib.sha256("\n".join(made_from).encode()).hexdigest(),
+        fingerprint=make_fingerprint(tokenizer.fingerprint, config.data.block_length, digests),
     )
     fields = dataclasses.asdict(metadata) | {"piece_counts": piece_counts.tolist()}
     (build / METADATA_FILE).write_text(json.dumps(fields) + "\n", encoding="utf-8")

@@ -31,7 +31,8 @@ from spanbert_jax.corpus.beam_inputs import Input, find_inputs, read_input
 from spanbert_jax.corpus.blocks import METADATA_FILE, SPLITS, is_block_file, read_metadata
 from spanbert_jax.corpus.build import Shard, ShardWriter
 from spanbert_jax.corpus.sources import check_sides
-from spanbert_jax.corpus.vocabulary_fit import check_fit, describe_blocks
+from spanbert_jax.corpus.summary import describe_blocks
+from spanbert_jax.corpus.vocabulary_fit import check_fit
 from spanbert_jax.errors import UserError
 from spanbert_jax.text.block_making import BlockMaker
 from spanbert_jax.text.documents import Document

@@ -7,7 +7,6 @@ unknown never without a warning. A model learns nothing from a piece that stands
 import numpy as np
 
 from spanbert_jax.config import Config
-from spanbert_jax.corpus.blocks import Metadata
 from spanbert_jax.errors import UserError
 from spanbert_jax.text.tokenizer import Tokenizer
 
@@ -33,19 +32,6 @@ def check_fit(config: Config, tokenizer: Tokenizer, piece_counts: np.ndarray) ->
 def describe_share(share: float) -> str:
     """ "12.3% of the pieces are [UNK]"."""
     return f"{share:.2%} of the pieces are [UNK]" if share < 0.1 else f"{share:.0%} of the pieces are [UNK]"
-
-
-def describe_blocks(config: Config, tokenizer: Tokenizer, metadata: Metadata) -> list[str]:
-    """What a build ends with: counts, and a warning where `WARNED_SHARE` of the pieces or more are [UNK]."""
-    train, held_out = metadata.counts["train"], metadata.counts["held_out"]
-    share = unknown_share(tokenizer.unk_id, metadata.piece_counts)
-    lines = [
-        f"Blocks: {train['blocks']:,} of {train['documents']:,} documents for training, {held_out['blocks']:,} of "
-        f"{held_out['documents']:,} held out; {describe_share(share)}"
-    ]
-    if share >= WARNED_SHARE:
-        lines.append(f"warning: {describe_share(share)}, from which nothing is learnt; {advice(config, tokenizer)}")
-    return lines
 
 
 def advice(config: Config, tokenizer: Tokenizer) -> str:

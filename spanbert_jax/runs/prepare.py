@@ -24,7 +24,7 @@ from spanbert_jax.corpus import build as building
 from spanbert_jax.corpus import cache as block_cache
 from spanbert_jax.corpus.cache import cache_directory
 from spanbert_jax.corpus.sources import changed_sources, check_documents
-from spanbert_jax.corpus.vocabulary_fit import describe_blocks
+from spanbert_jax.corpus.summary import describe_blocks
 from spanbert_jax.errors import UserError
 from spanbert_jax.files import bucket_errors, is_remote, make_directory
 from spanbert_jax.serving.weights import open_weights
@@ -130,6 +130,8 @@ def _check(config: Config, tokenizer: Tokenizer, data: Path | epath.Path, resume
     _check_tokenizer(config, tokenizer, data / "tokenizer")
     metadata = block_data.read_metadata(data / "blocks")
     block_data.check_blocks(metadata, config, tokenizer)
+    if not is_remote(data):
+        block_data.check_records(Path(data) / "blocks", metadata)
     built_at = epath.Path(data / "blocks" / block_data.METADATA_FILE).stat().mtime
     changes = changed_sources(metadata.sources, config.corpus, built_at)
     if not changes:

@@ -277,6 +277,29 @@ def test_blocks_of_format_1_open_and_those_of_a_newer_format_are_refused(
         read_metadata(tmp_path / "blocks")
 
 
+def test_records_that_are_not_those_of_the_fingerprint_are_refused(
+    config: Config, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_blocks(config, tokenizer, tmp_path / "blocks")
+    metadata = read_metadata(tmp_path / "blocks")
+    with monkeypatch.context() as patch:
+        patch.setattr(blocks, "ArrayRecordReader", None)  # a build's own files are not read again
+        blocks.check_records(tmp_path / "blocks", metadata)
+    path = next((tmp_path / "blocks").glob("*train.array_record*"))
+    records = open_blocks(tmp_path / "blocks", "train").read(np.arange(metadata.counts["train"]["blocks"]))
+    for order, refusal in (
+        (1, contextlib.nullcontext()),
+        (-1, pytest.raises(UserError, match="blocks: the records are")),
+    ):
+        path.unlink()
+        writer = ArrayRecordWriter(str(path), "group_size:1")
+        for record in records[::order]:
+            writer.write(record)
+        writer.close()
+        with refusal:
+            blocks.check_records(tmp_path / "blocks", metadata)
+
+
 def test_blocks_from_before_there_were_lengths_and_wrong_lengths_are_told(
     config: Config, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:

@@ -1,14 +1,15 @@
-"""Text that a vocabulary does not know is warned about from a hundredth and refused from a fifth."""
+"""Text that a vocabulary does not know is warned about from a hundredth and refused from a fifth; so are few blocks."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from spanbert_jax.config import Config, CorpusConfig, DataConfig, TokenizerConfig
+from spanbert_jax.config import Config, CorpusConfig, DataConfig, TokenizerConfig, TrainConfig
 from spanbert_jax.corpus.blocks import Metadata, read_metadata
 from spanbert_jax.corpus.build import build_blocks, tokenizer_from_file
-from spanbert_jax.corpus.vocabulary_fit import check_fit, describe_blocks
+from spanbert_jax.corpus.summary import describe_blocks
+from spanbert_jax.corpus.vocabulary_fit import check_fit
 from spanbert_jax.errors import UserError
 from spanbert_jax.text.tokenizer import Tokenizer
 
@@ -22,6 +23,7 @@ def setup(tmp_path: Path, pieces: list[str], text: str = "", lowercase: bool = F
         corpus=CorpusConfig(files=f"{tmp_path}/a.txt", held_out=0.2, workers=1),
         tokenizer=TokenizerConfig(kind="wordpiece", vocab_file=f"{tmp_path}/vocab.txt", lowercase=lowercase),
         data=DataConfig(block_length=16),
+        train=TrainConfig(batch_size=4),
     )
     tokenizer = tokenizer_from_file(config.tokenizer)
     assert tokenizer
@@ -49,6 +51,8 @@ def test_a_fifth_is_refused_and_a_hundredth_is_warned_about(tmp_path: Path) -> N
         check_fit(config, tokenizer, counts(tokenizer, 200))
     assert len(lines(9)) == 1 and lines(9)[0].endswith("7 of 7 held out; 0.90% of the pieces are [UNK]")
     assert len(lines(10)) == 2 and lines(10)[1].startswith("warning: 1.00% of the pieces are [UNK]")
+    sides["train"]["blocks"], sides["held_out"]["documents"] = 3, 1
+    assert "3 blocks, fewer than the 4 rows of a batch" in lines(0)[1] and "rest on 1 of 8 documents" in lines(0)[2]
 
 
 def test_the_advice_for_an_uncased_vocabulary_works(tmp_path: Path) -> None:
@@ -60,7 +64,7 @@ def test_the_advice_for_an_uncased_vocabulary_works(tmp_path: Path) -> None:
     config, tokenizer = setup(tmp_path, ["the", "dog", "barks", "."], text, lowercase=True)
     build_blocks(config, tokenizer, tmp_path / "blocks")
     lines = describe_blocks(config, tokenizer, read_metadata(tmp_path / "blocks"))
-    assert len(lines) == 1 and lines[0].endswith("; 0.00% of the pieces are [UNK]")
+    assert lines[0].endswith("; 0.00% of the pieces are [UNK]")
 
 
 def test_a_build_stops_at_its_first_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,36 @@
+"""What a person should know of blocks before hours of training on them.
+
+Invariant: every warning says what to change.
+"""
+
+from spanbert_jax.config import Config
+from spanbert_jax.corpus.blocks import Metadata
+from spanbert_jax.corpus.vocabulary_fit import WARNED_SHARE, advice, describe_share, unknown_share
+from spanbert_jax.text.tokenizer import Tokenizer
+
+_FEW_DOCUMENTS = 5  # held out, on which metrics rest that one document can turn
+
+
+def describe_blocks(config: Config, tokenizer: Tokenizer, metadata: Metadata) -> list[str]:
+    """A line of counts, and a warning for each thing that training would suffer from."""
+    train, held_out = metadata.counts["train"], metadata.counts["held_out"]
+    share = unknown_share(tokenizer.unk_id, metadata.piece_counts)
+    lines = [
+        f"Blocks: {train['blocks']:,} of {train['documents']:,} documents for training, {held_out['blocks']:,} of "
+        f"{held_out['documents']:,} held out; {describe_share(share)}"
+    ]
+    if share >= WARNED_SHARE:
+        lines.append(f"warning: {describe_share(share)}, from which nothing is learnt; {advice(config, tokenizer)}")
+    if train["blocks"] < config.train.batch_size:
+        lines.append(
+            f"warning: training has {train['blocks']:,} blocks, fewer than the {config.train.batch_size:,} rows of a "
+            "batch, so every step takes all of them and fills up with empty rows; give more text, or a smaller "
+            "--config.train.batch_size"
+        )
+    if held_out["documents"] < _FEW_DOCUMENTS:
+        lines.append(
+            f"warning: the held-out metrics will rest on {held_out['documents']:,} of "
+            f"{train['documents'] + held_out['documents']:,} documents; give more documents, or a larger "
+            "--config.corpus.held_out, and another --workdir"
+        )
+    return lines
