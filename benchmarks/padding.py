@@ -20,6 +20,7 @@ from benchmarks.corpus import corpus_config, prepared
 from benchmarks.measure import Options, Row, Side, alternate, median, need_text, started
 from configs import base
 from spanbert_jax.config import Config
+from spanbert_jax.files import written_aside
 
 _WORDS = 250  # of an article, in the second corpus
 _STEP = {"size": "small", "dropout": "both", "length": 512, "batch": 8}
@@ -96,12 +97,10 @@ def cut_articles(source: Path, target: Path, words: int) -> None:
     """Writes the documents of a directory, cut to their first `words` words, as JSON lines."""
     from spanbert_jax.text.documents import find_files, read_files
 
-    aside = target.with_suffix(".tmp")
-    aside.parent.mkdir(parents=True, exist_ok=True)
-    with aside.open("w", encoding="utf-8") as file:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with written_aside(target) as aside, aside.open("w", encoding="utf-8") as file:
         for document in read_files(find_files(str(source / "**" / "*")), "file"):
             file.write(json.dumps({"text": " ".join(document.text.split()[:words])}) + "\n")
-    aside.replace(target)
 
 
 def share_of_allowed(ours: Answer, theirs: Answer) -> float:

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from benchmarks.measure import Row
 from spanbert_jax.errors import UserError
+from spanbert_jax.files import written_aside
 
 _COLUMNS = ("what", "ours", "theirs", "ratio")
 
@@ -126,10 +127,9 @@ def plot(rows: list[Row], path: Path) -> None:
 
 def write(path: Path, text: str) -> None:
     """Writes aside, then renames; raises UserError where it cannot."""
-    aside = path.with_name(f".{path.name}.tmp")
     try:
-        aside.write_text(text, encoding="utf-8")
-        aside.replace(path)
+        with written_aside(path) as aside:
+            aside.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}); name another file") from error
 

@@ -1,17 +1,20 @@
 """How every command line of this project is parsed, and how it ends.
 
-Invariant: a user's mistake ends in one line on stderr and exit status 1, without a traceback. Ctrl-C ends with
-STOPPED_EARLY. This module imports no heavy library.
+Invariant: a user's mistake and a full disk end in one line on stderr and exit status 1, without a traceback. Ctrl-C
+ends with STOPPED_EARLY. This module imports no heavy library.
 """
 
 import argparse
 import os
 import sys
+import threading
 from collections.abc import Callable
+from typing import Any
 
 from absl import logging
 
 from spanbert_jax.errors import UserError
+from spanbert_jax.files import full_disk
 
 STOPPED_EARLY = 75  # EX_TEMPFAIL: asked to stop, and the same command goes on
 
@@ -26,9 +29,13 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
 def status(work: Callable[[], int | None]) -> int:
     """Does the work and returns the exit status: what `work` returns (None: 0), 1 after a mistake, STOPPED_EARLY after
     Ctrl-C."""
-    logging.set_verbosity(logging.ERROR)  # Orbax logs 30 lines a checkpoint
+    logging.set_verbosity(logging.FATAL)  # Orbax logs 30 lines a checkpoint, and a traceback before it raises an error
+    threading.excepthook = _Quiet.over(threading.excepthook)  # TensorBoard's writer raises in its thread as well
+    sys.unraisablehook = _Quiet.over(sys.unraisablehook)  # a file that is closed at exit fails once more
     try:
-        return work() or 0
+        done = work() or 0
+        sys.stdout.flush()
+        return done
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -36,8 +43,38 @@ def status(work: Callable[[], int | None]) -> int:
         print("stopped; the same command goes on", file=sys.stderr)
         return STOPPED_EARLY
     except BrokenPipeError:  # the reader of standard output, such as head, has all that it wants
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is left to complain at exit
+        _drop_output()
         return 1
+    except Exception as error:
+        line = full_disk(error)
+        if not line:
+            raise
+        _drop_output()
+        print(f"error: {line}", file=sys.stderr)
+        return 1
+
+
+def _drop_output() -> None:
+    """Sends what standard output cannot take nowhere, so that nothing complains at exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class _Quiet:
+    """A hook for exceptions in threads and destructors that says nothing of a full disk: `status` says it once."""
+
+    def __init__(self, hook: Callable[[Any], Any]):
+        self._hook = hook
+
+    @classmethod
+    def over(cls, hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        return hook if isinstance(hook, cls) else cls(hook)
+
+    def __call__(self, late: Any) -> None:
+        if late.exc_value is None or not full_disk(late.exc_value):
+            self._hook(late)
 
 
 def use_huge_pages() -> None:

@@ -1,14 +1,16 @@
 """Files and directories: where they may lie, and how they come into being.
 
-Invariant: a file or directory has its own name only when it is whole. It is written aside and then renamed.
+Invariant: a file or directory has its own name only when it is whole. It is written aside and then renamed. A full
+disk ends in a UserError with the path and the free space, never with half a file.
 """
 
 import contextlib
 import errno
+import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,17 +19,76 @@ from etils import epath
 from spanbert_jax.errors import UserError
 
 _CLIENTS = ("tensorflow", "gcsfs", "google", "aiohttp")  # whose errors are a bucket's; all but OSErrors are their own
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, no quota, over the limit of a file's size
 _AnyPath = TypeVar("_AnyPath", Path, epath.Path)
+
+
+def full_disk(error: BaseException, path: str | os.PathLike[str] = "") -> str:
+    """One line about an error that a full disk, a used-up quota or a limit on file sizes caused; "" for any other.
+
+    path: for the line; otherwise the file that the error names. Libraries in C++ and Rust raise errors of their own,
+    whose text has the system's words.
+    """
+    cause: BaseException | None = error
+    while cause:
+        number = cause.errno if isinstance(cause, OSError) else None
+        found = number if number in _FULL else next((n for n in _FULL if os.strerror(n) in str(cause)), None)
+        if found:
+            named = os.fspath(path) or str(getattr(cause, "filename", None) or "")
+            why = f"({os.strerror(found)}{_free(named)}); make room and start again"
+            return f"{named or 'a file or standard output'}: cannot be written {why}"
+        cause = cause.__cause__ or cause.__context__
+    return ""
+
+
+def _free(path: str) -> str:
+    if is_remote(path) or not path:
+        return ""
+    there = next(folder for folder in Path(path).absolute().parents if folder.exists())
+    return f"; {shutil.disk_usage(there).free / 1e9:,.3f} GB are free in {there}"
+
+
+@contextlib.contextmanager
+def disk_errors(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turns an error of a full disk into a UserError that names `path`; other errors pass."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if line := full_disk(error, path):
+            raise UserError(line) from error
+        raise
+
+
+@contextlib.contextmanager
+def locked(path: str | os.PathLike[str], busy: Callable[[], None]) -> Iterator[None]:
+    """Only one process of this machine at a time is inside, for the lock file `path`, which stays.
+
+    busy: called where another process is inside, before the wait for it; what it raises is raised. Raises OSError
+    where the file cannot be made.
+    """
+    with open(path, "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            busy()
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @contextlib.contextmanager
 def written_aside(path: _AnyPath) -> Iterator[_AnyPath]:
     """A path beside `path` to write a file to, which takes the name `path` when the block ends without an error, and
-    else disappears. The name begins with a dot, so that no pattern such as *.txt takes the unfinished file."""
+    else disappears. The name begins with a dot, so that no pattern such as *.txt takes the unfinished file.
+
+    Raises UserError where the disk is full.
+    """
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield aside
-        aside.replace(path)
+        with disk_errors(path):
+            yield aside
+            aside.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
             aside.unlink(missing_ok=True)
@@ -81,15 +142,18 @@ def make_directory(path: os.PathLike[str], flag: str) -> None:
 def new_directory(path: Path, flag: str) -> Iterator[Path]:
     """A directory to write into that takes the name `path` when the block ends without an error, and else disappears.
 
-    Raises UserError, naming the flag to change, where `path` is there and not empty, or cannot be made.
+    Raises UserError, naming the flag to change, where `path` is there and not empty, or cannot be made; and where the
+    disk is full.
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path}: exists and is not an empty directory; choose another {flag}, or remove it")
     make_directory(path.parent, flag)
-    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    aside.chmod(0o755)  # mkdtemp's is for its owner alone
+    with disk_errors(path):
+        aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
-        yield aside
-        aside.replace(path)
+        with disk_errors(path):
+            aside.chmod(0o755)  # mkdtemp's is for its owner alone
+            yield aside
+            aside.replace(path)
     finally:
         shutil.rmtree(aside, ignore_errors=True)

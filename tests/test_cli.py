@@ -1,5 +1,7 @@
 """Command lines end as cli.py promises."""
 
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -48,6 +50,45 @@ def test_a_reader_that_goes_away_is_no_mistake() -> None:
         assert process.stdout.readline() == "0\n"
         process.stdout.close()
         assert process.stderr.read() == ""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+        OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)),
+        OSError(errno.EFBIG, os.strerror(errno.EFBIG)),
+    ],
+    ids=lambda error: error.strerror,
+)
+def test_a_full_disk_ends_in_one_line_with_the_path_and_what_is_free(
+    error: OSError, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error.filename = str(tmp_path / "model")
+    assert raises(error) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {tmp_path}/model: cannot be written ({error.strerror}; ") and said.count("\n") == 1
+    assert f"GB are free in {tmp_path}); make room and start again" in said
+
+
+def test_a_library_s_own_error_of_a_full_disk_is_told_by_its_words(capsys: pytest.CaptureFixture[str]) -> None:
+    """As safetensors, tensorstore and a pipeline that wraps another error raise them."""
+    assert raises(RuntimeError('IoError(Os { code: 28, message: "No space left on device" })')) == 1
+    wrapped = RuntimeError("stage 3")
+    wrapped.__cause__ = ValueError("Error writing local file [OS error 28: ENOSPC No space left on device]")
+    assert raises(wrapped) == 1
+    assert capsys.readouterr().err.count("cannot be written (No space left on device); make room") == 2
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        raises(RuntimeError("a fault of ours"))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_a_full_disk_behind_standard_output_is_one_line() -> None:
+    script = "import sys\nfrom spanbert_jax import cli\nsys.exit(cli.status(lambda: print('x' * 10)))"
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert "standard output: cannot be written (No space left on device)" in done.stderr
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="huge pages are glibc's")

@@ -18,7 +18,7 @@ ALLOWED: dict[str, set[str]] = {
     "batch": {"config"},
     "config_check": {"config", "errors"},
     "files": {"errors"},
-    "cli": {"errors"},
+    "cli": {"errors", "files"},
     "tensorflow_settings": set(),
     "text": {"errors", "config", "files"},
     "metrics": {"errors"},

@@ -25,6 +25,7 @@ from absl import flags
 from spanbert_jax.batch import abstract_batch
 from spanbert_jax.config import Config
 from spanbert_jax.errors import UserError
+from spanbert_jax.files import written_aside
 from spanbert_jax.main import config_file, run_app
 from spanbert_jax.model import pretraining_heads
 from spanbert_jax.tasks.pretraining_loss import objective
@@ -318,9 +319,8 @@ def main(config: Config, _: str) -> int:
 
 def _write(facts: dict[str, Any]) -> None:
     if JSON.value:
-        aside = Path(f"{JSON.value}.partial")
-        aside.write_text(json.dumps(facts, indent=2) + "\n")
-        aside.replace(JSON.value)
+        with written_aside(Path(JSON.value)) as aside:
+            aside.write_text(json.dumps(facts, indent=2) + "\n")
 
 
 def table(arguments: list[str]) -> int:

@@ -20,6 +20,7 @@ from rich.text import Text
 from spanbert_jax.batch import KEPT, MASK, RANDOM, REPLACEMENTS
 from spanbert_jax.config import Config
 from spanbert_jax.errors import UserError
+from spanbert_jax.files import written_aside
 from spanbert_jax.main import run_app
 from spanbert_jax.text.tokenizer import Tokenizer, word_starts
 
@@ -88,7 +89,8 @@ def main(config: Config, workdir: str) -> int:
         return 0
     shown = [describe_row(tokenizer, row) for row in first_rows(batches, ROWS.value)]
     if HTML.value:
-        Path(HTML.value).write_text(page(shown, workdir), encoding="utf-8")
+        with written_aside(Path(HTML.value)) as aside:
+            aside.write_text(page(shown, workdir), encoding="utf-8")
         console.print(f"Wrote {HTML.value}.")
     else:
         print_rows(console, shown)

@@ -10,7 +10,6 @@ once for each split and serialise every block in one process.
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import heapq
 import json
@@ -39,6 +38,7 @@ from spanbert_jax.corpus.blocks import (
 from spanbert_jax.corpus.sources import read_corpus
 from spanbert_jax.corpus.vocabulary_fit import SAMPLE_PIECES, check_fit
 from spanbert_jax.errors import UserError
+from spanbert_jax.files import disk_errors, locked, make_directory
 from spanbert_jax.text import worker_pool
 from spanbert_jax.text.block_making import BlockMaker, MadeBlocks
 from spanbert_jax.text.documents import Document, hash_text, in_share
@@ -316,20 +316,12 @@ def _write_tfds_metadata(build: Path, shards: Mapping[str, Sequence[Shard]]) -> 
 def _built_aside(directory: Path) -> Iterator[Path]:
     """A fresh directory beside `directory` that becomes it at the end; what a killed build left is deleted."""
     build = directory.with_name(directory.name + ".building")
-    try:
-        build.mkdir(parents=True, exist_ok=True)
-        lock = open(build / "lock", "w")  # noqa: SIM115
-    except OSError as error:
-        raise UserError(
-            f"cannot write to {build}: {error.strerror}; give another directory with --config.data.dir"
-        ) from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"another process is building in {build}; wait for it, or give another --config.data.dir"
-            ) from error
+    make_directory(build, "--config.data.dir")
+
+    def busy() -> None:
+        raise UserError(f"another process is building in {build}; wait for it, or give another --config.data.dir")
+
+    with disk_errors(directory), locked(build / "lock", busy):
         for path in build.iterdir():
             if path.name != "lock":
                 path.unlink()

@@ -7,7 +7,6 @@ metadata of the blocks is written last, so that half a copy is never taken for b
 
 import concurrent.futures
 import contextlib
-import fcntl
 import hashlib
 import os
 import shutil
@@ -20,6 +19,7 @@ from etils import epath
 
 from spanbert_jax.corpus.blocks import METADATA_FILE, SPLITS, Blocks, is_block_file, read_metadata
 from spanbert_jax.errors import UserError
+from spanbert_jax.files import locked, make_directory, new_directory
 from spanbert_jax.text.tokenizer import METADATA_FILE as TOKENIZER_FILE
 from spanbert_jax.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -51,19 +51,20 @@ def fetch(data: epath.Path, cache: Path, report: Report) -> Path:
     with _locked(target, report):
         if target.is_dir():
             return target
-        partial = _empty(target.with_suffix(".partial"))
-        copies = [copy for folder in ("tokenizer", "blocks") for copy in _files(data / folder, partial / folder)]
-        needed, free = sum(size for *_, size in copies), shutil.disk_usage(cache).free
-        if needed > free:
-            raise UserError(
-                f"{cache}: the blocks in {data} take {needed / 1e9:,.2f} GB, and {free / 1e9:,.2f} GB are free; "
-                "name another disk with --config.data.cache_dir"
-            )
-        _copy_all(copies, report)
-        for split in SPLITS:  # their counts
-            Blocks(partial / "blocks", split, metadata)
-        load_tokenizer(partial / "tokenizer")
-        partial.rename(target)
+        for left in cache.glob(f".{target.name}.*"):  # by a process that was killed
+            shutil.rmtree(left)
+        with new_directory(target, "--config.data.cache_dir") as partial:
+            copies = [copy for folder in ("tokenizer", "blocks") for copy in _files(data / folder, partial / folder)]
+            needed, free = sum(size for *_, size in copies), shutil.disk_usage(cache).free
+            if needed > free:
+                raise UserError(
+                    f"{cache}: the blocks in {data} take {needed / 1e9:,.2f} GB, and {free / 1e9:,.2f} GB are free; "
+                    "name another disk with --config.data.cache_dir"
+                )
+            _copy_all(copies, report)
+            for split in SPLITS:  # their counts
+                Blocks(partial / "blocks", split, metadata)
+            load_tokenizer(partial / "tokenizer")
     return target
 
 
@@ -158,26 +159,11 @@ def _copy_all(copies: Sequence[_Copy], report: Report) -> None:
     report(1.0, f"{total / 1e9:,.2f} GB")
 
 
-def _empty(directory: Path) -> Path:
-    shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir()
-    return directory
-
-
 @contextlib.contextmanager
 def _locked(directory: Path, report: Report) -> Iterator[None]:
     """Only one process of this host at a time is inside, for a directory."""
-    try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        lock = open(f"{directory}.lock", "w")  # noqa: SIM115
-    except OSError as error:
-        raise UserError(
-            f"{directory.parent}: cannot write there ({error.strerror}); choose another with --config.data.cache_dir"
-        ) from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            report(None, "waiting for another process of this machine, which is at it")
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    make_directory(directory.parent, "--config.data.cache_dir")
+    with locked(
+        f"{directory}.lock", lambda: report(None, "waiting for another process of this machine, at work on it")
+    ):
         yield

@@ -22,7 +22,7 @@ from spanbert_jax.batch import Batch
 from spanbert_jax.batches.feed import feed
 from spanbert_jax.config import Config
 from spanbert_jax.errors import UserError
-from spanbert_jax.files import make_directory
+from spanbert_jax.files import disk_errors, make_directory, new_directory, written_aside
 from spanbert_jax.runs.prepare import given_tokenizer
 from spanbert_jax.runs.start_from import adopt, initial_params
 from spanbert_jax.serving.answers import TaskPredictor, kept_metrics, rows_of, warn_of_cuts
@@ -87,11 +87,9 @@ def _tokenizer(config: Config, workdir: Path) -> Tokenizer:
         tokenizer = given_tokenizer(config)  # in every process, so that a mistake ends all of them
         assert tokenizer is not None  # config_check
         if jax.process_index() == 0:
-            aside = workdir / "tokenizer.tmp"
-            for old in (aside, kept):
-                shutil.rmtree(old, ignore_errors=True)
-            tokenizer.save(aside)
-            aside.rename(kept)
+            shutil.rmtree(kept, ignore_errors=True)
+            with new_directory(kept, "--workdir") as aside:
+                tokenizer.save(aside)
     _wait()
     return load_tokenizer(kept)
 
@@ -197,7 +195,8 @@ def _predict(config: Config, data: Data[ExampleT, ModelT], place: Path) -> dict[
     predictions = predictor.predictions(predictor.place(read_params(checkpoint)), data.examples, data.dev, tuned)
     if jax.process_index() == 0:
         write_jsonl(predictions, place / "predictions.jsonl")
-        file = data.task.write(data.examples, predictions, place)
+        with disk_errors(place):
+            file = data.task.write(data.examples, predictions, place)
         print(f"\nBest checkpoint: {checkpoint}\nPredictions:     {file} and {place / 'predictions.jsonl'}")
     return data.task.metrics(data.examples, predictions)
 
@@ -206,9 +205,8 @@ def _report(
     task: FineTuning[ExampleT, ModelT], results: list[dict[str, float]], baseline: dict[str, float], workdir: Path
 ) -> None:
     """Prints the metrics of every trial, and keeps them in results.json, which says that the run is finished."""
-    aside = workdir / "results.json.tmp"
-    aside.write_text(json.dumps({"best": task.best, "trials": results, "baseline": baseline}, indent=2) + "\n")
-    aside.replace(workdir / "results.json")
+    with written_aside(workdir / "results.json") as aside:
+        aside.write_text(json.dumps({"best": task.best, "trials": results, "baseline": baseline}, indent=2) + "\n")
     table = Table("metric", *([f"trial {i}" for i in range(len(results))] if len(results) > 1 else ["dev"]), box=None)
     if len(results) > 1:
         table.add_column("mean")

@@ -26,7 +26,7 @@ from spanbert_jax.corpus.cache import cache_directory
 from spanbert_jax.corpus.sources import changed_sources, check_documents
 from spanbert_jax.corpus.summary import describe_blocks
 from spanbert_jax.errors import UserError
-from spanbert_jax.files import bucket_errors, is_remote, make_directory
+from spanbert_jax.files import bucket_errors, is_remote, make_directory, new_directory, written_aside
 from spanbert_jax.serving.weights import open_weights
 from spanbert_jax.text import tokenizer as tokenizers
 from spanbert_jax.text.documents import match_files
@@ -174,13 +174,10 @@ def _make_tokenizer(config: Config, directory: Path) -> Tokenizer:
             f"{directory} exists and holds no tokenizer of ours; give another --config.data.dir, or move it"
         )
     tokenizer = given or _train_tokenizer(config)
-    aside = directory.with_name("tokenizer.tmp")
-    for old in (aside, directory):
-        shutil.rmtree(old, ignore_errors=True)
-    aside.mkdir()
-    tokenizer.save(aside)
-    (aside / _NOTE).write_text(made_from)
-    aside.rename(directory)
+    shutil.rmtree(directory, ignore_errors=True)
+    with new_directory(directory, "--config.data.dir") as aside:
+        tokenizer.save(aside)
+        (aside / _NOTE).write_text(made_from)
     return tokenizer
 
 
@@ -232,6 +229,5 @@ def _copy_tokenizer(source: Path, target: epath.Path) -> None:
         target.mkdir(parents=True, exist_ok=True)
         files = [path for path in source.iterdir() if path.name != _NOTE]
         for path in sorted(files, key=lambda path: path.name == tokenizers.METADATA_FILE):  # it says that all are there
-            aside = target / f"{path.name}.tmp"
-            aside.write_bytes(path.read_bytes())
-            aside.replace(target / path.name)
+            with written_aside(target / path.name) as aside:
+                aside.write_bytes(path.read_bytes())

@@ -7,7 +7,7 @@ where that cannot be done, marks it when it is complete.
 
 import contextlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from spanbert_jax.config import TrainConfig
 from spanbert_jax.errors import UserError
-from spanbert_jax.files import absolute
+from spanbert_jax.files import absolute, disk_errors, is_remote
 from spanbert_jax.training.metadata import Metadata, from_json
 
 # The parts of a run's directory that make its checkpoints: folders of steps, and the vocabulary of all of them.
@@ -46,40 +46,78 @@ class Checkpoints:
             ),
         )
 
-    def latest(self) -> int | None:
-        """The newest step that was saved whole."""
-        return self._manager.latest_step()
+    def restore_newest(self, abstract: Any, check: Callable[[Metadata], None]) -> tuple[int, Any] | None:
+        """(step, state) of the newest checkpoint that is whole; None where there is no checkpoint.
 
-    def metadata(self, step: int) -> Metadata:
-        """What was saved beside the state; raises UserError where it cannot be read."""
-        saved = self._restore(step, metadata=ocp.args.JsonRestore())["metadata"]
-        return from_json(saved, f"{self._manager.directory}/{step}")
-
-    def restore(self, step: int, abstract: Any) -> Any:
-        """The state, laid out as `abstract` (ShapeDtypeStructs with shardings) says, whatever mesh wrote it.
-
-        Raises UserError where the files do not hold such a state.
+        abstract: the state's ShapeDtypeStructs with shardings, by which it is laid out whatever mesh wrote it.
+        check: raises UserError for a checkpoint to which this run must not go back.
+        A damaged checkpoint is renamed to STEP.damaged, with a line on stderr, and an earlier one is taken. Raises
+        UserError where none is whole; where one is damaged and several processes or a bucket forbid to rename it; and
+        where one is whole and holds another model's state.
         """
-        return self._restore(step, state=ocp.args.StandardRestore(abstract))["state"]
+        damaged: dict[int, str] = {}
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                with _orbax_errors():
+                    saved = self._restore(step, metadata=ocp.args.JsonRestore())["metadata"]
+                    check(from_json(saved, self._name(step)))
+                    state = self._restore(step, state=ocp.args.StandardRestore(abstract))["state"]
+            except _Damaged as error:
+                self._check_shapes(step, abstract)
+                damaged[step] = str(error)
+                if jax.process_count() == 1 and not is_remote(self._manager.directory):
+                    continue
+                break
+            self._set_aside(damaged, step)
+            return step, state
+        if damaged:
+            step = max(damaged)
+            raise UserError(
+                f"{self._name(step)}: this checkpoint is damaged ({damaged[step]}); move that directory away to go on "
+                "from an earlier one, or, where there is none, to begin anew"
+            )
+        return None
+
+    def _name(self, step: int) -> str:
+        return f"{self._manager.directory}/{step}"
 
     def _restore(self, step: int, **items: Any) -> Any:
+        return self._manager.restore(step, args=ocp.args.Composite(**items))
+
+    def _check_shapes(self, step: int, abstract: Any) -> None:
+        """Raises UserError where a checkpoint that could not be restored says that its parameters have other shapes."""
         try:
-            return self._manager.restore(step, args=ocp.args.Composite(**items))
-        except (ValueError, KeyError, FileNotFoundError) as error:
+            saved = read_shapes(self._manager.directory / str(step))
+        except UserError:  # damaged, as is known
+            return
+        wanted = jax.tree.map(lambda leaf: tuple(leaf.shape), abstract["params"])
+        if saved != wanted:
             raise UserError(
-                f"{self._manager.directory}/{step}: this checkpoint is damaged, or not of this configuration's model "
-                f"({str(error).partition(chr(10))[0]}); delete that directory to go on from an earlier one"
-            ) from error
+                f"{self._name(step)}: its parameters are not those of this configuration's model; choose another "
+                "--workdir, or go on with the version of spanbert_jax that wrote it"
+            )
+
+    def _set_aside(self, damaged: Mapping[int, str], step: int) -> None:
+        for number, why in damaged.items():
+            there = self._manager.directory / str(number)
+            kept = there.with_name(f"{number}.damaged")
+            while kept.exists():
+                kept = kept.with_name(f"{kept.name}+")
+            there.rename(kept)
+            print(f"warning: {there} is damaged ({why}): kept as {kept.name}; going on from {step}", file=sys.stderr)
+        if damaged:
+            self._manager.reload()
 
     def save(self, step: int, state: Any, metadata: Metadata, force: bool = False) -> bool:
-        """Saves in the background if the step is due, or `force`; True where a save began."""
+        """Saves in the background if the step is due, or `force`; True where a save began.
+
+        Raises UserError where the disk is too full for it or for the save before.
+        """
         if step == self._manager.latest_step():
             return False
-        return self._manager.save(
-            step,
-            args=ocp.args.Composite(state=ocp.args.StandardSave(state), metadata=ocp.args.JsonSave(metadata.to_json())),
-            force=force,
-        )
+        items = {"state": ocp.args.StandardSave(state), "metadata": ocp.args.JsonSave(metadata.to_json())}
+        with disk_errors(self._manager.directory):
+            return self._manager.save(step, args=ocp.args.Composite(**items), force=force)
 
     def preempted(self, step: int) -> bool:
         """Whether the cluster asked the processes, all at one step, to stop."""
@@ -88,7 +126,8 @@ class Checkpoints:
     def wait(self) -> None:
         """Waits for the save under way. Before another of Orbax's managers writes: processes number their barriers
         over all managers, and two that finish at once, in another order on each, would wait for each other for ever."""
-        self._manager.wait_until_finished()
+        with disk_errors(self._manager.directory):
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits for the save under way, and ends."""
@@ -173,7 +212,8 @@ def write_params(directory: epath.Path, params: Mapping[str, Any], metadata: Met
     options = ocp.CheckpointManagerOptions(
         preservation_policy=checkpoint_managers.LatestN(1), cleanup_tmp_directories=True
     )
-    with ocp.CheckpointManager(absolute(epath.Path(directory)), options=options) as manager:
+    place = absolute(epath.Path(directory))
+    with disk_errors(place), ocp.CheckpointManager(place, options=options) as manager:
         for old in manager.all_steps():
             if (
                 old >= metadata.step
@@ -185,15 +225,39 @@ def write_params(directory: epath.Path, params: Mapping[str, Any], metadata: Met
         )
 
 
+class _Damaged(Exception):
+    """A file of a checkpoint is missing, cut off, or not what was written; the text says which, in one line."""
+
+
+_LATE = ("Event loop is closed", "Encountered error while reading")  # of reads that nobody waits for any more
+_NO_DAMAGE = ("PERMISSION_DENIED", "UNAUTHENTICATED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "Permission denied")
+
+
 @contextlib.contextmanager
-def _readable(checkpoint: epath.Path) -> Iterator[None]:
+def _orbax_errors() -> Iterator[None]:
+    """Turns what Orbax raises over a damaged checkpoint, of many types, into _Damaged.
+
+    Errors of the network and of rights pass, and so do a UserError and a lack of memory.
+    """
     # Orbax gives up at the first error and closes its event loop; each read that was under way then prints a traceback.
     hook = sys.unraisablehook
-    sys.unraisablehook = lambda late: None if "Event loop is closed" in str(late.exc_value) else hook(late)
+    sys.unraisablehook = lambda late: None if any(w in str(late.exc_value) for w in _LATE) else hook(late)
     try:
         yield
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        raise UserError(
-            f"{checkpoint}: this checkpoint is damaged ({str(error).partition(chr(10))[0]}); name an earlier one"
-        ) from error
+    except (UserError, MemoryError, jax.errors.JaxRuntimeError):
+        raise
+    except Exception as error:
+        cause = error.__cause__ if type(error) is Exception and error.__cause__ else error
+        if any(word in str(cause) for word in _NO_DAMAGE):
+            raise
+        raise _Damaged(str(cause).partition("\n")[0][:200]) from error
     sys.unraisablehook = hook  # only after success: late reads may come at any time
+
+
+@contextlib.contextmanager
+def _readable(checkpoint: epath.Path) -> Iterator[None]:
+    try:
+        with _orbax_errors():
+            yield
+    except _Damaged as error:
+        raise UserError(f"{checkpoint}: this checkpoint is damaged ({error}); name an earlier one") from error

@@ -87,14 +87,14 @@ def _run(config: Config, recipe: Recipe, workdir: epath.Path) -> Result:
     layout = sharding.batch_sharding(mesh)
     abstract = abstract_state(config, recipe.init, mesh)
     checkpoints = Checkpoints(workdir / CHECKPOINTS, config.train)
-    first, last = checkpoints.latest() or 0, config.train.steps
-    if first:
-        _check_same_data(recipe, checkpoints.metadata(first), workdir)
-        state = checkpoints.restore(first, abstract)
+    found = checkpoints.restore_newest(abstract, lambda saved: _check_same_data(recipe, saved, workdir))
+    if found:
+        first, state = found
     else:
-        state = init_state(config, recipe.init, abstract)
+        first, state = 0, init_state(config, recipe.init, abstract)
         if recipe.initial_params:
             state = with_params(state, recipe.initial_params())
+    last = config.train.steps
     train_step = make_train_step(config, recipe.objective, abstract)
     best = _best_so_far(recipe, workdir)
     batches = recipe.train_batches(layout, first, last)

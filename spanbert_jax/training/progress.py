@@ -14,7 +14,7 @@ from etils import epath
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from spanbert_jax.files import is_remote
+from spanbert_jax.files import disk_errors, is_remote, written_aside
 
 _SECONDS_BETWEEN_LINES = 10.0
 _SECONDS_BETWEEN_COPIES = 1.0  # to a bucket; Google Cloud Storage takes an object no more often
@@ -111,25 +111,30 @@ class MetricsWriter:
         self._bucket = workdir if is_remote(workdir) else None
         self._folder = epath.Path(tempfile.mkdtemp()) if self._bucket else workdir
         self._copied = time.monotonic()
-        written = workdir / "metrics.jsonl"
+        written, self._path = workdir / "metrics.jsonl", self._folder / "metrics.jsonl"
         kept = [line for line in written.read_text().splitlines() if _is_kept(line, step)] if written.exists() else []
-        aside = self._folder / "metrics.jsonl.tmp"
-        aside.write_text("".join(f"{line}\n" for line in kept))
-        path = aside.replace(self._folder / "metrics.jsonl")
-        self._file = path.open("a")
-        self._events = EventFileWriter(str(self._folder / "tensorboard"))
+        with written_aside(self._path) as aside:
+            aside.write_text("".join(f"{line}\n" for line in kept))
+        self._file = self._path.open("a")
+        with disk_errors(self._folder / "tensorboard"):
+            self._events = EventFileWriter(str(self._folder / "tensorboard"))
         started = event_pb2.SessionLog(status=event_pb2.SessionLog.START)  # TensorBoard drops later steps on seeing it
-        self._events.add_event(self._event(step=step + 1, wall_time=time.time(), session_log=started))
+        self._add(self._event(step=step + 1, wall_time=time.time(), session_log=started))
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """One line {"step": ..., name: value} and one event."""
-        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
-        self._file.flush()
+        """One line {"step": ..., name: value} and one event; raises UserError where the disk is full."""
+        with disk_errors(self._path):
+            self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+            self._file.flush()
         values: list[Any] = [self._summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
-        self._events.add_event(self._event(step=step, wall_time=time.time(), summary=self._summary(value=values)))
+        self._add(self._event(step=step, wall_time=time.time(), summary=self._summary(value=values)))
         if self._bucket and time.monotonic() - self._copied >= _SECONDS_BETWEEN_COPIES:
             self._events.flush()
             self._copy(self._bucket)
+
+    def _add(self, event: Any) -> None:
+        with disk_errors(self._folder / "tensorboard"):
+            self._events.add_event(event)
 
     def _copy(self, bucket: epath.Path) -> None:
         (bucket / "tensorboard").mkdir(parents=True, exist_ok=True)
@@ -139,8 +144,10 @@ class MetricsWriter:
 
     def close(self) -> None:
         """Flushes both."""
-        self._file.close()
-        self._events.close()
+        with disk_errors(self._path):
+            self._file.close()
+        with disk_errors(self._folder / "tensorboard"):
+            self._events.close()
         if self._bucket:
             self._copy(self._bucket)
             self._folder.rmtree()

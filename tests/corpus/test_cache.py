@@ -112,7 +112,7 @@ def test_a_copy_that_stops_leaves_none_and_the_next_is_whole(
     monkeypatch.undo()
     monkeypatch.setattr("etils.epath.gpath._is_tf_installed", lambda: False)
     copy = block_cache.fetch(epath.Path(DATA), tmp_path / "cache", nothing)
-    assert files_of(copy / "blocks") == published and not list((tmp_path / "cache").glob("*.partial"))
+    assert files_of(copy / "blocks") == published and not list((tmp_path / "cache").glob(".*"))
 
 
 def test_two_at_once_make_one_copy(

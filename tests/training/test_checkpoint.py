@@ -1,6 +1,8 @@
 """Checkpoints of parameters alone, which one of a workdir is meant, and that the best of a run is kept."""
 
 import math
+import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 from etils import epath
 
+from spanbert_jax.config import Config
 from spanbert_jax.errors import UserError
 from spanbert_jax.model import pretraining_heads
 from spanbert_jax.tasks.pretraining_loss import objective
@@ -88,3 +91,91 @@ def test_the_best_evaluation_is_kept_and_one_that_is_no_number_never_is(tmp_path
     best = find_checkpoint(epath.Path(tmp_path))
     assert (best.parent.name, best.name) == ("best", "3")
     assert read_metadata(best).evaluation == {"held_out/score": 3.0}
+
+
+DAMAGE = {
+    "a cut array": ("state/ocdbt.process_0/d/*", True),
+    "a cut index": ("state/manifest.ocdbt", True),
+    "cut metadata": ("metadata/metadata", True),
+    "no metadata": ("metadata/metadata", False),
+    "no state": ("state", False),
+}
+
+
+def recipe_of(config: Config, firsts: list[int]) -> loop.Recipe:
+    """Synthetic pre-training that notes from which step each run of it began."""
+    model = pretraining_heads.pretraining_model(config, VOCAB, "cpu")
+
+    def batches(layout: Any, first: int, last: int) -> Iterator[Any]:
+        firsts.append(first)
+        return (random_batch(config, step) for step in range(first, last))
+
+    return loop.Recipe(
+        init=lambda key: pretraining_heads.init_params(model, key),
+        objective=objective(model, 5),
+        train_batches=batches,
+        evaluate=lambda params, layout: {},
+        metrics=lambda totals: {},
+        describe=lambda values: "",
+        batch_size=lambda batch: BatchSize(1, 1.0, ""),
+        metadata=at(0),
+    )
+
+
+@pytest.fixture(scope="module")
+def saved_twice(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workdir with the checkpoints 1 and 2 of a run that ended."""
+    workdir = tmp_path_factory.mktemp("run")
+    config = small_config(train={"steps": 2, "checkpoint_every": 1})
+    assert loop.run(config, recipe_of(config, []), epath.Path(workdir)).finished
+    return workdir
+
+
+def damage(checkpoint: Path, files: str, cut: bool) -> None:
+    largest = max(checkpoint.glob(files), key=lambda path: path.stat().st_size)
+    if cut:
+        os.truncate(largest, largest.stat().st_size // 2)
+    elif largest.is_dir():
+        shutil.rmtree(largest)
+    else:
+        largest.unlink()
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_run_goes_on_from_the_newest_checkpoint_that_is_whole(
+    kind: str, saved_twice: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workdir, firsts = tmp_path / "run", list[int]()
+    shutil.copytree(saved_twice, workdir)
+    damage(workdir / "checkpoints" / "2", *DAMAGE[kind])
+    config = small_config(train={"steps": 2, "checkpoint_every": 1})
+    assert loop.run(config, recipe_of(config, firsts), epath.Path(workdir)).finished
+    said = capsys.readouterr().err
+    assert firsts == [1] and said.count("\n") == 1
+    assert said.startswith(f"warning: {workdir}/checkpoints/2 is damaged (")
+    assert said.endswith("): kept as 2.damaged; going on from 1\n")
+    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["1", "2", "2.damaged"]
+    again, before = (read_params(epath.Path(run) / "checkpoints" / "2") for run in (workdir, saved_twice))
+    jax.tree.map(np.testing.assert_array_equal, again, before)
+
+
+def test_where_no_checkpoint_is_whole_nothing_is_touched_and_the_user_decides(
+    saved_twice: Path, tmp_path: Path
+) -> None:
+    workdir = tmp_path / "run"
+    shutil.copytree(saved_twice, workdir)
+    for step in "12":
+        damage(workdir / "checkpoints" / step, *DAMAGE["no state"])
+    config = small_config(train={"steps": 2, "checkpoint_every": 1})
+    with pytest.raises(UserError, match=r"checkpoints/2: this checkpoint is damaged .* move that directory away"):
+        loop.run(config, recipe_of(config, []), epath.Path(workdir))
+    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["1", "2"]
+
+
+def test_a_whole_checkpoint_of_another_model_is_refused_and_not_set_aside(saved_twice: Path, tmp_path: Path) -> None:
+    workdir = tmp_path / "run"
+    shutil.copytree(saved_twice, workdir)
+    config = small_config(train={"steps": 2, "checkpoint_every": 1}, model={"mlp": 48})
+    with pytest.raises(UserError, match=r"checkpoints/2: its parameters are not those of this configuration's model"):
+        loop.run(config, recipe_of(config, []), epath.Path(workdir))
+    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["1", "2"]
