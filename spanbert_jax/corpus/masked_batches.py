@@ -70,22 +70,16 @@ def eval_batches(
     empty rows, with length 0 and weights 0.
     """
     held = HeldRows(sharding)
-    chosen = np.random.default_rng(EVAL_SEED).permutation(len(blocks))[: limit or len(blocks)]
-    positions = config.train.batch_size // config.train.accumulation * config.data.block_length
-    batches = sorted_batches(blocks.lengths[chosen] + 2, row_lengths(config, blocks), positions, held.unit)
-    masker = Masker(config, tokenizer, blocks.metadata.piece_counts)
-    rate = tf.constant(config.masking.rate, tf.float64)
+    batch, count = _eval_batch(config, blocks, tokenizer, limit, held.rows, held.unit)
+    return feed(_local_batches(batch, 0, count), sharding, held)
 
-    def order(step: int) -> tuple[np.ndarray, int]:
-        places, length = batches[step]
-        return np.where(places >= 0, chosen[places], -1), length
 
-    def batch(step: tf.Tensor) -> dict[str, tf.Tensor]:
-        pieces, lengths, indices = _read(blocks, order, held.rows, step)
-        epochs = tf.fill(tf.shape(indices), tf.constant(EVAL_EPOCH, tf.int64))
-        return masker.mask_batch(pieces, lengths, row_keys(EVAL_SEED, epochs, indices), rate)
-
-    return feed(_local_batches(batch, 0, len(batches)), sharding, held)
+def local_eval_batches(
+    config: Config, blocks: Blocks, tokenizer: Tokenizer, limit: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """What `eval_batches` gives on one device, as NumPy."""
+    batch, count = _eval_batch(config, blocks, tokenizer, limit)
+    return _local_batches(batch, 0, count)
 
 
 def _train_batch(
@@ -106,6 +100,33 @@ def _train_batch(
         return masker.mask_batch(pieces, lengths, keys, mask_rate(config.masking, step), describe)
 
     return batch
+
+
+def _eval_batch(
+    config: Config,
+    blocks: Blocks,
+    tokenizer: Tokenizer,
+    limit: int,
+    held: Callable[[np.ndarray], np.ndarray] = lambda indices: indices,
+    unit: int = 1,
+) -> tuple[_MakeBatch, int]:
+    """How to make the held rows of each batch of an evaluation, and how many batches there are."""
+    chosen = np.random.default_rng(EVAL_SEED).permutation(len(blocks))[: limit or len(blocks)]
+    positions = config.train.batch_size // config.train.accumulation * config.data.block_length
+    batches = sorted_batches(blocks.lengths[chosen] + 2, row_lengths(config, blocks), positions, unit)
+    masker = Masker(config, tokenizer, blocks.metadata.piece_counts)
+    rate = tf.constant(config.masking.rate, tf.float64)
+
+    def order(step: int) -> tuple[np.ndarray, int]:
+        places, length = batches[step]
+        return np.where(places >= 0, chosen[places], -1), length
+
+    def batch(step: tf.Tensor) -> dict[str, tf.Tensor]:
+        pieces, lengths, indices = _read(blocks, order, held, step)
+        epochs = tf.fill(tf.shape(indices), tf.constant(EVAL_EPOCH, tf.int64))
+        return masker.mask_batch(pieces, lengths, row_keys(EVAL_SEED, epochs, indices), rate)
+
+    return batch, len(batches)
 
 
 def _read(

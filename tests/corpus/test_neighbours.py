@@ -1,0 +1,114 @@
+"""The guess from a span's two visible neighbours, against a dense computation of the same in plain NumPy."""
+
+import itertools
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from spanbert_jax.batch import KEPT, MASK, RANDOM
+from spanbert_jax.corpus import neighbours as module
+from spanbert_jax.corpus.masked_batches import local_eval_batches
+from spanbert_jax.corpus.neighbours import count_neighbours, guess_masked, span_neighbours
+from tests.corpus.test_masked_batches import TOKENIZER, FakeBlocks, make_config
+
+VOCAB = TOKENIZER.vocab_size
+
+
+def pieces_of(blocks: FakeBlocks) -> list[list[int]]:
+    import tensorflow as tf
+
+    found = []
+    for record in blocks.records:
+        example = tf.train.Example.FromString(record)
+        found.append(list(example.features.feature["input_ids"].int64_list.value))
+    return found
+
+
+def dense_counts(blocks: FakeBlocks) -> np.ndarray:
+    """int [vocab, vocab] by a walk over every row."""
+    pairs: Counter[tuple[int, int]] = Counter()
+    for pieces in pieces_of(blocks):
+        row = [TOKENIZER.cls_id, *pieces, TOKENIZER.sep_id]
+        pairs.update(itertools.pairwise(row))
+    counts = np.zeros((VOCAB, VOCAB), int)
+    for pair, count in pairs.items():
+        counts[pair] = count
+    return counts
+
+
+def dense_guess(counts: np.ndarray, left: int, right: int) -> np.ndarray:
+    """The distribution over the vocabulary, from the two conditional ones."""
+    given_left = (counts[left] + 5) / (counts[left] + 5).sum()
+    given_right = (counts[:, right] + 5) / (counts[:, right] + 5).sum()
+    return given_left * given_right / (given_left * given_right).sum()
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 256])
+def test_the_guess_is_the_renormalised_product_of_the_two_smoothed_conditional_distributions(
+    chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks = FakeBlocks(40)
+    monkeypatch.setattr(module, "_PAIRS", chunk)
+    monkeypatch.setattr(module, "_RECORDS", 16)
+    counts, neighbours = dense_counts(blocks), count_neighbours(blocks, TOKENIZER)  # type: ignore[arg-type]
+    rng = np.random.default_rng(0)
+    left, right, pieces = rng.integers(0, VOCAB, (3, 300))  # [PAD] and [UNK] too, which no block has
+    guess = neighbours.guess(left, right, pieces)
+    assert len({*zip(left, right, strict=True)}) < 300  # pairs come again
+    for place in range(300):
+        law = dense_guess(counts, left[place], right[place])
+        assert guess.probability[place] == pytest.approx(law[pieces[place]], rel=1e-12)
+        scores = (counts[left[place]] + 5) * (counts[:, right[place]] + 5)  # integers, in which ties are exact
+        assert guess.right[place] == (np.argmax(scores) == pieces[place])
+    assert 0 < guess.right.sum() < 300
+
+
+def test_every_piece_of_a_span_has_the_visible_pieces_beside_the_span() -> None:
+    batch = {
+        "input_ids": np.array([[2, 4, 11, 4, 4, 4, 12, 3, 0], [2, 10, 4, 4, 3, 0, 0, 0, 0], [0] * 9]),
+        "masked_positions": np.array([[1, 3, 4, 5], [2, 3, 0, 0], [0] * 4]),
+        "masked_weights": np.array([[1, 1, 1, 1], [1, 1, 0, 0], [0] * 4]),
+    }
+    left, right = span_neighbours(batch)
+    assert left[0].tolist() == [2, 11, 11, 11] and right[0].tolist() == [11, 12, 12, 12]
+    assert left[1, :2].tolist() == [10, 10] and right[1, :2].tolist() == [3, 3]
+
+
+@pytest.mark.parametrize("granularity", ["span", "piece"])
+def test_accuracy_and_nats_on_held_out_masks_equal_a_walk_over_their_rows(granularity: str) -> None:
+    blocks, held_out = FakeBlocks(60), FakeBlocks(21)
+    config = make_config(lengths=3, granularity=granularity)
+    batches = list(local_eval_batches(config, held_out, TOKENIZER, 0))  # type: ignore[arg-type]
+    neighbours = count_neighbours(blocks, TOKENIZER)  # type: ignore[arg-type]
+    found = guess_masked(neighbours, batches, ("masked_weights", "span_weights"))
+    counts = dense_counts(blocks)
+    sums = {name: np.zeros(3) for name in found}
+    kinds: Counter[int] = Counter()
+    for batch in batches:
+        for row in range(len(batch["lengths"])):
+            masked = set(batch["masked_positions"][row][batch["masked_weights"][row] > 0].tolist())
+            for slot, position in enumerate(batch["masked_positions"][row]):
+                kinds[int(batch["replacement"][row, slot])] += 1
+                if batch["replacement"][row, slot] != MASK:
+                    continue
+                left = next(place for place in range(position, -1, -1) if place not in masked)
+                right = next(place for place in range(position, 10**6) if place not in masked)
+                law = dense_guess(counts, *batch["input_ids"][row, [left, right]])
+                piece = batch["masked_ids"][row, slot]
+                for name, total in sums.items():
+                    weight = batch[name][row, slot]
+                    total += weight * np.array([1, law[piece] == law.max(), -np.log(law[piece])])
+    assert {KEPT, RANDOM, MASK} <= set(kinds)
+    for name, (count, right, nats) in sums.items():
+        accuracy, mean = found[name]
+        assert accuracy == pytest.approx(right / count, abs=2 / count)  # ties of probabilities
+        assert mean == pytest.approx(nats / count, rel=1e-9)
+    assert sums["span_weights"][0] < sums["masked_weights"][0]
+
+
+def test_of_many_blocks_a_sample_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = FakeBlocks(100)
+    monkeypatch.setattr(module, "MOST_PIECES", int(blocks.lengths.sum()) // 10)
+    count_neighbours(blocks, TOKENIZER)  # type: ignore[arg-type]
+    assert len(blocks.reads) == 10 and len(set(blocks.reads)) == 10
