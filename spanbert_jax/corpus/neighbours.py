@@ -128,6 +128,8 @@ def guess_masked(
         spans += int((np.diff(np.where(masked, batch["masked_positions"], -1), prepend=-1, axis=1) > 1).sum())
         if spans >= MOST_SPANS:
             break
+    if not sum(map(len, pieces)):
+        return {}
     guess = neighbours.guess(*(np.concatenate(values) for values in (left, right, pieces)))
     out = {}
     for name, weight in zip(weights, np.concatenate(counted, axis=1), strict=True):

@@ -3,8 +3,11 @@
 Invariant: every stage finds what an earlier start finished and goes on from it: vocabulary, blocks, checkpoint.
 """
 
+import functools
 import os
+import shlex
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -14,6 +17,7 @@ from etils import epath
 from spanbert_jax.config import Config
 from spanbert_jax.corpus import blocks as block_data
 from spanbert_jax.corpus import masked_batches as input_data
+from spanbert_jax.corpus.neighbours import count_neighbours, guess_masked
 from spanbert_jax.model import pretraining_heads
 from spanbert_jax.runs.prepare import prepare
 from spanbert_jax.runs.start_from import adopt, initial_params
@@ -54,17 +58,24 @@ def make_recipe(config: Config, tokenizer: Tokenizer, train: Any, held_out: Any)
         one = flops.pretraining_row_flops(config, tokenizer.vocab_size, length)
         return BatchSize(rows, rows * one, f"rows of {length} pieces")
 
+    summed = loop.summed_evaluation(
+        goal,
+        lambda layout: input_data.eval_batches(config, held_out, tokenizer, layout, config.train.eval_blocks),
+        lambda totals: metrics(totals, config),
+    )
+    guessed = functools.cache(lambda: neighbour_metrics(config, tokenizer, train, held_out))  # the masks never change
+
+    def evaluate(params: Any, layout: jax.sharding.NamedSharding) -> dict[str, float]:
+        beside = guessed() if jax.process_index() == 0 else {}  # which alone reports
+        return summed(params, layout) | {f"held_out/{name}": value for name, value in beside.items()}
+
     return loop.Recipe(
         init=lambda key: pretraining_heads.init_params(model, key),
         objective=goal,
         train_batches=lambda layout, first, last: input_data.train_batches(
             config, train, tokenizer, layout, first, last
         ),
-        evaluate=loop.summed_evaluation(
-            goal,
-            lambda layout: input_data.eval_batches(config, held_out, tokenizer, layout, config.train.eval_blocks),
-            lambda totals: metrics(totals, config),
-        ),
+        evaluate=evaluate,
         metrics=lambda totals: metrics(totals, config),
         describe=describe,
         batch_size=batch_size,
@@ -80,6 +91,20 @@ def make_recipe(config: Config, tokenizer: Tokenizer, train: Any, held_out: Any)
     )
 
 
+def neighbour_metrics(config: Config, tokenizer: Tokenizer, train: Any, held_out: Any) -> dict[str, float]:
+    """Of the guess from a span's two neighbours (corpus/neighbours.py), on the held-out pieces that became [MASK]: for
+    each head NAME that is trained the accuracy, NAME_neighbours_mask, and the nats, NAME_neighbours_loss_mask."""
+    heads = pretraining_heads.trained_heads(config)
+    batches = input_data.local_eval_batches(config, held_out, tokenizer, config.train.eval_blocks)
+    fields = {head.name: head.weights for head in heads}
+    guessed = guess_masked(count_neighbours(train, tokenizer), batches, set(fields.values()))
+    found = {}
+    for name, field in fields.items():
+        if field in guessed:
+            found[f"{name}_neighbours_mask"], found[f"{name}_neighbours_loss_mask"] = guessed[field]
+    return found
+
+
 def report(config: Config, workdir: epath.Path, arguments: str, result: loop.Result) -> str:
     """What a run ends with: where everything is, how good it is, what to do next."""
     lines = ["", f"Checkpoint:  {workdir}/checkpoints/{result.step}" if result.step else "No checkpoint yet."]
@@ -89,22 +114,34 @@ def report(config: Config, workdir: epath.Path, arguments: str, result: loop.Res
         )
     held_out = {name.removeprefix("held_out/"): value for name, value in result.evaluation.items()}
     for head in pretraining_heads.trained_heads(config):
-        kind, of = ("_mask", " on [MASK] pieces") if f"{head.name}_loss_mask" in held_out else ("", "")
-        lines.append(
-            f"Held-out {head.title}: loss {held_out[f'{head.name}_loss']:.3f}, "
-            f"accuracy{of} {held_out[f'{head.name}_accuracy{kind}']:.1%} "
-            f"(always the commonest piece: {held_out[f'{head.name}_commonest{kind}']:.1%})"
-        )
+        lines += _head_lines(head, held_out)
     python = os.path.relpath(sys.executable) if sys.executable.startswith(os.getcwd()) else sys.executable
+    python, there = shlex.quote(python), shlex.quote(str(workdir))
     return "\n".join(
         [
             *lines,
             "",
             "Next:",
-            f"  See the curves:           {python} -m tensorboard.main --logdir {workdir}",
+            f"  See the curves:           {python} -m tensorboard.main --logdir {there}",
             f"  See what it is asked:     {python} tools/show_masking.py {arguments}",
-            f"  Hand it to PyTorch users: {python} tools/convert_to_pytorch.py --checkpoint {workdir} --output export",
+            f"  Hand it to PyTorch users: {python} tools/convert_to_pytorch.py --checkpoint {there} --output export",
             f"  Pre-train on your text:   {python} -m spanbert_jax.main --config configs/base.py "
             "--config.corpus.files='data/*.txt' --workdir runs/mine",
         ]
     )
+
+
+def _head_lines(head: pretraining_heads.Head, held_out: Mapping[str, float]) -> list[str]:
+    """How good a head is on the pieces that became [MASK] (on all where none did), and two guesses without a model."""
+    kind, of = ("_mask", " on [MASK] pieces") if f"{head.name}_loss_mask" in held_out else ("", "")
+
+    def value(measure: str) -> float:
+        return held_out[f"{head.name}_{measure}{kind}"]
+
+    guesses = f"always the commonest piece: {value('commonest'):.1%}"
+    if f"{head.name}_neighbours{kind}" in held_out:
+        guesses += f"; from the span's two neighbours: {value('neighbours'):.1%}, loss {value('neighbours_loss'):.3f}"
+    return [
+        f"Held-out {head.title}{of}: loss {value('loss'):.3f}, accuracy {value('accuracy'):.1%}",
+        f"  without a model: {guesses}",
+    ]
