@@ -3,7 +3,9 @@
 Command:   make pretrain, or python -m spanbert_jax.main --config configs/tiny.py
            --config.corpus.files='data/*.txt' takes your text instead.
 Hardware:  two CPU cores, 4 GB; about 10 minutes.
-Expect:    held-out accuracy of MLM 17% and of SBO 11%, where always the commonest piece scores 9%.
+Expect:    held-out accuracy of MLM on pieces that became [MASK] 9%, where always the commonest piece scores 8% and the
+           best guess from the two pieces beside a span 11%: two layers and 2,000 steps learn little more than which
+           pieces are common. On pieces that were kept it is 97%, since they are visible.
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,7 @@
 """The command line, as a user runs it: from raw text to a checkpoint, interrupted and gone on with, and misused."""
 
 import json
+import shlex
 import shutil
 import signal
 import subprocess
@@ -8,9 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from etils import epath
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from spanbert_jax.runs.pretraining import report
+from spanbert_jax.training import loop
 from tests.support import runs
+from tests.support.synthetic import small_config
 
 
 def same_params(a: Path, b: Path, step: int) -> bool:
@@ -34,7 +39,10 @@ def test_a_run_leaves_everything_in_its_workdir(finished: tuple[Path, str]) -> N
     assert [event.step for event in events.Scalars("held_out/sbo_accuracy")] == [6, 12]
     assert {int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()} == {4, 8, 12}
     assert f"Checkpoint:  {workdir}/checkpoints/12" in printed
-    assert "always the commonest piece" in printed
+    of_mask, whole = (runs.metrics(workdir, f"held_out/mlm_accuracy{kind}")[12] for kind in ("_mask", ""))
+    (line,) = [line for line in printed.splitlines() if line.startswith("Held-out MLM")]
+    assert of_mask != whole and line.endswith(f"accuracy {of_mask:.1%}") and "on [MASK] pieces" in line
+    assert "always the commonest piece" in printed and "from the span's two neighbours" in printed
 
 
 def test_the_metrics_file_holds_each_step_once_with_every_metric(finished: tuple[Path, str]) -> None:
@@ -64,6 +72,17 @@ def test_the_command_that_a_run_ends_with_works_as_it_is_printed(finished: tuple
     command = line.split(":", 1)[1] + " --rows 1"
     done = subprocess.run(command, shell=True, cwd=runs.ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and "Block 1:" in done.stdout, done.stderr
+
+
+def test_the_commands_that_a_run_ends_with_are_quoted(tmp_path: Path) -> None:
+    workdir = tmp_path / "my run's"
+    held_out = {f"held_out/mlm_{name}": 0.5 for name in ("loss", "accuracy", "commonest")}
+    result = loop.Result(7, True, held_out)
+    printed = report(small_config(train={"sbo_weight": 0.0}), epath.Path(workdir), "--workdir x", result)
+    assert "Held-out MLM: loss 0.500, accuracy 50.0%\n  without a model: always the commonest piece: 50.0%" in printed
+    for tool in ("tensorboard.main", "convert_to_pytorch.py"):
+        (line,) = [line for line in printed.splitlines() if tool in line]
+        assert str(workdir) in shlex.split(line.split(":", 1)[1])
 
 
 def test_half_a_line_of_metrics_does_not_stop_a_resume(
