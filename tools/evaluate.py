@@ -30,7 +30,9 @@ def evaluate(checkpoint: Path, data: str, predictions: Path | None) -> tuple[Any
             examples, made = answerer.answer_source(data, "dev", sys.stderr.isatty())
             return answerer.task, examples, answerer.task.metrics(examples, made)
         task = trained_task(weights)
-    examples, _ = task.read(weights.config, data, "dev")
+    examples, warnings = task.read(weights.config, data, "dev")
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     task.check(examples, data)
     qa = task.task == "question_answering" and not weights.config.question_answering.unanswerable
     made = read_predictions(predictions, examples, may_lack=qa)

@@ -40,12 +40,14 @@ class SequenceTask(FineTuning[ExampleT, TaskModel]):
     def refuse_new_labels(self, labels: Sequence[tuple[str, str]], source: str, name: str) -> None:
         """Raises UserError where one of (example's id, its label) has a label that training had not; name: of a label,
         in the message."""
-        for id, label in labels:
-            if label not in self.learnt.labels:
-                raise UserError(
-                    f"{source}: {id} has {name} {label!r}, which config.data.train has not; its {name}s are "
-                    f"{', '.join(self.learnt.labels)}"
-                )
+        unseen = [(id, label) for id, label in labels if label not in self.learnt.labels]
+        if unseen:
+            id, label = unseen[0]
+            raise UserError(
+                f"{source}: {len(unseen):,} of {len(labels):,} examples have a {name} that config.data.train has not, "
+                f"the first is {id} with {label!r}; its {name}s are {', '.join(self.learnt.labels)}; train on examples "
+                "of it too, or take these examples out"
+            )
 
 
 def sequence_objective(model: TaskModel, regression: bool) -> Objective:

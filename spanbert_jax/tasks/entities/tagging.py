@@ -62,12 +62,13 @@ class Tagging(FineTuning[WordExample, ModelT]):
     def check(self, examples: Sequence[WordExample], source: str) -> None:
         """Raises UserError where dev has types that train has not."""
         known = self.types()
-        found = {kind: example for example in reversed(examples) for _, _, kind in example.spans if kind not in known}
-        if found:
-            kind = min(found)
+        unseen = [(example.id, kind) for example in examples for _, _, kind in example.spans if kind not in known]
+        if unseen:
+            types = ", ".join(sorted({kind for _, kind in unseen}))
             raise UserError(
-                f"{source}: entities of type {', '.join(sorted(found))} (the first {kind} in the sentence of line "
-                f"{found[kind].id}), which config.data.train has not; its types are {', '.join(sorted(known))}"
+                f"{source}: {len(unseen):,} entities are of types that config.data.train has not ({types}), the first "
+                f"is in sentence {unseen[0][0]}; its types are {', '.join(sorted(known))}; train on examples of them "
+                "too, or take these entities out"
             )
 
     def metrics(self, examples: Sequence[WordExample], predictions: Sequence[Prediction]) -> dict[str, float]:

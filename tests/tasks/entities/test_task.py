@@ -306,7 +306,8 @@ def test_a_type_that_train_has_not_is_named_with_its_line(head: str) -> None:
     dev = [WordExample(line, ("a",), ((0, 1, kind),)) for line, kind in (("1", "PER"), ("7", "X"), ("9", "X"))]
     task.check(dev[:1], "dev.conll")
     with pytest.raises(
-        UserError, match=r"dev.conll: entities of type X \(the first X in the sentence of line 7\).*PER$"
+        UserError,
+        match=r"2 entities are of types .*train has not \(X\), the first is in sentence 7; .*PER; train on exa",
     ):
         task.check(dev, "dev.conll")
     with pytest.raises(UserError, match=r"train.conll has no entities"):

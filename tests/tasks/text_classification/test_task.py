@@ -98,11 +98,15 @@ def test_the_loss_is_the_mean_over_the_rows_that_are_not_empty() -> None:
 def test_a_label_that_training_did_not_have_is_an_error_that_names_it() -> None:
     examples = random_texts(9, False)
     task = make(SequenceClassification, config_of("sequence_classification"), TOKENIZER, examples)
-    with pytest.raises(UserError, match=r"dev.tsv: 7 has label 'new'.*a, b, c"):
+    with pytest.raises(
+        UserError, match=r"dev.tsv: 1 of 1 examples .*, the first is 7 with 'new'; its labels are a, b, c; "
+    ):
         task.check([Example("7", "w1", None, "new")], "dev.tsv")
     related = [files.Example("1", ("w1", "w2"), (0, 1, "A"), (1, 2, "B"), "no_relation")]
     task = make(RelationExtraction, config_of("relation_extraction"), TOKENIZER, [])
-    with pytest.raises(UserError, match=r"dev.json: 1 has relation 'no_relation'"):
+    with pytest.raises(
+        UserError, match=r"dev.json: 1 of 1 examples have a relation .*, the first is 1 with 'no_relation'"
+    ):
         task.check(related, "dev.json")
 
 
