@@ -3,8 +3,9 @@
     python tools/predict.py --checkpoint runs/squad --input questions.json --output predictions.json
     echo "A film to see twice." | python tools/predict.py --checkpoint runs/sst2
 
-Without --input, plain text is read from standard input, an example a line, where the task allows it; without --output,
-JSON lines are printed. A .jsonl output gets JSON lines (offsets, scores, text); any other name the community's format.
+Without --input, standard input is read: what a file may hold, or plain text, an example a line, where the task has one
+text. Without --output, JSON lines are printed. A .jsonl output gets JSON lines (offsets, scores, text); any other name
+the community's format.
 
 Invariant: every example gets one prediction, in the order of the input, whatever the batches were.
 """
@@ -28,9 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--checkpoint", type=Path, required=True, help="a fine-tuning run's workdir (its best checkpoint)"
     )
-    parser.add_argument(
-        "--input", help="a file as for training, labels may be missing; default: text on standard input"
-    )
+    parser.add_argument("--input", help="a file as for training, labels may be missing; default: standard input")
     parser.add_argument("--output", type=Path, help="default: JSON lines on standard output")
     arguments = parser.parse_args(argv)
     return cli.status(lambda: _run(arguments))

@@ -86,7 +86,8 @@ def find_source(source: Source, tfds_names: Sequence[str]) -> Path | Contents | 
 def read_lines(source: Path | Contents) -> Lines:
     """The lines of a UTF-8 file, as `text.lines.read_lines` gives them; raises UserError naming the line."""
     if isinstance(source, Contents):
-        return lines.numbered_lines(source.name, io.BytesIO(source.data))  # type: ignore[arg-type]
+        raw: Any = io.BytesIO(source.data)
+        return lines.numbered_lines(source.name, raw, whole=source.data)
     return lines.read_lines(source)
 
 

@@ -105,7 +105,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def numbered_lines(
-    path: Path | str, raw: io.RawIOBase, universal: bool = False, limit: int = -1
+    path: Path | str, raw: io.RawIOBase, universal: bool = False, limit: int = -1, whole: bytes | None = None
 ) -> Generator[tuple[int, str], None, None]:
     """`read_lines` of an open file.
 
@@ -114,6 +114,7 @@ def numbered_lines(
       raw: the bytes; closed when the lines end.
       universal: LF, CRLF and CR all end a line, and are given as LF.
       limit: characters that are given at once, -1 for any number; a longer line comes in pieces with one number.
+      whole: all of the bytes where there is no file to read again for an error, as of standard input.
     """
     number, ended, packing = 0, True, None
     try:
@@ -131,7 +132,7 @@ def numbered_lines(
                 number, ended = number + ended, line.endswith("\n")
                 yield number, line
     except UnicodeDecodeError as error:
-        raise UserError(_undecodable(path, packing, error)) from error
+        raise UserError(_undecodable(path, whole, packing, error)) from error
     except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
         if isinstance(error, OSError) and error.strerror:
             raise UserError(f"cannot read {path} after line {number}: {error.strerror}") from error
@@ -167,15 +168,15 @@ def _utf16_without_mark(head: bytes) -> str:
     return ""
 
 
-def _undecodable(path: Path | str, packing: _Packing | None, error: UnicodeDecodeError) -> str:
+def _undecodable(path: Path | str, whole: bytes | None, packing: _Packing | None, error: UnicodeDecodeError) -> str:
     """Says where the first byte is that is not UTF-8, and how to convert the file.
 
     The decoder itself knows the byte's place in its buffer alone, so the file is read again where that can be done.
     """
-    if not Path(path).is_file():
+    if whole is None and not Path(path).is_file():
         return f"{path}: byte 0x{error.object[error.start]:02x} is not UTF-8; give UTF-8 text"
     where, undecoded, offset = "", [], 0
-    with contextlib.suppress(EOFError, zlib.error, lzma.LZMAError, OSError), open(path, "rb") as raw:
+    with contextlib.suppress(EOFError, zlib.error, lzma.LZMAError, OSError), _reopened(path, whole) as raw:
         for number, line in enumerate(packing.open(raw) if packing else raw, start=1):
             try:
                 line.decode()
@@ -187,6 +188,10 @@ def _undecodable(path: Path | str, packing: _Packing | None, error: UnicodeDecod
             if len(undecoded) == _LINES_TO_JUDGE:
                 break
     return f"{where}; {_conversion(path, packing, _latin_encoding(' '.join(undecoded)))}"
+
+
+def _reopened(path: Path | str, whole: bytes | None) -> IO[bytes]:
+    return open(path, "rb") if whole is None else io.BytesIO(whole)
 
 
 def _latin_encoding(text: str) -> str:
@@ -204,8 +209,10 @@ def _latin_encoding(text: str) -> str:
 def _conversion(path: Path | str, packing: _Packing | None, encoding: str) -> str:
     """Advice to convert a file from an encoding, "" for an unknown one."""
     source, target = shlex.quote(str(path)), shlex.quote(f"{path}.utf8")
-    command = f"iconv -f {encoding or 'ENCODING'} -t UTF-8"
-    command = f"{packing.command} {source} | {command} > {target}" if packing else f"{command} {source} > {target}"
+    convert = f"iconv -f {encoding or 'ENCODING'} -t UTF-8"
+    command = f"{packing.command} {source} | {convert} > {target}" if packing else f"{convert} {source} > {target}"
+    if not Path(path).is_file():  # standard input
+        command = f"{packing.command} | {convert}" if packing else convert
     if encoding:
         return f"convert it: {command}"
     return f"give UTF-8 text, or find out its encoding ('file -i' guesses it) and convert it: {command}"

@@ -297,6 +297,20 @@ def test_one_record_is_parsed_with_its_place_in_errors() -> None:
         parse({"sentence1": "A"}, "request 1", "7", two)
 
 
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_bytes_in_memory_that_are_no_text_are_told_without_a_path(packing: str) -> None:
+    unpack = {"plain": "", "gzip": "gzip -dc [|] ", "bzip2": "bzip2 -dc [|] ", "xz": "xz -dc [|] "}[packing]
+    for text, line, encoding in (("text\n\u201cgood\u201d\n", 2, "CP1252"), ("text\ncaf\u00e9\n", 2, "LATIN1")):
+        data = PACKINGS[packing](text.encode(encoding))
+        message = (
+            rf"^standard input, line {line}: byte \d+ .* not UTF-8; convert it: {unpack}iconv -f {encoding} -t UTF-8$"
+        )
+        with pytest.raises(UserError, match=message):
+            read(Contents("standard input", data), "predict")
+    with pytest.raises(UserError, match=rf"^standard input, line 1: is UTF-16, .*: {unpack}iconv -f UTF-16 -t UTF-8$"):
+        read(Contents("standard input", PACKINGS[packing]("text\n".encode("utf-16"))), "predict")
+
+
 def test_what_is_neither_file_nor_tfds_name_is_told_without_a_search(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
