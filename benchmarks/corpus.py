@@ -32,12 +32,11 @@ def corpus_config(spec: dict[str, Any]) -> Config:
 def start(spec: dict[str, Any]) -> tuple[dict[str, Any], Any]:
     """Answers {"directory": where, "again": whether to build where complete blocks are} with seconds and counts."""
     from spanbert_jax.corpus import blocks
-    from spanbert_jax.corpus.build import build_blocks
-    from spanbert_jax.runs.prepare import given_tokenizer
+    from spanbert_jax.corpus.build import build_blocks, tokenizer_from_file
     from spanbert_jax.text.documents import find_files
 
     config = corpus_config(spec)
-    tokenizer = given_tokenizer(config)
+    tokenizer = tokenizer_from_file(config.tokenizer)
     assert tokenizer is not None
     size = sum(path.stat().st_size for path in find_files(config.corpus.files))
 

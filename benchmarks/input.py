@@ -33,10 +33,10 @@ def start(spec: dict[str, Any]) -> tuple[Answer, Any]:
     Answers with blocks and seconds.
     """
     from spanbert_jax.corpus.blocks import open_blocks
-    from spanbert_jax.runs.prepare import given_tokenizer
+    from spanbert_jax.corpus.build import tokenizer_from_file
 
     config = corpus_config(spec)
-    tokenizer = given_tokenizer(config)
+    tokenizer = tokenizer_from_file(config.tokenizer)
     assert tokenizer is not None
     blocks = open_blocks(Path(spec["blocks"]), "train")
     return {}, (_ours if spec["side"] == "ours" else _theirs)(spec, config, tokenizer, blocks)

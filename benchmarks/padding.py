@@ -40,14 +40,14 @@ def start(spec: dict[str, Any]) -> tuple[Answer, Any]:
 
     from spanbert_jax.corpus import blocks as block_data
     from spanbert_jax.corpus import masked_batches as input_data
+    from spanbert_jax.corpus.build import tokenizer_from_file
     from spanbert_jax.model import pretraining_heads
-    from spanbert_jax.runs.prepare import given_tokenizer
     from spanbert_jax.tasks.pretraining_loss import objective
     from spanbert_jax.training import sharding
     from spanbert_jax.training.step import abstract_state, init_state, make_train_step
 
     config = step_config(spec)
-    tokenizer = given_tokenizer(config)
+    tokenizer = tokenizer_from_file(config.tokenizer)
     assert tokenizer is not None
     blocks = block_data.open_blocks(Path(spec["blocks"]), "train")
     mesh = sharding.mesh_of(config)

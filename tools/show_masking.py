@@ -68,6 +68,7 @@ def main(config: Config, workdir: str) -> int:
     from spanbert_jax.corpus.blocks import open_blocks
     from spanbert_jax.corpus.masked_batches import described_batches
     from spanbert_jax.runs.prepare import prepare
+    from spanbert_jax.runs.start_from import StartingWeights
 
     if HTML.value and STATISTICS.value:
         raise UserError("--html shows blocks and --statistics numbers; give one of the two")
@@ -75,7 +76,8 @@ def main(config: Config, workdir: str) -> int:
         raise UserError(
             f"--html {HTML.value}: no such directory as {Path(HTML.value).absolute().parent}; make it first"
         )
-    tokenizer, data = prepare(config, Path(workdir))
+    with StartingWeights(config) as start:
+        tokenizer, data = prepare(config, Path(workdir), start)
     blocks = open_blocks(data / "blocks", "train")
     wanted = STATISTICS_BLOCKS if STATISTICS.value else ROWS.value
     steps = -(-wanted // config.train.batch_size)

@@ -4,10 +4,11 @@ Invariant: as in pre-training, a batch is a pure function of (seed, step), and a
 """
 
 import dataclasses
+import functools
 import json
 import shlex
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Generic
 
@@ -24,7 +25,7 @@ from spanbert_jax.config import Config
 from spanbert_jax.errors import UserError
 from spanbert_jax.files import disk_errors, make_directory, new_directory, written_aside
 from spanbert_jax.runs.prepare import given_tokenizer
-from spanbert_jax.runs.start_from import adopt, initial_params
+from spanbert_jax.runs.start_from import StartingWeights, adopt, initial_params
 from spanbert_jax.serving.answers import TaskPredictor, kept_metrics, rows_of, warn_of_cuts
 from spanbert_jax.serving.prediction_files import write_jsonl
 from spanbert_jax.tasks.example_files import Role
@@ -52,12 +53,23 @@ class Data(Generic[ExampleT, ModelT]):
 
 def run(kind: type[FineTuning[ExampleT, ModelT]], config: Config, path: str) -> bool:
     """Trains every trial from where its workdir stands, and reports; False where it was asked to stop."""
-    config = adopt(config, epath.Path(path))
-    sharding.mesh_of(config)
-    workdir = open_workdir(config, path)
-    tokenizer = _tokenizer(config, Path(workdir))
-    data = _prepare(kind, config, tokenizer, Path(workdir) / "rows")
-    claim_workdir(config, workdir)
+    with StartingWeights(config) as start:
+        config = adopt(config, epath.Path(path), start)
+        sharding.mesh_of(config)
+        workdir = open_workdir(config, path)
+        tokenizer = _tokenizer(config, Path(workdir), start)
+        data = _prepare(kind, config, tokenizer, Path(workdir) / "rows")
+        claim_workdir(config, workdir)
+        results = _train(config, workdir, tokenizer, data, start)
+    if results and jax.process_index() == 0:
+        _report(data.task, results, data.baseline, Path(workdir))
+    return bool(results)
+
+
+def _train(
+    config: Config, workdir: epath.Path, tokenizer: Tokenizer, data: Data[ExampleT, ModelT], start: StartingWeights
+) -> list[dict[str, float]]:
+    """Runs every trial; the metrics of each, or none where the run was asked to stop."""
     results = []
     for trial in range(config.trials):
         place = workdir / f"trial_{trial}" if config.trials > 1 else workdir
@@ -65,26 +77,33 @@ def run(kind: type[FineTuning[ExampleT, ModelT]], config: Config, path: str) -> 
         seeded = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=config.train.seed + trial))
         batches = data.task.train_batches(data.train, seeded)
         one = _resolve(seeded, batches.steps_per_epoch)
-        if not loop.run(one, _recipe(one, data, batches, tokenizer), place).finished:
+        model = data.task.model(jax.default_backend())
+        taken = initial_params(
+            config,
+            start,
+            functools.partial(data.task.init_params, model, jax.random.key(0)),
+            data.task.learnt.labels,
+            release=trial == config.trials - 1,
+        )
+        recipe = _recipe(one, data, batches, tokenizer, model, taken)
+        if not loop.run(one, recipe, place).finished:
             if jax.process_index() == 0:
                 print("\nStopped; the same command goes on.")
-            return False
+            return []
         if place != workdir and jax.process_index() == 0:
             shutil.copytree(workdir / "tokenizer", place / "tokenizer", dirs_exist_ok=True)
         results.append(_predict(one, data, Path(place)))
-    if jax.process_index() == 0:
-        _report(data.task, results, data.baseline, Path(workdir))
-    return True
+    return results
 
 
-def _tokenizer(config: Config, workdir: Path) -> Tokenizer:
+def _tokenizer(config: Config, workdir: Path, start: StartingWeights) -> Tokenizer:
     """The weights' or the given vocabulary, kept in the workdir, from where a run that goes on takes it.
 
     One that was left by a start which failed before it claimed the workdir is made anew.
     """
     kept = workdir / "tokenizer"
     if not (kept.exists() and (workdir / "config.json").exists()):
-        tokenizer = given_tokenizer(config)  # in every process, so that a mistake ends all of them
+        tokenizer = given_tokenizer(config, start)  # in every process, so that a mistake ends all of them
         assert tokenizer is not None  # config_check
         if jax.process_index() == 0:
             shutil.rmtree(kept, ignore_errors=True)
@@ -140,9 +159,16 @@ def _resolve(config: Config, per_epoch: int) -> Config:
     )
 
 
-def _recipe(config: Config, data: Data[ExampleT, ModelT], batches: TrainBatches, tokenizer: Tokenizer) -> loop.Recipe:
+def _recipe(
+    config: Config,
+    data: Data[ExampleT, ModelT],
+    batches: TrainBatches,
+    tokenizer: Tokenizer,
+    model: ModelT,
+    taken: Callable[[], Any] | None,
+) -> loop.Recipe:
+    """taken: reads the parameters that the run starts with, for some groups of the tree or all."""
     task = data.task
-    model = task.model(jax.default_backend())
     predictors: dict[NamedSharding, TaskPredictor[ExampleT, ModelT]] = {}
 
     def train_batches(layout: NamedSharding, first: int, last: int) -> Iterator[Batch]:
@@ -182,7 +208,7 @@ def _recipe(config: Config, data: Data[ExampleT, ModelT], batches: TrainBatches,
             nested=task.learnt.nested,
             words=dataclasses.asdict(task.learnt.words),
         ),
-        initial_params=initial_params(config, lambda: task.init_params(model, jax.random.key(0)), task.learnt.labels),
+        initial_params=taken,
         best=f"held_out/{task.best}",
     )
 

@@ -27,7 +27,7 @@ from spanbert_jax.corpus.sources import changed_sources, check_documents
 from spanbert_jax.corpus.summary import describe_blocks
 from spanbert_jax.errors import UserError
 from spanbert_jax.files import bucket_errors, is_remote, make_directory, new_directory, written_aside
-from spanbert_jax.serving.weights import open_weights
+from spanbert_jax.runs.start_from import StartingWeights
 from spanbert_jax.text import tokenizer as tokenizers
 from spanbert_jax.text.documents import match_files
 from spanbert_jax.text.sentencepiece_training import train_sentencepiece
@@ -38,7 +38,7 @@ _NOTE = "made_from.json"
 _T = TypeVar("_T")
 
 
-def prepare(config: Config, workdir: Path | epath.Path) -> tuple[Tokenizer, Path]:
+def prepare(config: Config, workdir: Path | epath.Path, start: StartingWeights) -> tuple[Tokenizer, Path]:
     """Finds or makes the tokenizer and the blocks; returns the tokenizer and the directory of both.
 
     Of a directory in a bucket it returns this host's copy. A run that has a checkpoint goes on with the blocks that it
@@ -52,9 +52,9 @@ def prepare(config: Config, workdir: Path | epath.Path) -> tuple[Tokenizer, Path
     def make() -> None:
         resumed = _has_checkpoint(epath.Path(workdir))
         if is_remote(data):
-            _prepare_remote(config, data, cache, resumed)
+            _prepare_remote(config, data, cache, resumed, start)
         else:
-            _prepare(config, Path(data), resumed)
+            _prepare(config, Path(data), resumed, start)
 
     def copy() -> Path:
         if not is_remote(data):
@@ -95,39 +95,41 @@ def _has_checkpoint(workdir: epath.Path) -> bool:
         return checkpoints.is_dir() and any(path.name.isdigit() for path in checkpoints.iterdir())
 
 
-def _prepare(config: Config, data: Path, resumed: bool) -> None:
+def _prepare(config: Config, data: Path, resumed: bool, start: StartingWeights) -> None:
     make_directory(data, "--config.data.dir")
     if block_data.is_built(data / "blocks"):
         tokenizer = tokenizers.load_tokenizer(data / "tokenizer")
-        _check(config, tokenizer, data, resumed)
+        _check(config, tokenizer, data, resumed, start)
     else:
         check_documents(config.corpus)
-        tokenizer = _make_tokenizer(config, data / "tokenizer")
+        tokenizer = _make_tokenizer(config, data / "tokenizer", start)
         with Stage("Building blocks") as stage:
             building.build_blocks(config, tokenizer, data / "blocks", _reporter(stage))
         for line in describe_blocks(config, tokenizer, block_data.read_metadata(data / "blocks")):
             print(line)
 
 
-def _prepare_remote(config: Config, data: epath.Path, cache: Path, resumed: bool) -> None:
+def _prepare_remote(config: Config, data: epath.Path, cache: Path, resumed: bool, start: StartingWeights) -> None:
     """Checks what is in the bucket, or builds it on this host's disk and copies it there."""
     with (
         bucket_errors(data, "--config.data.dir"),
         block_cache.staging(data, cache, lambda _, words: print(f"Preparing {data}: {words}")) as local,
     ):
         if block_data.is_built(data / "blocks"):
-            _check(config, block_cache.fetch_tokenizer(data), data, resumed)
+            _check(config, block_cache.fetch_tokenizer(data), data, resumed, start)
             return
         make_directory(local, "--config.data.cache_dir")
         check_documents(config.corpus)
-        block_cache.check_free(data, _make_tokenizer(config, local / "tokenizer"))
-        _prepare(config, local, resumed)
+        block_cache.check_free(data, _make_tokenizer(config, local / "tokenizer", start))
+        _prepare(config, local, resumed, start)
         with Stage(f"Copying {local} to {data}") as stage:
             block_cache.publish(local, data, cache, stage.update)
 
 
-def _check(config: Config, tokenizer: Tokenizer, data: Path | epath.Path, resumed: bool) -> None:
-    _check_tokenizer(config, tokenizer, data / "tokenizer")
+def _check(
+    config: Config, tokenizer: Tokenizer, data: Path | epath.Path, resumed: bool, start: StartingWeights
+) -> None:
+    _check_tokenizer(config, tokenizer, data / "tokenizer", start)
     metadata = block_data.read_metadata(data / "blocks")
     block_data.check_blocks(metadata, config, tokenizer)
     if not is_remote(data):
@@ -158,10 +160,10 @@ def _reporter(stage: Stage) -> Callable[[float | None, int, int], None]:
     return show
 
 
-def _make_tokenizer(config: Config, directory: Path) -> Tokenizer:
+def _make_tokenizer(config: Config, directory: Path, start: StartingWeights) -> Tokenizer:
     """The tokenizer of a build that did not finish, if it was for the same text and settings, or a new one."""
     settings = {**dataclasses.asdict(config.tokenizer), "vocab_file": ""}
-    given = given_tokenizer(config)
+    given = given_tokenizer(config, start)
     files = [(str(path), path.stat().st_size) for path in match_files(config.corpus.files)]
     made_from = json.dumps(
         [given.fingerprint] if given else [settings, block_data.source_fields(config.corpus), files], sort_keys=True
@@ -181,13 +183,13 @@ def _make_tokenizer(config: Config, directory: Path) -> Tokenizer:
     return tokenizer
 
 
-def _check_tokenizer(config: Config, found: Tokenizer, directory: Path | epath.Path) -> None:
+def _check_tokenizer(config: Config, found: Tokenizer, directory: Path | epath.Path, start: StartingWeights) -> None:
     wanted = config.tokenizer
     elsewhere = "choose another --config.data.dir or --workdir"
     source = wanted.vocab_file or config.init_from
     if source:
         # On another machine it may be gone: the directory has all that it said.
-        given = given_tokenizer(config) if Path(source).exists() else None
+        given = given_tokenizer(config, start) if Path(source).exists() else None
         if given and found.fingerprint != given.fingerprint:
             raise UserError(f"{directory}: not the vocabulary of {source}; {elsewhere}")
     elif (found.kind, found.vocab_size) != (wanted.kind, wanted.vocab_size):
@@ -197,11 +199,10 @@ def _check_tokenizer(config: Config, found: Tokenizer, directory: Path | epath.P
         )
 
 
-def given_tokenizer(config: Config) -> Tokenizer | None:
+def given_tokenizer(config: Config, start: StartingWeights) -> Tokenizer | None:
     """The tokenizer that the configuration names; None where one is to be trained."""
     if config.init_from:
-        with open_weights(Path(config.init_from)) as weights:
-            return weights.tokenizer
+        return start.open().tokenizer
     return building.tokenizer_from_file(config.tokenizer)
 
 

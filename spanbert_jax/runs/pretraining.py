@@ -20,7 +20,7 @@ from spanbert_jax.corpus import masked_batches as input_data
 from spanbert_jax.corpus.neighbours import count_neighbours, guess_masked
 from spanbert_jax.model import pretraining_heads
 from spanbert_jax.runs.prepare import prepare
-from spanbert_jax.runs.start_from import adopt, initial_params
+from spanbert_jax.runs.start_from import StartingWeights, adopt, initial_params
 from spanbert_jax.tasks.pretraining_loss import describe, metrics, objective
 from spanbert_jax.text.tokenizer import Tokenizer
 from spanbert_jax.training import flops, loop, sharding
@@ -34,20 +34,21 @@ def run(config: Config, path: str, arguments: str) -> bool:
 
     `arguments` are those of the command line, for the commands that the report ends with.
     """
-    config = adopt(config, epath.Path(path))
-    sharding.mesh_of(config)  # before hours of preparation, not after them
-    workdir = open_workdir(config, path)
-    tokenizer, data = prepare(config, workdir)
-    claim_workdir(config, workdir)
-    train, held_out = (block_data.open_blocks(data / "blocks", split) for split in ("train", "held_out"))
-    recipe = make_recipe(config, tokenizer, train, held_out)
-    result = loop.run(config, recipe, workdir)
+    with StartingWeights(config) as start:
+        config = adopt(config, epath.Path(path), start)
+        sharding.mesh_of(config)  # before hours of preparation, not after them
+        workdir = open_workdir(config, path)
+        tokenizer, data = prepare(config, workdir, start)
+        claim_workdir(config, workdir)
+        train, held_out = (block_data.open_blocks(data / "blocks", split) for split in ("train", "held_out"))
+        recipe = make_recipe(config, tokenizer, train, held_out, start)
+        result = loop.run(config, recipe, workdir)
     if jax.process_index() == 0:
         print(report(config, workdir, arguments, result))
     return result.finished
 
 
-def make_recipe(config: Config, tokenizer: Tokenizer, train: Any, held_out: Any) -> loop.Recipe:
+def make_recipe(config: Config, tokenizer: Tokenizer, train: Any, held_out: Any, start: StartingWeights) -> loop.Recipe:
     """Pre-training on the blocks `train`, evaluated on `held_out`."""
     model = pretraining_heads.pretraining_model(config, tokenizer.vocab_size, jax.default_backend())
     commonest = int(np.argmax(train.metadata.piece_counts))
@@ -87,7 +88,7 @@ def make_recipe(config: Config, tokenizer: Tokenizer, train: Any, held_out: Any)
             tokenizer_fingerprint=tokenizer.fingerprint,
             data_fingerprint=train.metadata.fingerprint,
         ),
-        initial_params=initial_params(config, lambda: pretraining_heads.init_params(model, jax.random.key(0))),
+        initial_params=initial_params(config, start, lambda: pretraining_heads.init_params(model, jax.random.key(0))),
     )
 
 

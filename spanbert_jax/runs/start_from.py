@@ -1,9 +1,10 @@
 """What a run starts with when `config.init_from` names trained weights.
 
 Invariant: the encoder's sizes and the vocabulary are those of the weights, always; what the weights lack is freshly
-initialised and said to be.
+initialised and said to be. A run opens the weights at most once.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
@@ -15,13 +16,38 @@ from etils import epath
 from spanbert_jax.config import Config
 from spanbert_jax.config_check import check
 from spanbert_jax.errors import UserError
-from spanbert_jax.serving.weights import open_weights
+from spanbert_jax.serving.weights import Weights, open_weights
 from spanbert_jax.training.workdir import read_config
 
 _OWN = ("dropout", "attention_dropout", "init_std", "span_offset_embed")  # of ModelConfig: the run's, not the weights'
 
 
-def adopt(config: Config, workdir: epath.Path) -> Config:
+class StartingWeights(contextlib.AbstractContextManager["StartingWeights"]):
+    """The weights in `config.init_from`: opened when they are first needed, and kept open until they are released.
+
+    To open them may mean to unpack an archive or to load a whole pickle, which is held in memory meanwhile.
+    """
+
+    def __init__(self, config: Config):
+        self._path, self._stack = Path(config.init_from), contextlib.ExitStack()
+        self._weights: Weights | None = None
+
+    def open(self) -> Weights:
+        """The weights; raises UserError where they cannot be read."""
+        if self._weights is None:
+            self._weights = self._stack.enter_context(open_weights(self._path))
+        return self._weights
+
+    def release(self) -> None:
+        """Gives up what is open: memory, and files of an unpacked archive."""
+        self._weights = None
+        self._stack.close()
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+def adopt(config: Config, workdir: epath.Path, start: StartingWeights) -> Config:
     """The configuration with the encoder's sizes and the vocabulary of `init_from`; itself where there is none.
 
     A run that goes on takes them from its own workdir, so the weights it began with may be gone by then.
@@ -32,17 +58,17 @@ def adopt(config: Config, workdir: epath.Path) -> Config:
     saved = workdir / "config.json"
     known = read_config(saved) if saved.exists() else None
     if known is None or known.init_from != config.init_from:
-        with open_weights(Path(config.init_from)) as weights:
-            known = weights.config
-            _check_span_boundary(config, weights.span_boundary)
-            if jax.process_index() == 0:
-                model, vocabulary = known.model, weights.tokenizer
-                print(
-                    f"Starting from {config.init_from}, {weights.kind}: {model.layers} layers x {model.embed}, "
-                    f"{vocabulary.kind} vocabulary of {vocabulary.vocab_size:,} pieces",
-                    *weights.notes,
-                    sep="\n",
-                )
+        weights = start.open()
+        known = weights.config
+        _check_span_boundary(config, weights.span_boundary)
+        if jax.process_index() == 0:
+            model, vocabulary = known.model, weights.tokenizer
+            print(
+                f"Starting from {config.init_from}, {weights.kind}: {model.layers} layers x {model.embed}, "
+                f"{vocabulary.kind} vocabulary of {vocabulary.vocab_size:,} pieces",
+                *weights.notes,
+                sep="\n",
+            )
     own = {name: getattr(config.model, name) for name in _OWN}
     names = ("kind", "lowercase", "vocab_size")
     tokenizer = dataclasses.replace(config.tokenizer, **{name: getattr(known.tokenizer, name) for name in names})
@@ -61,19 +87,29 @@ def _check_span_boundary(config: Config, there: tuple[int, int] | None) -> None:
         )
 
 
-def initial_params(config: Config, init: Callable[[], Any], labels: tuple[str, ...] = ()) -> Callable[[], Any] | None:
+def initial_params(
+    config: Config,
+    start: StartingWeights,
+    init: Callable[[], Any],
+    labels: tuple[str, ...] = (),
+    release: bool = True,
+) -> Callable[[], Any] | None:
     """Reads those of the weights in `init_from` that a model made by `init` has; None where there is no `init_from`.
 
-    A head is taken where its sizes are the same, a classifier where its labels are `labels` besides.
+    A head is taken where its sizes are the same, a classifier where its labels are `labels` besides. release: nobody
+    needs the weights afterwards.
     """
     if not config.init_from:
         return None
 
     def read() -> dict[str, Any]:
-        with open_weights(Path(config.init_from)) as weights:
-            params, _ = weights.load()
+        weights = start.open()
+        params, _ = weights.load()
         wanted = jax.eval_shape(init)
         other = {"classifier"} if weights.labels != labels else set()
+        if release:
+            del weights
+            start.release()
         here, there = (jax.tree.map(lambda leaf: leaf.shape, tree) for tree in (wanted, params))
         params = {group: params[group] for group in params if here.get(group) == there[group] and group not in other}
         if jax.process_index() == 0:

@@ -18,6 +18,7 @@ from spanbert_jax.corpus.blocks import open_blocks, read_metadata
 from spanbert_jax.corpus.build import build_blocks
 from spanbert_jax.errors import UserError
 from spanbert_jax.runs.prepare import prepare
+from spanbert_jax.runs.start_from import StartingWeights
 from spanbert_jax.text.tokenizer import wordpiece_from_vocab
 from tests.corpus.test_build import PIECES, document, files_of
 from tests.support import fake_bucket
@@ -163,16 +164,16 @@ def test_a_lost_shard_a_small_disk_and_foreign_files_are_told(
 def test_a_run_builds_in_the_bucket_and_another_machine_copies_it(
     config: Config, bucket: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    tokenizer, local = prepare(config, epath.Path("gs://bucket/run"))
+    tokenizer, local = prepare(config, epath.Path("gs://bucket/run"), StartingWeights(config))
     assert local.parent == tmp_path / "cache" and files_of(local / "blocks") == files_of(bucket / "data" / "blocks")
     described = json.loads((bucket / "run" / "tokenizer" / "spanbert_tokenizer.json").read_text())
     assert described["fingerprint"] == tokenizer.fingerprint
     assert "Copying" in capfd.readouterr().out
-    again = prepare(config, epath.Path("gs://bucket/run"))[1]
+    again = prepare(config, epath.Path("gs://bucket/run"), StartingWeights(config))[1]
     assert again == local and "Copying" not in capfd.readouterr().out
     elsewhere = dataclasses.replace(config, data=dataclasses.replace(config.data, cache_dir=str(tmp_path / "second")))
-    copy = prepare(elsewhere, epath.Path("gs://bucket/run"))[1]
+    copy = prepare(elsewhere, epath.Path("gs://bucket/run"), StartingWeights(elsewhere))[1]
     assert copy.parent == tmp_path / "second" and files_of(copy / "blocks") == files_of(local / "blocks")
     longer = dataclasses.replace(elsewhere, data=dataclasses.replace(elsewhere.data, block_length=32))
     with pytest.raises(UserError, match=r"blocks in gs://bucket/data were made otherwise: data.block_length is 32"):
-        prepare(longer, epath.Path("gs://bucket/run"))
+        prepare(longer, epath.Path("gs://bucket/run"), StartingWeights(longer))

@@ -13,6 +13,7 @@ from spanbert_jax.config import Config
 from spanbert_jax.corpus.masked_batches import train_batches
 from spanbert_jax.model import pretraining_heads
 from spanbert_jax.runs.pretraining import make_recipe
+from spanbert_jax.runs.start_from import StartingWeights
 from spanbert_jax.tasks.pretraining_loss import objective
 from spanbert_jax.training import loop
 from tests.corpus.test_masked_batches import TOKENIZER, FakeBlocks, block_ids, one_device
@@ -59,7 +60,7 @@ def test_each_shape_is_compiled_once(tmp_path: Path) -> None:
         lambda name, *_, **__: compiled.append(name) if name.endswith("backend_compile_duration") else None
     )
     config = config_of(3, steps=36, eval_every=12, log_every=4)
-    recipe = make_recipe(config, TOKENIZER, BLOCKS, FakeBlocks(24))
+    recipe = make_recipe(config, TOKENIZER, BLOCKS, FakeBlocks(24), StartingWeights(config))
     seen: list[tuple[tuple[int, ...], int]] = []
 
     def counted(layout: Any, first: int, last: int) -> Iterator[Any]:

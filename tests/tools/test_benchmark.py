@@ -23,10 +23,9 @@ from benchmarks.measure import Options, Row, Side, SideFailed
 from benchmarks.step import Variant
 from spanbert_jax.batch import largest_budget, slots
 from spanbert_jax.config import Config
-from spanbert_jax.corpus.build import build_blocks
+from spanbert_jax.corpus.build import build_blocks, tokenizer_from_file
 from spanbert_jax.errors import UserError
 from spanbert_jax.model import pretraining_heads
-from spanbert_jax.runs.prepare import given_tokenizer
 from spanbert_jax.tasks.pretraining_loss import objective
 from spanbert_jax.text.tokenizer import Tokenizer
 from tests.support.runs import SMALL, write_corpus
@@ -50,7 +49,7 @@ def blocks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     spec = {"files": str(folder / "text"), "vocab": str(folder / "vocab.txt"), "length": 64}
     spec["blocks"] = str(folder / "blocks")
     config = corpus_config(spec)
-    tokenizer = given_tokenizer(config)
+    tokenizer = tokenizer_from_file(config.tokenizer)
     assert tokenizer is not None
     config = dataclasses.replace(config, corpus=dataclasses.replace(config.corpus, workers=1, held_out=0.1))
     build_blocks(config, tokenizer, folder / "blocks")
@@ -289,7 +288,7 @@ def test_the_collator_gets_blocks_whose_words_it_sees(blocks: dict[str, Any]) ->
     """Words are masked whole: the offsets that are made for transformers' collator say where they begin."""
     from transformers import DataCollatorForLanguageModeling
 
-    tokenizer = given_tokenizer(corpus_config(blocks))
+    tokenizer = tokenizer_from_file(corpus_config(blocks).tokenizer)
     assert tokenizer is not None
     pieces = tokenizer.encode_batch(["whole words are masked, one after another"])[0]
     feature = input.feature_of(list(pieces), tokenizer, 64)
