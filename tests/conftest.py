@@ -5,12 +5,13 @@ removed at the end.
 """
 
 import atexit
+import contextlib
 import fcntl
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -73,3 +74,22 @@ def finished(topics: Path, once_a_session: Callable) -> tuple[Path, str]:
 
     folder, printed = once_a_session("finished", lambda folder: runs.call(folder / "run", corpus__files=topics).stdout)
     return folder / "run", str(printed)
+
+
+@pytest.fixture
+def openings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """ "opened" and "released", in order, of the weights that runs in this process start from."""
+    from spanbert_jax.runs import start_from
+
+    events: list[str] = []
+    open_weights = start_from.open_weights
+
+    @contextlib.contextmanager
+    def counted(path: Path) -> Iterator[object]:
+        events.append("opened")
+        with open_weights(path) as weights:
+            yield weights
+        events.append("released")
+
+    monkeypatch.setattr(start_from, "open_weights", counted)
+    return events

@@ -1,7 +1,6 @@
 """A fine-tuning run as a user sees it: trained, stopped and gone on with, evaluated, and used to predict."""
 
 import csv
-import importlib
 import json
 import os
 import random
@@ -14,31 +13,29 @@ import numpy as np
 import pytest
 from jax import monitoring
 
+from configs import classify
 from spanbert_jax.batches.lengths import BucketedOrder
-from spanbert_jax.config import from_dict
-from spanbert_jax.runs import finetuning as finetuning_run
-from spanbert_jax.tasks.text_classification.task import SequenceClassification
 from tests.support import runs
 from tools import evaluate
 
 WORDS = [f"w{i}" for i in range(20)]
 SMALL = {
-    "config.model.layers": 1,
-    "config.model.embed": 32,
-    "config.model.heads": 2,
-    "config.model.mlp": 64,
-    "config.model.max_length": 32,
-    "config.model.init_std": 0.1,
-    "config.data.block_length": 32,
-    "config.tokenizer.kind": "wordpiece",
-    "config.optimizer.learning_rate": 3e-3,
-    "config.train.batch_size": 16,
-    "config.train.log_every": 5,
-    "config.train.checkpoint_every": 5,
-    "config.finetuning.epochs": 3,
-    "config.finetuning.eval_every_epochs": 0.5,
-    "config.data.lengths": 1,
-    "config.corpus.workers": 1,
+    "model.layers": 1,
+    "model.embed": 32,
+    "model.heads": 2,
+    "model.mlp": 64,
+    "model.max_length": 32,
+    "model.init_std": 0.1,
+    "data.block_length": 32,
+    "tokenizer.kind": "wordpiece",
+    "optimizer.learning_rate": 3e-3,
+    "train.batch_size": 16,
+    "train.log_every": 5,
+    "train.checkpoint_every": 5,
+    "finetuning.epochs": 3,
+    "finetuning.eval_every_epochs": 0.5,
+    "data.lengths": 1,
+    "corpus.workers": 1,
 }
 
 
@@ -59,36 +56,31 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def values(data: Path, fields: dict[str, object]) -> dict[str, object]:
+    """The fields of a small run's configuration on the data; keywords (dots as __) override."""
+    files = {"data.train": "train.csv", "data.dev": "dev.csv", "tokenizer.vocab_file": "vocab.txt"}
+    given = {name: data / file for name, file in files.items()}
+    return SMALL | given | {name.replace("__", "."): value for name, value in fields.items()}
+
+
 def command(data: Path, workdir: Path, **fields: object) -> list[str]:
-    """The command line of a small run on the data; keywords (dots as __) override."""
-    flags: dict[str, object] = SMALL | {
-        "config.data.train": data / "train.csv",
-        "config.data.dev": data / "dev.csv",
-        "config.tokenizer.vocab_file": data / "vocab.txt",
-    }
-    flags |= {f"config.{name.replace('__', '.')}": value for name, value in fields.items()}
-    chosen = [f"--{name}={value}" for name, value in flags.items()]
-    return [
-        *(sys.executable, "-m", "spanbert_jax.main", "--config", "configs/classify.py"),
-        *("--workdir", str(workdir), *chosen),
-    ]
+    """The command line of a small run."""
+    flags = [f"--config.{name}={value}" for name, value in values(data, fields).items()]
+    config = ("--config", "configs/classify.py", "--workdir", str(workdir))
+    return [sys.executable, "-m", "spanbert_jax.main", *config, *flags]
 
 
-def run(arguments: list[str], expect: int = 0, text: str | None = None) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(arguments, cwd=runs.ROOT, env=runs.environment(), capture_output=True, text=True, input=text)
-    assert done.returncode == expect, done.stdout + done.stderr
-    return done
-
-
-def tool(name: str, *arguments: object, expect: int = 0, text: str | None = None) -> subprocess.CompletedProcess[str]:
-    return run([sys.executable, f"tools/{name}.py", *map(str, arguments)], expect, text)
+def call(data: Path, workdir: Path, expect: int = 0, **fields: object) -> runs.Called:
+    """The run of `command`, in this process."""
+    arguments = command(data, workdir, **fields)[3:]
+    return runs.call_config(classify.get_config(), workdir, arguments, expect, **values(data, fields))
 
 
 @pytest.fixture(scope="module")
 def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A run to the end, and what it printed."""
     workdir = tmp_path_factory.mktemp("runs") / "reviews"
-    return workdir, run(command(data, workdir)).stdout
+    return workdir, call(data, workdir).stdout
 
 
 def test_a_run_learns_keeps_its_best_and_says_where_everything_is(finished: tuple[Path, str]) -> None:
@@ -106,7 +98,7 @@ def test_a_run_learns_keeps_its_best_and_says_where_everything_is(finished: tupl
 
 def test_the_evaluator_prints_the_numbers_of_the_run(finished: tuple[Path, str], data: Path) -> None:
     workdir, _ = finished
-    printed = tool("evaluate", "--checkpoint", workdir, "--data", data / "dev.csv").stdout
+    printed = runs.tool("evaluate", "--checkpoint", workdir, "--data", data / "dev.csv").stdout
     (trial,) = json.loads((workdir / "results.json").read_text())["trials"]
     numbers = {line.split()[0]: float(line.split()[1]) for line in printed.splitlines()[1:]}
     assert numbers == {name: round(value, 4) for name, value in trial.items()}
@@ -121,7 +113,7 @@ def test_a_file_of_predictions_is_scored_and_one_for_other_data_refused(
     assert evaluate.evaluate(workdir, str(data / "dev.csv"), workdir / "predictions.jsonl")[2] == trial
     lines = (workdir / "predictions.jsonl").read_text().splitlines()
     (tmp_path / "fewer.jsonl").write_text("\n".join(lines[1:]) + "\n")
-    done = tool("evaluate", *arguments, tmp_path / "fewer.jsonl", expect=1)
+    done = runs.tool("evaluate", *arguments, tmp_path / "fewer.jsonl", expect=1)
     assert done.stderr.startswith("error: ") and "lacks 1 of the 60 ids" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
@@ -129,16 +121,6 @@ def test_a_file_of_predictions_is_scored_and_one_for_other_data_refused(
 def test_no_shape_is_compiled_after_the_first_epoch(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    nested = importlib.import_module("configs.classify").get_config().to_dict()
-    flat = SMALL | {
-        "config.data.lengths": 2,
-        "config.data.train": str(data / "train.csv"),
-        "config.data.dev": str(data / "dev.csv"),
-        "config.tokenizer.vocab_file": str(data / "vocab.txt"),
-    }
-    for name, value in flat.items():
-        _, section, field = name.split(".")
-        nested[section][field] = value
     compiled, seen = [], {}
     monitoring.register_event_duration_secs_listener(lambda name, *_, **__: compiled.append(name))
     batch = BucketedOrder.batch
@@ -149,7 +131,7 @@ def test_no_shape_is_compiled_after_the_first_epoch(
         return indices, length
 
     monkeypatch.setattr(BucketedOrder, "batch", counted)
-    assert finetuning_run.run(SequenceClassification, from_dict(nested), str(tmp_path / "run"))
+    call(data, tmp_path / "run", data__lengths=2)
     assert len(seen) == 60 and len({length for length, _ in seen.values()}) == 2
     assert seen[19][1] > 0 and seen[25][1] == seen[59][1]  # 20 steps an epoch, and batches are fetched 3 steps ahead
 
@@ -160,26 +142,27 @@ def test_the_predictor_takes_files_and_plain_text(finished: tuple[Path, str], da
     rows = list(csv.DictReader((data / "dev.csv").read_text().splitlines()))
     (tmp_path / "new.csv").write_text("\n".join(["text", *(row["text"] for row in rows)]) + "\n")
     output = tmp_path / "new" / "predictions.jsonl"
-    tool("predict", "--checkpoint", workdir, "--input", tmp_path / "new.csv", "--output", output)
+    runs.tool("predict", "--checkpoint", workdir, "--input", tmp_path / "new.csv", "--output", output)
     found = [json.loads(line) for line in output.read_text().splitlines()]
     assert [p["label"] for p in found] == [p["label"] for p in kept]
     np.testing.assert_allclose([p["score"] for p in found], [p["score"] for p in kept], atol=1e-5)
     text = "\n".join(row["text"] for row in rows[:5]) + "\n"
-    lines = tool("predict", "--checkpoint", workdir, text=text).stdout.splitlines()
+    lines = runs.tool("predict", "--checkpoint", workdir, stdin=text.encode()).stdout.splitlines()
     assert [json.loads(line)["label"] for line in lines] == [p["label"] for p in kept[:5]]
 
 
 def test_an_export_has_the_labels_and_a_new_run_starts_from_it(
-    finished: tuple[Path, str], data: Path, tmp_path: Path
+    finished: tuple[Path, str], data: Path, tmp_path: Path, openings: list[str]
 ) -> None:
     workdir, _ = finished
-    tool("convert_to_pytorch", "--checkpoint", workdir, "--output", tmp_path / "export", "--verify")
+    runs.tool("convert_to_pytorch", "--checkpoint", workdir, "--output", tmp_path / "export", "--verify")
     fields = json.loads((tmp_path / "export" / "config.json").read_text())
     assert fields["architectures"] == ["BertForSequenceClassification"]
     assert fields["id2label"] == {"0": "no", "1": "yes"}
     more = {"init_from": tmp_path / "export", "tokenizer__vocab_file": "", "finetuning__epochs": 0.1}
-    printed = run(command(data, tmp_path / "more", **more)).stdout
+    printed = call(data, tmp_path / "more", **more).stdout
     assert "Taken: embeddings, encoder, pooler, classifier; freshly initialised: nothing" in printed
+    assert openings == ["opened", "released"]
     (trial,) = json.loads((tmp_path / "more" / "results.json").read_text())["trials"]
     assert trial["accuracy"] > 80
 
@@ -196,7 +179,7 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_parameters(
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert not (tmp_path / "stopped" / "results.json").exists()
-    run(arguments)
+    call(data, tmp_path / "stopped")
     ours, theirs = (runs.params(place, 60) for place in (tmp_path / "stopped", workdir))
     assert ours.keys() == theirs.keys()
     for name in ours:
@@ -231,7 +214,7 @@ def test_two_processes_give_the_numbers_of_one(finished: tuple[Path, str], data:
 
 
 def test_trials_have_seeds_of_their_own_a_mean_and_a_deviation(data: Path, tmp_path: Path) -> None:
-    printed = run(command(data, tmp_path / "trials", trials=2, finetuning__epochs=1)).stdout
+    printed = call(data, tmp_path / "trials", trials=2, finetuning__epochs=1).stdout
     trials = json.loads((tmp_path / "trials" / "results.json").read_text())["trials"]
     assert len(trials) == 2 and all((tmp_path / "trials" / f"trial_{i}" / "best").is_dir() for i in (0, 1))
     (row,) = (line for line in printed.splitlines() if line.split()[:1] == ["accuracy"])
@@ -254,50 +237,38 @@ def test_trials_have_seeds_of_their_own_a_mean_and_a_deviation(data: Path, tmp_p
     ],
 )
 def test_a_mistake_ends_in_one_line(data: Path, tmp_path: Path, fields: dict[str, object], message: str) -> None:
-    done = run(command(data, tmp_path / "x", **fields), expect=1)
+    done = call(data, tmp_path / "x", **fields, expect=1)
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ") and message in line
 
 
 def test_a_start_that_failed_leaves_no_vocabulary_for_the_next(data: Path, tmp_path: Path) -> None:
-    run(command(data, tmp_path / "x", data__dev="missing.csv"), expect=1)
+    call(data, tmp_path / "x", data__dev="missing.csv", expect=1)
     (tmp_path / "vocab.txt").write_text((data / "vocab.txt").read_text() + "more\n")
     more = {"tokenizer__vocab_file": tmp_path / "vocab.txt", "finetuning__epochs": 0.1}
-    run(command(data, tmp_path / "x", **more))
+    call(data, tmp_path / "x", **more)
     assert (tmp_path / "x" / "tokenizer" / "vocab.txt").read_text().endswith("more\n")
 
 
 def test_the_predictor_names_what_it_cannot_read_or_write(finished: tuple[Path, str], tmp_path: Path) -> None:
     workdir, _ = finished
-    done = subprocess.run(
-        [sys.executable, "tools/predict.py", "--checkpoint", str(workdir), "--output", str(tmp_path)],
-        cwd=runs.ROOT,
-        env=runs.environment(),
-        capture_output=True,
-        input=b"w1\n",
-    )
-    assert done.returncode == 1 and done.stderr.decode().startswith(f"error: {tmp_path} is a directory")
-    done = subprocess.run(
-        [sys.executable, "tools/predict.py", "--checkpoint", str(workdir)],
-        cwd=runs.ROOT,
-        env=runs.environment(),
-        capture_output=True,
-        input=b"\xff\xfe\n",
-    )
-    assert done.returncode == 1 and b"UTF-8" in done.stderr and len(done.stderr.splitlines()) == 1
+    done = runs.tool("predict", "--checkpoint", workdir, "--output", tmp_path, expect=1, stdin=b"w1\n")
+    assert done.stderr.startswith(f"error: {tmp_path} is a directory")
+    done = runs.tool("predict", "--checkpoint", workdir, expect=1, stdin=b"\xff\xfe\n")
+    assert "UTF-8" in done.stderr and len(done.stderr.splitlines()) == 1
 
 
 def test_a_label_that_only_dev_has_is_named(data: Path, tmp_path: Path) -> None:
     (tmp_path / "dev.csv").write_text("text,label\nw1 w2,perhaps\n")
-    done = run(command(data, tmp_path / "x", data__dev=tmp_path / "dev.csv"), expect=1)
+    done = call(data, tmp_path / "x", data__dev=tmp_path / "dev.csv", expect=1)
     assert "has label 'perhaps'" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_an_interrupted_sweep_goes_on_and_ends_in_a_table(data: Path, tmp_path: Path) -> None:
     rest = [flag for flag in command(data, tmp_path, finetuning__epochs=0.5)[7:]]
     first = ["--config", "configs/classify.py", "--workdir", tmp_path / "sweep", "--seeds", "1"]
-    tool("sweep", *first, "--learning-rates", "1e-3", "--batch-sizes", "16", "--", *rest)
-    done = tool("sweep", *first, "--learning-rates", "1e-3,3e-3", "--batch-sizes", "16", "--", *rest)
+    runs.tool("sweep", *first, "--learning-rates", "1e-3", "--batch-sizes", "16", "--", *rest)
+    done = runs.tool("sweep", *first, "--learning-rates", "1e-3,3e-3", "--batch-sizes", "16", "--", *rest)
     assert done.stdout.count("] ") == 1 and "[2 of 2]" in done.stdout  # the first point was there
     rows = [line.split() for line in done.stdout.splitlines() if line.strip().startswith(("1e-3", "3e-3"))]
     for row in rows:

@@ -1,6 +1,7 @@
 """--config.init_from: runs that start from trained weights, and the parts that read and place them."""
 
 import contextlib
+import functools
 import io
 import json
 import re
@@ -25,8 +26,11 @@ from spanbert_jax.config_check import check
 from spanbert_jax.convert.export import Export, write_export
 from spanbert_jax.errors import UserError
 from spanbert_jax.files import new_directory
+from spanbert_jax.model import pretraining_heads
 from spanbert_jax.model.encoder import padded_vocab
 from spanbert_jax.model.parameters import parameter_shapes
+from spanbert_jax.runs.prepare import given_tokenizer
+from spanbert_jax.runs.start_from import StartingWeights, adopt, initial_params
 from spanbert_jax.serving.weights import open_weights
 from spanbert_jax.text.tokenizer import SPECIALS, Tokenizer, load_tokenizer
 from spanbert_jax.training.checkpoint import find_checkpoint, write_params
@@ -152,7 +156,9 @@ def random_params(model: ModelConfig, **heads: int) -> dict[str, Any]:
 BERT = ModelConfig(layers=1, embed=24, heads=3, mlp=40, max_length=80)
 
 
-def test_a_hugging_face_encoder_gets_fresh_heads_and_is_said_to(corpus: Path, tmp_path: Path) -> None:
+def test_a_hugging_face_encoder_gets_fresh_heads_and_is_said_to(
+    corpus: Path, tmp_path: Path, openings: list[str]
+) -> None:
     """With sizes and a vocabulary unlike the configuration's: WordPiece, lowercased."""
     tokenizer, tree = wordpiece(), random_params(BERT, pooler=0)
     pieces = tokenizer.vocab_size
@@ -160,6 +166,7 @@ def test_a_hugging_face_encoder_gets_fresh_heads_and_is_said_to(corpus: Path, tm
     write_export(Export(tree, BERT, tokenizer, (), {}, "x"), tmp_path / "bert", "float32", True)
 
     printed = train(tmp_path / "run", init_from=tmp_path / "bert", corpus__files=corpus, **ONE_STEP)
+    assert openings == ["opened", "released"]
     assert f"Starting from {tmp_path}/bert, a Hugging Face BERT: 1 layers x 24, wordpiece vocabulary of" in printed
     assert "Taken: embeddings, encoder; freshly initialised: mlm, sbo\n" in printed
     after = runs.params(tmp_path / "run", 1)
@@ -208,6 +215,21 @@ def test_a_run_that_goes_on_needs_its_source_no_more(source: Path, corpus: Path,
     assert all(np.array_equal(alone[name], resumed[name]) for name in alone)
     assert not any(np.array_equal(alone[name], before[name]) for name in alone)
     assert_padding_is_zero(alone)
+
+
+def test_weights_are_released_when_their_parameters_are_read(source: Path, tmp_path: Path, openings: list[str]) -> None:
+    config = configuration(init_from=source)
+    with StartingWeights(config) as start:
+        adopted = adopt(config, epath.Path(tmp_path), start)
+        assert given_tokenizer(adopted, start).vocab_size == PIECES
+        model = pretraining_heads.pretraining_model(adopted, PIECES, "cpu")
+        init = functools.partial(pretraining_heads.init_params, model, jax.random.key(0))
+        read, again = (initial_params(adopted, start, init, release=last) for last in (False, True))
+        first = read()
+        assert openings == ["opened"]  # another trial needs them
+        second = again()
+        assert openings == ["opened", "released"]
+    jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
 def test_rows_that_only_pad_the_vocabulary_stay_zero_without_init_from(source: Path) -> None:

@@ -5,6 +5,7 @@ costs six seconds of imports, and is for what needs one: signals, several proces
 """
 
 import contextlib
+import importlib
 import io
 import json
 import os
@@ -14,12 +15,14 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from ml_collections import ConfigDict
 
 from configs.tiny import get_config
 from spanbert_jax import cli
@@ -63,24 +66,41 @@ class Called(NamedTuple):
     stderr: str
 
 
-def call(workdir: Path, expect: int = 0, **fields: object) -> Called:
-    """The run of `command`, in this process; checks the exit status."""
-    values = {name: str(value) if isinstance(value, Path) else value for name, value in overrides(fields).items()}
-    config = get_config()
-    config.update_from_flattened_dict(values)
+def here(work: Callable[[], int | None], expect: int = 0, stdin: bytes = b"") -> Called:
+    """Does in this process the work of a command line, and checks its exit status."""
+    out, err = io.StringIO(), io.StringIO()
+    old, sys.stdin = sys.stdin, io.TextIOWrapper(io.BytesIO(stdin))
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            status = cli.status(work)
+    finally:
+        sys.stdin = old
+    called = Called(status, out.getvalue(), err.getvalue())
+    assert status == expect, called
+    return called
+
+
+def call_config(config: ConfigDict, workdir: Path, arguments: list[str], expect: int = 0, **values: object) -> Called:
+    """A run of `config` with these fields changed, in this process. arguments: of the command line it stands for."""
+    config.update_from_flattened_dict({name: str(x) if isinstance(x, Path) else x for name, x in values.items()})
 
     def work() -> int:
         built = from_dict(config.to_dict())
         check(built)
-        arguments = shlex.join(command(workdir, **fields)[3:])
-        return 0 if dispatch(built, str(workdir), arguments) else cli.STOPPED_EARLY
+        return 0 if dispatch(built, str(workdir), shlex.join(arguments)) else cli.STOPPED_EARLY
 
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        status = cli.status(work)
-    called = Called(status, out.getvalue(), err.getvalue())
-    assert status == expect, called
-    return called
+    return here(work, expect)
+
+
+def call(workdir: Path, expect: int = 0, **fields: object) -> Called:
+    """The run of `command`, in this process; checks the exit status."""
+    return call_config(get_config(), workdir, command(workdir, **fields)[3:], expect, **overrides(fields))
+
+
+def tool(name: str, *arguments: object, expect: int = 0, stdin: bytes = b"") -> Called:
+    """tools/NAME.py with these arguments, in this process; checks the exit status."""
+    main = importlib.import_module(f"tools.{name}").main
+    return here(lambda: main([str(argument) for argument in arguments]), expect, stdin)
 
 
 def overrides(fields: dict[str, object]) -> dict[str, object]:
