@@ -1,7 +1,8 @@
 """What the readers of labelled data share: files, JSON in any form, TFDS sets, counted warnings.
 
-Invariant: what a file is follows from its content alone, never from its name or from the role it is read for; every
-error names the file and the line, or the place in its JSON; nothing is downloaded.
+Invariant: a file's content decides how the file is read, alike in every role. Only plain text, which any lines could
+be, has to be claimed: by a name in .txt, or by standard input. Every error names the file and the line, or the place in
+its JSON; nothing is downloaded.
 """
 
 import io
@@ -21,7 +22,7 @@ Record = str | Mapping[str, Any]  # an example as a user writes it: a text, or n
 Lines = Iterator[tuple[int, str]]  # (number from 1, line with its end)
 
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
-_JSON_BEGINS = re.compile(r"\s*(\{\s*(\"|\}|$)|\[\s*([{\[\]]|$))")
+_JSON_BEGINS = re.compile(r"\s*(\{\s*(\"|\}|$)|\[\s*(\{|\]|$))")
 _HEAD = 200  # lines from which a file's format is told
 
 
@@ -40,7 +41,7 @@ Source = str | Contents  # a path or a name of TFDS; or what came another way, s
 
 
 class Warnings:
-    """Counts what real data sets have wrong, by kind, and remembers where the first of each was."""
+    """Counts the faults of a data set by kind, and remembers where the first of each kind was."""
 
     def __init__(self) -> None:
         self._kinds: dict[str, tuple[int, str]] = {}
@@ -98,21 +99,21 @@ def split_head(found: Lines) -> tuple[list[tuple[int, str]], Lines]:
 
 
 def is_json(head: Sequence[tuple[int, str]]) -> bool:
-    """Whether lines begin as a JSON object or list does: no word "[" and no "[laughs]"."""
+    """Whether lines begin as a JSON object, or a list of objects, does; a text such as "[laughs]" does not."""
     return bool(_JSON_BEGINS.match("".join(line for _, line in head)))
 
 
 def is_plain_text(source: Path | Contents) -> bool:
-    """Whether what can be told by nothing in it may be a text, an example a line: standard input, and a name in .txt.
+    """Whether a file may be plain text, an example a line: standard input, or a name in .txt (.txt.gz, ...).
 
-    Any lines are text, so a reader asks this last.
+    Any lines could be plain text, so a reader asks this when the content is nothing else.
     """
     name = re.sub(r"\.(gz|bz2|xz)$", "", str(source))
     return isinstance(source, Contents) or name.endswith(".txt")
 
 
 def unrecognised(source: Path | Contents, head: Sequence[tuple[int, str]], expected: str) -> UserError:
-    """The error of a file that is none of what a task reads; `expected` says what that is, and the cure."""
+    """The error of a file in no form that a task reads; `expected` says which forms those are, and the cure."""
     shown = " and ".join(f"line {number} {line.strip()[:60]!r}" for number, line in head[:2])
     return UserError(f"{source} has {shown or 'nothing in it'}; expected {expected}")
 
@@ -163,7 +164,7 @@ def _object(record: Any, place: str) -> dict[str, Any]:
 
 
 def field(record: Any, name: str, kind: type | tuple[type, ...], place: str) -> Any:
-    """record[name], of that kind; raises UserError naming place and what is there instead.
+    """record[name], which must be of that kind; raises UserError naming the place and the value found instead.
 
     Half characters, which JSON allows and UTF-8 doesn't, become U+FFFD: one character as before.
     """

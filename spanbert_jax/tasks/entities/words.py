@@ -68,9 +68,8 @@ _FIRST = [first for first, _ in _UNSPACED]
 _JOINERS = "\u200c\u200d"  # zero width: the characters around them are one
 _MODIFIERS = range(0x1F3FB, 0x1F400)  # an emoji's skin
 _ENDINGS = {mark + letters for mark in "'\u2019" for letters in ("s", "m", "d", "re", "ve", "ll")} | {"n't", "n\u2019t"}
-_RARE = (
-    20  # what is not seen more often says little; and a mark is apart that is so much oftener a word than inside one
-)
+# The least count that says something; and a mark is apart that is so many times oftener a word than inside of one.
+_RARE = 20
 _KEPT = 20_000  # words of scripts without spaces that a style has at most
 _LONGEST = 8  # characters of such a word
 
@@ -111,14 +110,14 @@ def learn_style(sentences: Iterable[Sequence[str]]) -> WordStyle:
             for mark in {word[i] for i in range(letters[0], letters[-1]) if kinds[i] == "mark"}:
                 inside[mark] += count
     glued = Counter({e: sum(n for word, n in counts.items() if word.endswith(e) and word != e) for e in endings})
+    cuts_words = 10 * characters[2] > characters[1]  # of Chinese words, about half are a character
+    kept = [word for word, _ in unspaced.most_common(_KEPT)] if cuts_words else []
     return WordStyle(
         apart="".join(sorted(mark for mark in alone if alone[mark] >= _RARE * max(inside[mark], 1))),
         leading="".join(sorted(mark for mark in before if before[mark] > max(alone[mark], _RARE))),
         repeated="".join(sorted(mark for mark in repeated if repeated[mark])),
         endings=tuple(sorted(e for e in endings if endings[e] > glued[e])),
-        unspaced=tuple(sorted(word for word, _ in unspaced.most_common(_KEPT)))
-        if characters[2] > characters[1]
-        else (),
+        unspaced=tuple(sorted(kept)),
     )
 
 

@@ -55,6 +55,9 @@ class Columns(NamedTuple):
     label: str
 
 
+csv.field_size_limit(10**9)  # a text may be a whole book
+
+
 @dataclass(frozen=True)
 class Example:
     """A row: `label` is a number for STS-B, a string for all others, None where none was asked for."""
@@ -250,7 +253,6 @@ def _tsv_rows(lines: Lines) -> Iterator[tuple[int, list[str]]]:
 
 
 def _csv_rows(file: Path | Contents, lines: Lines) -> Iterator[tuple[int, list[str]]]:
-    csv.field_size_limit(max(csv.field_size_limit(), 10**9))  # a text may be a whole book
     reader = csv.reader((line for _, line in lines), strict=True)
     before = 0
     try:

@@ -45,10 +45,10 @@ def test_what_a_file_holds_and_not_its_name_says_how_it_is_read(tmp_path: Path, 
 
 
 def test_plain_text_is_a_sentence_a_line_to_predict_where_nothing_else_is_in_the_file(tmp_path: Path) -> None:
-    text = "Anna lives in Rome.\n\n[laughs] Vitamin O\r\n{Bob} sings.\n"
+    text = "Anna lives in Rome.\n\n[[laughs]] Vitamin O\r\n{Bob} sings.\n"
     expected = [
         ("1", ("Anna", "lives", "in", "Rome", ".")),
-        ("3", ("[", "laughs", "]", "Vitamin", "O")),
+        ("3", ("[", "[", "laughs", "]", "]", "Vitamin", "O")),
         ("4", ("{", "Bob", "}", "sings", ".")),
     ]
     (tmp_path / "a.txt").write_bytes(gzip.compress(text.encode()))

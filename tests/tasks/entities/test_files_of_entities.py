@@ -1,5 +1,7 @@
 """What named-entity recognition reads: columns of any scheme, documents, nested entities, plain text, real files."""
 
+import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,10 @@ from spanbert_jax.config import Config
 from spanbert_jax.errors import UserError
 from spanbert_jax.tasks.entities.rows import WordExample
 from spanbert_jax.tasks.entities.task import task_class
-from spanbert_jax.tasks.example_files import Role
+from spanbert_jax.tasks.example_files import Contents, Role
+from spanbert_jax.tasks.finetuning import Learnt
+from spanbert_jax.tasks.registry import AnyTask
+from spanbert_jax.training.metadata import Metadata, from_json
 from tests.tasks.entities.test_task import TOKENIZER, config_of, rows_of, task_of
 
 
@@ -125,3 +130,38 @@ def test_nested_entities_are_read_from_json_lines(tmp_path: Path) -> None:
         path.write_text(f'{{"words": ["a", "b", "c"], "entities": {wrong}}}\n')
         with pytest.raises(UserError, match=r"x.jsonl, line 1: entity .* expected \[first, end, type\]"):
             read(config_of("span"), str(path), "train")
+
+
+@pytest.mark.parametrize("role", ["train", "dev"])
+def test_entities_that_share_words_are_refused_or_counted_by_the_head_alike_in_training_and_evaluation(
+    tmp_path: Path, role: Role
+) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"words": ["U", "of", "T", "Press"], "entities": [[0, 3, "ORG"], [0, 4, "ORG"], [0, 4, "LOC"]]}')
+    with pytest.raises(UserError, match=r"x.jsonl, sentence 1: entities .* have words in common, .*tagging.head=span"):
+        read(config_of("token"), str(path), role)
+    assert read(config_of("token"), str(path), "predict")[1] == []
+    (warning,) = read(config_of("span"), str(path), role)[1]
+    assert warning.startswith(
+        f"1 span(s) have two entities, of which one is learnt and can be found; the first: {path}"
+    )
+
+
+@pytest.mark.parametrize("head", ["token", "span"])
+def test_a_trained_task_cuts_texts_as_its_training_data_is_cut(tmp_path: Path, head: str) -> None:
+    words = ("Anna", "'s", "drug", "-", "induced", "北京", "市")
+    task = task_of(head, [WordExample(str(i), words, ((0, 1, "PER"),)) for i in range(30)])
+    kept = Learnt.from_metadata(from_json(json.loads(json.dumps(metadata_of(task).to_json())), "run"))
+    assert kept == task.learnt
+    text, cut = "Bob's well-known 北京市", ("Bob", "'s", "well", "-", "known", "北京", "市")
+    assert task.parse(text, "request 1", "7").words == cut
+    (tmp_path / "x.txt").write_text(text)
+    for source in (str(tmp_path / "x.txt"), Contents("standard input", text.encode())):
+        assert task.read(task.config, source, "predict", kept)[0][0].words == cut
+    assert task.read(task.config, str(tmp_path / "x.txt"), "predict")[0][0].words[:2] == ("Bob's", "well-known")
+
+
+def metadata_of(task: AnyTask) -> Metadata:
+    learnt = task.learnt
+    words = dataclasses.asdict(learnt.words)
+    return Metadata(task.task, 1, task.config, labels=learnt.labels, nested=learnt.nested, words=words)

@@ -67,7 +67,7 @@ def test_texts_are_cut_as_the_training_data_is() -> None:
     assert cut("@bob can't find-it...", style) == ["@bob", "ca", "n't", "find", "-", "it", "..."]
     assert cut("Anna's 1.5, Bob 's", style) == ["Anna", "'s", "1.5", ",", "Bob", "'s"]
     assert cut("他住在北京市的", style) == ["他", "住在", "北京市", "的"]
-    characters = learn_style([[*"王小明住在北京市。", "北京"]] * 30)
+    characters = learn_style([[*"王小明住在北京市王小明住在北京市。", "北京"]] * 30)
     assert characters.unspaced == () and cut("北京", characters) == ["北", "京"]
     undecided = learn_style([["well-known", "-", "Anna's", "'s"]] * 30)
     assert undecided == NO_STYLE and cut("Anna's well-known", undecided) == ["Anna's", "well-known"]

@@ -199,7 +199,7 @@ def test_ids_come_from_the_file_and_integers_are_labels(tmp_path: Path) -> None:
         ("a.jsonl", '{"text": "a", "label": "b"}\n{', "custom", "line 2: not JSON"),
         ("a.jsonl", '{"text": "a", "label": "b"}\n[1]', "custom", "line 2: a list in JSON; expected objects"),
         ("a.jsonl", '{"text": "a", "label": ', "custom", "a.jsonl: not JSON"),
-        ("a.tsv", "[" * 100_000, "custom", "a.tsv: not JSON that can be read"),
+        ("a.tsv", '[{"a": ' + "[" * 100_000, "custom", "a.tsv: not JSON that can be read"),
         ("a.tsv", "id\ttext\tlabel\n1\ta\tb\n1\tc\td\n", "custom", "line 3: the id '1' has come before"),
         ("a.tsv", "sentence1\tsentence2\tscore\na\tb\thigh\n", "stsb", "line 2: 'score' is 'high', which is no number"),
         ("a.tsv", "sentence1\tsentence2\tscore\na\tb\tnan\n", "stsb", "line 2: 'score' is 'nan', which is no number"),
@@ -272,7 +272,8 @@ def test_plain_text_is_an_example_a_line_to_predict_where_nothing_else_is_in_the
     for task in ("custom", "sst2", "cola"):
         assert read(write(tmp_path / "a.txt", text), "predict", task=task) == (expected, [])
         assert read(Contents("standard input", text.encode()), "predict", task=task) == (expected, [])
-    assert [one.text for one in read(Contents("standard input", b"one,two"), "predict")[0]] == ["one,two"]
+    for line in ("one,two", "a book " * 40_000):
+        assert [one.text for one in read(Contents("standard input", line.encode()), "predict")[0]] == [line.strip()]
     with pytest.raises(
         UserError, match=r"expected a header .* or plain text, an example a line, in a .txt or on stand"
     ):
