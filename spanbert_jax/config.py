@@ -142,6 +142,12 @@ class ModelConfig:
     span_offset_embed: int = 200  # width of SBO's position table (paper section 4.2)
 
 
+# Kernels, in the order in which "auto" prefers those that run on the machine: model/kernels/choice.py.
+ATTENTION_KERNELS = ("splash", "triton", "cudnn", "xla")
+DROPPING_KERNELS = ("triton", "xla")  # of attention: those that can drop probabilities out
+POINTWISE_KERNELS = ("triton", "xla")
+
+
 @dataclasses.dataclass(frozen=True)
 class ComputeConfig:
     """How the same function is computed; only rounding depends on it."""

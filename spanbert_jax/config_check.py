@@ -3,7 +3,16 @@
 Invariant: every check that needs no data is made here, before anything else is done, and its message has the numbers.
 """
 
-from spanbert_jax.config import FAMILIES, FINETUNING, MESH_AXES, Config, flatten
+from spanbert_jax.config import (
+    ATTENTION_KERNELS,
+    DROPPING_KERNELS,
+    FAMILIES,
+    FINETUNING,
+    MESH_AXES,
+    POINTWISE_KERNELS,
+    Config,
+    flatten,
+)
 from spanbert_jax.errors import UserError
 
 _CHOICES = {
@@ -16,8 +25,8 @@ _CHOICES = {
     "masking.boundaries": ("external", "internal"),
     "model.family": FAMILIES,
     "compute.dtype": ("auto", "float32", "bfloat16"),
-    "compute.attention": ("auto", "xla", "triton", "cudnn", "splash"),
-    "compute.pointwise": ("auto", "xla", "triton"),
+    "compute.attention": ("auto", *ATTENTION_KERNELS),
+    "compute.pointwise": ("auto", *POINTWISE_KERNELS),
     "compute.remat": ("none", "dots", "full"),
     "mesh.reduce_dtype": ("float32", "bfloat16"),
     "classification.name": ("custom", "cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli"),
@@ -141,7 +150,7 @@ def _check_model(config: Config) -> None:
             f"config.model.embed {model.embed} is not divisible by config.model.heads {model.heads}; "
             f"use {model.embed // model.heads * model.heads or model.heads} or another number of heads"
         )
-    if config.compute.attention in ("cudnn", "splash") and model.attention_dropout:
+    if config.compute.attention not in ("auto", *DROPPING_KERNELS) and model.attention_dropout:
         raise UserError(
             f"config.compute.attention is {config.compute.attention!r}, which has no attention dropout, and "
             f"config.model.attention_dropout is {model.attention_dropout}; set config.model.attention_dropout=0, or "

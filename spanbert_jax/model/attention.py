@@ -13,11 +13,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from spanbert_jax.config import DROPPING_KERNELS
 from spanbert_jax.model.axes import on_each_device
 from spanbert_jax.model.dropout import drop
 from spanbert_jax.model.kernels.attention_splash import splash_attention
 from spanbert_jax.model.kernels.attention_triton import triton_attention
-from spanbert_jax.model.kernels.choice import DROPPING
 
 _MASKED = -1e30  # finite, so that a row without a valid piece averages all of its values instead of giving NaN
 
@@ -37,10 +37,10 @@ def attention(
     """
     if not rate:
         seeds = None
-    if kernel not in _FLASH or (seeds is not None and kernel not in DROPPING):
+    if kernel not in FLASH or (seeds is not None and kernel not in DROPPING_KERNELS):
         return _xla_attention(*_parts(qkv), lengths, seeds, rate)
     mapped = on_each_device(
-        lambda *arrays: (_FLASH[kernel](*arrays, rate),),
+        lambda *arrays: (FLASH[kernel](*arrays, rate),),
         (("batch", "length", "qkv", "heads", "head_dim"), ("batch",), ("heads",), (None, "batch")),
         (("batch", "length", "heads", "head_dim"),),
     )
@@ -67,7 +67,7 @@ def _splash_attention(qkv: jax.Array, lengths: jax.Array, heads: jax.Array, seed
 
 
 # They take qkv, lengths, the number of each head, seeds and rate.
-_FLASH: dict[str, Callable[..., jax.Array]] = {
+FLASH: dict[str, Callable[..., jax.Array]] = {
     "splash": _splash_attention,
     "triton": triton_attention,
     "cudnn": _cudnn_attention,

@@ -4,7 +4,8 @@ Splash is interpreted on the CPU; cuDNN is lowered for CUDA, and compared where 
 has the kernel that drops out.
 """
 
-import re
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -12,10 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spanbert_jax.model import attention as module
 from spanbert_jax.model.attention import attention
 from spanbert_jax.model.encoder import encode
-from spanbert_jax.model.kernels.attention_splash import splash_attention
+from spanbert_jax.model.kernels.interpreter import interpreted
 from tests.support.attention_agreement import (
     BF16,
     F32,
@@ -27,19 +27,14 @@ from tests.support.attention_agreement import (
     with_logits_near_3000,
 )
 from tests.support.devices import on_four_devices
+from tests.support.kernels import arrays_between, cuda_calls, kernel_calls
 
 
-@pytest.fixture
-def interpreted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Makes "splash" run on the CPU; the list gets an entry whenever it is traced."""
-    calls: list[int] = []
-
-    def splash(qkv: jax.Array, lengths: jax.Array, heads: jax.Array, seeds: jax.Array | None, rate: float) -> jax.Array:
-        calls.append(qkv.shape[1])
-        return splash_attention(*module._parts(qkv), lengths, interpret=True)
-
-    monkeypatch.setitem(module._FLASH, "splash", splash)
-    return calls
+@pytest.fixture(autouse=True)
+def _interpreted(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Kernels run on the CPU, except in tests of cuDNN."""
+    with contextlib.nullcontext() if "cudnn" in request.node.name else interpreted():
+        yield
 
 
 @pytest.mark.parametrize(
@@ -53,14 +48,11 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         ((640, 130, 513), (640, 2, 32), BF16),
     ],
 )
-def test_splash_agrees_with_xla(
-    interpreted: list[int], lengths: tuple[int, ...], shape: tuple[int, int, int], dtype: jnp.dtype
-) -> None:
+def test_splash_agrees_with_xla(lengths: tuple[int, ...], shape: tuple[int, int, int], dtype: jnp.dtype) -> None:
     assert_agrees("splash", lengths, shape, dtype)
-    assert interpreted
 
 
-def test_splash_keeps_float32_logits_at_spanbert_larges_magnitudes(interpreted: list[int]) -> None:
+def test_splash_keeps_float32_logits_at_spanbert_larges_magnitudes() -> None:
     lengths = (128, 50)
     qkv, cotangent = random_qkv(lengths, (128, 2, 64), BF16, 6)
     arrays = with_logits_near_3000(qkv), cotangent
@@ -69,7 +61,7 @@ def test_splash_keeps_float32_logits_at_spanbert_larges_magnitudes(interpreted: 
     np.testing.assert_allclose(ours[valid], expected[valid], rtol=0, atol=2e-2)  # bfloat16 logits: off by about 3
 
 
-def test_under_splash_too_padding_never_changes_what_a_valid_position_becomes(interpreted: list[int]) -> None:
+def test_under_splash_too_padding_never_changes_what_a_valid_position_becomes() -> None:
     model, params = small_model("splash")
     xla, _ = small_model("xla")
     rng, lengths = np.random.default_rng(5), np.array([30, 12, 0])
@@ -85,49 +77,45 @@ def test_under_splash_too_padding_never_changes_what_a_valid_position_becomes(in
     np.testing.assert_allclose(hidden[valid], expected[valid], rtol=0, atol=2e-5)
 
 
-def test_attention_dropout_takes_the_xla_kernel_and_evaluation_the_fast_one(interpreted: list[int]) -> None:
+def test_attention_dropout_takes_the_xla_kernel_and_evaluation_the_fast_one() -> None:
     model, params = small_model("splash", attention_dropout=0.5, dropout=0.0)
     xla, _ = small_model("xla", attention_dropout=0.5, dropout=0.0)
     ids, lengths = np.random.default_rng(1).integers(0, 131, (2, 20)), np.array([20, 9])
     trained, expected = (encode(which, params, ids, lengths, dropout_key=jnp.uint32(3)) for which in (model, xla))
-    assert not interpreted
     np.testing.assert_array_equal(trained, expected)
+    assert not kernel_calls(lambda: encode(model, params, ids, lengths, dropout_key=jnp.uint32(3)))
+    assert kernel_calls(lambda: encode(model, params, ids, lengths))
     evaluated = encode(model, params, ids, lengths)
-    assert interpreted and np.abs(evaluated - trained).max() > 0.1
+    assert np.abs(evaluated - trained).max() > 0.1
 
 
-def test_a_rate_of_zero_and_no_seeds_are_both_no_dropout(interpreted: list[int]) -> None:
+def test_a_rate_of_zero_and_no_seeds_are_both_no_dropout() -> None:
     qkv, _ = random_qkv((16, 3), (16, 2, 8), F32)
     seeds = seeds_of(2)
-    for arguments, calls in (((seeds, 0.0), 1), ((None, 0.1), 2), ((seeds, 0.1), 2)):
+    for arguments, calls in (((seeds, 0.0), 1), ((None, 0.1), 1), ((seeds, 0.1), 0)):
 
         def run(qkv: jax.Array, arguments: Any = arguments) -> jax.Array:
             return attention(qkv, jnp.array([16, 3]), *arguments, kernel="splash")
 
-        jax.eval_shape(run, qkv)
-        assert len(interpreted) == calls
+        assert len(kernel_calls(run, qkv)) == calls
 
 
 MESHES = """
 import functools
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-from spanbert_jax.model import attention as module
-from spanbert_jax.model.kernels.attention_splash import splash_attention
+from spanbert_jax.config import MESH_AXES
+from spanbert_jax.model.attention import attention
+from spanbert_jax.model.kernels.interpreter import interpreted
+from tests.support.kernels import kernel_calls
 
-shapes = []
-def splash(qkv, lengths, heads, seeds, rate):
-    shapes.append(qkv.shape)
-    return splash_attention(*module._parts(qkv), lengths, interpret=True)
-
-module._FLASH["splash"] = splash
 rng, lengths = np.random.default_rng(0), np.array([33, 20, 0, 5, 32, 1, 33, 7], np.int32)
 arrays = [rng.normal(size=(8, 33, 4, 8)).astype(np.float32) for _ in range(4)]
 arrays[3] *= (np.arange(33) < lengths[:, None])[:, :, None, None]
 arrays = [np.stack(arrays[:3], axis=2), arrays[3]]
 
 def loss(qkv, weights, lengths, kernel):
-    return jnp.sum(weights * module.attention(qkv, lengths, kernel=kernel))
+    return jnp.sum(weights * attention(qkv, lengths, kernel=kernel))
 
 def gradients(kernel):
     return jax.grad(functools.partial(loss, kernel=kernel))
@@ -136,25 +124,25 @@ expected = jax.jit(gradients("xla"))(*arrays, lengths)
 same = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-5)
 
 for sizes, manual, seen in (
-    ((1, 2, 2), set(), (4, 33, 3, 2, 8)),
-    ((2, 1, 2), {"data"}, (4, 33, 3, 2, 8)),  # as the train step calls it
-    ((2, 2, 1), {"data", "model"}, (2, 33, 3, 4, 8)),
-    ((4, 1, 1), {"data", "fsdp", "model"}, (2, 33, 3, 4, 8)),
+    ((1, 2, 2), set(), (4, 2)),
+    ((2, 1, 2), {"data"}, (4, 2)),  # as the train step calls it
+    ((2, 2, 1), {"data", "model"}, (2, 4)),
+    ((4, 1, 1), {"data", "fsdp", "model"}, (2, 4)),
 ):
-    mesh = jax.make_mesh(sizes, ("data", "fsdp", "model"), axis_types=(AxisType.Auto,) * 3)
-    with jax.set_mesh(mesh):
+    mesh = jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+    with jax.set_mesh(mesh), interpreted():
         rows = NamedSharding(mesh, P(("data", "fsdp")))
         step = gradients("splash")
         if manual:
             step = jax.shard_map(step, in_specs=P("data"), out_specs=P("data"), axis_names=manual, check_vma=False)
-        shapes.clear()
         result = jax.jit(step)(*(jax.device_put(x, rows) for x in (*arrays, lengths)))
-        assert set(shapes) == {seen}, (sizes, manual, shapes)
+        for inputs in kernel_calls(step, *arrays, lengths):  # rows and heads of a device, padded to 128 pieces
+            assert (*seen, 8, 128) in inputs, (sizes, manual, inputs)
         jax.tree.map(same, result, expected)
         if sizes == (1, 2, 2):  # what does not divide evenly is computed everywhere
             few, some = arrays[0][:3, :, :, :3], lengths[:3]
-            odd = jax.jit(functools.partial(module.attention, kernel="splash"))(few, some)
-            same(odd[:2, :20], module.attention(few, some)[:2, :20])
+            odd = jax.jit(functools.partial(attention, kernel="splash"))(few, some)
+            same(odd[:2, :20], attention(few, some)[:2, :20])
 print("same")
 """
 
@@ -163,9 +151,7 @@ def test_splash_on_four_devices_gives_the_gradients_of_one_each_device_its_rows_
     assert on_four_devices(MESHES) == "same"
 
 
-def test_cudnn_is_called_with_lengths_and_without_dropout_or_a_square_of_the_length(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_cudnn_is_called_forward_and_backward_without_a_square_of_the_length(monkeypatch: pytest.MonkeyPatch) -> None:
     from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
     monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91_000)  # it asks the installed library
@@ -173,16 +159,10 @@ def test_cudnn_is_called_with_lengths_and_without_dropout_or_a_square_of_the_len
     def loss(qkv: jax.Array, lengths: jax.Array) -> jax.Array:
         return jnp.sum(attention(qkv, lengths, kernel="cudnn").astype(jnp.float32))
 
-    qkv, lengths = jax.ShapeDtypeStruct((2, 384, 3, 4, 64), jnp.bfloat16), jax.ShapeDtypeStruct((2,), jnp.int32)
-    step = jax.jit(jax.grad(loss)).trace(qkv, lengths)
-    text = step.lower(lowering_platforms=("cuda",)).as_text()
-    calls = [line for line in text.splitlines() if "custom_call" in line]
-    names = [re.search(r"@(\S+?)\(", line).group(1) for line in calls]  # type: ignore[union-attr]
-    assert names == ["__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"]
-    for line in calls:
-        assert r"\22mask_type\22: \22PADDING\22" in line and r"\22dropout_rate\22: 0.0" in line
-        assert line.count("tensor<2xi32>") == 2  # the lengths of the queries and of the keys
-    assert "384x384" not in text
+    arguments = jax.ShapeDtypeStruct((2, 384, 3, 4, 64), jnp.bfloat16), jax.ShapeDtypeStruct((2,), jnp.int32)
+    calls = cuda_calls(jax.grad(loss), *arguments)
+    assert len(calls) == 2 and all("cudnn" in call for call in calls)
+    assert not [shape for shape in arrays_between(jax.grad(loss), *arguments) if shape.count(384) > 1]
 
 
 def test_cudnn_agrees_with_xla() -> None:

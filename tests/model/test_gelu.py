@@ -4,7 +4,6 @@ Triton is interpreted on the CPU and lowered for CUDA, and compared where there 
 """
 
 import functools
-import re
 from typing import Any
 
 import jax
@@ -13,19 +12,13 @@ import numpy as np
 import pytest
 from scipy.special import erf
 
-from spanbert_jax.model import gelu as module
 from spanbert_jax.model.gelu import gelu, gelu_product
 from spanbert_jax.model.kernels.gelu_triton import triton_gelu
+from spanbert_jax.model.kernels.interpreter import interpreted
 from tests.support.devices import on_four_devices
+from tests.support.kernels import cuda_calls
 
 BF16, F32 = jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float32)
-
-
-@pytest.fixture
-def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes "triton" run on the CPU."""
-    for name in ("triton_gelu", "triton_gelu_gradients"):
-        monkeypatch.setattr(module, name, functools.partial(getattr(module, name), interpret=True))
 
 
 def gelu64(x: Any) -> np.ndarray:
@@ -43,7 +36,8 @@ def test_gelu_against_float64() -> None:
 
 def test_tritons_gelu_is_the_exact_one_to_float32s_rounding() -> None:
     x = np.linspace(-9, 9, 1001, dtype=np.float32)[:, None]
-    result = triton_gelu(jnp.asarray(x), jnp.full(1, 0.25), interpret=True)
+    with interpreted():
+        result = triton_gelu(jnp.asarray(x), jnp.full(1, 0.25))
     np.testing.assert_allclose(result, gelu64(x + 0.25), rtol=0, atol=1e-6)
 
 
@@ -82,29 +76,31 @@ def assert_agrees(kernel: str, rows: int, mlp: int, embed: int, dtype: jnp.dtype
     [(37, 96, F32), (300, 600, F32), (300, 600, BF16)],  # no multiple of a block of rows, or of columns
 )
 def test_gelu_product_has_the_values_and_gradients_of_autodiff(
-    interpreted: None, kernel: str, rows: int, mlp: int, dtype: jnp.dtype
+    kernel: str, rows: int, mlp: int, dtype: jnp.dtype
 ) -> None:
-    assert_agrees(kernel, rows, mlp, 40, dtype)
+    with interpreted():
+        assert_agrees(kernel, rows, mlp, 40, dtype)
 
 
 FOUR_DEVICES = """
 import functools
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-from spanbert_jax.model import gelu as module
+from spanbert_jax.config import MESH_AXES
+from spanbert_jax.model.gelu import gelu_product
+from spanbert_jax.model.kernels.interpreter import interpreted
 
-for name in ("triton_gelu", "triton_gelu_gradients"):
-    setattr(module, name, functools.partial(getattr(module, name), interpret=True))
 rng = np.random.default_rng(0)
 x, bias, weights, coming = (rng.normal(size=s).astype(np.float32) for s in ((64, 96), (96,), (96, 32), (64, 32)))
 
 def run(x, bias, weights, coming):
-    result, vjp = jax.vjp(lambda *a: module.gelu_product(*a, "triton"), x, bias, weights)
+    result, vjp = jax.vjp(lambda *a: gelu_product(*a, "triton"), x, bias, weights)
     return result, *vjp(coming)
 
-expected = jax.jit(run)(x, bias, weights, coming)
-mesh = jax.make_mesh((1, 2, 2), ("data", "fsdp", "model"), axis_types=(AxisType.Auto,) * 3)
-with jax.set_mesh(mesh):
+with interpreted():
+    expected = jax.jit(run)(x, bias, weights, coming)
+mesh = jax.make_mesh((1, 2, 2), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+with jax.set_mesh(mesh), interpreted():
     put = lambda a, *axes: jax.device_put(a, NamedSharding(mesh, P(*axes)))
     arrays = put(x, "fsdp", "model"), put(bias, "model"), put(weights, "model"), put(coming, "fsdp")
     for ours, theirs in zip(jax.jit(run)(*arrays), expected, strict=True):
@@ -122,12 +118,8 @@ def test_for_cuda_triton_is_one_kernel_forward_and_one_backward() -> None:
         return jnp.sum(gelu_product(x, bias, weights, "triton").astype(F32))
 
     shapes = ((70, 96), BF16), ((96,), F32), ((96, 48), BF16)
-    step = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(*(jax.ShapeDtypeStruct(*shape) for shape in shapes))
-    text = step.lower(lowering_platforms=("cuda",)).as_text()
-    calls = [line for line in text.splitlines() if "custom_call" in line]
-    assert all("@__gpu$xla.gpu.triton(" in line for line in calls)
-    names = [re.search(r'name = "(\w+)"', line).group(1) for line in calls]  # type: ignore[union-attr]
-    assert names == ["_forward_kernel", "_backward_kernel"]
+    targets = cuda_calls(jax.grad(loss, argnums=(0, 1, 2)), *(jax.ShapeDtypeStruct(*shape) for shape in shapes))
+    assert len(targets) == 2 and all("triton" in target for target in targets)
 
 
 def test_triton_agrees_with_autodiff_on_a_gpu() -> None:

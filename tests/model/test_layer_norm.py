@@ -5,7 +5,6 @@ Triton is interpreted on the CPU and lowered for CUDA, and compared where there 
 
 import dataclasses
 import functools
-import re
 from typing import Any
 
 import jax
@@ -14,32 +13,17 @@ import numpy as np
 import pytest
 
 from spanbert_jax.config import ComputeConfig, Config, ModelConfig
-from spanbert_jax.model import gelu
-from spanbert_jax.model import layer_norm as module
 from spanbert_jax.model.dropout import MLP_OUTPUT, Dropout, dropout, site_seeds
 from spanbert_jax.model.encoder import encode
+from spanbert_jax.model.kernels.interpreter import interpreted
 from spanbert_jax.model.kernels.layer_norm_triton import triton_add_norm
 from spanbert_jax.model.layer_norm import layer_norm
 from spanbert_jax.model.pretraining_heads import init_params, pretraining_model
 from tests.support.devices import on_four_devices
+from tests.support.kernels import arrays_between, cuda_calls, kernel_calls
 
 BF16, F32 = jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float32)
 EPS = 1e-12
-
-
-@pytest.fixture
-def interpreted(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Makes the model's "triton" run on the CPU; the list gets the rate whenever LayerNorm's kernel is traced."""
-    rates: list[float] = []
-
-    def add_norm(*arguments: Any) -> jax.Array:
-        rates.append(arguments[5])
-        return triton_add_norm(*arguments, True)
-
-    monkeypatch.setattr(module, "triton_add_norm", add_norm)
-    for name in ("triton_gelu", "triton_gelu_gradients"):
-        monkeypatch.setattr(gelu, name, functools.partial(getattr(gelu, name), interpret=True))
-    return rates
 
 
 def plain(x: Any, scale: Any, bias: Any) -> Any:
@@ -76,12 +60,12 @@ def reference(x: jax.Array, y: jax.Array, scale: jax.Array, bias: jax.Array, rat
     return layer_norm(x + dropout(y, rate, state, 2, MLP_OUTPUT), scale, bias, EPS)
 
 
-def triton(x: jax.Array, y: jax.Array, scale: jax.Array, bias: jax.Array, rate: float, interpret: bool) -> jax.Array:
+def triton(x: jax.Array, y: jax.Array, scale: jax.Array, bias: jax.Array, rate: float) -> jax.Array:
     seeds = site_seeds(Dropout(jnp.uint32(3), jnp.arange(len(x))), 2, MLP_OUTPUT)
-    return triton_add_norm(x, y, scale, bias, seeds, rate, EPS, interpret)
+    return triton_add_norm(x, y, scale, bias, seeds, rate, EPS)
 
 
-def assert_agrees(shape: tuple[int, int, int], dtype: jnp.dtype, rate: float, interpret: bool) -> None:
+def assert_agrees(shape: tuple[int, int, int], dtype: jnp.dtype, rate: float) -> None:
     """Triton's values and gradients are those of `layer_norm` of the sum."""
     rng = np.random.default_rng(1)
     x, y, coming = (jnp.asarray(rng.normal(0.5, 2, shape), dtype) for _ in range(3))
@@ -96,7 +80,7 @@ def assert_agrees(shape: tuple[int, int, int], dtype: jnp.dtype, rate: float, in
         assert [x.dtype for x in results] == [dtype, dtype, dtype, F32, F32]
         return [np.float64(x) for x in results]
 
-    ours = run(functools.partial(triton, rate=rate, interpret=interpret))
+    ours = run(functools.partial(triton, rate=rate))
     expected = run(functools.partial(reference, rate=rate))
     tolerance = 1e-5 if dtype == F32 else 2e-2
     for got, wanted in zip(ours, expected, strict=True):  # the gradients of scale and bias are sums over all rows
@@ -119,10 +103,11 @@ def assert_agrees(shape: tuple[int, int, int], dtype: jnp.dtype, rate: float, in
 def test_triton_agrees_with_layer_norm_of_the_sum_and_drops_the_same(
     shape: tuple[int, int, int], dtype: jnp.dtype, rate: float
 ) -> None:
-    assert_agrees(shape, dtype, rate, interpret=True)
+    with interpreted():
+        assert_agrees(shape, dtype, rate)
 
 
-def test_the_model_under_triton_has_the_hidden_states_and_gradients_of_xla(interpreted: list[float]) -> None:
+def test_the_model_under_triton_has_the_hidden_states_and_gradients_of_xla() -> None:
     config = Config(model=ModelConfig(layers=2, embed=48, heads=3, mlp=80, max_length=40, dropout=0.3))
     xla = pretraining_model(dataclasses.replace(config, compute=ComputeConfig(dtype="float32")), 131, "cpu")
     model = xla.clone(compute=dataclasses.replace(xla.compute, pointwise="triton"))
@@ -136,13 +121,13 @@ def test_the_model_under_triton_has_the_hidden_states_and_gradients_of_xla(inter
         return jnp.sum(jnp.sin(hidden)) / lengths.sum(), hidden
 
     gradient = jax.jit(jax.grad(loss, has_aux=True), static_argnums=1)
-    ours, expected = gradient(params, model), gradient(params, xla)
-    assert set(interpreted) == {0.3}
+    with interpreted():
+        ours, expected = gradient(params, model), gradient(params, xla)
+    assert kernel_calls(lambda params: gradient(params, model), params)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=2e-5), ours, expected)
-    interpreted.clear()
     evaluate = jax.jit(lambda params, which: encode(which, params, ids, lengths), static_argnums=1)
-    evaluated, expected = evaluate(params, model), evaluate(params, xla)
-    assert set(interpreted) == {0.0}
+    with interpreted():
+        evaluated, expected = evaluate(params, model), evaluate(params, xla)
     np.testing.assert_allclose(evaluated, expected, rtol=0, atol=2e-5)
 
 
@@ -150,7 +135,9 @@ FOUR_DEVICES = """
 import functools
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from spanbert_jax.config import MESH_AXES
 from spanbert_jax.model.dropout import Dropout, site_seeds
+from spanbert_jax.model.kernels.interpreter import interpreted
 from spanbert_jax.model.kernels.layer_norm_triton import triton_add_norm
 
 rng = np.random.default_rng(0)
@@ -159,17 +146,18 @@ scale, bias = (rng.normal(size=48).astype(np.float32) for _ in range(2))
 seeds = np.asarray(site_seeds(Dropout(jnp.uint32(3), jnp.arange(8)), 2, 1)).T
 
 def run(manual, x, y, weights, seeds, scale, bias):
-    result, vjp = jax.vjp(lambda *a: triton_add_norm(*a, seeds.T, 0.3, 1e-12, True), x, y, scale, bias)
+    result, vjp = jax.vjp(lambda *a: triton_add_norm(*a, seeds.T, 0.3, 1e-12), x, y, scale, bias)
     *rows, d_scale, d_bias = (result, *vjp(weights))
     return rows, jax.lax.psum((d_scale, d_bias), manual) if manual else (d_scale, d_bias)
 
 same = functools.partial(np.testing.assert_allclose, rtol=0, atol=2e-5)
-expected = jax.jit(functools.partial(run, ()))(x, y, weights, seeds, scale, bias)
-few = jax.jit(functools.partial(run, ()))(x[:3], y[:3], weights[:3], seeds[:3], scale, bias)
+with interpreted():
+    expected = jax.jit(functools.partial(run, ()))(x, y, weights, seeds, scale, bias)
+    few = jax.jit(functools.partial(run, ()))(x[:3], y[:3], weights[:3], seeds[:3], scale, bias)
 
 for sizes, manual in (((1, 2, 2), ()), ((2, 1, 2), ("data",))):  # the second as the train step calls it
-    mesh = jax.make_mesh(sizes, ("data", "fsdp", "model"), axis_types=(AxisType.Auto,) * 3)
-    with jax.set_mesh(mesh):
+    mesh = jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+    with jax.set_mesh(mesh), interpreted():
         rows = NamedSharding(mesh, P(("data", "fsdp")))
         arrays = [jax.device_put(a, rows) for a in (x, y, weights, seeds)]
         step = functools.partial(run, manual)
@@ -192,16 +180,15 @@ def test_triton_on_four_devices_gives_the_values_and_the_gradients_of_one() -> N
 
 def test_for_cuda_triton_is_one_kernel_forward_and_one_backward_without_a_mask_between_them() -> None:
     def loss(x: jax.Array, y: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
-        return jnp.sum(triton(x, y, scale, bias, 0.1, interpret=False).astype(F32))
+        return jnp.sum(triton(x, y, scale, bias, 0.1).astype(F32))
 
     rows, vector = jax.ShapeDtypeStruct((2, 70, 96), BF16), jax.ShapeDtypeStruct((96,), F32)
-    step = jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3))).trace(rows, rows, vector, vector)
-    text = step.lower(lowering_platforms=("cuda",)).as_text()
-    calls = [line for line in text.splitlines() if "custom_call" in line]
-    assert all("@__gpu$xla.gpu.triton(" in line for line in calls)
-    names = [re.search(r'name = "(\w+)"', line).group(1) for line in calls]  # type: ignore[union-attr]
-    assert names == ["_forward_kernel", "_backward_kernel"]
-    assert not re.search(r"2x70x96x(i1|ui32)", text)
+    gradients, arguments = jax.grad(loss, argnums=(0, 1, 2, 3)), (rows, rows, vector, vector)
+    targets = cuda_calls(gradients, *arguments)
+    assert len(targets) == len(kernel_calls(gradients, *arguments)) == 2
+    assert all("triton" in target for target in targets)
+    masks = jnp.dtype(jnp.bool_), jnp.dtype(jnp.uint32)
+    assert not [shape for shape in arrays_between(gradients, *arguments, dtypes=masks) if np.prod(shape) >= 2 * 70 * 96]
 
 
 def test_triton_agrees_with_layer_norm_on_a_gpu() -> None:
@@ -211,4 +198,4 @@ def test_triton_agrees_with_layer_norm_on_a_gpu() -> None:
         pytest.skip("no GPU; where there is one, JAX_PLATFORMS=cuda compares Triton's kernels there")
     for shape, rate in (((4, 512, 1024), 0.1), ((4, 512, 768), 0.0), ((3, 37, 96), 0.3), ((2, 1, 48), 0.1)):
         with jax.default_device(device):
-            assert_agrees(shape, BF16, rate, interpret=False)
+            assert_agrees(shape, BF16, rate)

@@ -19,6 +19,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from spanbert_jax.model.dropout import counter, keep
+from spanbert_jax.model.kernels.interpreter import is_interpreted
 
 _LOG2_E = math.log2(math.e)
 _MASKED = -1e30
@@ -45,46 +46,43 @@ def triton_attention(
     heads: jax.Array,
     seeds: jax.Array | None,
     rate: float,
-    interpret: bool = False,
 ) -> jax.Array:
     """`attention` of rows that are all on this device; a padded query gives 0, and what comes back to it is
     ignored; a row without a valid piece attends to its first one.
 
-    heads: int32 [heads], each head's number in the whole model. interpret: run anywhere, slowly, for tests.
+    heads: int32 [heads], each head's number in the whole model.
     """
     if seeds is None:
         seeds, rate = jnp.zeros((2, len(qkv)), jnp.uint32), 0.0
-    return _attention(qkv, jnp.maximum(lengths, 1), heads, seeds, rate, interpret)
+    return _attention(qkv, jnp.maximum(lengths, 1), heads, seeds, rate)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _attention(
-    qkv: jax.Array, lengths: jax.Array, heads: jax.Array, seeds: jax.Array, rate: float, interpret: bool
-) -> jax.Array:
-    return _forward(qkv, lengths, heads, seeds, rate, interpret)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _attention(qkv: jax.Array, lengths: jax.Array, heads: jax.Array, seeds: jax.Array, rate: float) -> jax.Array:
+    return _forward(qkv, lengths, heads, seeds, rate)[0]
 
 
 def _forward(
-    qkv: jax.Array, lengths: jax.Array, heads: jax.Array, seeds: jax.Array, rate: float, interpret: bool
+    qkv: jax.Array, lengths: jax.Array, heads: jax.Array, seeds: jax.Array, rate: float
 ) -> tuple[jax.Array, tuple]:
     batch, length, _, count, head_dim = qkv.shape
     shapes = [
         jax.ShapeDtypeStruct((batch, length, count, head_dim), qkv.dtype),
         jax.ShapeDtypeStruct((batch, count, length), jnp.float32),
     ]
-    result, normaliser = _call(_forward_kernel, FORWARD, qkv, shapes, rate, interpret)(lengths, heads, seeds, qkv)
+    result, normaliser = _call(_forward_kernel, FORWARD, qkv, shapes, rate)(lengths, heads, seeds, qkv)
     return result, (qkv, lengths, heads, seeds, result, normaliser)
 
 
-def _backward(rate: float, interpret: bool, saved: tuple, cotangent: jax.Array) -> tuple:
+def _backward(rate: float, saved: tuple, cotangent: jax.Array) -> tuple:
     qkv, lengths, heads, seeds, result, normaliser = saved
     # The softmax's gradient needs sum_k(d_probabilities * probabilities), which equals sum_d(cotangent * result).
     mean = jnp.sum(cotangent.astype(jnp.float32) * result.astype(jnp.float32), axis=-1).swapaxes(1, 2)
     inputs = (lengths, heads, seeds, qkv, cotangent, normaliser, mean)
     shape = [jax.ShapeDtypeStruct(qkv.shape, qkv.dtype)]
-    (d_qkv,) = _call(_keys_kernel, KEYS, qkv, shape, rate, interpret)(*inputs)
+    (d_qkv,) = _call(_keys_kernel, KEYS, qkv, shape, rate)(*inputs)
     last = {len(inputs): 0}  # the second kernel writes the rest of the same array
-    (d_qkv,) = _call(_queries_kernel, QUERIES, qkv, shape, rate, interpret, last)(*inputs, d_qkv)
+    (d_qkv,) = _call(_queries_kernel, QUERIES, qkv, shape, rate, last)(*inputs, d_qkv)
     return d_qkv, None, None, None
 
 
@@ -97,7 +95,6 @@ def _call(
     qkv: jax.Array,
     shapes: list[Any],
     rate: float,
-    interpret: bool,
     aliases: dict[int, int] | None = None,
 ) -> Callable[..., Any]:
     """The kernel for every row, head and block of positions; those of one head run next to each other."""
@@ -108,7 +105,7 @@ def _call(
         grid=(pl.cdiv(length, blocks.owned), count, batch),
         compiler_params=plgpu.CompilerParams(num_warps=blocks.warps, num_stages=blocks.stages),
         input_output_aliases=aliases or {},
-        interpret=interpret,
+        interpret=is_interpreted(),
     )
 
 

@@ -7,23 +7,19 @@ what it needs.
 import jax
 import jax.numpy as jnp
 
+from spanbert_jax.config import ATTENTION_KERNELS, POINTWISE_KERNELS
 from spanbert_jax.errors import UserError
-
-# In the order in which "auto" prefers them; "xla" runs everywhere.
-ATTENTION = ("splash", "triton", "cudnn", "xla")
-POINTWISE = ("triton", "xla")
-DROPPING = ("xla", "triton")  # kernels of attention that can drop probabilities out
 
 
 def choose_attention(name: str, platform: str, dtype: jnp.dtype, head_dim: int) -> str:
     """`config.compute.attention` with "auto" resolved for `platform` (`jax.Device.platform`). Raises UserError where a
     kernel that was named cannot run."""
-    return _choose("attention", ATTENTION, name, platform, dtype, head_dim)
+    return _choose("attention", ATTENTION_KERNELS, name, platform, dtype, head_dim)
 
 
 def choose_pointwise(name: str, platform: str, dtype: jnp.dtype) -> str:
     """`config.compute.pointwise`, likewise: LayerNorm with the dropout and the sum before it, and GELU."""
-    return _choose("pointwise", POINTWISE, name, platform, dtype, None)
+    return _choose("pointwise", POINTWISE_KERNELS, name, platform, dtype, None)
 
 
 def _choose(

@@ -18,6 +18,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from spanbert_jax.model.axes import on_each_device
+from spanbert_jax.model.kernels.interpreter import is_interpreted
 
 # Rows that a program takes at a time, all that it takes, and columns. The fastest of those tried on an H200.
 _FORWARD = (8, 8, 512)
@@ -29,39 +30,37 @@ _SLOPE = 0.3275911 * math.sqrt(0.5)
 _TERMS = [0.5 * term for term in (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)]
 
 
-def triton_gelu(x: jax.Array, bias: jax.Array, interpret: bool = False) -> jax.Array:
-    """GELU(x + bias): `x` [rows, mlp], `bias` float32 [mlp]; the dtype of `x`. interpret: run anywhere, for tests."""
+def triton_gelu(x: jax.Array, bias: jax.Array) -> jax.Array:
+    """GELU(x + bias): `x` [rows, mlp], `bias` float32 [mlp]; the dtype of `x`."""
 
     def run(x: jax.Array, bias: jax.Array) -> Any:
-        return _call(_forward_kernel, _FORWARD, x, [x], interpret)(x, bias)
+        return _call(_forward_kernel, _FORWARD, x, [x])(x, bias)
 
     return on_each_device(run, (_NAMES, ("mlp",)), (_NAMES,))(x, bias)[0]
 
 
 def triton_gelu_gradients(
-    x: jax.Array, bias: jax.Array, cotangent: jax.Array, interpret: bool = False
+    x: jax.Array, bias: jax.Array, cotangent: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """GELU(x + bias) once more, and the gradients of `x` and of `bias` (float32)."""
 
     def run(x: jax.Array, bias: jax.Array, cotangent: jax.Array) -> Any:
         part = jax.ShapeDtypeStruct((pl.cdiv(len(x), _BACKWARD[1]), x.shape[1]), jnp.float32)
-        return _call(_backward_kernel, _BACKWARD, x, [x, x, part], interpret)(x, bias, cotangent)
+        return _call(_backward_kernel, _BACKWARD, x, [x, x, part])(x, bias, cotangent)
 
     mapped = on_each_device(run, (_NAMES, ("mlp",), _NAMES), (_NAMES, _NAMES, _NAMES))
     activated, d_x, d_bias = mapped(x, bias, cotangent)
     return activated, d_x, jnp.sum(d_bias, axis=0)
 
 
-def _call(
-    kernel: Callable, blocks: tuple[int, int, int], x: jax.Array, out_shape: Any, interpret: bool
-) -> Callable[..., Any]:
+def _call(kernel: Callable, blocks: tuple[int, int, int], x: jax.Array, out_shape: Any) -> Callable[..., Any]:
     _, rows, columns = blocks
     return pl.pallas_call(
         functools.partial(kernel, blocks=blocks),
         out_shape=out_shape,
         grid=(pl.cdiv(x.shape[1], columns), pl.cdiv(len(x), rows)),
         compiler_params=plgpu.CompilerParams(num_warps=_WARPS, num_stages=2),
-        interpret=interpret,
+        interpret=is_interpreted(),
     )
 
 

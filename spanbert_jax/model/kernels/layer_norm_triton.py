@@ -16,6 +16,7 @@ from jax.experimental.pallas import triton as plgpu
 
 from spanbert_jax.model.axes import on_each_device
 from spanbert_jax.model.dropout import counter, keep
+from spanbert_jax.model.kernels.interpreter import is_interpreted
 
 # Positions and warps of a program of the forward kernel; of the backward one, positions that it takes at a time, all
 # that it takes, and warps. The fastest of those tried on an H200, with rows of 512 and a width of 1024.
@@ -24,7 +25,7 @@ _STEP, _OWNED, _WARPS = 1, 32, 4
 _ROWS = ("batch", "length", "embed")
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
 def triton_add_norm(
     x: jax.Array,
     y: jax.Array,
@@ -33,11 +34,10 @@ def triton_add_norm(
     seeds: jax.Array,
     rate: float,
     eps: float,
-    interpret: bool = False,
 ) -> jax.Array:
     """x, y: [batch, length, embed] of one dtype, which the result has too; scale, bias: float32 [embed]; seeds:
-    `dropout.site_seeds`, not looked at where `rate` is 0. interpret: run anywhere, slowly, for tests."""
-    return _forward(x, y, scale, bias, seeds, rate, eps, interpret)[0]
+    `dropout.site_seeds`, not looked at where `rate` is 0."""
+    return _forward(x, y, scale, bias, seeds, rate, eps)[0]
 
 
 def _forward(
@@ -48,7 +48,6 @@ def _forward(
     seeds: jax.Array,
     rate: float,
     eps: float,
-    interpret: bool,
 ) -> tuple[jax.Array, tuple]:
     def run(x: jax.Array, y: jax.Array, scale: jax.Array, bias: jax.Array, seeds: jax.Array) -> Any:
         batch, length, _ = x.shape
@@ -58,7 +57,7 @@ def _forward(
             out_shape=[x, x, statistic, statistic],
             grid=(pl.cdiv(length, _FORWARD_STEP), batch),
             compiler_params=plgpu.CompilerParams(num_warps=_FORWARD_WARPS, num_stages=1),
-            interpret=interpret,
+            interpret=is_interpreted(),
         )(x, y, scale, bias, seeds)
 
     inputs = (_ROWS, _ROWS, ("embed",), ("embed",), (None, "batch"))
@@ -67,7 +66,7 @@ def _forward(
     return result, (total, mean, inverse, scale, seeds)
 
 
-def _backward(rate: float, eps: float, interpret: bool, saved: tuple, cotangent: jax.Array) -> tuple:
+def _backward(rate: float, eps: float, saved: tuple, cotangent: jax.Array) -> tuple:
     def run(cotangent: jax.Array, total: jax.Array, *others: jax.Array) -> Any:
         batch, length, width = total.shape
         blocks = pl.cdiv(length, _OWNED)
@@ -77,7 +76,7 @@ def _backward(rate: float, eps: float, interpret: bool, saved: tuple, cotangent:
             out_shape=[total, *([total] if rate else []), part, part],
             grid=(blocks, batch),
             compiler_params=plgpu.CompilerParams(num_warps=_WARPS, num_stages=2),
-            interpret=interpret,
+            interpret=is_interpreted(),
         )(cotangent, total, *others)
         return (d_x, *rest) if rate else (d_x, d_x, *rest)
 

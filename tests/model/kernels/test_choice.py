@@ -9,11 +9,18 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from spanbert_jax.config import ComputeConfig, Config, ModelConfig
+from spanbert_jax.config import (
+    ATTENTION_KERNELS,
+    DROPPING_KERNELS,
+    POINTWISE_KERNELS,
+    ComputeConfig,
+    Config,
+    ModelConfig,
+)
 from spanbert_jax.config_check import check
 from spanbert_jax.errors import UserError
-from spanbert_jax.model.attention import _FLASH
-from spanbert_jax.model.kernels.choice import ATTENTION, POINTWISE, choose_attention, choose_pointwise
+from spanbert_jax.model.attention import FLASH
+from spanbert_jax.model.kernels.choice import choose_attention, choose_pointwise
 from spanbert_jax.model.pretraining_heads import pretraining_model
 
 BF16, F32 = jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float32)
@@ -60,7 +67,7 @@ def test_auto_is_the_fastest_attention_that_runs_there_and_what_does_not_is_refu
     monkeypatch: pytest.MonkeyPatch, platform: str, dtype: jnp.dtype, head_dim: int, capability: str, runs: list[str]
 ) -> None:
     monkeypatch.setattr(jax, "local_devices", gpu(capability))
-    assert_runs(lambda name: choose_attention(name, platform, dtype, head_dim), "attention", ATTENTION, runs)
+    assert_runs(lambda name: choose_attention(name, platform, dtype, head_dim), "attention", ATTENTION_KERNELS, runs)
 
 
 @pytest.mark.parametrize(
@@ -79,11 +86,12 @@ def test_auto_is_the_fastest_pointwise_kernel_that_runs_there_and_what_does_not_
     monkeypatch: pytest.MonkeyPatch, platform: str, dtype: jnp.dtype, capability: str, runs: list[str]
 ) -> None:
     monkeypatch.setattr(jax, "local_devices", gpu(capability))
-    assert_runs(lambda name: choose_pointwise(name, platform, dtype), "pointwise", POINTWISE, runs)
+    assert_runs(lambda name: choose_pointwise(name, platform, dtype), "pointwise", POINTWISE_KERNELS, runs)
 
 
 def test_every_kernel_of_attention_can_be_chosen_and_called() -> None:
-    assert set(ATTENTION) == {*_FLASH, "xla"}
+    assert set(ATTENTION_KERNELS) == {*FLASH, "xla"}
+    assert set(DROPPING_KERNELS) <= set(ATTENTION_KERNELS)
 
 
 def test_a_program_for_a_gpu_that_is_elsewhere_gets_its_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
