@@ -1,8 +1,8 @@
-"""A directory for PyTorch users: what transformers' Auto classes load, and what they do not know beside it.
+"""Writes a directory for PyTorch users: the files that transformers' Auto classes load, and the span-boundary head.
 
-Invariant: nothing random is in it. A head that was not trained is not written, so that the loader says it is missing
-(a pooler, which AutoModel cannot do without, is the identity); the span-boundary head, which transformers has no class
-for, stands in a file of its own that it does not look at.
+Invariant: the directory holds no random values. A head that was not trained is not written, so that transformers says
+that the head is missing. AutoModel always has a pooler; where none was trained, the identity is written for it.
+transformers has no class for the span-boundary head, so this head stands in a file that transformers does not read.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat
 
 @dataclasses.dataclass(frozen=True)
 class Export:
-    """What is written: parameters of ours with what describes them."""
+    """Parameters of ours, and the values that describe them, as `write_export` needs them."""
 
     params: Params
     model: ModelConfig

@@ -1,7 +1,7 @@
 """SpanBERT's own training checkpoints, such as model.pt of spanbert_large_with_head.tar.gz, under transformers' names.
 
-Invariant: beyond the prefix `decoder.` nothing is renamed, and a decoder's matrix is dropped only after it was found
-equal to the word embeddings that it is a copy of. Names and shapes: the authors' models/pair_bert.py; the span-boundary
+Invariant: names lose the prefix `decoder.` and nothing else. A decoder's matrix is dropped after it was found equal to
+the word embeddings, of which it is a copy. Names and shapes: the authors' models/pair_bert.py; the span-boundary
 head keeps its names there, because transformers has no such head.
 """
 

@@ -1,7 +1,7 @@
 """google-research/bert's TensorFlow checkpoints under transformers' names.
 
-Invariant: a tensor is known by its whole name, and each of the checkpoint's is either translated or named as left
-alone. Names and layouts: google-research/bert, modeling.py, run_pretraining.py, run_classifier.py, run_squad.py.
+Invariant: a tensor is known by its whole name, and each tensor of the checkpoint is translated, or named as left alone.
+Names and layouts: google-research/bert, modeling.py, run_pretraining.py, run_classifier.py, run_squad.py.
 """
 
 import json

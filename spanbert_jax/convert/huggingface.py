@@ -1,9 +1,9 @@
-"""Hugging Face's BERT: its tensor names, shapes and config.json, beside ours.
+"""The tensors of Hugging Face's BERT beside our parameters: names, shapes and layouts.
 
 Invariant: one table of views serves both directions. `named_views` shows every parameter of ours as the tensors that
-transformers has of it; exporting copies out of those views, importing copies into them, so both are bitwise and neither
-can lose what the other finds. Names and shapes: transformers 5.23, models/bert/modeling_bert.py; of the span-boundary
-head: the authors' models/pair_bert.py:338-402.
+transformers has for it. An export copies out of those views and an import copies into them, so both are bitwise, and
+neither can lose a value that the other one finds. Names and shapes: transformers 5.23, models/bert/modeling_bert.py; of
+the span-boundary head: the authors' models/pair_bert.py:338-402.
 """
 
 import re
@@ -156,12 +156,12 @@ def from_tensors(
 
 
 def plain_pooler(embed: int) -> Params:
-    """What stands for a pooler where none was trained: the identity, so that what it gives is the tanh of [CLS]."""
+    """The pooler that is written where none was trained: the identity, whose output is the tanh of [CLS]'s state."""
     return {"kernel": np.eye(embed, dtype=np.float32), "bias": np.zeros(embed, np.float32)}
 
 
 def _check_tied(found: Tensors, source: str) -> None:
-    """Raises UserError where a second copy of what is one parameter here is not equal to the first."""
+    """Raises UserError where a file has two copies of a tensor that is one parameter here, and the copies differ."""
     for copy, original in _TIED.items():
         if copy in found and not np.array_equal(found[copy](), found[original](), equal_nan=True):
             raise UserError(f"{source}: {copy} differs from {original}; here the two are always one")

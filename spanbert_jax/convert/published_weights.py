@@ -1,7 +1,7 @@
 """Weights as others publish them: a Hugging Face directory, SpanBERT's archives, a TensorFlow-1 BERT.
 
-Invariant: what is in front of us decides how it is read, never a guess about what is not: sizes and casing come from
-the files, and a tensor is taken, or named as missing or left alone.
+Invariant: the files themselves say how they are read. Sizes, casing and settings are never guessed, and each tensor is
+taken, or named as missing or as left alone.
 """
 
 import contextlib
@@ -30,10 +30,10 @@ _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.
 
 @dataclasses.dataclass(frozen=True)
 class PublishedWeights:
-    """Weights that were not trained here; `load` reads the tensors."""
+    """Weights that another program trained. Their tensors are read by `load` alone."""
 
     source: Path
-    kind: str  # what it is, for people
+    kind: str  # for people: "a Hugging Face BERT", ...
     model: ModelConfig
     tokenizer: Tokenizer
     notes: tuple[str, ...]  # lines for people: how text is read and why, rows without pieces
@@ -97,7 +97,7 @@ def _check_rows(rows: int, pieces: int, name: str, vocabulary: Path, is_given: b
 
 
 def _span_boundary(tensors: Tensors) -> tuple[int, int] | None:
-    """The shape of the span-boundary head's table, of which no config.json speaks."""
+    """The shape of the span-boundary head's table of offsets, which config.json does not hold."""
     name = f"{huggingface.SBO}.position_embeddings.weight"
     table = tensors[name]() if name in tensors else None
     return (table.shape[0], table.shape[1]) if table is not None and table.ndim == 2 else None
@@ -119,7 +119,7 @@ def _unpack(archive: Path, folder: Path) -> Path:
 
 
 def _find(path: Path) -> Path:
-    """The file of weights that `path` is or has; for TensorFlow the prefix of its files."""
+    """The file of weights that a file or directory stands for; of a TensorFlow checkpoint the prefix of its files."""
     if path.is_dir():
         names = [path / name for name in _WEIGHTS if (path / name).is_file()]
         return names[0] if names else _newest_tensorflow(path)
@@ -149,7 +149,7 @@ def _newest_tensorflow(directory: Path) -> Path:
 
 @contextlib.contextmanager
 def _naming(file: Path) -> Iterator[None]:
-    """Puts the file's name before errors that know only tensors."""
+    """Puts the file's name before errors that name a tensor alone."""
     try:
         yield
     except UserError as error:

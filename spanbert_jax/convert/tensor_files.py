@@ -1,6 +1,6 @@
 """Tensors in files: safetensors, and PyTorch's pickles without running what is in them.
 
-Invariant: reading executes nothing from the file, and of safetensors loads a tensor only when it is asked for.
+Invariant: no code in a file is run, and a tensor of a safetensors file is loaded when it is asked for.
 """
 
 import argparse

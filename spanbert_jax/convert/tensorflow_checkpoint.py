@@ -1,7 +1,7 @@
 """TensorFlow-1 checkpoints: PREFIX.index and PREFIX.data-*.
 
-Invariant: a tensor is read when it is asked for, and comes back as it was saved (TensorFlow compares its checksum) or
-as one UserError.
+Invariant: a tensor is read when it is asked for. The tensor comes back as it was saved (TensorFlow compares its
+checksum), or a UserError names the tensor and the files.
 """
 
 import functools

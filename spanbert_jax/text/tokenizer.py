@@ -1,8 +1,8 @@
 """Text to pieces and back: BERT's WordPiece and SentencePiece behind one class.
 
-Invariant: no text can produce a special id. "[CLS]" or "[MASK]" written in text is split like any other text
-(transformers' BertTokenizer turns it into the special id instead; that is the one intended difference), and
-everything a mask generator needs to know about words is in the three boolean tables of `Tokenizer`.
+Invariant: no text can produce a special id. "[CLS]" or "[MASK]" written in text is split like any other text.
+(transformers' BertTokenizer turns such text into the special id, which is the one intended difference.) The three
+boolean tables of `Tokenizer` hold all that masking needs to know about words.
 """
 
 import hashlib
