@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -54,18 +55,37 @@ def document(seed: int) -> str:
     return "\n".join(lines)
 
 
-@pytest.fixture
-def tokenizer(tmp_path: Path) -> Tokenizer:
-    (tmp_path / "vocab.txt").write_text("\n".join(PIECES) + "\n")
-    return wordpiece_from_vocab(tmp_path / "vocab.txt", lowercase=False)
+def make_inputs(home: Path) -> tuple[Config, Tokenizer]:
+    """A corpus of two files, and a vocabulary, in `home`."""
+    (home / "vocab.txt").write_text("\n".join(PIECES) + "\n")
+    (home / "a.txt").write_text("\n\n".join(map(document, range(60))))
+    (home / "b.jsonl").write_text("".join(json.dumps({"text": document(i)}) + "\n" for i in range(60, 100)))
+    corpus = CorpusConfig(files=f"{home}/a.txt,{home}/b.jsonl", sentences="none", held_out=0.2, workers=1)
+    config = Config(corpus=corpus, data=DataConfig(block_length=BLOCK_LENGTH))
+    return config, wordpiece_from_vocab(home / "vocab.txt", lowercase=False)
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
-    (tmp_path / "a.txt").write_text("\n\n".join(map(document, range(60))))
-    (tmp_path / "b.jsonl").write_text("".join(json.dumps({"text": document(i)}) + "\n" for i in range(60, 100)))
-    corpus = CorpusConfig(files=f"{tmp_path}/a.txt,{tmp_path}/b.jsonl", sentences="none", held_out=0.2, workers=1)
-    return Config(corpus=corpus, data=DataConfig(block_length=BLOCK_LENGTH))
+    return make_inputs(tmp_path)[0]
+
+
+@pytest.fixture
+def tokenizer(tmp_path: Path) -> Tokenizer:
+    return make_inputs(tmp_path)[1]
+
+
+@pytest.fixture(scope="module")
+def built_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("built")
+    build_blocks(*make_inputs(home), home / "blocks")
+    return home / "blocks"
+
+
+@pytest.fixture
+def built(built_once: Path, tmp_path: Path) -> Path:
+    """Blocks that a test may damage."""
+    return Path(shutil.copytree(built_once, tmp_path / "blocks"))
 
 
 def replace(config: Config, **fields: object) -> Config:
@@ -104,12 +124,11 @@ def test_blocks_are_the_packed_documents_of_their_split(config: Config, tokenize
             assert metadata.piece_counts.dtype == np.int64 and (metadata.piece_counts == counts).all()
 
 
-def test_blocks_are_a_tfds_dataset(config: Config, tokenizer: Tokenizer, tmp_path: Path) -> None:
-    build_blocks(config, tokenizer, tmp_path / "blocks")
-    builder = tfds.builder_from_directory(tmp_path / "blocks")
+def test_blocks_are_a_tfds_dataset(built: Path) -> None:
+    builder = tfds.builder_from_directory(built)
     for split in ("train", "held_out"):
         source = builder.as_data_source(split)
-        assert [source[i]["input_ids"].tolist() for i in range(len(source))] == all_ids(tmp_path / "blocks", split)
+        assert [source[i]["input_ids"].tolist() for i in range(len(source))] == all_ids(built, split)
 
 
 def files_of(directory: Path) -> dict[str, bytes]:
@@ -245,36 +264,32 @@ def test_a_directory_that_cannot_be_written_is_told(config: Config, tokenizer: T
         build_blocks(config, tokenizer, tmp_path / "a.txt" / "blocks")
 
 
-def test_a_lost_shard_or_damaged_metadata_is_told(config: Config, tokenizer: Tokenizer, tmp_path: Path) -> None:
-    build_blocks(config, tokenizer, tmp_path / "blocks")
-    next((tmp_path / "blocks").glob("*held_out*")).unlink()
+def test_a_lost_shard_or_damaged_metadata_is_told(built: Path) -> None:
+    next((built).glob("*held_out*")).unlink()
     with pytest.raises(UserError, match=r"'held_out' has 0 blocks in 0 files, but its metadata says \d+"):
-        open_blocks(tmp_path / "blocks", "held_out")
-    (tmp_path / "blocks" / "metadata.json").write_text("{}")
+        open_blocks(built, "held_out")
+    (built / "metadata.json").write_text("{}")
     with pytest.raises(UserError, match=r"metadata.json is damaged"):
-        read_metadata(tmp_path / "blocks")
+        read_metadata(built)
 
 
-def test_blocks_of_format_1_open_and_those_of_a_newer_format_are_refused(
-    config: Config, tokenizer: Tokenizer, tmp_path: Path
-) -> None:
-    build_blocks(config, tokenizer, tmp_path / "blocks")
-    path = tmp_path / "blocks" / "metadata.json"
+def test_blocks_of_format_1_open_and_those_of_a_newer_format_are_refused(built: Path) -> None:
+    path = built / "metadata.json"
     fields = json.loads(path.read_text())
     assert (fields["format"], fields["version"]) == (blocks.FORMAT, spanbert_jax.__version__)
-    before = all_ids(tmp_path / "blocks", "train")
+    before = all_ids(built, "train")
     old = {name: value for name, value in fields.items() if name not in ("format", "version")}
     path.write_text(json.dumps(old))
-    metadata = read_metadata(tmp_path / "blocks")
-    assert (metadata.format, metadata.version) == (1, "") and all_ids(tmp_path / "blocks", "train") == before
+    metadata = read_metadata(built)
+    assert (metadata.format, metadata.version) == (1, "") and all_ids(built, "train") == before
     path.write_text(json.dumps(fields | {"format": blocks.FORMAT + 1, "version": "9.1", "shape": [1]}))
     with pytest.raises(
         UserError, match=rf"metadata.json: spanbert_jax 9.1 wrote .* this is {spanbert_jax.__version__},"
     ):
-        read_metadata(tmp_path / "blocks")
+        read_metadata(built)
     path.write_text(json.dumps(fields | {"piece_counts": [count + 1 for count in fields["piece_counts"]]}))
     with pytest.raises(UserError, match=r"metadata.json is damaged .*do not add up"):
-        read_metadata(tmp_path / "blocks")
+        read_metadata(built)
 
 
 def test_records_that_are_not_those_of_the_fingerprint_are_refused(
@@ -300,24 +315,21 @@ def test_records_that_are_not_those_of_the_fingerprint_are_refused(
             blocks.check_records(tmp_path / "blocks", metadata)
 
 
-def test_blocks_from_before_there_were_lengths_and_wrong_lengths_are_told(
-    config: Config, tokenizer: Tokenizer, tmp_path: Path
-) -> None:
-    build_blocks(config, tokenizer, tmp_path / "blocks")
-    path = tmp_path / "blocks" / "lengths-train.npy"
+def test_blocks_from_before_there_were_lengths_and_wrong_lengths_are_told(built: Path) -> None:
+    path = built / "lengths-train.npy"
     for wrong, message in (
         (np.load(path)[1:], r"lengths of type int32 and shape \(\d+,\), and there are \d+ blocks"),
         (np.load(path).astype(np.int64), r"lengths of type int64"),
     ):
         np.save(path, wrong)
         with pytest.raises(UserError, match=message):
-            open_blocks(tmp_path / "blocks", "train")
+            open_blocks(built, "train")
     path.write_bytes(b"no array")
     with pytest.raises(UserError, match=r"lengths-train.npy is damaged .*; delete .*blocks, so that it is built again"):
-        open_blocks(tmp_path / "blocks", "train")
+        open_blocks(built, "train")
     path.unlink()
     with pytest.raises(UserError, match=r"earlier version of this program; delete .*blocks, so that it is built again"):
-        open_blocks(tmp_path / "blocks", "train")
+        open_blocks(built, "train")
 
 
 def test_blocks_of_another_tokenizer_length_or_corpus_are_refused(

@@ -1,10 +1,14 @@
-"""Masking, as a distribution: 20,000 blocks against a sequential reference with its own random numbers, and against
-the numbers that the SpanBERT authors' code was measured to give.
+"""Masking, as a distribution: 20,000 blocks against 6,000 of a sequential reference with its own random numbers, and
+against the numbers that the SpanBERT authors' code was measured to give.
+
+The reference is a loop in Python, so it has fewer blocks: the standard error of a difference is 1.5 times what it would
+be with 20,000 on both sides.
 
 Tolerances between samples are standard errors: 4.5 of them, which chance passes once in 150,000 comparisons.
 """
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +23,12 @@ from spanbert_jax.text.tokenizer import Tokenizer, word_starts, wordpiece_from_v
 from tests.support import masking_reference as reference
 
 BLOCKS, EPOCHS = 500, 40  # 20,000 pairs, each masked on its own
+REFERENCE_EPOCHS = 12
 ERRORS = 4.5
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # a key of caches by what it is
 class Corpus:
     tokenizer: Tokenizer
     counts: np.ndarray  # int64 [vocab]
@@ -58,6 +63,12 @@ def wikipedia(shared_data: Path) -> Corpus:
     return make_corpus(tokenizer, np.resize(ids, BLOCKS * 510))
 
 
+@functools.lru_cache(maxsize=1)
+def default_graph(corpus: Corpus) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """`graph` with the paper's masking, which three tests in a row look at."""
+    return graph(corpus)
+
+
 def graph(
     corpus: Corpus, length: int = 510, epochs: int = EPOCHS, **fields: object
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -79,7 +90,9 @@ def graph(
     return mask[:, 1:-1], out
 
 
-def sequential(corpus: Corpus, limit: int = 10, epochs: int = EPOCHS) -> tuple[np.ndarray, np.ndarray, list[int]]:
+def sequential(
+    corpus: Corpus, limit: int = 10, epochs: int = REFERENCE_EPOCHS
+) -> tuple[np.ndarray, np.ndarray, list[int]]:
     """(mask, SBO rows in each block, words of every accepted span) from the reference and its own generator."""
     rng = np.random.default_rng(6)
     masks, rows, words = [], [], []
@@ -130,10 +143,10 @@ def assert_same_mean(name: str, one: np.ndarray, other: np.ndarray) -> None:
     )
 
 
-@pytest.mark.parametrize("source", ["synthetic", "wikipedia"])
+@pytest.mark.parametrize("source", ["wikipedia", "synthetic"])
 def test_masks_have_the_law_of_the_sequential_reference(source: str, request: pytest.FixtureRequest) -> None:
     corpus: Corpus = request.getfixturevalue(source)
-    mask, out = graph(corpus)
+    mask, out = default_graph(corpus)
     expected, rows, words = sequential(corpus)
     ours, theirs = measurements(mask, corpus.starts), measurements(expected, corpus.starts)
     for name in ours:
@@ -144,10 +157,39 @@ def test_masks_have_the_law_of_the_sequential_reference(source: str, request: py
     assert np.mean(words) == pytest.approx(3.797, abs=0.02)  # rejection looks at the anchor alone
 
 
+def test_blocks_look_as_the_authors_code_was_measured_to_make_them(synthetic: Corpus) -> None:
+    """The measured values are rounded and from 4,000 blocks: the tolerances are theirs."""
+    mask, out = default_graph(synthetic)
+    lengths = run_lengths(mask)
+    assert np.all(mask.sum(1) == 77)
+    assert len(lengths) / len(mask) == pytest.approx(16.2, abs=0.15)
+    assert lengths.mean() == pytest.approx(4.74, abs=0.05)
+    assert (lengths == 1).mean() == pytest.approx(0.17, abs=0.006)
+    assert (lengths > 15).mean() == pytest.approx(0.007, abs=0.001)
+    assert out["span_weights"].sum() / mask.sum() == pytest.approx(0.984, abs=0.003)
+    for length, coverage in ((126, 0.96), (30, 0.87)):
+        short, out = graph(synthetic, length)
+        assert out["span_weights"].sum() / short.sum() == pytest.approx(coverage, abs=0.01)
+
+
+@pytest.mark.parametrize("granularity", ["span", "piece"])
+def test_replacement_is_drawn_once_a_span_or_once_a_piece(synthetic: Corpus, granularity: str) -> None:
+    _, out = default_graph(synthetic) if granularity == "span" else graph(synthetic, granularity=granularity)
+    used = out["masked_weights"] > 0
+    starts = np.diff(out["masked_positions"], axis=1, prepend=-1) != 1
+    kinds = out["replacement"][used & starts if granularity == "span" else used]
+    for kind, share in ((MASK, 0.8), (RANDOM, 0.1), (KEPT, 0.1)):
+        assert abs((kinds == kind).mean() - share) < ERRORS * np.sqrt(share * (1 - share) / kinds.size)
+    inside = (used & ~starts)[:, 1:]
+    same = (out["replacement"][:, 1:] == out["replacement"][:, :-1])[inside].mean()
+    expected = 1.0 if granularity == "span" else 0.8**2 + 2 * 0.1**2
+    assert abs(same - expected) < ERRORS * np.sqrt(expected * (1 - expected) / inside.sum()) + 1e-12
+
+
 def test_whole_word_masks_have_the_law_of_the_sequential_reference(synthetic: Corpus) -> None:
     mask, _ = graph(synthetic, scheme="whole_word")
     ours = measurements(mask, synthetic.starts)
-    theirs = measurements(sequential(synthetic, limit=1, epochs=10)[0], synthetic.starts)
+    theirs = measurements(sequential(synthetic, limit=1, epochs=6)[0], synthetic.starts)
     for name in ours:
         assert_same_mean(name, ours[name], theirs[name])
 
@@ -161,21 +203,6 @@ def test_subword_masks_are_uniform(synthetic: Corpus) -> None:
     pairs = (mask[:, 1:] & mask[:, :-1]).mean()
     assert abs(pairs - share * 76 / 509) < ERRORS * np.sqrt(pairs / mask[:, 1:].size)
     assert not out["span_weights"].any()
-
-
-def test_blocks_look_as_the_authors_code_was_measured_to_make_them(synthetic: Corpus) -> None:
-    """The measured values are rounded and from 4,000 blocks: the tolerances are theirs."""
-    mask, out = graph(synthetic)
-    lengths = run_lengths(mask)
-    assert np.all(mask.sum(1) == 77)
-    assert len(lengths) / len(mask) == pytest.approx(16.2, abs=0.15)
-    assert lengths.mean() == pytest.approx(4.74, abs=0.05)
-    assert (lengths == 1).mean() == pytest.approx(0.17, abs=0.006)
-    assert (lengths > 15).mean() == pytest.approx(0.007, abs=0.001)
-    assert out["span_weights"].sum() / mask.sum() == pytest.approx(0.984, abs=0.003)
-    for length, coverage in ((126, 0.96), (30, 0.87)):
-        short, out = graph(synthetic, length)
-        assert out["span_weights"].sum() / short.sum() == pytest.approx(coverage, abs=0.01)
 
 
 def test_span_lengths_follow_the_renormalised_geometric_law_and_anchors_are_uniform(synthetic: Corpus) -> None:
@@ -195,20 +222,6 @@ def test_span_lengths_follow_the_renormalised_geometric_law_and_anchors_are_unif
     for one, other in ((words, anchors), (words[:, 1:], words[:, :-1]), (anchors[:, 1:], anchors[:, :-1]),
                        (words[1:], words[:-1]), (anchors[1:], anchors[:-1])):  # fmt: skip
         assert abs(np.corrcoef(one.reshape(-1), other.reshape(-1))[0, 1]) < limit * 1.05
-
-
-@pytest.mark.parametrize("granularity", ["span", "piece"])
-def test_replacement_is_drawn_once_a_span_or_once_a_piece(synthetic: Corpus, granularity: str) -> None:
-    _, out = graph(synthetic, granularity=granularity)
-    used = out["masked_weights"] > 0
-    starts = np.diff(out["masked_positions"], axis=1, prepend=-1) != 1
-    kinds = out["replacement"][used & starts if granularity == "span" else used]
-    for kind, share in ((MASK, 0.8), (RANDOM, 0.1), (KEPT, 0.1)):
-        assert abs((kinds == kind).mean() - share) < ERRORS * np.sqrt(share * (1 - share) / kinds.size)
-    inside = (used & ~starts)[:, 1:]
-    same = (out["replacement"][:, 1:] == out["replacement"][:, :-1])[inside].mean()
-    expected = 1.0 if granularity == "span" else 0.8**2 + 2 * 0.1**2
-    assert abs(same - expected) < ERRORS * np.sqrt(expected * (1 - expected) / inside.sum()) + 1e-12
 
 
 def test_random_pieces_follow_the_unigram_law_and_each_piece_has_its_own(synthetic: Corpus) -> None:
