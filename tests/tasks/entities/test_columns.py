@@ -15,7 +15,7 @@ from spanbert_jax.tasks.entities.columns import Layout, Sentence, check_tags, re
 from spanbert_jax.tasks.entities.files import read
 from spanbert_jax.tasks.entities.rows import WordExample
 from spanbert_jax.tasks.example_files import Role, Warnings, read_lines
-from tests.tasks.text_classification.test_files import prepare_tfds
+from tests.support.labelled_tfds import prepare_tfds
 
 Spans = tuple[tuple[int, int, str], ...]
 WORDS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters=" \t\r\n"), min_size=1, max_size=5)
@@ -127,7 +127,7 @@ def test_real_files_are_read_whole_and_their_entities_are_seqeval_s(
         )
 
 
-@settings(max_examples=50)
+@settings(deadline=None, max_examples=50)
 @given(st.lists(st.sampled_from(["O", *(f"{letter}-{kind}" for letter in "BI" for kind in "XY")]), max_size=12))
 def test_tags_against_the_rules_are_read_as_conll_s_scorer_reads_them(tags: list[str]) -> None:
     get_entities = pytest.importorskip("seqeval.metrics.sequence_labeling").get_entities

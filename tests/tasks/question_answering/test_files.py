@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from spanbert_jax.errors import UserError
 from spanbert_jax.tasks.example_files import Contents, Role
 from spanbert_jax.tasks.question_answering.files import Example, parse, read
-from tests.tasks.text_classification.test_files import prepare_tfds
+from tests.support.labelled_tfds import prepare_tfds
 
 # Combining marks, joined emoji, line ends, spaces of all kinds.
 ODD = "e\u0301 👩‍👩‍👧 \r\n\u00a0\u2028\u200b\ufeffİß𝒜中\t"

@@ -3,24 +3,21 @@
 import bz2
 import csv
 import gzip
-import importlib.resources
-import importlib.resources.abc
 import io
 import json
 import lzma
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import tensorflow_datasets as tfds
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from spanbert_jax.corpus import tfds_source
 from spanbert_jax.errors import UserError
-from spanbert_jax.tasks.example_files import Contents, Role, Warnings, warn_of_one_type
+from spanbert_jax.tasks.example_files import Contents, Role
 from spanbert_jax.tasks.text_classification.files import Example, columns_of, parse, read
+from tests.support.labelled_tfds import prepare_tfds
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=30).map(lambda text: text + "x")
 ON_DISK = settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -30,20 +27,6 @@ def write(path: Path, content: str) -> str:
     data = content.encode()
     path.write_bytes(gzip.compress(data, mtime=0) if path.name.endswith(".gz") else data)
     return str(path)
-
-
-def prepare_tfds(
-    name: str, downloads: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file_format: str = "tfrecord"
-) -> None:
-    """TFDS's own builder of the set, prepared from our files in place of its downloads, is what readers find."""
-    # TFDS wants the backport to prepare a set; Python's own is the same
-    monkeypatch.setitem(sys.modules, "importlib_resources", importlib.resources)
-    monkeypatch.setattr(tfds.download.DownloadManager, "download_and_extract", lambda self, urls: downloads)
-    builder = tfds.builder(name, data_dir=tmp_path / "tfds", file_format=file_format)
-    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(register_checksums=False))
-    monkeypatch.setattr(
-        tfds_source, "find_builder", lambda name, data_dir, *_: tfds.builder(name, data_dir=tmp_path / "tfds")
-    )
 
 
 # As GLUE ships them: columns, headers or none, quotes that nothing closes, CoLA's mark, MRPC's BOM, MNLI's five labels.
@@ -298,20 +281,6 @@ def test_one_record_is_parsed_with_its_place_in_errors() -> None:
         parse({"sentence1": "A"}, "request 1", "7", two)
 
 
-@pytest.mark.parametrize("packing", PACKINGS)
-def test_bytes_in_memory_that_are_no_text_are_told_without_a_path(packing: str) -> None:
-    unpack = {"plain": "", "gzip": "gzip -dc [|] ", "bzip2": "bzip2 -dc [|] ", "xz": "xz -dc [|] "}[packing]
-    for text, line, encoding in (("text\n\u201cgood\u201d\n", 2, "CP1252"), ("text\ncaf\u00e9\n", 2, "LATIN1")):
-        data = PACKINGS[packing](text.encode(encoding))
-        message = (
-            rf"^standard input, line {line}: byte \d+ .* not UTF-8; convert it: {unpack}iconv -f {encoding} -t UTF-8$"
-        )
-        with pytest.raises(UserError, match=message):
-            read(Contents("standard input", data), "predict")
-    with pytest.raises(UserError, match=rf"^standard input, line 1: is UTF-16, .*: {unpack}iconv -f UTF-16 -t UTF-8$"):
-        read(Contents("standard input", PACKINGS[packing]("text\n".encode("utf-16"))), "predict")
-
-
 def test_what_is_neither_file_nor_tfds_name_is_told_without_a_search(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -362,17 +331,3 @@ def test_glue_from_tfds_gives_the_labels_of_the_files(
     if task == "sst2":
         with pytest.raises(UserError, match=r"example 0 has no label \(-1\)"):
             read("glue/sst2:test", "dev", task="sst2")
-
-
-def test_two_texts_for_a_model_with_one_token_type_are_told() -> None:
-    assert warn_of_one_type(2, 5, "dev.tsv") == warn_of_one_type(1, 0, "dev.tsv") == []
-    (line,) = warn_of_one_type(1, 1200, "dev.tsv")
-    assert line.startswith("dev.tsv: 1,200 example(s) have two texts, and config.model.token_types is 1: both get the")
-
-
-def test_warnings_are_one_line_a_kind_with_count_and_first_place() -> None:
-    warnings = Warnings()
-    assert warnings.lines() == []
-    for i in range(1200):
-        warnings.add("odd one(s)" if i % 2 else "even one(s)", f"line {i}")
-    assert warnings.lines() == ["600 even one(s); the first: line 0", "600 odd one(s); the first: line 1"]
