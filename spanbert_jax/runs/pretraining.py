@@ -17,7 +17,7 @@ from etils import epath
 from spanbert_jax.config import Config
 from spanbert_jax.corpus import blocks as block_data
 from spanbert_jax.corpus import masked_batches as input_data
-from spanbert_jax.corpus.neighbours import count_neighbours, guess_masked
+from spanbert_jax.corpus.neighbours import count_neighbours, evaluated_blocks, guess_masked
 from spanbert_jax.model import pretraining_heads
 from spanbert_jax.runs.prepare import prepare
 from spanbert_jax.runs.start_from import StartingWeights, adopt, initial_params
@@ -96,7 +96,8 @@ def neighbour_metrics(config: Config, tokenizer: Tokenizer, train: Any, held_out
     """Of the guess from a span's two neighbours (corpus/neighbours.py), on the held-out pieces that became [MASK]: for
     each head NAME that is trained the accuracy, NAME_neighbours_mask, and the nats, NAME_neighbours_loss_mask."""
     heads = pretraining_heads.trained_heads(config)
-    batches = input_data.local_eval_batches(config, held_out, tokenizer, config.train.eval_blocks)
+    limit = evaluated_blocks(held_out, config.train.eval_blocks)
+    batches = input_data.local_eval_batches(config, held_out, tokenizer, limit)
     fields = {head.name: head.weights for head in heads}
     guessed = guess_masked(count_neighbours(train, tokenizer), batches, set(fields.values()))
     found = {}

@@ -9,7 +9,7 @@ import pytest
 from spanbert_jax.batch import KEPT, MASK, RANDOM
 from spanbert_jax.corpus import neighbours as module
 from spanbert_jax.corpus.masked_batches import local_eval_batches
-from spanbert_jax.corpus.neighbours import count_neighbours, guess_masked, span_neighbours
+from spanbert_jax.corpus.neighbours import count_neighbours, evaluated_blocks, guess_masked, span_neighbours
 from tests.corpus.test_masked_batches import TOKENIZER, FakeBlocks, make_config
 
 VOCAB = TOKENIZER.vocab_size
@@ -109,6 +109,13 @@ def test_accuracy_and_nats_on_held_out_masks_equal_a_walk_over_their_rows(granul
 
 def test_of_many_blocks_a_sample_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = FakeBlocks(100)
-    monkeypatch.setattr(module, "MOST_PIECES", int(blocks.lengths.sum()) // 10)
+    monkeypatch.setattr(module, "MOST_COUNTED", int(blocks.lengths.sum()) // 10)
     count_neighbours(blocks, TOKENIZER)  # type: ignore[arg-type]
     assert len(blocks.reads) == 10 and len(set(blocks.reads)) == 10
+
+
+def test_of_many_held_out_blocks_a_few_are_guessed(monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = FakeBlocks(100)
+    assert [evaluated_blocks(blocks, limit) for limit in (0, 7)] == [100, 7]  # type: ignore[arg-type]
+    monkeypatch.setattr(module, "MOST_GUESSED", int(blocks.lengths.sum()) // 10)
+    assert [evaluated_blocks(blocks, limit) for limit in (0, 50, 7)] == [10, 10, 7]  # type: ignore[arg-type]
