@@ -87,7 +87,7 @@ def evaluated_blocks(blocks: Blocks, limit: int) -> int:
     """How many of the `limit` held-out blocks (0: all) the guess is evaluated on: about MOST_GUESSED pieces of them.
 
     They are the first of those that an evaluation of the model visits in a fixed random order. With a vocabulary of
-    29,000 pieces that takes some ten seconds.
+    29,000 pieces that takes a few seconds.
     """
     wanted = limit or len(blocks)
     return min(wanted, max(1, int(MOST_GUESSED / max(blocks.lengths.mean(), 1))))

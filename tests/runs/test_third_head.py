@@ -10,7 +10,7 @@ import pytest
 
 from spanbert_jax.batch import Batch
 from spanbert_jax.model import pretraining_heads
-from spanbert_jax.model.encoder import Dense
+from spanbert_jax.model.linear import Dense
 from spanbert_jax.model.pretraining_heads import Head, HeadModule
 from spanbert_jax.training import flops
 from tests.support import runs
