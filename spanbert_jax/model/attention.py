@@ -1,10 +1,10 @@
 """Bidirectional self-attention over the valid pieces of each row, by interchangeable kernels.
 
-Invariant: whatever the kernel and the compute dtype, logits and softmax are float32 (SpanBERT-large's logits reach
-about -3000, where bfloat16 steps by 16), and a padded key has no part in what a valid position becomes.
+Invariant: with every kernel and compute dtype, logits and softmax are float32 (SpanBERT-large's logits reach about
+-3000, where bfloat16 steps by 16), and a padded key never changes the result at a valid position.
 
-"xla" runs everywhere and is the reference. "triton" (NVIDIA GPUs) drops out too; "cudnn" (NVIDIA GPUs) and "splash"
-(TPUs) cannot. None of these three ever holds a [length, length] array.
+"xla" runs everywhere and is the reference. "triton" (NVIDIA GPUs) has dropout too; "cudnn" (NVIDIA GPUs) and "splash"
+(TPUs) have none. These three never hold a [length, length] array.
 """
 
 import functools
@@ -21,8 +21,7 @@ from spanbert_jax.model.kernels.attention_triton import triton_attention
 
 _MASKED = -1e30  # finite, so that a row without a valid piece averages all of its values instead of giving NaN
 
-# seeds of the dropout, or None
-Seeds = jax.Array | None
+Seeds = jax.Array | None  # uint32 [2, batch] of `dropout.site_seeds`; None for no dropout
 
 
 def attention(
@@ -31,9 +30,9 @@ def attention(
     """softmax(query key^T / sqrt(head_dim)) value, with dropout on the probabilities: [batch, length, heads, head_dim].
 
     qkv: [batch, length, 3, heads, head_dim], queries, keys and values, of the result's dtype. lengths: int32 [batch];
-    keys from there on are padding, and results from there on are finite and otherwise the kernel's own business.
-    seeds: `dropout.site_seeds`, or None for no dropout. kernel: what `kernels.choose_attention` gave; "xla" runs in the
-    place of one that cannot drop out, and of "auto" where nobody resolved it.
+    keys from there on are padding, and results from there on are finite and otherwise unspecified. rate: the share of
+    probabilities that is dropped; without seeds none is. kernel: a result of `choice.choose_attention`. The "xla"
+    kernel takes the place of a kernel that has no dropout where some is asked for, and of "auto".
     """
     if not rate:
         seeds = None
@@ -54,8 +53,9 @@ def _parts(qkv: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 
 def _cudnn_attention(qkv: jax.Array, lengths: jax.Array, heads: jax.Array, seeds: Seeds, rate: float) -> jax.Array:
-    """cuDNN's flash attention; padded queries give 0. A row without a valid piece attends to its first one: a softmax
-    over nothing would be left to cuDNN. Lengths and no mask: a mask becomes a [length, length] bias."""
+    """cuDNN's flash attention; padded queries give 0. A row without a valid piece attends to its first one, because
+    cuDNN does not define a softmax over nothing. cuDNN gets lengths, because JAX would turn a mask into a
+    [length, length] bias."""
     lengths = jnp.maximum(lengths, 1)
     return jax.nn.dot_product_attention(
         *_parts(qkv), query_seq_lengths=lengths, key_value_seq_lengths=lengths, implementation="cudnn"
@@ -66,7 +66,7 @@ def _splash_attention(qkv: jax.Array, lengths: jax.Array, heads: jax.Array, seed
     return splash_attention(*_parts(qkv), lengths)
 
 
-# They take qkv, lengths, the number of each head, seeds and rate.
+# Each kernel takes qkv, lengths, the number of each head in the whole model, seeds and rate.
 FLASH: dict[str, Callable[..., jax.Array]] = {
     "splash": _splash_attention,
     "triton": triton_attention,
@@ -84,7 +84,7 @@ def _xla_attention(
 def _forward(
     query: jax.Array, key: jax.Array, value: jax.Array, lengths: jax.Array, seeds: Seeds, rate: float
 ) -> tuple[jax.Array, tuple]:
-    """The result and what the backward pass needs: none of the [length, length] arrays, which it computes again."""
+    """The result, and the arrays that the backward pass needs. It computes the [length, length] arrays again."""
     logits = _logits(query, key, lengths)
     normaliser = jax.nn.logsumexp(logits, axis=-1, keepdims=True)  # [batch, heads, query, 1]
     probabilities = jnp.exp(logits - normaliser).astype(query.dtype)  # [batch, heads, query, key]
@@ -102,7 +102,8 @@ def _logits(query: jax.Array, key: jax.Array, lengths: jax.Array) -> jax.Array:
 
 def _backward(rate: float, saved: tuple, cotangent: jax.Array) -> tuple:
     query, key, value, lengths, seeds, normaliser, result = saved
-    # Or unrolled layers keep the forward pass's logits and masks.
+    # Without the barrier XLA recognises the recomputation and keeps the forward pass's logits and masks of unrolled
+    # layers.
     query, key, seeds = jax.lax.optimization_barrier((query, key, seeds))
     probabilities = jnp.exp(_logits(query, key, lengths) - normaliser).astype(query.dtype)
     kept = probabilities if seeds is None else drop(probabilities, seeds, rate)

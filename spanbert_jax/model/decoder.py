@@ -1,7 +1,7 @@
 """The decoder that both pre-training heads share: scores of the whole vocabulary, and their cross-entropy.
 
-Invariant: every score comes from the word embeddings and a bias of the head; an id that only pads the vocabulary scores
--1e9, so that it has no probability and gets no gradient.
+Invariant: a score is a product with a word embedding plus a bias of the head. An id that only pads the vocabulary
+scores -1e9, so it has no probability and its embedding gets no gradient.
 """
 
 import functools
@@ -23,7 +23,8 @@ def scores(rows: jax.Array, table: jax.Array, bias: jax.Array, vocab_size: int) 
 def _product(rows: jax.Array, table: jax.Array) -> jax.Array:
     product = jnp.einsum("re,ve->rv", _flat(rows), table.astype(rows.dtype), preferred_element_type=jnp.float32)
     product = constrain(product, "batch", "vocab").reshape(*rows.shape[:-1], -1)
-    # Or cuBLAS adds the bias, of which XLA makes an array of the scores' size for it.
+    # The barrier keeps the bias out of the matrix product. Without it XLA uses cuBLAS's fused bias, for which it first
+    # broadcasts the bias to an array as large as the scores.
     return jax.lax.optimization_barrier(product)
 
 
@@ -32,8 +33,8 @@ def _biased(product: jax.Array, bias: jax.Array, vocab_size: int) -> jax.Array:
 
 
 def _flat(x: jax.Array) -> jax.Array:
-    """[batch, heads, masked, ...] -> [batch * heads * masked, ...]: with more axes than two XLA transposes the operands
-    of the products below, the largest of the step."""
+    """[batch, heads, masked, ...] -> [batch * heads * masked, ...]: the products below, the step's largest, take
+    matrices, because XLA transposes operands of more than two axes."""
     return x.reshape(-1, x.shape[-1])
 
 
@@ -41,11 +42,11 @@ def _flat(x: jax.Array) -> jax.Array:
 def cross_entropy(
     rows: jax.Array, table: jax.Array, bias: jax.Array, labels: jax.Array, vocab_size: int
 ) -> tuple[jax.Array, jax.Array]:
-    """The cross-entropy of `scores` with `labels` int32 [batch, masked], and whether the label scores highest: float32
+    """The cross-entropy of `scores` with `labels` int32 [batch, masked], and 1 where the label scores highest: float32
     [batch, heads, masked] each. The second has no gradient.
 
-    The backward pass makes the gradient of the scores in one pass over them, in their place; its products take the
-    dtype of `rows`, where autodiff would multiply float32.
+    The backward pass turns the scores into their gradient in one pass and in place. Its products have the dtype of
+    `rows`; autodiff's would be float32.
     """
     return _forward(rows, table, bias, labels, vocab_size)[0]
 
@@ -67,7 +68,7 @@ def _backward(vocab_size: int, saved: tuple, cotangents: tuple[jax.Array, jax.Ar
     is_label = jnp.arange(len(table)) == labels[:, None, :, None]
     d_scores = (jnp.exp(scored - normaliser[..., None]) - is_label) * weights
     d_scores = constrain(_flat(d_scores.astype(rows.dtype)), "batch", "vocab")
-    # A product too: on CPU a sum over rows walks memory column by column.
+    # The sum over the rows of each head as a matrix product: XLA's sum walks a CPU's memory column by column.
     of_head = jnp.broadcast_to(jnp.eye(len(bias), dtype=rows.dtype)[:, None], (*rows.shape[:-1], len(bias)))
     d_bias = jnp.einsum("rh,rv->hv", _flat(of_head), d_scores, preferred_element_type=jnp.float32)
     d_rows = jnp.einsum("rv,ve->re", d_scores, table.astype(rows.dtype)).reshape(rows.shape)

@@ -1,8 +1,8 @@
-"""Dropout whose mask is a hash of where an element is: nothing random is drawn, and no mask is stored.
+"""Dropout whose mask is a hash of each element's place: no random number is drawn, and no mask is stored.
 
-Invariant: whether an element is dropped depends only on (key, layer, site, global row, index within the row), so a
-microbatch, a shard and the backward pass all see the mask that the whole batch saw. The hash multiplies and xor-shifts
-with the constants of Wellons' lowbias32, three times instead of two: with two, neighbouring heads' masks correlate.
+Invariant: whether an element is dropped depends only on (key, layer, site, global row, index within the row). So a
+microbatch, a shard and the backward pass compute the mask of the whole batch. The hash multiplies and xor-shifts with
+the constants of Wellons' lowbias32, three times instead of two: with two, the masks of neighbouring heads correlate.
 """
 
 import functools
@@ -20,9 +20,9 @@ _SALTS = (np.uint32(0x9E3779B9), np.uint32(0x85EBCA6B))
 
 
 class Dropout(NamedTuple):
-    """What makes one step's masks: a key that differs from step to step, and which rows these are."""
+    """The seeds of one step's masks."""
 
-    key: jax.Array  # uint32 scalar
+    key: jax.Array  # uint32 scalar, another at each step
     rows: jax.Array  # uint32 [batch]: number of each row in the global batch
 
 
@@ -44,7 +44,7 @@ def site_seeds(dropout: Dropout, layer: jax.Array | int, site: int) -> jax.Array
 def keep_mask(seeds: jax.Array, shape: tuple[int, ...], rate: float) -> jax.Array:
     """bool `shape`, False with probability `rate`; `seeds` [2, batch] of `site_seeds`, `shape` [batch, ...].
 
-    An element's counter is a sum of iotas, so that it is computed where it is used, on whichever shard.
+    An element's counter is a sum of iotas, so every shard computes the counters of its own elements.
     """
     first, second = (seed.reshape(-1, *[1] * (len(shape) - 1)) for seed in seeds)
     counters = counter(first)
@@ -55,13 +55,13 @@ def keep_mask(seeds: jax.Array, shape: tuple[int, ...], rate: float) -> jax.Arra
 
 
 def counter(x: jax.Array) -> jax.Array:
-    """The hash's first step, which is linear: the counter of the element at `index` of a row with the seeds `first` and
-    `second` is counter(first) + counter(index), and counter(index) the sum of that of its parts."""
+    """The first step of the hash, which is linear. The element at `index` of a row with the seeds `first` and `second`
+    has the counter counter(first) + counter(index), and counter(a + b) is counter(a) + counter(b)."""
     return x.astype(jnp.uint32) * np.uint32(_FIRST)
 
 
 def keep(counters: jax.Array, second: jax.Array, rate: float) -> jax.Array:
-    """What `keep_mask` says of the elements with these counters, in a row whose second seed is `second`."""
+    """bool: `keep_mask` at the elements with these counters, in rows whose second seed is `second`."""
     bits = (counters ^ (counters >> 16) ^ second) * np.uint32(_SECOND)
     bits = (bits ^ (bits >> 15)) * np.uint32(_FIRST)
     return bits >= np.uint32(round(rate * 2**32))
@@ -83,7 +83,8 @@ def _dropout_forward(x: jax.Array, seeds: jax.Array, rate: float) -> tuple[jax.A
 
 
 def _dropout_backward(rate: float, seeds: jax.Array, cotangent: jax.Array) -> tuple[jax.Array, None]:
-    # Or unrolled layers keep the forward pass's mask, and a GPU stores it for a kernel that cannot hash.
+    # Without the barrier XLA keeps the forward pass's mask of unrolled layers, and a GPU stores the mask for a kernel
+    # that cannot hash.
     seeds, cotangent = jax.lax.optimization_barrier((seeds, cotangent))
     return drop(cotangent, seeds, rate), None
 

@@ -1,9 +1,9 @@
-"""GELU, and the product that follows it in a layer.
+"""GELU, and the matrix product that follows it in a layer.
 
-Invariant: whatever the kernel, GELU is the exact one, in float32 (code: models/pair_bert.py:25-30), and the backward
-pass of a layer has only its input: it computes the output again.
+Invariant: with every kernel GELU is the exact one, not the tanh approximation, in float32 (code:
+models/pair_bert.py:25-30). The backward pass keeps the input of GELU alone and computes the output again.
 
-"xla" runs everywhere and is the reference; "triton" (NVIDIA GPUs) has less arithmetic than XLA's erf.
+"xla" runs everywhere and is the reference; "triton" (NVIDIA GPUs) needs fewer instructions than XLA's erf.
 """
 
 import functools
@@ -16,7 +16,7 @@ from spanbert_jax.model.kernels.gelu_triton import triton_gelu, triton_gelu_grad
 
 
 def gelu(x: jax.Array) -> jax.Array:
-    """The GELU of `x`, of its dtype; only `x` is kept for the backward pass."""
+    """GELU elementwise, in the dtype of `x`; only `x` is kept for the backward pass."""
     return jax.checkpoint(_gelu, prevent_cse=False)(x)
 
 
@@ -26,14 +26,14 @@ def _gelu(x: jax.Array) -> jax.Array:
 
 
 def _share(wide: jax.Array) -> jax.Array:
-    """The normal distribution function. By erf, as PyTorch has it, not by jax.nn's erfc, which takes longer."""
+    """The normal distribution function by erf, as in PyTorch; jax.nn.gelu's erfc takes longer."""
     return 0.5 * (1 + jax.lax.erf(wide * math.sqrt(0.5)))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def gelu_product(x: jax.Array, bias: jax.Array, weights: jax.Array, kernel: str) -> jax.Array:
     """gelu(x + bias) weights: `x` [rows, mlp], `bias` float32 [mlp], `weights` [mlp, embed] of the dtype of `x`, which
-    the result has too. kernel: what `kernels.choose_pointwise` gave."""
+    the result has too. kernel: a result of `choice.choose_pointwise`."""
     return _forward(x, bias, weights, kernel)[0]
 
 
@@ -43,7 +43,7 @@ def _forward(x: jax.Array, bias: jax.Array, weights: jax.Array, kernel: str) -> 
 
 
 def _backward(kernel: str, saved: tuple, cotangent: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    # Or unrolled layers keep what is activated.
+    # Without the barrier XLA keeps the forward pass's activations of unrolled layers.
     x, bias, weights = jax.lax.optimization_barrier(saved)
     d_activated = cotangent @ weights.T
     if kernel == "triton":

@@ -1,6 +1,6 @@
-"""The sum of gradients over the data axis, a layer's in its own backward pass.
+"""The sum of gradients over the data axis, taken layer by layer during the backward pass.
 
-Invariant: outside of `summed_over`, and forward, `layer_params` changes nothing.
+Invariant: outside of `summed_over`, and in every forward pass, `layer_params` is the identity.
 """
 
 import contextlib
@@ -12,16 +12,17 @@ from typing import Any
 import jax
 from jax.flatten_util import ravel_pytree
 
-# The mesh axis, the dtype that gradients are sent in and whether small ones are sent together.
+# The mesh axis, the dtype that gradients are sent in, and whether small gradients are sent together.
 _summing: contextvars.ContextVar[tuple[str, Any, bool] | None] = contextvars.ContextVar("summing", default=None)
 
-_LARGE = 2**20  # numbers of a gradient that is always sent by itself
+_LARGE = 2**20  # a gradient of at least so many numbers is always sent by itself
 
 
 @contextlib.contextmanager
 def summed_over(axis: str, dtype: Any, together: bool) -> Iterator[None]:
-    """While a loss is traced in here, inside `jax.shard_map` over `axis`: the gradients of `layer_params` are
-    `summed` in each layer's own backward pass, so that a layer's reduction runs beside the next one's arithmetic."""
+    """For a loss that is traced in here, inside `jax.shard_map` over `axis`: each layer's backward pass sums the
+    gradients of its `layer_params` (`summed`), so that one layer's reduction runs beside the next layer's
+    arithmetic."""
     token = _summing.set((axis, dtype, together))
     try:
         yield
@@ -30,17 +31,17 @@ def summed_over(axis: str, dtype: Any, together: bool) -> Iterator[None]:
 
 
 def layer_params(params: Any) -> Any:
-    """The parameters of one layer, as they are; their gradients as `summed_over` says."""
+    """The parameters of one layer, unchanged; inside of `summed_over` their gradients are summed."""
     over = _summing.get()
     return params if over is None else _summed_backward(params, *over)
 
 
 def summed(gradients: Any, axis: str, dtype: Any, together: bool) -> Any:
-    """The gradients, any tree, added up over the mesh axis: sent in `dtype`, returned in their own.
+    """The gradients, any tree, added up over the mesh axis: sent in `dtype`, returned in their own dtypes.
 
-    Large ones are sent one by one, as they come out of the backward pass. `together`, for gradients that no other mesh
-    axis divides, sends the small ones as one array: a TPU stands still for a reduction of several arrays, and for one
-    of fewer than 4,096 numbers.
+    Large gradients are sent one by one, as the backward pass produces them. `together` sends the small ones as one
+    array and is for gradients that no other mesh axis divides. A TPU cannot compute during a reduction of several
+    arrays, nor during one of fewer than 4,096 numbers.
     """
     leaves, tree = jax.tree.flatten(gradients)
     small = {place: leaf for place, leaf in enumerate(leaves) if together and leaf.size < _LARGE}

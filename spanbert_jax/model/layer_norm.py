@@ -1,7 +1,7 @@
-"""LayerNorm, and with it the residual sum and the dropout that come before it in a layer.
+"""LayerNorm, and the operation LayerNorm(x + dropout(y)) that ends both halves of a post-LayerNorm layer.
 
-Invariant: whatever the kernel, statistics are float32, of the sum as the compute dtype holds it, and the backward pass
-has of what is normalised only the input, and two numbers a row.
+Invariant: with every kernel the statistics are float32, of the sum rounded to the compute dtype. The backward pass
+keeps that sum and two numbers a row, and computes the normalised values again.
 
 "xla" runs everywhere and is the reference; "triton" (NVIDIA GPUs) reads and writes each array once.
 """
@@ -30,7 +30,7 @@ def _forward(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> tup
 
 
 def _backward(eps: float, saved: tuple, cotangent: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    x, mean, inverse, scale = jax.lax.optimization_barrier(saved)  # or unrolled layers keep what is normalised
+    x, mean, inverse, scale = jax.lax.optimization_barrier(saved)  # else XLA keeps unrolled layers' normalised values
     wide = cotangent.astype(jnp.float32)
     normalised = (x.astype(jnp.float32) - mean) * inverse
     scaled = wide * scale

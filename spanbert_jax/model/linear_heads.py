@@ -1,8 +1,8 @@
 """The fine-tuning heads: one linear map on the encoder for questions, tokens or whole sequences.
 
-Invariant: with equal weights and no dropout, the logits are those of transformers' BertForQuestionAnswering,
-BertForTokenClassification and BertForSequenceClassification. Facts: SpanBERT's fine-tuning code, modeling.py (the same
-heads; no dropout before the answer's span).
+Invariant: with equal weights and no dropout, the logits equal those of transformers' BertForQuestionAnswering,
+BertForTokenClassification and BertForSequenceClassification. Facts: SpanBERT's fine-tuning code, modeling.py, which has
+the same heads and no dropout before the answer's scores.
 """
 
 from typing import Any
@@ -93,7 +93,7 @@ def task_model(task: str, config: Config, vocab_size: int, labels: int, platform
 
 
 def init_params(model: TaskModel, key: jax.Array) -> dict[str, Any]:
-    """Fresh float32 parameters of the encoder and the head, drawn as those of pre-training are."""
+    """Fresh float32 parameters of the encoder and the head, from the distributions of pre-training."""
     one = jnp.ones((1, 1), jnp.int32)
     return model.init(key, one, one[0], None, None, method="score")["params"]
 
@@ -107,7 +107,7 @@ def apply(
     dropout_key: jax.Array | None = None,
     rows: jax.Array | None = None,
 ) -> jax.Array:
-    """The head's scores, float32; shapes as its `score` says, arguments as for `encoder.encode`."""
+    """The head's scores, float32, of the shape in the docstring of its `score`; arguments as for `encoder.encode`."""
     state = dropout_state(dropout_key, rows, input_ids.shape[0])
     logits: Any = model.apply({"params": params}, input_ids, lengths, token_type_ids, state, method="score")
     return logits.astype(jnp.float32)

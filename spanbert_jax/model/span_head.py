@@ -1,8 +1,8 @@
 """The span head: scores of every type for every span of up to `max_width` words.
 
-Invariant: a span's scores depend on its own pieces' hidden states and its width alone, and no array has both an axis of
-spans and one of pieces. Facts: Lee et al. 2017 (arXiv:1707.07045), section 4: the span's two ends, an attention over
-what is in it, its width. The hidden layer is built as that of the span-boundary objective.
+Invariant: a span's scores depend on the hidden states of its own pieces and on its width alone, and no array has both
+an axis of spans and an axis of pieces. Facts: Lee et al. 2017 (arXiv:1707.07045), section 4, represent a span by its
+two ends, an attention over its pieces and its width. The hidden layer is that of the span-boundary objective.
 """
 
 from typing import Any
@@ -20,7 +20,7 @@ from spanbert_jax.model.gelu import gelu
 from spanbert_jax.model.layer_norm import LayerNorm
 from spanbert_jax.model.linear import Dense
 
-_NEVER = -1e9  # score of a piece outside the word, of a word outside the span
+_NEVER = -1e9  # score of a piece outside the word, and of a word outside the span
 
 # The classifier's rows are those of linear_heads.py.
 AXES: ParameterAxes = (
@@ -34,15 +34,15 @@ AXES: ParameterAxes = (
 class SpanRepresentation(nn.Module):
     """[hidden at the first piece; hidden at the last; pooled hidden; width] through one layer, GELU and LayerNorm.
 
-    The layer's product is taken of positions, before spans are made of them: it is linear, and there are `max_width`
-    times fewer. So `kernel` [embed, 3, embed] is its part for the two ends and the pooled states, and `width`
-    [max_width, embed] the embedding of the width as that layer maps it, the bias with it.
+    The layer's matrix product is linear, so it is applied to positions before spans are formed: there are `max_width`
+    times fewer positions than spans. `kernel` [embed, 3, embed] is its part for the two ends and the pooled states.
+    `width` [max_width, embed] is the embedding of the width after that layer, with the layer's bias in it.
 
-    Pooling is a softmax over the span's pieces of a learnt score. It is taken of each word's pieces first, and then of
-    the span's words by the logarithm of their sums, in a band of `max_width` words: as exact as one softmax in a [span,
-    piece] matrix, in 56% of its time and 58% of its memory at 128 pieces (forward and backward, CPU), and the more so
-    the longer the row. Differences of cumulative sums are no faster, and wrong: by 0.03 where scores are N(0, 3), and
-    by 0 / 0 where they are N(0, 30).
+    Pooling is a softmax over the span's pieces of a learnt score. A first softmax pools the pieces of each word. A
+    second one, over a band of `max_width` words, weighs the words by the logarithm of their sums. The result is as
+    exact as one softmax over a [span, piece] matrix, in 56% of its time and 58% of its memory at 128 pieces (forward
+    and backward, CPU), and gains more in longer rows. Differences of cumulative sums would be no faster, and wrong by
+    0.03 for scores from N(0, 3) and by 0 / 0 for scores from N(0, 30).
     """
 
     model: ModelConfig
@@ -63,7 +63,8 @@ class SpanRepresentation(nn.Module):
         inside = (position >= first[..., None]) & (position <= last[..., None])
         scores = jnp.where(inside, scores[:, None], _NEVER)  # [batch, words, length]
         word = jax.nn.logsumexp(scores, axis=-1)
-        at = [position == place[..., None] for place in (first, last)]  # products: see heads._at
+        # One-hot matrices for a product, because the gradient of a lookup is a slow scatter.
+        at = [position == place[..., None] for place in (first, last)]
         chosen = jnp.stack([*at, jax.nn.softmax(scores)], axis=2).astype(self.dtype)
         begins, ends, pooled = jnp.split(jnp.einsum("bwpl,blph->bwph", chosen, projected), 3, axis=2)
 
@@ -107,7 +108,7 @@ def span_model(config: Config, vocab_size: int, labels: int, platform: str) -> S
 
 
 def init_params(model: SpanModel, key: jax.Array) -> dict[str, Any]:
-    """Fresh float32 parameters of the encoder and the head, drawn as those of pre-training are."""
+    """Fresh float32 parameters of the encoder and the head, from the distributions of pre-training."""
     one = jnp.ones((1, 1), jnp.int32)
     return model.init(key, one, one[0], None, one * 0, one * 0, None, method="score")["params"]
 
@@ -119,11 +120,11 @@ def apply(
     dropout_key: jax.Array | None = None,
     rows: jax.Array | None = None,
 ) -> jax.Array:
-    """Scores [batch, words, max_width, labels], float32, of the span that begins at a word and has 1, 2, ... words.
+    """Scores [batch, words, max_width, labels], float32, of the spans that begin at each word and have 1, 2, ... words.
 
     batch: input_ids, token_type_ids int32 [batch, length]; lengths int32 [batch]; first, last int32 [batch, words], the
-    pieces at each word's ends, or -1. Other entries are ignored, and so should be the scores where `valid_spans` is
-    False. dropout_key, rows: as for `encoder.encode`.
+    places of each word's first and last piece, or -1. Other entries are ignored. Scores where `valid_spans` is False
+    mean nothing. dropout_key, rows: as for `encoder.encode`.
     """
     state = dropout_state(dropout_key, rows, batch["input_ids"].shape[0])
     inputs = [batch[name] for name in ("input_ids", "lengths", "token_type_ids", "first", "last")]
@@ -132,13 +133,14 @@ def apply(
 
 
 def valid_spans(first: jax.Array, starts: jax.Array, max_width: int) -> jax.Array:
-    """bool [batch, words, max_width]: spans that begin at one of the first `starts` [batch] words of a row, and end at
-    one of its words, which are where `first` [batch, words] is not -1."""
+    """bool [batch, words, max_width]: whether a span begins at one of the first `starts` [batch] words of its row and
+    ends at a word of the row. Words are where `first` [batch, words] is not -1."""
     begins = jnp.arange(first.shape[1]) < starts[:, None]
     return begins[:, :, None] & _window(first >= 0, max_width)
 
 
 def _window(x: jax.Array, width: int) -> jax.Array:
-    """[batch, words, ...] -> [batch, words, width, ...]: what is at a word and those after it, 0 beyond the last."""
+    """[batch, words, ...] -> [batch, words, width, ...]: the values of a word and of those after it; 0 beyond the
+    last."""
     padded = jnp.pad(x, [(0, 0), (0, width - 1)] + [(0, 0)] * (x.ndim - 2))
     return jnp.stack([padded[:, i : i + x.shape[1]] for i in range(width)], axis=2)

@@ -38,10 +38,10 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
 
 
 def arrange(devices: Sequence[jax.Device], shape: tuple[int, int, int]) -> np.ndarray:
-    """The devices as an array of `shape`, neighbours along the last axes joined by the fastest links.
+    """The devices as an array of `shape`; the fastest links join neighbours along the last axes.
 
-    Slices of TPUs, which only a data centre's network (DCN) joins, follow each other along the data axis. Elsewhere the
-    devices come in the order of their hosts, so that the last axes stay on a host wherever they fit there.
+    TPU slices are joined by the data centre's network (DCN) alone and follow each other along the data axis. Other
+    devices are in the order of their hosts, so the last axes stay within a host where they fit.
     Raises UserError where fsdp x model devices do not fit in a slice.
     """
     _, fsdp, model = shape
@@ -117,8 +117,8 @@ def path_name(path: tuple[Any, ...]) -> str:
 
 
 def moment_spec(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """A parameter's spec with its first dimension that is whole and divides evenly divided over the data axis (ZeRO,
-    Rajbhandari et al. 2019, stage 1); `spec` itself where there is none."""
+    """The PartitionSpec of a parameter's moments: `spec`, with the first undivided dimension whose size fits divided
+    over the data axis (ZeRO stage 1, Rajbhandari et al. 2019). `spec` itself where no dimension fits."""
     for dimension, (axis, size) in enumerate(zip(spec, shape, strict=True)):
         if (axis is None or mesh.shape[axis] == 1) and size % mesh.shape["data"] == 0:
             return PartitionSpec(*spec[:dimension], "data", *spec[dimension + 1 :])
@@ -126,7 +126,7 @@ def moment_spec(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh) -> Part
 
 
 def parameter_specs(params: Mapping[str, Any], mesh: Mesh, family: str, moments: bool = False) -> Any:
-    """The spec of every leaf of abstract parameters, or that of its divided `moments`."""
+    """The PartitionSpec of every leaf of abstract parameters; with `moments` that of the leaf's divided moments."""
 
     def spec(path: tuple[Any, ...], leaf: Any) -> PartitionSpec:
         found = parameter_spec(path_name(path), leaf.shape, mesh, family)
@@ -136,9 +136,10 @@ def parameter_specs(params: Mapping[str, Any], mesh: Mesh, family: str, moments:
 
 
 def state_shardings(state: Mapping[str, Any], mesh: Mesh, family: str, shard_optimizer: bool = False) -> Any:
-    """The sharding of every leaf of an abstract {"params", "opt_state", "step"}; what is no moment is replicated.
+    """The sharding of every leaf of an abstract {"params", "opt_state", "step"}. Leaves that are neither a parameter
+    nor a moment of one are replicated.
 
-    shard_optimizer: the moments are divided over the data axis too.
+    family: of the layers, `config.model.family`. shard_optimizer: whether the moments are divided over data too.
     """
     shapes = {path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(state["params"])}
 

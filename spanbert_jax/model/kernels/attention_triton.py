@@ -1,11 +1,11 @@
 """Flash attention on an NVIDIA GPU with dropout inside: three Pallas kernels, which Triton compiles.
 
-Invariant: the probabilities that are dropped are those of `dropout.keep_mask`, bit for bit, and no [length, length]
-array is ever in memory. Queries, keys and values are read where their one product wrote them, and the gradients are
-written alike, so that nothing is split or joined.
+Invariant: the dropped probabilities are those of `dropout.keep_mask`, bit for bit, and no [length, length] array is
+ever in memory. The kernels read queries, keys and values from the one array that their matrix product wrote, and write
+the gradients in the same layout, so nothing is split or joined.
 
-JAX calls the Triton backend of Pallas deprecated. It is in every version that this project runs on, and used in the
-files named *_triton.py alone.
+JAX calls the Triton backend of Pallas deprecated. Every version of JAX that this project runs on has it, and only the
+files named *_triton.py use it.
 """
 
 import functools
@@ -47,8 +47,8 @@ def triton_attention(
     seeds: jax.Array | None,
     rate: float,
 ) -> jax.Array:
-    """`attention` of rows that are all on this device; a padded query gives 0, and what comes back to it is
-    ignored; a row without a valid piece attends to its first one.
+    """`attention` of rows that are all on this device. A padded query gives 0, and its cotangent is ignored. A row
+    without a valid piece attends to its first one.
 
     heads: int32 [heads], each head's number in the whole model.
     """

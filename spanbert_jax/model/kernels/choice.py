@@ -1,7 +1,7 @@
-"""Which kernels compute attention, and what lies between the products of a layer, on a platform.
+"""The choice of kernels on a platform: for attention, and for the pointwise operations between a layer's products.
 
-Invariant: "auto" is the fastest that runs there, as measured; one that is named and cannot run is an error that says
-what it needs.
+Invariant: "auto" is the fastest kernel that runs on the platform, as measured. A kernel that is named and cannot run
+there is an error with the kernel's needs.
 """
 
 import jax
@@ -33,7 +33,7 @@ def _choose(
 
 
 def _obstacle(kernel: str, platform: str, dtype: jnp.dtype, head_dim: int | None) -> str:
-    """What `kernel` needs and does not get, or ""; head_dim: of attention."""
+    """The need of `kernel` that is not met, or "". head_dim: None for pointwise kernels."""
     if kernel == "xla":
         return ""
     if dtype != jnp.bfloat16:

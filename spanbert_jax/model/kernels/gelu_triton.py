@@ -1,8 +1,8 @@
 """GELU(x + bias) on an NVIDIA GPU, and its gradients: two Pallas kernels, which Triton compiles.
 
-Invariant: each array of the layer's size is read and written once, at the memory's speed: the normal distribution
-function is that of Abramowitz and Stegun's formula 7.1.26, within 1e-7, for three quarters of the instructions of
-XLA's erf, and one exponential gives the density too.
+Invariant: each array of the layer's size is read and written once, at the memory's speed. The normal distribution
+function is Abramowitz and Stegun's formula 7.1.26, which is within 1e-7 and needs three quarters of the instructions of
+XLA's erf; its exponential gives the density too.
 
 JAX calls Pallas' Triton backend deprecated; see attention_triton.py.
 """
@@ -20,7 +20,7 @@ from jax.experimental.pallas import triton as plgpu
 from spanbert_jax.model.axes import on_each_device
 from spanbert_jax.model.kernels.interpreter import is_interpreted
 
-# Rows that a program takes at a time, all that it takes, and columns. The fastest of those tried on an H200.
+# Rows that a program takes at a time, all rows that it takes, and columns. The fastest of those tried on an H200.
 _FORWARD = (8, 8, 512)
 _BACKWARD = (16, 256, 256)
 _WARPS = 4

@@ -1,7 +1,7 @@
 """LayerNorm(x + dropout(y)) on an NVIDIA GPU, and its gradients: two Pallas kernels, which Triton compiles.
 
-Invariant: each array of the layer's size is read and written once, and what is dropped is what `dropout.keep_mask`
-says, bit for bit. XLA needs three kernels forward and three backward, none at the memory's speed.
+Invariant: each array of the layer's size is read and written once, and the dropped elements are those of
+`dropout.keep_mask`, bit for bit. XLA needs three kernels forward and three backward, none at the memory's speed.
 
 JAX calls Pallas' Triton backend deprecated; see attention_triton.py.
 """
@@ -18,8 +18,8 @@ from spanbert_jax.model.axes import on_each_device
 from spanbert_jax.model.dropout import counter, keep
 from spanbert_jax.model.kernels.interpreter import is_interpreted
 
-# Positions and warps of a program of the forward kernel; of the backward one, positions that it takes at a time, all
-# that it takes, and warps. The fastest of those tried on an H200, with rows of 512 and a width of 1024.
+# Forward: positions and warps of a program. Backward: positions that a program takes at a time, all positions that it
+# takes, and warps. The fastest of those tried on an H200, with rows of 512 and a width of 1024.
 _FORWARD_STEP, _FORWARD_WARPS = 4, 8
 _STEP, _OWNED, _WARPS = 1, 32, 4
 _ROWS = ("batch", "length", "embed")
