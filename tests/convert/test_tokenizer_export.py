@@ -1,13 +1,11 @@
 """Our tokenizers as Hugging Face's files: the ids that transformers gives, and the tokenizer that is read back."""
 
-import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentencepiece import sentencepiece_model_pb2
@@ -17,6 +15,7 @@ from spanbert_jax.convert.tokenizer_import import read_tokenizer
 from spanbert_jax.errors import UserError
 from spanbert_jax.text.sentencepiece_training import train_sentencepiece
 from spanbert_jax.text.tokenizer import SPECIALS, Tokenizer, wordpiece_from_vocab
+from tests.support.sentencepiece_models import other_model
 
 transformers = pytest.importorskip("transformers")
 
@@ -199,23 +198,6 @@ def test_sentencepiece_gives_our_ids_for_any_text_without_combining_characters(
     made: dict[str, tuple[Tokenizer, Path]], name: str, texts: list[str]
 ) -> None:
     assert differing(*made[name], texts) == []
-
-
-def other_model(lines: Sequence[str], kind: str, **options: Any) -> Tokenizer:
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(lines),
-        model_writer=model,
-        model_type=kind,
-        vocab_size=600,
-        pad_id=3,
-        pad_piece="[PAD]",
-        control_symbols=["[CLS]", "[SEP]", "[MASK]"],
-        hard_vocab_limit=False,
-        minloglevel=2,
-        **options,
-    )
-    return Tokenizer(kind, model.getvalue())
 
 
 @pytest.mark.parametrize("kind", ["unigram", "bpe"])

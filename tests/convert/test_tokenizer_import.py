@@ -15,6 +15,7 @@ from spanbert_jax.convert.tokenizer_export import differing, write_tokenizer
 from spanbert_jax.convert.tokenizer_import import read_tokenizer
 from spanbert_jax.errors import UserError
 from spanbert_jax.text.tokenizer import SPECIALS, Tokenizer, load_tokenizer, word_starts, wordpiece_from_vocab
+from tests.support.sentencepiece_models import other_model
 
 transformers = pytest.importorskip("transformers")
 
@@ -270,9 +271,7 @@ def test_what_cannot_be_followed_is_refused_by_name(files: dict[str, Any], messa
     assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_pieces_added_to_a_sentencepiece_are_refused(shared_data: Path, tmp_path: Path) -> None:
-    from tests.convert.test_tokenizer_export import other_model
-
+def test_pieces_added_to_a_sentencepiece_are_refused(tmp_path: Path) -> None:
     tokenizer = other_model(["a cat sat on the mat, and the cat was fat"] * 50, "bpe", user_defined_symbols=["<x>"])
     (tmp_path / "spiece.model").write_bytes(tokenizer.vocabulary)
     ids = {"<x>": 4, "[MASK]": tokenizer.mask_id}
