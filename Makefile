@@ -26,12 +26,12 @@ format: .venv/requirements-dev
 
 .venv/requirements .venv/requirements-dev .venv/requirements-tpu: .venv/requirements%: requirements%.txt requirements.txt requirements-torch.txt | .venv/bin/python
 	$(BIN)/python -m pip install --disable-pip-version-check --use-pep517 -r $<
-	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --editable .
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --config-settings editable_mode=compat --editable .
 	touch $@
 
 # Apache Beam holds libraries back, so it has an environment of its own.
 .venv-beam/requirements-beam: requirements-beam.txt
 	$(PYTHON) -m venv .venv-beam
 	.venv-beam/bin/python -m pip install --disable-pip-version-check -r $<
-	.venv-beam/bin/python -m pip install --disable-pip-version-check --no-deps --editable .
+	.venv-beam/bin/python -m pip install --disable-pip-version-check --no-deps --config-settings editable_mode=compat --editable .
 	touch $@

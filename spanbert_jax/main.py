@@ -34,7 +34,8 @@ WAIT = flags.DEFINE_float("wait", 300, "--distributed: seconds to wait for the o
 
 
 def run_app(main: Callable[[Config, str], int]) -> None:
-    """Parses the flags, calls `main(config, workdir)` and exits with what it returns."""
+    """Parses the flags, calls `main(config, workdir)` and exits with the status that `main` returns; in huge pages."""
+    cli.use_huge_pages()
 
     def checked(argv: list[str]) -> int:
         if len(argv) > 1:
@@ -107,5 +108,4 @@ def dispatch(config: Config, workdir: str, arguments: str) -> bool:
 
 
 if __name__ == "__main__":
-    cli.use_huge_pages()
     run_app(main)

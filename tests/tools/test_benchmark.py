@@ -211,7 +211,7 @@ def test_a_sweep_changes_nothing_that_was_asked_for_and_stops_in_time() -> None:
 
 
 def run(*arguments: str, stubs: Path | None = None) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "JAX_PLATFORMS": "cpu"} | ({"PYTHONPATH": str(stubs)} if stubs else {})
+    env = {**os.environ, "JAX_PLATFORMS": "cpu"} | ({"PYTHONPATH": f"{stubs}:{ROOT}"} if stubs else {})
     command = [sys.executable, str(ROOT / "tools" / "benchmark.py"), *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=env)
 
