@@ -5,6 +5,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sysconfig
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,9 @@ import pytest
 from etils import epath
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from configs import tiny
 from spanbert_jax.runs.pretraining import report
+from spanbert_jax.text import docstrings
 from spanbert_jax.training import loop
 from tests.support import runs
 from tests.support.synthetic import small_config
@@ -43,6 +46,22 @@ def test_a_run_leaves_everything_in_its_workdir(finished: tuple[Path, str]) -> N
     (line,) = [line for line in printed.splitlines() if line.startswith("Held-out MLM")]
     assert of_mask != whole and line.endswith(f"accuracy {of_mask:.1%}") and "on [MASK] pieces" in line
     assert "always the commonest piece" in printed and "from the span's two neighbours" in printed
+
+
+def test_the_configuration_of_make_pretrain_runs_from_docstrings_to_a_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shortened: few modules, a small vocabulary, three steps."""
+    paths = sorted(Path(sysconfig.get_path("stdlib")).glob("[a-p]*.py"))
+    monkeypatch.setattr(docstrings, "module_paths", lambda: paths)
+    monkeypatch.setattr(docstrings, "_found", [])
+    config = tiny.get_config()
+    config.train.update(steps=3, log_every=1, eval_every=3, checkpoint_every=3, batch_size=8, eval_blocks=8)
+    config.optimizer.warmup_steps = 1
+    short = {"tokenizer.vocab_size": 1000, "corpus.held_out": 0.1, "corpus.workers": 1}
+    done = runs.call_config(config, tmp_path / "run", [], **short)
+    assert f"Checkpoint:  {tmp_path}/run/checkpoints/3" in done.stdout and "of [MASK]" in done.stdout
+    assert set(runs.metrics(tmp_path / "run", "train/mlm_loss")) == {1, 2, 3}
 
 
 def test_the_metrics_file_holds_each_step_once_with_every_metric(finished: tuple[Path, str]) -> None:
