@@ -62,6 +62,15 @@ CLASSIFIER = {
 }
 
 
+LONGER = {  # for the checkpoint that is kept: its predictions shall differ from text to text
+    "finetuning.epochs": 40,
+    "finetuning.eval_every_epochs": 10,
+    "model.dropout": 0.0,
+    "model.attention_dropout": 0.0,
+    "train.log_every": 50,
+}
+
+
 def run(config: str, workdir: Path, fields: dict[str, Any]) -> None:
     flags = [f"--config.{name}={value}" for name, value in fields.items()]
     command = [sys.executable, "-m", "spanbert_jax.main", "--config", f"configs/{config}.py", "--workdir", str(workdir)]
@@ -77,6 +86,10 @@ def logged(workdir: Path) -> list[dict[str, float]]:
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     speeds = ("per_second", "per_step", "input_wait", "mfu")
     return [{name: value for name, value in row.items() if not name.endswith(speeds)} for row in rows]
+
+
+def predictions(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
 
 
 def computed(workdir: Path) -> dict[str, Any]:
@@ -151,7 +164,8 @@ def main(output: Path) -> None:
             if fields is CLASSIFIER:
                 fields["finetuning.lengths"] = lengths
     run("tiny", work / "pretrained", PRETRAINING)
-    run("classify", work / "classifier", CLASSIFIER | {"init_from": str(work / "pretrained")})
+    start = {"init_from": str(work / "pretrained")}
+    run("classify", work / "classifier", CLASSIFIER | LONGER | start)
     tool(
         "predict",
         "--checkpoint",
@@ -162,13 +176,14 @@ def main(output: Path) -> None:
         work / "answers.jsonl",
     )
     tool("convert_to_pytorch", "--checkpoint", work / "pretrained", "--output", work / "export")
-    answers = [json.loads(line) for line in (work / "answers.jsonl").read_text().splitlines()]
+    answers = predictions(work / "answers.jsonl")
     for name in ("pretrained", "classifier"):
         keep_params(work / name, output / name)
         (output / name / "computed.json").write_text(json.dumps(computed(work / name)) + "\n")
     (output / "classifier" / "predictions.json").write_text(json.dumps(answers, indent=1) + "\n")
     if before_lengths:
         return
+    run("classify", work / "tuned", CLASSIFIER | start)
     tensors = load_file(work / "export" / "model.safetensors")
     data = json.loads((work / "pretrained" / "data" / "blocks" / "metadata.json").read_text())
     numbers = {
@@ -182,8 +197,8 @@ def main(output: Path) -> None:
         },
         "finetuning": {
             "fields": CLASSIFIER | {"data.train": "train.jsonl", "data.dev": "dev.jsonl"},
-            "metrics": logged(work / "classifier"),
-            "results": json.loads((work / "classifier" / "results.json").read_text()),
+            "metrics": logged(work / "tuned"),
+            "predictions": predictions(work / "tuned" / "predictions.jsonl"),
         },
         "export": {
             name: [list(array.shape), round(float(np.linalg.norm(array)), 6)] for name, array in sorted(tensors.items())
