@@ -67,4 +67,5 @@ def _check_same(config: Config, file: epath.Path) -> None:
     differing = [name for name in new if new[name] != old[name] and name not in MAY_CHANGE]
     if differing:
         lines = "; ".join(f"config.{name} is {old[name]!r} there and {new[name]!r} now" for name in differing)
-        raise UserError(f"{file}: this workdir belongs to another configuration: {lines}; choose another --workdir")
+        cure = "set it as it is there, or choose another --workdir"
+        raise UserError(f"{file}: this workdir belongs to another configuration: {lines}; {cure}")

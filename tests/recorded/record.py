@@ -62,15 +62,6 @@ CLASSIFIER = {
 }
 
 
-LONGER = {  # for the checkpoint that is kept: its predictions shall differ from text to text
-    "finetuning.epochs": 40,
-    "finetuning.eval_every_epochs": 10,
-    "model.dropout": 0.0,
-    "model.attention_dropout": 0.0,
-    "train.log_every": 50,
-}
-
-
 def run(config: str, workdir: Path, fields: dict[str, Any]) -> None:
     flags = [f"--config.{name}={value}" for name, value in fields.items()]
     command = [sys.executable, "-m", "spanbert_jax.main", "--config", f"configs/{config}.py", "--workdir", str(workdir)]
@@ -143,16 +134,35 @@ def trained_vocabulary() -> str:
     return train_sentencepiece(lines, "unigram", 400).fingerprint
 
 
-def keep_params(workdir: Path, target: Path) -> None:
-    """A workdir with the newest parameters alone, its vocabulary and its config.json."""
+def keep(workdir: Path, target: Path) -> None:
+    """A workdir with a checkpoint of parameters alone, its vocabulary and its config.json.
+
+    The parameters are drawn anew, wide enough that every text gets an answer of its own: after so few steps the trained
+    ones give all texts about the same.
+    """
     from spanbert_jax.training import checkpoint as checkpoints
 
     found = checkpoints.find_checkpoint(epath.Path(workdir))
-    metadata = checkpoints.read_metadata(found)
+    rng = np.random.default_rng(1)
+
+    def draw(path: tuple[Any, ...], leaf: np.ndarray) -> np.ndarray:
+        return rng.normal(float(path[-1].key == "scale"), 0.6, leaf.shape).astype(np.float32)
+
+    params = jax.tree_util.tree_map_with_path(draw, checkpoints.read_params(found))
     folder = "best" if found.parent.name == "best" else "checkpoints"
-    checkpoints.write_params(epath.Path(target) / folder, checkpoints.read_params(found), metadata, int(found.name))
+    metadata = checkpoints.read_metadata(found)
+    checkpoints.write_params(epath.Path(target) / folder, params, metadata, int(found.name))
     shutil.copy(workdir / "config.json", target)
     shutil.copytree(workdir / "tokenizer", target / "tokenizer")
+
+
+def keep_checkpoints(work: Path, output: Path) -> None:
+    for name in ("pretrained", "classifier"):
+        keep(work / name, output / name)
+        (output / name / "computed.json").write_text(json.dumps(computed(output / name)) + "\n")
+    answers = work / "answers.jsonl"
+    tool("predict", "--checkpoint", output / "classifier", "--input", HERE / "dev.jsonl", "--output", answers)
+    (output / "classifier" / "predictions.json").write_text(json.dumps(predictions(answers), indent=1) + "\n")
 
 
 def main(output: Path) -> None:
@@ -164,26 +174,11 @@ def main(output: Path) -> None:
             if fields is CLASSIFIER:
                 fields["finetuning.lengths"] = lengths
     run("tiny", work / "pretrained", PRETRAINING)
-    start = {"init_from": str(work / "pretrained")}
-    run("classify", work / "classifier", CLASSIFIER | LONGER | start)
-    tool(
-        "predict",
-        "--checkpoint",
-        work / "classifier",
-        "--input",
-        HERE / "dev.jsonl",
-        "--output",
-        work / "answers.jsonl",
-    )
-    tool("convert_to_pytorch", "--checkpoint", work / "pretrained", "--output", work / "export")
-    answers = predictions(work / "answers.jsonl")
-    for name in ("pretrained", "classifier"):
-        keep_params(work / name, output / name)
-        (output / name / "computed.json").write_text(json.dumps(computed(work / name)) + "\n")
-    (output / "classifier" / "predictions.json").write_text(json.dumps(answers, indent=1) + "\n")
+    run("classify", work / "classifier", CLASSIFIER | {"init_from": str(work / "pretrained")})
+    keep_checkpoints(work, output)
     if before_lengths:
         return
-    run("classify", work / "tuned", CLASSIFIER | start)
+    tool("convert_to_pytorch", "--checkpoint", work / "pretrained", "--output", work / "export")
     tensors = load_file(work / "export" / "model.safetensors")
     data = json.loads((work / "pretrained" / "data" / "blocks" / "metadata.json").read_text())
     numbers = {
@@ -197,8 +192,8 @@ def main(output: Path) -> None:
         },
         "finetuning": {
             "fields": CLASSIFIER | {"data.train": "train.jsonl", "data.dev": "dev.jsonl"},
-            "metrics": logged(work / "tuned"),
-            "predictions": predictions(work / "tuned" / "predictions.jsonl"),
+            "metrics": logged(work / "classifier"),
+            "predictions": predictions(work / "classifier" / "predictions.jsonl"),
         },
         "export": {
             name: [list(array.shape), round(float(np.linalg.norm(array)), 6)] for name, array in sorted(tensors.items())

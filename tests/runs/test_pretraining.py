@@ -131,7 +131,7 @@ def test_a_killed_run_goes_on_bitwise_from_its_last_checkpoint(
     assert steps == sorted(steps) and len(set(steps)) >= 3
 
 
-def test_a_run_asked_to_stop_saves_where_it_is_and_goes_on_bitwise(
+def test_ctrl_c_saves_exits_75_and_the_same_command_goes_on_bitwise(
     finished: tuple[Path, str], topics: Path, tmp_path: Path
 ) -> None:
     fields = {"corpus__files": topics, "data__dir": finished[0] / "data", "train__steps": 120}
@@ -139,7 +139,7 @@ def test_a_run_asked_to_stop_saves_where_it_is_and_goes_on_bitwise(
     command = runs.command(tmp_path / "stopped", **fields)
     process = subprocess.Popen(command, cwd=runs.ROOT, env=runs.environment(), stdout=subprocess.PIPE, text=True)
     runs.wait_for(tmp_path / "stopped" / "metrics.jsonl", process, "mlm_loss")  # the first step is done
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGINT)  # SIGTERM: tests/training/test_loop.py
     printed, _ = process.communicate()
     assert process.returncode == 75, printed
     (saved,) = [int(path.name) for path in (tmp_path / "stopped" / "checkpoints").iterdir() if path.name.isdigit()]

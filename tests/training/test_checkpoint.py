@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from etils import epath
 
-from spanbert_jax.config import Config
 from spanbert_jax.errors import UserError
 from spanbert_jax.model import pretraining_heads
 from spanbert_jax.tasks.pretraining_loss import objective
@@ -27,6 +26,7 @@ from spanbert_jax.training.checkpoint import (
 )
 from spanbert_jax.training.metadata import Metadata
 from spanbert_jax.training.step import BatchSize
+from tests.support.recipes import recipe_of
 from tests.support.synthetic import VOCAB, random_batch, small_config
 
 
@@ -102,26 +102,6 @@ DAMAGE = {
 }
 
 
-def recipe_of(config: Config, firsts: list[int]) -> loop.Recipe:
-    """Synthetic pre-training that notes from which step each run of it began."""
-    model = pretraining_heads.pretraining_model(config, VOCAB, "cpu")
-
-    def batches(layout: Any, first: int, last: int) -> Iterator[Any]:
-        firsts.append(first)
-        return (random_batch(config, step) for step in range(first, last))
-
-    return loop.Recipe(
-        init=lambda key: pretraining_heads.init_params(model, key),
-        objective=objective(model, 5),
-        train_batches=batches,
-        evaluate=lambda params, layout: {},
-        metrics=lambda totals: {},
-        describe=lambda values: "",
-        batch_size=lambda batch: BatchSize(1, 1.0, ""),
-        metadata=at(0),
-    )
-
-
 @pytest.fixture(scope="module")
 def saved_twice(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workdir with the checkpoints 1 and 2 of a run that ended."""
@@ -145,13 +125,13 @@ def damage(checkpoint: Path, files: str, cut: bool) -> None:
 def test_a_run_goes_on_from_the_newest_checkpoint_that_is_whole(
     kind: str, saved_twice: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    workdir, firsts = tmp_path / "run", list[int]()
+    workdir, asked = tmp_path / "run", list[int]()
     shutil.copytree(saved_twice, workdir)
     damage(workdir / "checkpoints" / "2", *DAMAGE[kind])
     config = small_config(train={"steps": 2, "checkpoint_every": 1})
-    assert loop.run(config, recipe_of(config, firsts), epath.Path(workdir)).finished
+    assert loop.run(config, recipe_of(config, asked), epath.Path(workdir)).finished
     said = capsys.readouterr().err
-    assert firsts == [1] and said.count("\n") == 1
+    assert asked == [1] and said.count("\n") == 1
     assert said.startswith(f"warning: {workdir}/checkpoints/2 is damaged (")
     assert said.endswith("): kept as 2.damaged; going on from 1\n")
     assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["1", "2", "2.damaged"]

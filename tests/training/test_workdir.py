@@ -24,7 +24,9 @@ def test_a_claimed_workdir_takes_changes_of_where_and_how_fast_but_not_of_what(t
     claim_workdir(config, open_workdir(config, str(tmp_path / "run")))
     faster = dataclasses.replace(config, train=dataclasses.replace(config.train, log_every=7, accumulation=4))
     open_workdir(faster, str(tmp_path / "run"))
-    with pytest.raises(UserError, match=r"config.train.seed is 1 there and 2 now; choose another --workdir"):
+    with pytest.raises(
+        UserError, match=r"config.train.seed is 1 there and 2 now; set it as it is there, or choose another"
+    ):
         open_workdir(small_config(train={"seed": 2}), str(tmp_path / "run"))
 
 

@@ -1,0 +1,37 @@
+"""What the training loop needs of a task, over random batches: for tests of the loop and its checkpoints."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from spanbert_jax.config import Config
+from spanbert_jax.model import pretraining_heads
+from spanbert_jax.tasks.pretraining_loss import objective
+from spanbert_jax.training import loop
+from spanbert_jax.training.metadata import Metadata
+from spanbert_jax.training.step import BatchSize
+from tests.support.synthetic import VOCAB, random_batch
+
+
+def recipe_of(config: Config, asked: list[int], before: Callable[[int], None] = lambda step: None) -> loop.Recipe:
+    """Pre-training on random batches without an evaluation.
+
+    asked: gets the number of each batch that is asked for. before: called with it, just before the batch is made.
+    """
+    model = pretraining_heads.pretraining_model(config, VOCAB, "cpu")
+
+    def batches(layout: Any, first: int, last: int) -> Iterator[Any]:
+        for step in range(first, last):
+            asked.append(step)
+            before(step)
+            yield random_batch(config, step)
+
+    return loop.Recipe(
+        init=lambda key: pretraining_heads.init_params(model, key),
+        objective=objective(model, 5),
+        train_batches=batches,
+        evaluate=lambda params, layout: {},
+        metrics=lambda totals: {},
+        describe=lambda values: "",
+        batch_size=lambda batch: BatchSize(1, 1.0, ""),
+        metadata=Metadata("synthetic", 0, config),
+    )
