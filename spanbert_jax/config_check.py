@@ -16,7 +16,6 @@ from spanbert_jax.config import (
 from spanbert_jax.errors import UserError
 
 _CHOICES = {
-    "task": ("pretraining", *FINETUNING),
     "corpus.document_break": ("blank_line", "file"),
     "corpus.sentences": ("sentencex", "none"),
     "tokenizer.kind": ("unigram", "bpe", "wordpiece"),
@@ -101,7 +100,7 @@ _SMALLEST_VOCABULARY = 300  # 256 bytes, the special pieces and a few characters
 def check(config: Config) -> None:
     """Raises UserError where a field is out of range or two fields do not fit together."""
     flat = flatten(config)
-    for name, choices in _CHOICES.items():
+    for name, choices in {"task": ("pretraining", *FINETUNING), **_CHOICES}.items():
         if flat[name] not in choices:
             raise UserError(f"config.{name} is {flat[name]!r}; it must be one of {', '.join(map(repr, choices))}")
     for name in _POSITIVE:

@@ -57,9 +57,7 @@ class Learnt:
     """What a task takes from its training examples before training, and a checkpoint keeps."""
 
     labels: tuple[str, ...] = ()  # in the classifier's order; none where a task has no labels
-    special: Mapping[str, int] = dataclasses.field(
-        default_factory=dict
-    )  # relations: name -> the piece that stands for it
+    special: Mapping[str, int] = dataclasses.field(default_factory=dict)  # relations: name -> the piece that means it
     nested: bool = False  # span head: entities lie within entities, so predicted ones may
     words: WordStyle = NO_STYLE  # entities: how plain text is cut into words
 

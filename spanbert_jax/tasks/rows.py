@@ -155,7 +155,7 @@ def save_rows(rows: Rows, path: Path) -> None:
 def load_rows(path: Path) -> Rows | None:
     """The rows that `save_rows` wrote; None where there is no file, another version's, or a damaged one."""
     try:
-        with np.load(path) as file:
+        with path.open("rb") as opened, np.load(opened) as file:  # np.load leaves a damaged file open
             arrays = {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
         return None

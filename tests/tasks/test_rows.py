@@ -5,8 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from spanbert_jax.tasks.rows import Row, build_rows, fingerprint, load_rows, make_rows, save_rows
+from spanbert_jax.tasks import rows as rows_module
+from spanbert_jax.tasks.rows import VERSION, Row, build_rows, fingerprint, load_rows, make_rows, save_rows, widen
 
 ROWS: list[list[Row]] = [
     [{"input_ids": [5, 6, 7], "label": [1, 2, 3], "gold": 4, "box": np.array([1.5, 2.5])}],
@@ -47,12 +51,41 @@ def test_kept_rows_are_read_back(tmp_path: Path) -> None:
     rows = make_rows(ROWS)
     save_rows(rows, tmp_path / "kept" / "rows.npz")
     again = load_rows(tmp_path / "kept" / "rows.npz")
+    assert again is not None
     for indices in (np.array([0, 1, 2]), np.array([-1, 2])):
         old, new = (one.collate(indices, 5, {}) for one in (rows, again))
         assert old.keys() == new.keys()
         for name in old:
             np.testing.assert_array_equal(old[name], new[name])
     assert [path.name for path in (tmp_path / "kept").iterdir()] == ["rows.npz"]
+
+
+def test_rows_of_another_version_and_damaged_ones_are_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "rows.npz"
+    assert load_rows(path) is None
+    save_rows(make_rows(ROWS), path)
+    assert load_rows(path) is not None
+    for share in (0.0, 0.3, 0.99):
+        (tmp_path / "cut.npz").write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+        assert load_rows(tmp_path / "cut.npz") is None
+    monkeypatch.setattr(rows_module, "VERSION", VERSION + 1)
+    assert load_rows(path) is None
+    with np.load(path) as file:  # as version 1 wrote them
+        np.savez(path, **{name: file[name] for name in file.files if name != "version"})
+    assert load_rows(path) is None
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=12), st.data())
+def test_a_range_is_widened_on_both_sides_in_turn(sizes: list[int], data: st.DataObject) -> None:
+    low = data.draw(st.integers(0, len(sizes) - 1))
+    high = data.draw(st.integers(low + 1, len(sizes)))
+    room = sum(sizes[low:high]) + data.draw(st.integers(0, 12))
+    start, end = widen(sizes, low, high, room)
+    assert start <= low and high <= end and sum(sizes[start:end]) <= room
+    assert start == 0 or sum(sizes[start - 1 : end]) > room  # nothing more fits on either side
+    assert end == len(sizes) or sum(sizes[start : end + 1]) > room
+    if set(sizes) == {1} and start > 0 and end < len(sizes):
+        assert low - start - (end - high) in (0, 1)
 
 
 def test_rows_of_several_processes_are_those_of_one_in_order() -> None:

@@ -42,6 +42,9 @@ def test_an_untyped_checkpoint_of_an_earlier_version_opens() -> None:
     assert (read.task, read.step, read.config) == ("pretraining", 3, small_config())
     assert read.fingerprints == {"tokenizer_fingerprint": "a", "data_fingerprint": ""}
     assert (read.format, read.written_by, read.versions) == (1, "", {})
+    tagged = from_json(old | {"task": "token_classification", "special": {"nested": 1}}, "run")
+    assert tagged.nested and tagged.special == {}
+    assert from_json(old | {"special": {"SUBJ": 5}}, "run").special == {"SUBJ": 5}
 
 
 @pytest.mark.parametrize(
