@@ -1,8 +1,8 @@
-"""Data directories in a bucket: copied to this host to be read, and from the host that built them.
+"""Data directories in a bucket: copied from the host that built them, and to each host that reads them.
 
-Invariant: blocks are read from a local copy (array_record's reader takes local files alone). It appears under its
-name, the blocks' fingerprint, when it is whole, and stays; the processes of a host make it once. In a bucket the
-metadata of the blocks is written last, so that half a copy is never taken for blocks.
+Invariant: blocks are read from a local copy, because array_record's reader takes local files alone. The copy appears
+under its name, the blocks' fingerprint, when it is whole, and stays; the processes of a host make it once. In a bucket
+the metadata of the blocks is written last, so that half a copy is never taken for blocks.
 """
 
 import concurrent.futures

@@ -1,6 +1,7 @@
 """Documents from a TFDS dataset with a `text` feature, such as Wikipedia.
 
-Invariant: nothing is downloaded or prepared, only read; where there is no network it says so within seconds.
+Invariant: nothing is downloaded or prepared, only read, and no code that came with a dataset is run. A missing network
+is reported within seconds.
 """
 
 import contextlib
@@ -23,10 +24,11 @@ _INSTEAD = "Name text files instead: --config.corpus.files='data/*.txt'"
 
 
 def read_tfds(name: str, data_dir: str) -> Iterator[Document]:
-    """The documents of a prepared dataset's "train" split (all splits where it has no such), in its own order.
+    """The documents of a prepared dataset, in its own order: of the split "train", or of all splits where none has
+    that name.
 
-    Looks in `data_dir`, or where that is "", in TFDS's default directory and then in TFDS's public bucket.
-    Raises UserError where the dataset is in none of them, or has no feature `text`.
+    The dataset is looked for in `data_dir`; where `data_dir` is "", in TFDS's default directory and then in TFDS's
+    public bucket. Raises UserError where the dataset is nowhere, has no feature `text`, or would run code of its own.
     """
     builder, splits = _with_text(name, data_dir)
     return make_documents(_texts(builder, splits))
@@ -34,7 +36,8 @@ def read_tfds(name: str, data_dir: str) -> Iterator[Document]:
 
 def record_files(name: str, data_dir: str) -> tuple[list[str], str]:
     """The files whose records, one after another, are the examples that `read_tfds` reads, and their format
-    ("tfrecord" or "array_record"); for those that read them without TensorFlow. Raises UserError as it does."""
+    ("tfrecord" or "array_record"). Beam's workers read the files without TensorFlow. Raises the UserErrors of
+    `read_tfds`, and one for a dataset in another format."""
     builder, splits = _with_text(name, data_dir)
     file_format = builder.info.file_format.value
     if file_format not in ("tfrecord", "array_record"):

@@ -1,8 +1,8 @@
 """The embedded corpus: the documentation strings of the standard library and of the installed packages.
 
-Invariant: on one machine the documents are always the same, in the same order. Each module is a document; a paragraph
-that a module before it has too is left out, so that boilerplate is not learnt by heart and held-out modules do not
-repeat the others' text.
+Invariant: on one machine the documents are always the same, in the same order. Each module is a document. A paragraph
+that an earlier module has too is left out, so that boilerplate is not learnt by heart and held-out modules do not
+repeat the text of other modules.
 """
 
 import ast
@@ -30,7 +30,7 @@ _NOT_PROSE = re.compile(r"\.\. |[-=~^\"'#*+_|]{3,}|\+[-=]|\||>>>|\.\.\. ?$|\w+( 
 _FENCE = ("```", "~~~")
 
 
-_found: list[str] = []  # what this process has read: a run needs the corpus twice, and parsing is most of the work
+_found: list[str] = []  # the texts that this process has read: a run reads the corpus twice, and parsing is slow
 
 
 def read_docstrings(pool: worker_pool.Workers) -> Iterator[Document]:

@@ -11,10 +11,10 @@ The library was chosen by measurement, on ten novels (8 MB) and ten files of Eng
     boundaries after a title or an initial    0.03 %    0.13 %         0.39 %    0.31 %
     pieces in sentences over 510 pieces       0.9 %     0.07 %         0 %       0.05 %
 
-On Wikipedia they agree in 98.5 % of the boundaries. In dialogue sentencex keeps a quotation whole, however many
-sentences it has, while blingfire cuts between a quotation and its "exclaimed Helen" and after 'Mr.' at its start:
-long sentences cost nothing here (packing cuts the few that are over a block), wrong boundaries begin blocks in the
-middle of a sentence. sentencex also knows some 300 languages.
+On Wikipedia the two libraries agree in 98.5 % of the boundaries. In dialogue sentencex keeps a quotation whole, however
+many sentences the quotation has, while blingfire cuts between a quotation and its "exclaimed Helen" and after 'Mr.' at
+its start. Long sentences cost nothing here, because packing cuts the few that are longer than a block. Wrong boundaries
+begin blocks in the middle of a sentence. sentencex also knows some 300 languages.
 """
 
 import sentencex
