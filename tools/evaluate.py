@@ -16,7 +16,7 @@ from typing import Any
 
 from spanbert_jax import cli
 from spanbert_jax.errors import UserError
-from spanbert_jax.serving.answers import Answerer, trained_task
+from spanbert_jax.serving.answers import open_answerer, trained_task
 from spanbert_jax.serving.prediction_files import read_predictions
 from spanbert_jax.serving.weights import open_weights
 from spanbert_jax.tasks.registry import AnyTask
@@ -26,7 +26,7 @@ def evaluate(checkpoint: Path, data: str, predictions: Path | None) -> tuple[Any
     """(task, examples, metrics); raises UserError where a file is not what it should be."""
     with open_weights(checkpoint) as weights:
         if predictions is None:
-            answerer = Answerer(weights)
+            answerer = open_answerer(weights)
             examples, made = answerer.answer_source(data, "dev", sys.stderr.isatty())
             return answerer.task, examples, answerer.task.metrics(examples, made)
         task = trained_task(weights)

@@ -18,7 +18,7 @@ from pathlib import Path
 from spanbert_jax import cli
 from spanbert_jax.errors import UserError
 from spanbert_jax.files import make_directory
-from spanbert_jax.serving.answers import Answerer
+from spanbert_jax.serving.answers import open_answerer
 from spanbert_jax.serving.prediction_files import write_for_scorer, write_jsonl
 from spanbert_jax.serving.weights import open_weights
 from spanbert_jax.tasks.example_files import Contents
@@ -42,7 +42,7 @@ def _run(arguments: argparse.Namespace) -> None:
         if output.is_dir():
             raise UserError(f"{output} is a directory; name a file with --output")
     with open_weights(arguments.checkpoint) as weights:
-        answerer = Answerer(weights)
+        answerer = open_answerer(weights)
     source = arguments.input or Contents("standard input", sys.stdin.buffer.read())
     examples, predictions = answerer.answer_source(source, "predict", sys.stderr.isatty())
     if output is None:

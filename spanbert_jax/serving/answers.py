@@ -72,13 +72,12 @@ class TaskPredictor(Generic[ExampleT, ModelT]):
 class Answerer:
     """A fine-tuned model in memory: opened once, asked often."""
 
-    def __init__(self, weights: Weights):
-        """weights: still open, since their arrays are read here. Raises UserError where they were not fine-tuned."""
-        self.task = trained_task(weights)
+    def __init__(self, task: AnyTask, params: Params, tuned: Mapping[str, float]):
+        """tuned: as for `FineTuning.decode`."""
+        self.task, self._tuned = task, tuned
         mesh = sharding.make_mesh(Config().mesh)
-        self._predictor: TaskPredictor[Any, Any] = TaskPredictor(self.task, sharding.batch_sharding(mesh))
-        self._params = self._predictor.place(weights.load()[0])
-        self._tuned = kept_metrics(weights.metadata)
+        self._predictor: TaskPredictor[Any, Any] = TaskPredictor(task, sharding.batch_sharding(mesh))
+        self._params = self._predictor.place(params)
 
     def warm_up(self, show: Show = quiet) -> None:
         """Compiles every program that a request may need. Without it, each is compiled for the first request that needs
@@ -119,6 +118,12 @@ class Answerer:
                 self._tuned,
                 lambda done: stage.update(done, f"{done * len(rows):,.0f} rows"),
             )
+
+
+def open_answerer(weights: Weights) -> Answerer:
+    """The model of fine-tuned weights, which are still open; raises UserError where they were not fine-tuned."""
+    task = trained_task(weights)
+    return Answerer(task, weights.load()[0], kept_metrics(weights.metadata))
 
 
 def rows_of(

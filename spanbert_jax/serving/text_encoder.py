@@ -1,0 +1,70 @@
+"""Texts to the encoder's hidden states, with the place of each piece in its text.
+
+Invariant: a text's pieces, offsets and hidden states have one order and one length, [CLS] and [SEP] included. All is
+computed in float32, by the function that is exported and compared with PyTorch.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+
+from spanbert_jax.batch import Batch, NumpyBatch
+from spanbert_jax.batches.shapes import plan_batches, shape_table
+from spanbert_jax.serving.functions import functions
+from spanbert_jax.serving.predictor import Params, Predictor
+from spanbert_jax.serving.weights import Weights
+from spanbert_jax.tasks.rows import Rows, make_rows
+
+_GROUPS = ("embeddings", "encoder")
+
+
+class Encoding(NamedTuple):
+    """A text as the encoder sees it: [CLS], pieces, [SEP]."""
+
+    pieces: list[str]  # as the vocabulary writes them: "##ing", "▁the"
+    offsets: np.ndarray  # int32 [pieces, 2]: the characters [start, end) of each in the text; 0, 0 of [CLS] and [SEP]
+    hidden_states: np.ndarray  # float32 [pieces, embed], of the last layer
+    cut: bool  # the text has more pieces than the model takes; those after the first ones are left out
+
+
+class TextEncoder:
+    """The encoder of any weights, with or without a head."""
+
+    def __init__(self, weights: Weights, params: Params, layout: NamedSharding):
+        """layout: of a batch's rows over the devices."""
+        self._tokenizer, self._longest = weights.tokenizer, weights.config.model.max_length
+        encode = functions(weights.config, _GROUPS, weights.tokenizer.vocab_size, 0)["encode"]
+
+        def compute(params: Params, batch: Batch) -> dict[str, jax.Array]:
+            return {"hidden_states": encode(params, batch["input_ids"], batch["lengths"], batch["token_type_ids"])}
+
+        self._predictor = Predictor(compute, layout)
+        self._params = self._predictor.place({group: params[group] for group in _GROUPS})
+        self._table = shape_table(self._longest, weights.config.data.lengths, self._predictor.multiple)
+
+    def encode(self, texts: Sequence[str]) -> list[Encoding]:
+        """The encoding of each text, in their order. A program is compiled for each new shape of batch."""
+        if not texts:
+            return []
+        tokenizer, room = self._tokenizer, self._longest - 2
+        found = [tokenizer.encode_with_offsets(text) for text in texts]
+        ids = [[tokenizer.cls_id, *pieces[:room], tokenizer.sep_id] for pieces, _ in found]
+        rows = make_rows([[{"input_ids": row, "token_type_ids": [0] * len(row)}] for row in ids])
+        outputs = self._predictor.outputs(self._params, self._batches(rows), len(rows))
+        return [
+            Encoding(
+                [tokenizer.piece(piece) for piece in row],
+                np.array([(0, 0), *offsets[:room], (0, 0)], np.int32),
+                output["hidden_states"][: len(row)],
+                len(pieces) > room,
+            )
+            for row, (pieces, offsets), output in zip(ids, found, outputs, strict=True)
+        ]
+
+    def _batches(self, rows: Rows) -> Iterator[tuple[np.ndarray, NumpyBatch]]:
+        for indices, shape in plan_batches(rows.lengths, self._table):
+            batch = rows.collate(indices, shape.length, {})
+            yield indices, {name: batch[name] for name in ("input_ids", "lengths", "token_type_ids")}

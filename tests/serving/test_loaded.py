@@ -1,0 +1,86 @@
+"""`spanbert_jax.load`: lazy, and for a notebook what the tools are for a shell."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import spanbert_jax
+from spanbert_jax.errors import UserError
+from spanbert_jax.serving.answers import open_answerer
+from spanbert_jax.serving.functions import functions
+from spanbert_jax.serving.loaded import Loaded
+from spanbert_jax.serving.weights import open_weights
+from spanbert_jax.tasks.finetuning import Learnt
+from tests.support.runs import ROOT
+from tests.support.tuned import WORDPIECE, random_texts, write_tuned
+
+LABELS = ("no", "yes")
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tuned(tmp_path_factory.mktemp("tuned") / "run", "sequence_classification", Learnt(LABELS))
+
+
+@pytest.fixture(scope="module")
+def model(path: Path) -> Loaded:
+    return spanbert_jax.load(path)
+
+
+def test_importing_the_package_imports_no_library() -> None:
+    script = "import sys; import spanbert_jax; print(*{name.partition('.')[0] for name in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert "spanbert_jax" in loaded
+    assert loaded <= {*sys.stdlib_module_names, "spanbert_jax", "__main__"} | site_of_this_python()
+
+
+def site_of_this_python() -> set[str]:
+    """What a bare start of this Python imports, such as hooks of an editable installation."""
+    script = "import sys; print(*{name.partition('.')[0] for name in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_what_was_loaded_says_what_it_is(model: Loaded, path: Path) -> None:
+    assert (model.task, model.labels, model.source) == ("sequence_classification", LABELS, str(path / "best" / "3"))
+    assert model.tokenizer.fingerprint == WORDPIECE.fingerprint and model.config.model.embed == 16
+
+
+def test_predictions_are_those_of_the_tools(model: Loaded, path: Path) -> None:
+    texts = random_texts(np.random.default_rng(0), 9)
+    with open_weights(path) as weights:
+        assert model.predict(texts) == open_answerer(weights).answer(texts)
+
+
+def test_hidden_states_are_of_each_piece_and_do_not_depend_on_the_other_texts(model: Loaded, path: Path) -> None:
+    texts = ["Ada, in  London", *random_texts(np.random.default_rng(1), 30), "", "x " * 30]
+    encodings = model.encode(texts)
+    with open_weights(path) as weights:
+        params, _ = weights.load()
+    encode = jax.jit(functions(model.config, ("embeddings", "encoder"), WORDPIECE.vocab_size, 0)["encode"])
+    for number, (text, encoding) in enumerate(zip(texts, encodings, strict=True)):
+        ids = [WORDPIECE.cls_id, *WORDPIECE.encode(text)[:22], WORDPIECE.sep_id]
+        assert encoding.pieces == [WORDPIECE.piece(piece) for piece in ids]
+        assert encoding.offsets.shape == (len(ids), 2) and encoding.hidden_states.shape == (len(ids), 16)
+        for piece, (start, end) in list(zip(encoding.pieces, encoding.offsets, strict=True))[1:-1]:
+            assert text[start:end].lower() == piece.removeprefix("##")
+        assert encoding.cut == (len(WORDPIECE.encode(text)) > 22)
+        if number in (0, 5, len(texts) - 1):
+            row = np.array([ids], np.int32)
+            alone = encode(params, row, np.array([len(ids)], np.int32), np.zeros_like(row))[0]
+            np.testing.assert_allclose(encoding.hidden_states, alone, atol=1e-5)
+    assert model.encode([]) == []
+
+
+def test_mistakes_are_named(model: Loaded, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="expected a list, found one str"):
+        model.predict("one text")
+    with pytest.raises(UserError, match="expected a list, found one str"):
+        model.encode("one text")
+    with pytest.raises(UserError, match="no such file or directory"):
+        spanbert_jax.load(tmp_path / "absent")
