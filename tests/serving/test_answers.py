@@ -31,7 +31,8 @@ LEARNT = {
 def tuned(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     folder = tmp_path_factory.mktemp("tuned")
     for name in NAMES:
-        write_tuned(folder / name, name, LEARNT[name], tagging={"head": "span", "max_width": 3})
+        data = {"block_length": 24, "lengths": 2 if name == "sequence_classification" else 1}
+        write_tuned(folder / name, name, LEARNT[name], tagging={"head": "span", "max_width": 2}, data=data)
     return lambda name: folder / name
 
 
@@ -40,8 +41,11 @@ def opened(path: Path) -> Answerer:
         return open_answerer(weights)
 
 
+TEXTS = random_texts(np.random.default_rng(0), 500)
+
+
 def random_records(name: str, rng: np.random.Generator, count: int) -> list[Any]:
-    texts = random_texts(rng, count)
+    texts = [TEXTS[i] for i in rng.integers(0, len(TEXTS), count)]
     if name == "question_answering":
         return [{"question": text[:9], "context": text * 3} for text in texts]
     return [text if rng.random() < 0.5 else {"text": text} for text in texts]
@@ -67,7 +71,7 @@ def test_requests_of_1_to_64_texts_compile_nothing_after_warm_up(
     answerer, shown = opened(tuned(name)), []
     answerer.warm_up(shown.append)
     compiled = sum(event.endswith("backend_compile_duration") for event in compilations)
-    assert compiled >= len(shown) == len(shape_table(24, 2, 1)) and shown[-1] == 1.0
+    assert compiled >= len(shown) == len(shape_table(24, answerer.task.config.data.lengths, 1)) and shown[-1] == 1.0
     before, rng = len(compilations), np.random.default_rng(0)
     for _ in range(requests):
         records = random_records(name, rng, int(rng.integers(1, 65)))
@@ -148,7 +152,8 @@ def test_records_a_file_and_standard_input_give_the_same_predictions(
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("sequence_classification", b"fine\nnot \xff UTF-8\n", "standard input, line 2"),
+        ("sequence_classification", b"fine\ncaf\xe9 au lait\n", "standard input, line 2: byte 8 (0xe9)"),
+        ("sequence_classification", "caf\u00e9".encode("utf-16"), "iconv -f UTF-16 -t UTF-8"),
         ("question_answering", b"Who lived in London?\n", "standard input"),
         ("token_classification", b'{"words": ["a"]}\n{"words": []}\n', "standard input, line 2"),
     ],

@@ -28,7 +28,7 @@ def write_tuned(workdir: Path, name: str, learnt: Learnt, **sections: dict[str, 
     """A run's best checkpoint for the task `name`, with rows of up to 24 pieces; keywords are sections."""
     windows = {"stride": 5, "max_question": 6, "max_answer": 7}
     small = {"data": {"block_length": 24, "lengths": 2}, "model": MODEL, "question_answering": windows}
-    config = dataclasses.replace(small_config(**small, classification={"name": "custom"}, **sections), task=name)
+    config = dataclasses.replace(small_config(**{**small, "classification": {"name": "custom"}, **sections}), task=name)
     task = task_of(config, learnt)
     model, rng = task.model("cpu"), np.random.default_rng(0)
     shapes = jax.eval_shape(lambda: task.init_params(model, jax.random.key(0)))
