@@ -31,7 +31,7 @@ _EXPECTED = 'give each question as an object such as {"question": "...", "contex
 
 
 @dataclass(frozen=True)
-class Example:
+class Question:
     """A question about a context.
 
     Attributes:
@@ -49,7 +49,7 @@ class Example:
     gold_texts: tuple[str, ...] = ()
 
 
-def read(source: Source, role: Role = "train", unanswerable: bool = True) -> tuple[list[Example], list[str]]:
+def read(source: Source, role: Role = "train", unanswerable: bool = True) -> tuple[list[Question], list[str]]:
     """The questions of a file or of a TFDS name ("squad", "squad/v2.0:train[:10%]", "mrqa/news_qa"), and warnings.
 
     A file is SQuAD's JSON, MRQA's JSON lines, or objects that `parse` reads, in JSON lines or a JSON list. In "train",
@@ -64,7 +64,7 @@ def read(source: Source, role: Role = "train", unanswerable: bool = True) -> tup
         they are allowed, for questions without an answer.
     """
     warnings = Warnings()
-    examples: list[Example] = []
+    examples: list[Question] = []
     without, ids = [], set()
     for place, example in _found(source, role):
         if example.id in ids:
@@ -88,7 +88,7 @@ def read(source: Source, role: Role = "train", unanswerable: bool = True) -> tup
     return examples, warnings.lines()
 
 
-def parse(record: Record, place: str, name: str, role: Role = "predict") -> Example:
+def parse(record: Record, place: str, name: str, role: Role = "predict") -> Question:
     """The question of {"question", "context", "id"?, "title"?}; unless it is to predict for, with "answers" too.
 
     Args:
@@ -101,7 +101,7 @@ def parse(record: Record, place: str, name: str, role: Role = "predict") -> Exam
     """
     if isinstance(record, str):
         raise UserError(f"{place}: {record[:60]!r} is no question with its text; {_EXPECTED}")
-    example = Example(
+    example = Question(
         str(field(record, "id", (str, int), place)) if "id" in record else name,
         field(record, "question", str, place),
         field(record, "context", str, place),
@@ -110,7 +110,7 @@ def parse(record: Record, place: str, name: str, role: Role = "predict") -> Exam
     return example if role == "predict" else _with_answers(example, record, place)
 
 
-def _found(source: Source, role: Role) -> Iterator[tuple[str, Example]]:
+def _found(source: Source, role: Role) -> Iterator[tuple[str, Question]]:
     file = find_source(source, ("squad", "mrqa"))
     if file is None:
         yield from _from_tfds(source, role)
@@ -127,7 +127,7 @@ def _found(source: Source, role: Role) -> Iterator[tuple[str, Example]]:
             yield place, parse(record, place, str(number), role)
 
 
-def _checked(example: Example, role: Role, place: str, warnings: Warnings) -> Example:
+def _checked(example: Question, role: Role, place: str, warnings: Warnings) -> Question:
     """The example with the answers that are at their offsets; impossible where the file gives no answer."""
     if not example.gold_texts and not example.impossible:
         warnings.add("question(s) have no answers and no mark is_impossible: they count as without an answer", place)
@@ -145,7 +145,7 @@ def _is_at_offset(context: str, start: int, text: str) -> bool:
     return start >= 0 and text != "" and context.startswith(text, start)
 
 
-def _from_squad(name: str, content: Mapping[str, Any], role: Role) -> Iterator[tuple[str, Example]]:
+def _from_squad(name: str, content: Mapping[str, Any], role: Role) -> Iterator[tuple[str, Question]]:
     for i, article in enumerate(field(content, "data", list, name)):
         paragraphs = field(article, "paragraphs", list, f"{name}, data[{i}]")
         more = {"title": field(article, "title", str, f"{name}, data[{i}]")} if "title" in article else {}
@@ -158,7 +158,7 @@ def _from_squad(name: str, content: Mapping[str, Any], role: Role) -> Iterator[t
                 yield f"{name}, question {id}", parse({**record, **more}, inner, id, role)
 
 
-def _with_answers(example: Example, record: Mapping[str, Any], place: str) -> Example:
+def _with_answers(example: Question, record: Mapping[str, Any], place: str) -> Question:
     given = field(record, "answers", (list, dict), place)
     inner = f"{place}.answers"
     if isinstance(given, dict):
@@ -177,15 +177,15 @@ def _is_impossible(record: Mapping[str, Any], place: str) -> bool:
     return "is_impossible" in record and field(record, "is_impossible", bool, place)
 
 
-def _from_mrqa(place: str, record: Mapping[str, Any], role: Role) -> Iterator[tuple[str, Example]]:
+def _from_mrqa(place: str, record: Mapping[str, Any], role: Role) -> Iterator[tuple[str, Question]]:
     context = field(record, "context", str, place)
     for qa in field(record, "qas", list, place):
         id = field(qa, "qid", str, place)
-        example = Example(id, field(qa, "question", str, place), context)
+        example = Question(id, field(qa, "question", str, place), context)
         yield f"{place}, question {id}", example if role == "predict" else _with_detected(example, qa, place)
 
 
-def _with_detected(example: Example, qa: Mapping[str, Any], place: str) -> Example:
+def _with_detected(example: Question, qa: Mapping[str, Any], place: str) -> Question:
     spans = []
     for answer in field(qa, "detected_answers", list, place):
         text = field(answer, "text", str, place)
@@ -217,12 +217,12 @@ def _letters(text: str) -> str:
     return "".join(filter(str.isalnum, text))
 
 
-def _from_tfds(name: Source, role: Role) -> Iterator[tuple[str, Example]]:
+def _from_tfds(name: Source, role: Role) -> Iterator[tuple[str, Question]]:
     _, examples = tfds_examples(name, role)
     for row in examples:
         mrqa = "qid" in row
         id = to_text(row["qid" if mrqa else "id"])
-        example = Example(
+        example = Question(
             id, to_text(row["question"]), to_text(row["context"]), title=to_text(row["title"]) if "title" in row else ""
         )
         if role != "predict":
@@ -230,14 +230,14 @@ def _from_tfds(name: Source, role: Role) -> Iterator[tuple[str, Example]]:
         yield f"{name}, question {id}", example
 
 
-def _squad_answers(example: Example, row: dict[str, Any]) -> Example:
+def _squad_answers(example: Question, row: dict[str, Any]) -> Question:
     texts = tuple(to_text(text) for text in row["answers"]["text"])
     starts = (int(start) for start in row["answers"]["answer_start"])
     impossible = bool(row.get("is_impossible", False))
     return replace(example, answers=tuple(zip(starts, texts, strict=True)), impossible=impossible, gold_texts=texts)
 
 
-def _mrqa_answers(example: Example, row: dict[str, Any]) -> Example:
+def _mrqa_answers(example: Question, row: dict[str, Any]) -> Question:
     detected = row["detected_answers"]
     firsts, lasts = (_as_lists(detected["char_spans"][end]) for end in ("start", "end"))
     spans = [

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from spanbert_jax.tasks.question_answering.files import Example
+from spanbert_jax.tasks.question_answering.files import Question
 from spanbert_jax.tasks.rows import Row
 from spanbert_jax.text.tokenizer import Tokenizer
 
@@ -32,7 +32,7 @@ class QuestionWindows:
     labelled: bool  # with answers; else they are 0
     token_types: int = 2  # the model's; where it is 1, question and text have type 0
 
-    def __call__(self, examples: Sequence[Example]) -> list[list[Row]]:
+    def __call__(self, examples: Sequence[Question]) -> list[list[Row]]:
         """The rows of each example, in the order of their windows; an empty text has one."""
         questions = self.tokenizer.encode_batch([example.question for example in examples])
         contexts = dict.fromkeys(example.context for example in examples)  # several questions have the same
@@ -42,7 +42,7 @@ class QuestionWindows:
             for example, question in zip(examples, questions, strict=True)
         ]
 
-    def _rows(self, example: Example, question: list[int], pieces: list[int], offsets: Offsets) -> list[Row]:
+    def _rows(self, example: Question, question: list[int], pieces: list[int], offsets: Offsets) -> list[Row]:
         cls, sep = self.tokenizer.cls_id, self.tokenizer.sep_id
         head = [cls, *question[: self.max_question], sep]
         outside, starts, ends = [-1] * len(head), [start for start, _ in offsets], [end for _, end in offsets]
@@ -87,7 +87,7 @@ def max_context(spans: Sequence[tuple[int, int]]) -> list[list[int]]:
     return [(owner[first:last] == number).astype(int).tolist() for number, (first, last) in enumerate(spans)]
 
 
-def answer_pieces(example: Example, offsets: Offsets) -> tuple[int, int] | None:
+def answer_pieces(example: Question, offsets: Offsets) -> tuple[int, int] | None:
     """(first, last) piece that has characters of the first answer; None where there is no answer, or no such piece."""
     if not example.answers:
         return None

@@ -33,7 +33,7 @@ from spanbert_jax.tasks.finetuning import (
     row_logits,
 )
 from spanbert_jax.tasks.question_answering import files
-from spanbert_jax.tasks.question_answering.files import Example
+from spanbert_jax.tasks.question_answering.files import Question
 from spanbert_jax.tasks.question_answering.rows import QuestionWindows
 from spanbert_jax.tasks.rows import Featurise, Rows
 from spanbert_jax.text.tokenizer import Tokenizer
@@ -52,7 +52,7 @@ class Spans(NamedTuple):
     score: np.ndarray  # float64
 
 
-class QuestionAnswering(FineTuning[Example, TaskModel]):
+class QuestionAnswering(FineTuning[Question, TaskModel]):
     """The task of configs/squad.py, configs/squad2.py and configs/mrqa.py."""
 
     task = "question_answering"
@@ -65,16 +65,16 @@ class QuestionAnswering(FineTuning[Example, TaskModel]):
     @classmethod
     def read(
         cls, config: Config, source: Source, role: Role, learnt: Learnt = NOTHING
-    ) -> tuple[list[Example], list[str]]:
+    ) -> tuple[list[Question], list[str]]:
         """`files.read`; questions without an answer are allowed where the configuration says so."""
         examples, warnings = files.read(source, role, config.question_answering.unanswerable)
         return examples, warnings + warn_of_one_type(config.model.token_types, len(examples), str(source))
 
-    def parse(self, record: Record, place: str, name: str) -> Example:
+    def parse(self, record: Record, place: str, name: str) -> Question:
         return files.parse(record, place, name)
 
     @classmethod
-    def row_maker(cls, settings: Config, tokenizer: Tokenizer, learnt: Learnt, role: Role) -> Featurise[Example]:
+    def row_maker(cls, settings: Config, tokenizer: Tokenizer, learnt: Learnt, role: Role) -> Featurise[Question]:
         wanted, length = settings.question_answering, settings.data.block_length
         types = settings.model.token_types
         return QuestionWindows(tokenizer, length, wanted.stride, wanted.max_question, role == "train", types)
@@ -94,7 +94,7 @@ class QuestionAnswering(FineTuning[Example, TaskModel]):
 
     def decode(
         self,
-        examples: Sequence[Example],
+        examples: Sequence[Question],
         rows: Rows,
         outputs: Sequence[Mapping[str, np.ndarray]],
         tuned: Mapping[str, float],
@@ -125,7 +125,7 @@ class QuestionAnswering(FineTuning[Example, TaskModel]):
             predictions.append(_prediction(example.id, found, no_answer, threshold))
         return predictions
 
-    def metrics(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> dict[str, float]:
+    def metrics(self, examples: Sequence[Question], predictions: Sequence[Prediction]) -> dict[str, float]:
         """What the official script says of the texts: SQuAD 1.1's, which is MRQA's, or 2.0's.
 
         2.0's best_* are over all thresholds of the no-answer score, so of the best answers and not of the texts.
@@ -143,12 +143,12 @@ class QuestionAnswering(FineTuning[Example, TaskModel]):
         table = squad.evaluate_v2(golds, answers, _no_answer_scores(predictions), na_threshold=math.inf)
         return table if texts == answers else table | squad.evaluate_v2(golds, texts)
 
-    def baseline(self, train: Sequence[Example], examples: Sequence[Example]) -> list[Prediction]:
+    def baseline(self, train: Sequence[Question], examples: Sequence[Question]) -> list[Prediction]:
         """The first run of two words or more with capitals, as names have them, or the first word."""
         texts = ((one, _NAME.search(one.context) or re.match(r"\S*", one.context)) for one in examples)
         return [{"id": one.id, "text": found[0] if found else ""} for one, found in texts]
 
-    def write(self, examples: Sequence[Example], predictions: Sequence[Prediction], directory: Path) -> Path:
+    def write(self, examples: Sequence[Question], predictions: Sequence[Prediction], directory: Path) -> Path:
         """SQuAD's predictions.json, {id: text}; where questions may have no answer, null_odds.json, {id: score} too."""
         path = directory / "predictions.json"
         texts = {prediction["id"]: prediction["text"] for prediction in predictions}

@@ -41,7 +41,7 @@ _RELATION = re.compile(r"[\w-]+(\((e1,e2|e2,e1)\))?")
 
 
 @dataclass(frozen=True)
-class Example:
+class RelationSentence:
     """A sentence; the label is None where none was asked for. SemEval's e1 is the subject, e2 the object."""
 
     id: str
@@ -51,7 +51,7 @@ class Example:
     label: str | None
 
 
-def read(source: Source, role: Role = "train", format: str = "tacred") -> tuple[list[Example], list[str]]:
+def read(source: Source, role: Role = "train", format: str = "tacred") -> tuple[list[RelationSentence], list[str]]:
     """The examples of a file, and warnings (none so far: every fault is an error).
 
     A file is TACRED's JSON, a list of objects or one a line; or SemEval's text.
@@ -79,7 +79,7 @@ def read(source: Source, role: Role = "train", format: str = "tacred") -> tuple[
     return examples, []
 
 
-def _found(file: Path | Contents, role: Role, format: str) -> Iterator[Example]:
+def _found(file: Path | Contents, role: Role, format: str) -> Iterator[RelationSentence]:
     head, lines = split_head(read_lines(file))
     found = "tacred" if is_json(head) else "semeval" if any(_is_semeval(line) for _, line in head) else ""
     if head and not found:
@@ -97,7 +97,7 @@ def _found(file: Path | Contents, role: Role, format: str) -> Iterator[Example]:
             yield parse(record, f"{file}, id {id}", id, role)
 
 
-def parse(record: Record, place: str, name: str, role: Role = "predict") -> Example:
+def parse(record: Record, place: str, name: str, role: Role = "predict") -> RelationSentence:
     """The sentence of TACRED's fields, or, to predict for, of a text with SemEval's marks.
 
     Of the fields, the ends of entities are included, and brackets are the Penn Treebank's ("-LRB-"), which become
@@ -127,7 +127,9 @@ def parse(record: Record, place: str, name: str, role: Role = "predict") -> Exam
             f"{object[1] - 1}; they must not have words in common"
         )
     id = str(field(record, "id", (str, int), place)) if "id" in record else name
-    return Example(id, words, subject, object, None if role == "predict" else field(record, "relation", str, place))
+    return RelationSentence(
+        id, words, subject, object, None if role == "predict" else field(record, "relation", str, place)
+    )
 
 
 def _entity(record: Mapping[str, Any], role: str, length: int, place: str) -> Entity:
@@ -148,9 +150,9 @@ def _is_semeval(line: str) -> bool:
     return bool(_SENTENCE.fullmatch(line.strip()) or _MARK.search(line))
 
 
-def _from_semeval(file: Path | Contents, lines: Lines, role: Role) -> Iterator[Example]:
+def _from_semeval(file: Path | Contents, lines: Lines, role: Role) -> Iterator[RelationSentence]:
     """The examples of SemEval's blocks: sentence, relation, comment; to predict for, also of marked sentences."""
-    example: Example | None = None
+    example: RelationSentence | None = None
     for number, line in lines:
         line, place = line.strip(), f"{file}, line {number}"
         sentence = _SENTENCE.fullmatch(line)
@@ -172,7 +174,7 @@ def _from_semeval(file: Path | Contents, lines: Lines, role: Role) -> Iterator[E
         yield _finished(example, role, file)
 
 
-def _finished(example: Example, role: Role, file: Path | Contents) -> Example:
+def _finished(example: RelationSentence, role: Role, file: Path | Contents) -> RelationSentence:
     if role == "predict":
         return replace(example, label=None)
     if example.label is None:
@@ -180,7 +182,7 @@ def _finished(example: Example, role: Role, file: Path | Contents) -> Example:
     return example
 
 
-def _marked(id: str, text: str, place: str) -> Example:
+def _marked(id: str, text: str, place: str) -> RelationSentence:
     words: list[str] = []
     borders: dict[str, int] = {}
     marks = _MARK.findall(text)
@@ -197,4 +199,4 @@ def _marked(id: str, text: str, place: str) -> Example:
     subject, object = ((borders[f"<{e}>"], borders[f"</{e}>"], None) for e in ("e1", "e2"))
     if subject[0] == subject[1] or object[0] == object[1]:
         raise UserError(f"{place}: an entity without a word; put one between <e1> and </e1>, and <e2> and </e2>")
-    return Example(id, tuple(words), subject, object, None)
+    return RelationSentence(id, tuple(words), subject, object, None)

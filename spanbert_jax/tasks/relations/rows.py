@@ -8,9 +8,9 @@ modes "ner" (mask) and "text" (markers).
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from spanbert_jax.errors import UserError
+from spanbert_jax.tasks.relations.files import RelationSentence
 from spanbert_jax.tasks.rows import Row, widen
 from spanbert_jax.text.tokenizer import Tokenizer
 
@@ -19,7 +19,7 @@ MARKERS = ("SUBJ_START", "SUBJ_END", "OBJ_START", "OBJ_END")
 _CONTROL_BYTES = [f"<0x{byte:02X}>" for byte in range(1, 32) if byte not in range(9, 14) and byte not in range(28, 32)]
 
 
-def special_names(examples: Sequence[Any], entities: str) -> list[str]:
+def special_names(examples: Sequence[RelationSentence], entities: str) -> list[str]:
     """What needs a special piece: the markers, or every role with every type, "SUBJ" and "OBJ" for unseen types."""
     if entities == "markers":
         return list(MARKERS)
@@ -57,13 +57,13 @@ class RelationRows:
     special: Mapping[str, int]
     entities: str  # "mask" or "markers"
 
-    def __call__(self, examples: Sequence[Any]) -> list[list[Row]]:
+    def __call__(self, examples: Sequence[RelationSentence]) -> list[list[Row]]:
         """The rows of each example."""
         words = [word for example in examples for word in example.words]
         pieces = iter(self.tokenizer.encode_batch(words))
         return [[self._row(example, [next(pieces) for _ in example.words])] for example in examples]
 
-    def _row(self, example: Any, words: list[list[int]]) -> Row:
+    def _row(self, example: RelationSentence, words: list[list[int]]) -> Row:
         chunks: list[list[int]] = []  # a word's pieces, or an entity with what stands for it
         entity_chunks = []
         entities = sorted([("SUBJ", *example.subject), ("OBJ", *example.object)], key=lambda entity: entity[1])

@@ -16,7 +16,7 @@ from spanbert_jax.metrics import relations as metrics
 from spanbert_jax.tasks.example_files import Record, Role, Source
 from spanbert_jax.tasks.finetuning import NOTHING, Learnt, Prediction
 from spanbert_jax.tasks.relations import files
-from spanbert_jax.tasks.relations.files import Example
+from spanbert_jax.tasks.relations.files import RelationSentence
 from spanbert_jax.tasks.relations.rows import RelationRows, assign_special, special_names
 from spanbert_jax.tasks.rows import Featurise, Rows
 from spanbert_jax.tasks.sequences import SequenceTask
@@ -25,7 +25,7 @@ from spanbert_jax.text.tokenizer import Tokenizer
 _NONE = ("no_relation", "Other")  # what TACRED and SemEval call it
 
 
-class RelationExtraction(SequenceTask[Example]):
+class RelationExtraction(SequenceTask[RelationSentence]):
     """The task of configs/relation.py: classification of a sentence in which two entities are marked."""
 
     task = "relation_extraction"
@@ -38,32 +38,34 @@ class RelationExtraction(SequenceTask[Example]):
     @classmethod
     def read(
         cls, config: Config, source: Source, role: Role, learnt: Learnt = NOTHING
-    ) -> tuple[list[Example], list[str]]:
+    ) -> tuple[list[RelationSentence], list[str]]:
         """`files.read`; labels are in the configuration's format."""
         return files.read(source, role, config.relation.format)
 
-    def parse(self, record: Record, place: str, name: str) -> Example:
+    def parse(self, record: Record, place: str, name: str) -> RelationSentence:
         return files.parse(record, place, name)
 
     @classmethod
-    def learn(cls, config: Config, tokenizer: Tokenizer, examples: Sequence[Example]) -> Learnt:
+    def learn(cls, config: Config, tokenizer: Tokenizer, examples: Sequence[RelationSentence]) -> Learnt:
         """Labels: no relation first, the others sorted. Special: the ids that stand for, or around, entities."""
         names = {str(example.label) for example in examples}
         labels = tuple(sorted(names, key=lambda name: (name not in _NONE, name)))
         return Learnt(labels, assign_special(special_names(examples, config.relation.entities), tokenizer))
 
-    def check(self, examples: Sequence[Example], source: str) -> None:
+    def check(self, examples: Sequence[RelationSentence], source: str) -> None:
         """Raises UserError where dev has a relation that train has not."""
         self.refuse_new_labels([(example.id, str(example.label)) for example in examples], source, "relation")
 
     @classmethod
-    def row_maker(cls, settings: Config, tokenizer: Tokenizer, learnt: Learnt, role: Role) -> Featurise[Example]:
+    def row_maker(
+        cls, settings: Config, tokenizer: Tokenizer, learnt: Learnt, role: Role
+    ) -> Featurise[RelationSentence]:
         length, entities = settings.data.block_length, settings.relation.entities
         return RelationRows(tokenizer, length, learnt.labels, learnt.special, entities)
 
     def decode(
         self,
-        examples: Sequence[Example],
+        examples: Sequence[RelationSentence],
         rows: Rows,
         outputs: Sequence[Mapping[str, np.ndarray]],
         tuned: Mapping[str, float],
@@ -78,20 +80,20 @@ class RelationExtraction(SequenceTask[Example]):
             predictions.append({"id": example.id, "relation": self.learnt.labels[chosen], "score": score, **named})
         return predictions
 
-    def metrics(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> dict[str, float]:
+    def metrics(self, examples: Sequence[RelationSentence], predictions: Sequence[Prediction]) -> dict[str, float]:
         """TACRED's micro scores without no_relation, or SemEval's official macro-F1."""
         golds = [str(example.label) for example in examples]
         found = [prediction["relation"] for prediction in predictions]
         return (metrics.tacred if self.config.relation.format == "tacred" else metrics.semeval2010_task8)(golds, found)
 
-    def baseline(self, train: Sequence[Example], examples: Sequence[Example]) -> list[Prediction]:
+    def baseline(self, train: Sequence[RelationSentence], examples: Sequence[RelationSentence]) -> list[Prediction]:
         """Always the commonest relation that is one."""
         counts = collections.Counter(one.label for one in train if one.label not in _NONE)
         return [
             {"id": e.id, "relation": next(iter(dict(counts.most_common(1))), self.learnt.labels[0])} for e in examples
         ]
 
-    def write(self, examples: Sequence[Example], predictions: Sequence[Prediction], directory: Path) -> Path:
+    def write(self, examples: Sequence[RelationSentence], predictions: Sequence[Prediction], directory: Path) -> Path:
         """What the official scorers read: SemEval's "id TAB relation"; for TACRED one relation a line."""
         path = directory / "predictions.txt"
         semeval = self.config.relation.format == "semeval"

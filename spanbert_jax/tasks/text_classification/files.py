@@ -59,7 +59,7 @@ csv.field_size_limit(10**9)  # a text may be a whole book
 
 
 @dataclass(frozen=True)
-class Example:
+class LabelledText:
     """A row: `label` is a number for STS-B, a string for all others, None where none was asked for."""
 
     id: str  # of the column "id" (GLUE: or "index"), else the row's number from 0
@@ -76,7 +76,7 @@ def read(
     text: str = "text",
     second: str = "",
     label: str = "label",
-) -> tuple[list[Example], list[str]]:
+) -> tuple[list[LabelledText], list[str]]:
     """The examples of a file or a TFDS name ("glue/sst2", "glue/mnli:validation_mismatched"), and warnings.
 
     A file is JSON lines or a JSON list of objects; or has a header with the columns, set apart by TABs (without quotes)
@@ -118,7 +118,7 @@ def columns_of(task: str, text: str, second: str, label: str) -> Columns:
     return Columns(task, *((text, second, label) if task == "custom" else GLUE[task]))
 
 
-def parse(record: Record, place: str, name: str, columns: Columns, role: Role = "predict") -> Example:
+def parse(record: Record, place: str, name: str, columns: Columns, role: Role = "predict") -> LabelledText:
     """The example of a text (to predict for, where a task has one text), or of named fields.
 
     place: what errors name, such as "standard input, line 3". name: the id where the record has none. Raises UserError,
@@ -128,10 +128,10 @@ def parse(record: Record, place: str, name: str, columns: Columns, role: Role = 
     if isinstance(record, str):
         if second or role != "predict":
             raise UserError(f"{place}: {record[:60]!r} is no example; expected {_expected(columns, role)}")
-        return Example(name, record.strip(), None, None)
+        return LabelledText(name, record.strip(), None, None)
     ids = ("id",) if task == "custom" else ("id", "index")
     id_column = next((one for one in ids if one in record), None)
-    return Example(
+    return LabelledText(
         str(field(record, id_column, (str, int), place)) if id_column else name,
         field(record, text, str, place),
         field(record, second, str, place) if second else None,
@@ -141,7 +141,7 @@ def parse(record: Record, place: str, name: str, columns: Columns, role: Role = 
 
 def _from_file(
     file: Path | Contents, role: Role, columns: Columns, warnings: Warnings
-) -> Iterator[tuple[str, Example]]:
+) -> Iterator[tuple[str, LabelledText]]:
     head, lines = split_head(read_lines(file))
     if is_json(head):
         rows: Iterator[tuple[str, Mapping[str, Any]]] = read_records(file, lines)
@@ -267,7 +267,7 @@ def _csv_rows(file: Path | Contents, lines: Lines) -> Iterator[tuple[int, list[s
         ) from error
 
 
-def _from_tfds(name: Source, role: Role, task: str) -> Iterator[tuple[str, Example]]:
+def _from_tfds(name: Source, role: Role, task: str) -> Iterator[tuple[str, LabelledText]]:
     builder, examples = tfds_examples(name, role)
     config = builder.builder_config.name
     if config != task and not (task == "mnli" and config in ("mnli_matched", "mnli_mismatched")):
@@ -284,4 +284,4 @@ def _from_tfds(name: Source, role: Role, task: str) -> Iterator[tuple[str, Examp
                 label = str(int(label))
             elif task != "stsb":
                 label = builder.info.features["label"].int2str(int(label))
-        yield place, Example(str(int(row["idx"])), texts[0], texts[1] if texts[1:] else None, label)
+        yield place, LabelledText(str(int(row["idx"])), texts[0], texts[1] if texts[1:] else None, label)

@@ -6,9 +6,9 @@ run_glue.py, _truncate_seq_pair).
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 from spanbert_jax.tasks.rows import Row
+from spanbert_jax.tasks.text_classification.files import LabelledText
 from spanbert_jax.text.tokenizer import Tokenizer
 
 
@@ -22,13 +22,13 @@ class TextRows:
     regression: bool
     token_types: int = 2  # the model's; where it is 1, both texts have type 0
 
-    def __call__(self, examples: Sequence[Any]) -> list[list[Row]]:
+    def __call__(self, examples: Sequence[LabelledText]) -> list[list[Row]]:
         """The rows of each example; a label that is None gives 0."""
         first = self.tokenizer.encode_batch([example.text for example in examples])
         second = self.tokenizer.encode_batch([example.second or "" for example in examples])
         return [[self._row(*parts)] for parts in zip(examples, first, second, strict=True)]
 
-    def _row(self, example: Any, first: list[int], second: list[int]) -> Row:
+    def _row(self, example: LabelledText, first: list[int], second: list[int]) -> Row:
         cls, sep = self.tokenizer.cls_id, self.tokenizer.sep_id
         pair = example.second is not None
         room = self.length - (3 if pair else 2)

@@ -18,12 +18,12 @@ from spanbert_jax.tasks.finetuning import NOTHING, Learnt, Prediction
 from spanbert_jax.tasks.rows import Featurise, Rows
 from spanbert_jax.tasks.sequences import SequenceTask
 from spanbert_jax.tasks.text_classification import files
-from spanbert_jax.tasks.text_classification.files import Example
+from spanbert_jax.tasks.text_classification.files import LabelledText
 from spanbert_jax.tasks.text_classification.rows import TextRows
 from spanbert_jax.text.tokenizer import Tokenizer
 
 
-class SequenceClassification(SequenceTask[Example]):
+class SequenceClassification(SequenceTask[LabelledText]):
     """The task of configs/glue.py and configs/classify.py."""
 
     task = "sequence_classification"
@@ -37,7 +37,7 @@ class SequenceClassification(SequenceTask[Example]):
     @classmethod
     def read(
         cls, config: Config, source: Source, role: Role, learnt: Learnt = NOTHING
-    ) -> tuple[list[Example], list[str]]:
+    ) -> tuple[list[LabelledText], list[str]]:
         """`files.read` with the configuration's columns."""
         wanted = config.classification
         columns = {"text": wanted.text, "second": wanted.second, "label": wanted.label}
@@ -45,32 +45,32 @@ class SequenceClassification(SequenceTask[Example]):
         pairs = sum(one.second is not None for one in examples)
         return examples, warnings + warn_of_one_type(config.model.token_types, pairs, str(source))
 
-    def parse(self, record: Record, place: str, name: str) -> Example:
+    def parse(self, record: Record, place: str, name: str) -> LabelledText:
         wanted = self.config.classification
         columns = files.columns_of(wanted.name, wanted.text, wanted.second, wanted.label)
         return files.parse(record, place, name, columns)
 
     @classmethod
-    def learn(cls, config: Config, tokenizer: Tokenizer, examples: Sequence[Example]) -> Learnt:
+    def learn(cls, config: Config, tokenizer: Tokenizer, examples: Sequence[LabelledText]) -> Learnt:
         """The labels, sorted; one nameless score for a regression."""
         if config.classification.name == "stsb":
             return Learnt(("score",))
         return Learnt(tuple(sorted({str(example.label) for example in examples})))
 
-    def check(self, examples: Sequence[Example], source: str) -> None:
+    def check(self, examples: Sequence[LabelledText], source: str) -> None:
         """Raises UserError where dev has a label that train has not."""
         if not self.regression:
             self.refuse_new_labels([(example.id, str(example.label)) for example in examples], source, "label")
 
     @classmethod
-    def row_maker(cls, settings: Config, tokenizer: Tokenizer, learnt: Learnt, role: Role) -> Featurise[Example]:
+    def row_maker(cls, settings: Config, tokenizer: Tokenizer, learnt: Learnt, role: Role) -> Featurise[LabelledText]:
         regression = settings.classification.name == "stsb"
         types = settings.model.token_types
         return TextRows(tokenizer, settings.data.block_length, learnt.labels, regression, types)
 
     def decode(
         self,
-        examples: Sequence[Example],
+        examples: Sequence[LabelledText],
         rows: Rows,
         outputs: Sequence[Mapping[str, np.ndarray]],
         tuned: Mapping[str, float],
@@ -86,11 +86,11 @@ class SequenceClassification(SequenceTask[Example]):
             predictions.append({"id": example.id, "label": self.learnt.labels[chosen], "score": float(scores[chosen])})
         return predictions
 
-    def metrics(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> dict[str, float]:
+    def metrics(self, examples: Sequence[LabelledText], predictions: Sequence[Prediction]) -> dict[str, float]:
         """GLUE's metrics of the configuration's task, times 100."""
         return {name: 100 * value for name, value in self._metrics(examples, predictions).items()}
 
-    def _metrics(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> dict[str, float]:
+    def _metrics(self, examples: Sequence[LabelledText], predictions: Sequence[Prediction]) -> dict[str, float]:
         if self.regression:
             numbers = [float(example.label) for example in examples if example.label is not None]
             return classification.glue("stsb", numbers, [prediction["score"] for prediction in predictions])
@@ -104,14 +104,14 @@ class SequenceClassification(SequenceTask[Example]):
             }
         return classification.glue(self.config.classification.name, golds, found)
 
-    def baseline(self, train: Sequence[Example], examples: Sequence[Example]) -> list[Prediction]:
+    def baseline(self, train: Sequence[LabelledText], examples: Sequence[LabelledText]) -> list[Prediction]:
         """Always the commonest label; of scores their mean."""
         if self.regression:
             return [{"id": e.id, "score": float(np.mean([one.label for one in train]))} for e in examples]
         commonest, count = collections.Counter(one.label for one in train).most_common(1)[0]
         return [{"id": e.id, "label": commonest, "score": count / len(train)} for e in examples]
 
-    def write(self, examples: Sequence[Example], predictions: Sequence[Prediction], directory: Path) -> Path:
+    def write(self, examples: Sequence[LabelledText], predictions: Sequence[Prediction], directory: Path) -> Path:
         """GLUE's submission format: index, TAB, prediction."""
         path = directory / "predictions.tsv"
         lines = [f"{i}\t{prediction.get('label', prediction['score'])}" for i, prediction in enumerate(predictions)]

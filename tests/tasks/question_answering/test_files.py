@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from spanbert_jax.errors import UserError
 from spanbert_jax.tasks.example_files import Contents, Role
-from spanbert_jax.tasks.question_answering.files import Example, parse, read
+from spanbert_jax.tasks.question_answering.files import Question, parse, read
 from tests.support.labelled_tfds import prepare_tfds
 
 # Combining marks, joined emoji, line ends, spaces of all kinds.
@@ -108,7 +108,7 @@ def test_mrqa_spans_include_their_ends_and_normalised_texts_match_the_context(tm
         tmp_path / "a.jsonl", mrqa(("u.s", [[17, 20], [4, 7]]), ("the us", [[0, 7], [9, 11]]), ("US", [[20, 99]]))
     )
     (example,), warnings = read(path)
-    assert example == Example(
+    assert example == Question(
         "q",
         "Who?",
         "The U.S. and the u.s. of A",
@@ -170,8 +170,8 @@ def test_one_object_a_question_is_read_from_json_lines_a_list_and_one_alone(tmp_
     ]
     found = [(0, "Rome")] if role != "predict" else []
     impossible = role != "predict"
-    first = Example("a", "Where?", "Rome", tuple(found), title="T", gold_texts=tuple(text for _, text in found))
-    expected = [first, Example("1", "When?", "Rome", impossible=impossible)]
+    first = Question("a", "Where?", "Rome", tuple(found), title="T", gold_texts=tuple(text for _, text in found))
+    expected = [first, Question("1", "When?", "Rome", impossible=impossible)]
     for name, content in (("a.txt", rows), ("a.jsonl", json.dumps(rows, indent=1)), ("a.xml", json.dumps(rows))):
         path = tmp_path / name
         path.write_text(content) if isinstance(content, str) else write(path, content)
@@ -182,7 +182,7 @@ def test_one_object_a_question_is_read_from_json_lines_a_list_and_one_alone(tmp_
 
 def test_one_record_is_parsed_with_its_place_in_errors() -> None:
     record = {"question": "Where?", "context": "Rome"}
-    assert parse(record, "request 1", "7") == Example("7", "Where?", "Rome")
+    assert parse(record, "request 1", "7") == Question("7", "Where?", "Rome")
     assert parse({**record, "id": 3}, "request 1", "7").id == "3"
     with pytest.raises(UserError, match=r"standard input, line 3: 'Where[?]' is no question with its text; give each"):
         parse("Where?", "standard input, line 3", "7")
@@ -211,7 +211,7 @@ def test_plain_questions_are_read_to_predict_alone(tmp_path: Path) -> None:
     path = write(
         tmp_path / "a.jsonl", [{"id": "x", "question": "Who?", "context": "A"}, {"question": "What?", "context": "B"}]
     )
-    assert read(path, "predict") == ([Example("x", "Who?", "A"), Example("1", "What?", "B")], [])
+    assert read(path, "predict") == ([Question("x", "Who?", "A"), Question("1", "What?", "B")], [])
     with pytest.raises(UserError, match="line 1: no 'answers', only 'id', 'question', 'context'"):
         read(path, "train")
     examples, _ = read(write(tmp_path / "m.jsonl", mrqa(("US", [[4, 7]]))), "predict")

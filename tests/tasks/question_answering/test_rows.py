@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spanbert_jax.tasks.question_answering import files as question_answering
-from spanbert_jax.tasks.question_answering.files import Example
+from spanbert_jax.tasks.question_answering.files import Question
 from spanbert_jax.tasks.question_answering.rows import QuestionWindows, max_context, windows
 from spanbert_jax.tasks.rows import Rows, build_rows, make_rows
 from spanbert_jax.text.sentencepiece_training import train_sentencepiece
@@ -42,13 +42,13 @@ def tokenizer_of(kind: str) -> Tokenizer:
 
 
 @st.composite
-def examples(draw: st.DrawFn) -> Example:
+def examples(draw: st.DrawFn) -> Question:
     """A question whose answer is anywhere in its context, or nowhere."""
     context = draw(TEXTS)
     first = draw(st.integers(0, len(context)))
     text = context[first : draw(st.integers(first, len(context)))]
     answers = ((first, text),) if text else ()
-    return Example("id", draw(TEXTS), context, answers, impossible=not text, gold_texts=(text,) if text else ())
+    return Question("id", draw(TEXTS), context, answers, impossible=not text, gold_texts=(text,) if text else ())
 
 
 def featuriser(kind: str, labelled: bool = True) -> QuestionWindows:
@@ -67,7 +67,7 @@ def window_with_most_context(spans: list[tuple[int, int]], piece: int) -> int:
     return best
 
 
-def literal_rows(tokenizer: Tokenizer, example: Example) -> list[dict[str, Any]]:
+def literal_rows(tokenizer: Tokenizer, example: Question) -> list[dict[str, Any]]:
     """The algorithm as BERT's run_squad.py states it, one piece and one window at a time."""
     question = tokenizer.encode(example.question)[:MAX_QUESTION]
     pieces, offsets = tokenizer.encode_with_offsets(example.context)
@@ -116,14 +116,14 @@ def literal_rows(tokenizer: Tokenizer, example: Example) -> list[dict[str, Any]]
 
 def test_question_and_text_have_the_one_type_of_a_model_with_one() -> None:
     made = QuestionWindows(tokenizer_of("wordpiece"), LENGTH, STRIDE, MAX_QUESTION, True, token_types=1)
-    ((row, *_),) = made([Example("id", "Where?", "Rome is in Italy.")])
+    ((row, *_),) = made([Question("id", "Where?", "Rome is in Italy.")])
     assert set(row["token_type_ids"]) == {0} and len(row["token_type_ids"]) == len(row["input_ids"])
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=50, deadline=None)
 @given(st.lists(examples(), min_size=1, max_size=3))
-def test_windows_are_those_of_the_algorithm_stated_piece_by_piece(kind: str, drawn: list[Example]) -> None:
+def test_windows_are_those_of_the_algorithm_stated_piece_by_piece(kind: str, drawn: list[Question]) -> None:
     expected = [literal_rows(tokenizer_of(kind), example) for example in drawn]
     assert featuriser(kind)(drawn) == expected
     nothing = {"answer_start": 0, "answer_end": 0}
@@ -133,7 +133,7 @@ def test_windows_are_those_of_the_algorithm_stated_piece_by_piece(kind: str, dra
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=50, deadline=None)
 @given(examples())
-def test_every_piece_is_in_a_window_and_in_one_of_them_with_most_context(kind: str, example: Example) -> None:
+def test_every_piece_is_in_a_window_and_in_one_of_them_with_most_context(kind: str, example: Question) -> None:
     pieces, offsets = tokenizer_of(kind).encode_with_offsets(example.context)
     rows = featuriser(kind)([example])[0]
     question = rows[0]["token_type_ids"].count(0)
@@ -164,7 +164,7 @@ def test_most_context_is_the_algorithms_whatever_the_sizes() -> None:
 
 def test_a_long_text_in_numbers() -> None:
     context = "a b c d e f g h i j k l m n o p q r s t"  # 20 pieces; windows of 24 - 2 - 3 = 19, which are 2
-    rows = featuriser("wordpiece")([Example("id", "ab", context, ((38, "t"),))])[0]
+    rows = featuriser("wordpiece")([Question("id", "ab", context, ((38, "t"),))])[0]
     assert [len(row["input_ids"]) for row in rows] == [24, 4 + 15 + 1]
     # Piece 5 has no text before it in the second window, and piece 12 is 6 from the first one's end.
     assert rows[0]["max_context"] == [0] * 4 + [1] * 12 + [0] * 7 + [0]
@@ -181,21 +181,21 @@ def test_an_answer_that_begins_inside_a_piece_takes_that_piece() -> None:
         "at\r\nth": "cat\r\nthe",
         "e\u00a0c": None,
     }.items():
-        example = Example("id", "?", context, ((context.index(answer), answer),))
+        example = Question("id", "?", context, ((context.index(answer), answer),))
         row = featuriser("wordpiece")([example])[0][0]
         covered = context[row["start_char"][row["answer_start"]] : row["end_char"][row["answer_end"]]]
         assert covered == (pieces or "the\u00a0cat")
 
 
 def test_the_first_answer_is_learnt_and_one_without_pieces_is_none() -> None:
-    both = Example("id", "?", "the cat the", ((8, "the"), (0, "the")))
-    space = Example("id", "?", "the  cat", ((3, "  "),))
+    both = Question("id", "?", "the cat the", ((8, "the"), (0, "the")))
+    space = Question("id", "?", "the  cat", ((3, "  "),))
     rows = [rows[0] for rows in featuriser("wordpiece")([both, space])]
     assert [(row["answer_start"], row["answer_end"]) for row in rows] == [(5, 5), (0, 0)]
 
 
 def test_an_empty_text_has_one_row() -> None:
-    row = featuriser("unigram")([Example("id", "", "")])[0][0]
+    row = featuriser("unigram")([Question("id", "", "")])[0][0]
     tokenizer = tokenizer_of("unigram")
     assert row["input_ids"] == [tokenizer.cls_id, tokenizer.sep_id, tokenizer.sep_id]
     assert row["token_type_ids"] == [0, 0, 1]
@@ -213,7 +213,7 @@ def same(ours: Rows, theirs: Rows) -> None:
 def test_rows_do_not_depend_on_the_number_of_processes() -> None:
     random = np.random.default_rng(1)
     contexts = [" ".join(random.choice(["the", "cat", "é👩", "a\r\nb"], 40)) for _ in range(90)]
-    made = [Example(str(i), f"cat {i}", contexts[i // 4], ((0, contexts[i // 4][:3]),)) for i in range(330)]
+    made = [Question(str(i), f"cat {i}", contexts[i // 4], ((0, contexts[i // 4][:3]),)) for i in range(330)]
     featurise = featuriser("unigram")
     assert pickle.loads(pickle.dumps(featurise))(made[:9]) == featurise(made[:9])
     one = make_rows(featurise(made))

@@ -26,7 +26,7 @@ from spanbert_jax.model.parameters import parameter_shapes
 from spanbert_jax.runs import finetuning as finetuning_run
 from spanbert_jax.tasks.example_files import Role
 from spanbert_jax.tasks.finetuning import Learnt
-from spanbert_jax.tasks.question_answering.files import Example
+from spanbert_jax.tasks.question_answering.files import Question
 from spanbert_jax.tasks.question_answering.rows import QuestionWindows
 from spanbert_jax.tasks.question_answering.task import QuestionAnswering, best_spans, span_objective
 from spanbert_jax.tasks.rows import Rows, make_rows
@@ -44,7 +44,7 @@ def task_of(kind: str, **fields: Any) -> QuestionAnswering:
     return QuestionAnswering(config, tokenizer_of(kind), Learnt())
 
 
-def rows_and_outputs(task: QuestionAnswering, examples: list[Example], seed: int) -> tuple[Rows, Outputs]:
+def rows_and_outputs(task: QuestionAnswering, examples: list[Question], seed: int) -> tuple[Rows, Outputs]:
     """Rows, and random scores for more positions than a row has, as in a padded batch."""
     rows = make_rows(task.featuriser("dev")(examples))
     random = np.random.default_rng(seed)
@@ -52,7 +52,7 @@ def rows_and_outputs(task: QuestionAnswering, examples: list[Example], seed: int
     return rows, [{"start": start, "end": end} for start, end in scores]
 
 
-def all_answers(task: QuestionAnswering, example: Example, outputs: Outputs) -> dict[str, tuple[float, int, int]]:
+def all_answers(task: QuestionAnswering, example: Question, outputs: Outputs) -> dict[str, tuple[float, int, int]]:
     """text -> its best (score, start, end), of the n_best best of every span that there is, best text first."""
     found: list[tuple[float, int, int]] = []
     for row, scores in zip(task.featuriser("dev")([example])[0], outputs, strict=True):
@@ -75,7 +75,7 @@ def test_every_answer_is_the_text_at_its_offsets_and_the_best_of_all_spans(
     kind: str, texts: list[tuple[str, str]], seed: int
 ) -> None:
     task = task_of(kind)
-    examples = [Example(str(i), question, context) for i, (question, context) in enumerate(texts)]
+    examples = [Question(str(i), question, context) for i, (question, context) in enumerate(texts)]
     rows, outputs = rows_and_outputs(task, examples, seed)
     predictions = task.decode(examples, rows, outputs, {})
     for number, (example, prediction) in enumerate(zip(examples, predictions, strict=True)):
@@ -116,7 +116,7 @@ def test_the_best_spans_are_those_of_a_search_through_all() -> None:
 def test_an_answer_is_found_in_any_window_of_a_long_text() -> None:
     task = task_of("wordpiece")
     context = "the cat\r\n" * 40 + "a\u00a0b cat"
-    rows, outputs = rows_and_outputs(task, [Example("id", "ab", context)], 0)
+    rows, outputs = rows_and_outputs(task, [Question("id", "ab", context)], 0)
     assert len(rows) > 10
     start = context.index("a\u00a0b")
     for number in range(len(rows)):  # only the window where it has most context is asked for its start
@@ -124,17 +124,17 @@ def test_an_answer_is_found_in_any_window_of_a_long_text() -> None:
         last = np.flatnonzero(rows.column("end_char", number) == start + 3)
         if len(first) and len(last):
             outputs[number]["start"][first], outputs[number]["end"][last] = 50, 50
-    prediction = task.decode([Example("id", "ab", context)], rows, outputs, {})[0]
+    prediction = task.decode([Question("id", "ab", context)], rows, outputs, {})[0]
     assert prediction["text"] == "a\u00a0b" and (prediction["start"], prediction["end"]) == (start, start + 3)
 
 
-def unanswerable(seed: int = 1) -> tuple[QuestionAnswering, list[Example], Rows, Outputs]:
+def unanswerable(seed: int = 1) -> tuple[QuestionAnswering, list[Question], Rows, Outputs]:
     task = task_of("wordpiece", unanswerable=True)
     contexts = {"the cat, the cat": "cat", "a b c d e f g h i j k l m n o p q r s t u v w": "b", "(1) 2": "1"}
     examples = [
-        Example(str(i), "cat", text, ((text.index(gold), gold),), gold_texts=(gold,))
+        Question(str(i), "cat", text, ((text.index(gold), gold),), gold_texts=(gold,))
         if i % 2
-        else Example(str(i), "cat", text, impossible=True)
+        else Question(str(i), "cat", text, impossible=True)
         for i, (text, gold) in enumerate(list(contexts.items()) * 8)
     ]
     return task, examples, *rows_and_outputs(task, examples, seed)
@@ -191,8 +191,8 @@ def test_the_tuned_threshold_empties_texts_and_what_is_written_scores_as_the_met
 def test_without_unanswerable_questions_the_metrics_are_squad_1s(tmp_path: Path) -> None:
     task = task_of("wordpiece")
     examples = [
-        Example("a", "cat", "the cat", gold_texts=("cat", "the cat")),
-        Example("b", "1", "a b", gold_texts=("c",)),
+        Question("a", "cat", "the cat", gold_texts=("cat", "the cat")),
+        Question("b", "1", "a b", gold_texts=("c",)),
     ]
     rows, outputs = rows_and_outputs(task, examples, 0)
     predictions = task.decode(examples, rows, outputs, {})

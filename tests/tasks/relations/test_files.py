@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from spanbert_jax.errors import UserError
 from spanbert_jax.tasks.example_files import Contents
-from spanbert_jax.tasks.relations.files import Entity, Example, parse, read
+from spanbert_jax.tasks.relations.files import Entity, RelationSentence, parse, read
 
 TACRED = {
     "id": "e7798fb926b9403cfcd2",
@@ -39,7 +39,7 @@ def write(path: Path, content: Any) -> str:
     return str(path)
 
 
-def words_of(example: Example, entity: Entity) -> str:
+def words_of(example: RelationSentence, entity: Entity) -> str:
     return "".join(example.words[entity[0] : entity[1]])
 
 
@@ -76,7 +76,7 @@ def test_the_two_formats_give_the_same_entities_of_the_same_real_sentences(share
 
 def test_tacred_s_ends_are_included_and_its_brackets_are_brackets(tmp_path: Path) -> None:
     words = ("At", "(", "the", "]", "Sharpton", "-LRB", "chief")
-    expected = Example(TACRED["id"], words, (4, 6, "PERSON"), (1, 4, "TITLE"), "per:title")
+    expected = RelationSentence(TACRED["id"], words, (4, 6, "PERSON"), (1, 4, "TITLE"), "per:title")
     assert read(write(tmp_path / "train.json.gz", [TACRED])) == ([expected], [])
 
 
@@ -101,8 +101,8 @@ def test_semeval_marks_become_ranges_of_whole_words_and_no_character_is_lost(
 
 def test_sentences_without_relations_are_read_to_predict_and_refused_to_train(tmp_path: Path) -> None:
     path = write(tmp_path / "a.txt", '1\t"<e1>A</e1> in <e2>B</e2>."\n2\t"<e1>C</e1> <e2>D</e2>"\nOther\n')
-    expected = [Example("1", ("A", "in", "B", "."), (0, 1, None), (2, 3, None), None)]
-    expected += [Example("2", ("C", "D"), (0, 1, None), (1, 2, None), None)]
+    expected = [RelationSentence("1", ("A", "in", "B", "."), (0, 1, None), (2, 3, None), None)]
+    expected += [RelationSentence("2", ("C", "D"), (0, 1, None), (1, 2, None), None)]
     assert read(path, "predict", "semeval") == (expected, [])
     with pytest.raises(UserError, match="id 1: no relation after the sentence"):
         read(path, "train", "semeval")

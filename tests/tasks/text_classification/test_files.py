@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from spanbert_jax.corpus import tfds_source
 from spanbert_jax.errors import UserError
 from spanbert_jax.tasks.example_files import Contents, Role
-from spanbert_jax.tasks.text_classification.files import Example, columns_of, parse, read
+from spanbert_jax.tasks.text_classification.files import LabelledText, columns_of, parse, read
 from tests.support.labelled_tfds import prepare_tfds
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=30).map(lambda text: text + "x")
@@ -63,7 +63,7 @@ GLUE_FILES = {
 def test_the_files_of_all_nine_glue_tasks_are_read_as_they_are(tmp_path: Path, task: str, name: str) -> None:
     content, expected = GLUE_FILES[task]
     examples, warnings = read(write(tmp_path / name, content), task=task)
-    assert examples[:1] == [Example(*row) for row in expected] and warnings == []
+    assert examples[:1] == [LabelledText(*row) for row in expected] and warnings == []
     assert len(examples) == (2 if task == "cola" else 1)
 
 
@@ -134,7 +134,7 @@ def test_csv_and_json_lines_give_the_texts_that_were_written(
         [("class", "premise", "note", "claim"), *((c, a, "", b) for a, b, c in rows)]
     )
     own = {"text": "premise", "second": "claim", "label": "class"}
-    expected = [Example(str(i), a, b, c) for i, (a, b, c) in enumerate(rows)]
+    expected = [LabelledText(str(i), a, b, c) for i, (a, b, c) in enumerate(rows)]
     assert read(write(tmp_path / "a.csv", file.getvalue()), **own)[0] == expected
     lines = [json.dumps({"premise": a, "claim": b, "class": c}) + end for a, b, c in rows]
     assert read(write(tmp_path / "a.jsonl.gz", "".join(lines)), **own)[0] == expected
@@ -151,7 +151,7 @@ def test_ids_come_from_the_file_and_integers_are_labels(tmp_path: Path) -> None:
     path = write(
         tmp_path / "a.jsonl", '{"id": "a", "text": "x", "label": 1}\n\n{"id": 7, "text": "\\ud83d", "label": "1"}\n'
     )
-    assert read(path)[0] == [Example("a", "x", None, "1"), Example("7", "\ufffd", None, "1")]
+    assert read(path)[0] == [LabelledText("a", "x", None, "1"), LabelledText("7", "\ufffd", None, "1")]
 
 
 @pytest.mark.parametrize(
@@ -230,7 +230,7 @@ PACKINGS: dict[str, Any] = {"plain": bytes, "gzip": gzip.compress, "bzip2": bz2.
 @pytest.mark.parametrize("kind", CONTENTS)
 def test_what_a_file_holds_and_not_its_name_says_how_it_is_read(tmp_path: Path, kind: str, role: Role) -> None:
     label = (lambda value: None) if role == "predict" else str
-    expected = [Example(str(i), text, None, label(value)) for i, (text, value) in enumerate(TABLE[1:])]
+    expected = [LabelledText(str(i), text, None, label(value)) for i, (text, value) in enumerate(TABLE[1:])]
     for packing, name in zip(PACKINGS, ("a.txt", "a.csv", "a.jsonl", "a.tsv"), strict=True):
         (tmp_path / name).write_bytes(PACKINGS[packing](CONTENTS[kind]))
         assert read(str(tmp_path / name), role)[0] == expected
@@ -248,9 +248,9 @@ def test_quotes_tell_the_csv_of_one_column(tmp_path: Path) -> None:
 def test_plain_text_is_an_example_a_line_to_predict_where_nothing_else_is_in_the_file(tmp_path: Path) -> None:
     text = "[laughs] A film.\n\nTo see, twice, \t really.\r\nYes, well.\n"
     expected = [
-        Example("1", "[laughs] A film.", None, None),
-        Example("3", "To see, twice, \t really.", None, None),
-        Example("4", "Yes, well.", None, None),
+        LabelledText("1", "[laughs] A film.", None, None),
+        LabelledText("3", "To see, twice, \t really.", None, None),
+        LabelledText("4", "Yes, well.", None, None),
     ]
     for task in ("custom", "sst2", "cola"):
         assert read(write(tmp_path / "a.txt", text), "predict", task=task) == (expected, [])
@@ -270,8 +270,8 @@ def test_plain_text_is_an_example_a_line_to_predict_where_nothing_else_is_in_the
 
 def test_one_record_is_parsed_with_its_place_in_errors() -> None:
     one, two = columns_of("custom", "text", "", "label"), columns_of("rte", "", "", "")
-    assert parse("A film. ", "request 1", "7", one) == Example("7", "A film.", None, None)
-    assert parse({"text": "A film.", "id": 3}, "request 1", "7", one) == Example("3", "A film.", None, None)
+    assert parse("A film. ", "request 1", "7", one) == LabelledText("7", "A film.", None, None)
+    assert parse({"text": "A film.", "id": 3}, "request 1", "7", one) == LabelledText("3", "A film.", None, None)
     assert parse({"sentence1": "A", "sentence2": "B", "label": "x"}, "request 1", "7", two, "dev").label == "x"
     with pytest.raises(
         UserError, match=r"standard input, line 3: 'A' is no example; expected a header .*'sentence2', set"
@@ -320,7 +320,7 @@ def test_glue_from_tfds_gives_the_labels_of_the_files(
     for role, count in (("train", 3), ("dev", 2), ("predict", 2)):
         examples, warnings = read(f"glue/{task}", role, task=task)
         assert sorted(examples, key=lambda one: one.id) == [
-            Example(str(i), text, second, None if role == "predict" else label) for i in range(count)
+            LabelledText(str(i), text, second, None if role == "predict" else label) for i in range(count)
         ]
         assert warnings == []
     assert len(read(f"glue/{task}:train[:2]", "dev", task=task)[0]) == 2

@@ -14,13 +14,13 @@ TOKENIZER = Tokenizer("wordpiece", "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]"
 
 
 @dataclasses.dataclass(frozen=True)
-class Example:
+class LabelledText:
     text: str
     second: str | None = None
     label: str | float | None = None
 
 
-def make(example: Example, length: int = 16, regression: bool = False) -> dict:
+def make(example: LabelledText, length: int = 16, regression: bool = False) -> dict:
     (rows,) = TextRows(TOKENIZER, length, ("no", "yes"), regression)([example])
     (row,) = rows
     return row
@@ -30,7 +30,7 @@ def make(example: Example, length: int = 16, regression: bool = False) -> dict:
 @given(first=st.integers(0, 30), second=st.integers(0, 30), length=st.integers(5, 40))
 def test_the_longer_text_loses_a_piece_at_a_time(first: int, second: int, length: int) -> None:
     a, b = list(WORDS[:first]), list(reversed(WORDS[30 - second :]))
-    row = make(Example(" ".join(a), " ".join(b)), length)
+    row = make(LabelledText(" ".join(a), " ".join(b)), length)
     while len(a) + len(b) > length - 3:
         (a if len(a) > len(b) else b).pop()
     assert [TOKENIZER.piece(i) for i in row["input_ids"]] == ["[CLS]", *a, "[SEP]", *b, "[SEP]"]
@@ -38,16 +38,16 @@ def test_the_longer_text_loses_a_piece_at_a_time(first: int, second: int, length
 
 
 def test_both_texts_have_the_one_type_of_a_model_with_one() -> None:
-    ((row,),) = TextRows(TOKENIZER, 16, ("no", "yes"), False, token_types=1)([Example("w1 w2", "w3")])
+    ((row,),) = TextRows(TOKENIZER, 16, ("no", "yes"), False, token_types=1)([LabelledText("w1 w2", "w3")])
     assert row["token_type_ids"] == [0] * 6
 
 
 def test_one_text_is_cut_at_its_end() -> None:
-    row = make(Example("w1 w2 w3 w4"), 5)
+    row = make(LabelledText("w1 w2 w3 w4"), 5)
     assert [TOKENIZER.piece(i) for i in row["input_ids"]] == ["[CLS]", "w1", "w2", "w3", "[SEP]"]
     assert row["token_type_ids"] == [0] * 5
 
 
 @pytest.mark.parametrize(("label", "regression", "expected"), [("yes", False, 1), (None, False, 0), (2.5, True, 2.5)])
 def test_labels_are_numbered_and_scores_are_kept(label: str | float | None, regression: bool, expected: float) -> None:
-    assert make(Example("w1", None, label), regression=regression)["label"] == expected
+    assert make(LabelledText("w1", None, label), regression=regression)["label"] == expected

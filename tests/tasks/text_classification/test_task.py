@@ -14,7 +14,7 @@ from spanbert_jax.tasks.finetuning import FineTuning
 from spanbert_jax.tasks.relations import files
 from spanbert_jax.tasks.relations.task import RelationExtraction
 from spanbert_jax.tasks.rows import make_rows
-from spanbert_jax.tasks.text_classification.files import Example
+from spanbert_jax.tasks.text_classification.files import LabelledText
 from spanbert_jax.tasks.text_classification.task import SequenceClassification
 from spanbert_jax.text.tokenizer import SPECIALS, Tokenizer, wordpiece_from_vocab
 from tests.support.learning import learn_by_heart
@@ -36,13 +36,13 @@ def make(kind: type[FineTuning], config: Config, tokenizer: Tokenizer, examples:
     return kind(config, tokenizer, kind.learn(config, tokenizer, examples))
 
 
-def random_texts(count: int, pair: bool) -> list[Example]:
+def random_texts(count: int, pair: bool) -> list[LabelledText]:
     rng = np.random.default_rng(0)
 
     def text() -> str:
         return " ".join(rng.choice(WORDS, rng.integers(4, 9)))
 
-    return [Example(str(i), text(), text() if pair else None, "abc"[rng.integers(3)]) for i in range(count)]
+    return [LabelledText(str(i), text(), text() if pair else None, "abc"[rng.integers(3)]) for i in range(count)]
 
 
 @pytest.mark.parametrize("pair", [False, True])
@@ -101,8 +101,8 @@ def test_a_label_that_training_did_not_have_is_an_error_that_names_it() -> None:
     with pytest.raises(
         UserError, match=r"dev.tsv: 1 of 1 examples .*, the first is 7 with 'new'; its labels are a, b, c; "
     ):
-        task.check([Example("7", "w1", None, "new")], "dev.tsv")
-    related = [files.Example("1", ("w1", "w2"), (0, 1, "A"), (1, 2, "B"), "no_relation")]
+        task.check([LabelledText("7", "w1", None, "new")], "dev.tsv")
+    related = [files.RelationSentence("1", ("w1", "w2"), (0, 1, "A"), (1, 2, "B"), "no_relation")]
     task = make(RelationExtraction, config_of("relation_extraction"), TOKENIZER, [])
     with pytest.raises(
         UserError, match=r"dev.json: 1 of 1 examples have a relation .*, the first is 1 with 'no_relation'"
@@ -129,6 +129,6 @@ def test_the_baseline_is_the_commonest_label_and_relation() -> None:
     assert [guess["label"] for guess in task.baseline(texts, texts[:2])] == ["b", "b"]
     assert task.metrics(texts, task.baseline(texts, texts))["accuracy"] == 62.5
     labels = ["Other", "Other", "Cause-Effect(e1,e2)", "Other"]
-    related = [files.Example(str(i), ("w1",), (0, 1, None), (0, 1, None), x) for i, x in enumerate(labels)]
+    related = [files.RelationSentence(str(i), ("w1",), (0, 1, None), (0, 1, None), x) for i, x in enumerate(labels)]
     task = make(RelationExtraction, config_of("relation_extraction"), TOKENIZER, related)
     assert {guess["relation"] for guess in task.baseline(related, related)} == {"Cause-Effect(e1,e2)"}
