@@ -97,8 +97,8 @@ def transformers_mlm(params: dict[str, Any], model_config: ModelConfig, vocab_si
 
 @pytest.mark.parametrize(
     ("model_config", "vocab_size", "lengths"),
-    [(ODD, 131, (37, 12, 1)), (ModelConfig(), 28_996, (24, 9))],
-    ids=["odd", "base"],
+    [(ODD, 131, (37, 12, 1)), (ModelConfig(layers=3), 1_000, (24, 9))],
+    ids=["odd", "width of base"],
 )
 def test_hidden_states_and_mlm_logits_are_those_of_transformers(
     model_config: ModelConfig, vocab_size: int, lengths: tuple[int, ...]

@@ -1,19 +1,15 @@
 """What a compiled program moves, against programs whose answer is known: written by hand, or counted by XLA itself."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import pytest
 
+from tests.support.devices import on_four_devices
 from tools.tpu.hlo_cost import Collective, Program, by_kind, collectives, read_program, traffic
-
-ROOT = Path(__file__).resolve().parents[2]
 
 # As XLA writes for TPUs: layouts with tiles and memory spaces, loops without a written count, each form of collective.
 TPU_PROGRAM = """HloModule jit_step, is_scheduled=true, input_output_alias={ {0}: (0, {}, may-alias) }
@@ -224,7 +220,6 @@ def test_a_scan_over_layers_moves_what_its_unrolled_form_does() -> None:
 def test_collectives_of_a_real_program_on_four_devices() -> None:
     script = """
 import json, jax, jax.numpy as jnp
-jax.config.update("jax_num_cpu_devices", 4)
 from jax.sharding import PartitionSpec as P
 from tools.tpu.hlo_cost import by_kind, collectives, read_program
 mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
@@ -237,7 +232,6 @@ mapped = jax.shard_map(step, mesh=mesh, in_specs=P("data"), out_specs=P(), check
 text = jax.jit(mapped).lower(jax.ShapeDtypeStruct((4000,), jnp.float32)).compile().as_text()
 print(json.dumps(by_kind(collectives(read_program(text)))))
 """
-    run = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    rows = {row["kind"]: (row["count"], row["bytes"], row["sent"]) for row in json.loads(run.stdout)}
+    found = json.loads(on_four_devices(script))
+    rows = {row["kind"]: (row["count"], row["bytes"], row["sent"]) for row in found}
     assert rows == {"all-reduce": (5, 5 * 4000, 5 * 1.5 * 4000), "all-gather": (1, 16000, 12000)}
