@@ -225,11 +225,9 @@ def test_no_mask_is_kept_for_the_backward_pass() -> None:
 
 
 FOUR_DEVICES = """
-import sys
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-sys.path.insert(0, "tests/model")
-from test_dropout import small_batch, small_model
+from tests.model.test_dropout import small_batch, small_model
 from spanbert_jax.model.dropout import Dropout, keep_mask, site_seeds
 from spanbert_jax.model.pretraining_heads import apply, init_params
 
