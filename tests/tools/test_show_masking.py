@@ -52,7 +52,8 @@ def arguments(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) ->
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "tools" / "show_masking.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env={"COLUMNS": "200", "PATH": "", "HOME": "/"})
+    environment = {"COLUMNS": "200", "PATH": "", "HOME": "/", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 
 def test_prints_blocks_then_the_same_as_a_page_and_statistics(arguments: list[str], tmp_path: Path) -> None:
