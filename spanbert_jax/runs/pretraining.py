@@ -17,6 +17,7 @@ from etils import epath
 from spanbert_jax.config import Config
 from spanbert_jax.corpus import blocks as block_data
 from spanbert_jax.corpus import masked_batches as input_data
+from spanbert_jax.corpus.blocks import Blocks
 from spanbert_jax.corpus.neighbours import count_neighbours, evaluated_blocks, guess_masked
 from spanbert_jax.model import pretraining_heads
 from spanbert_jax.runs.prepare import prepare
@@ -48,7 +49,9 @@ def run(config: Config, path: str, arguments: str) -> bool:
     return result.finished
 
 
-def make_recipe(config: Config, tokenizer: Tokenizer, train: Any, held_out: Any, start: StartingWeights) -> loop.Recipe:
+def make_recipe(
+    config: Config, tokenizer: Tokenizer, train: Blocks, held_out: Blocks, start: StartingWeights
+) -> loop.Recipe:
     """Pre-training on the blocks `train`, evaluated on `held_out`."""
     model = pretraining_heads.pretraining_model(config, tokenizer.vocab_size, jax.default_backend())
     commonest = int(np.argmax(train.metadata.piece_counts))
@@ -92,7 +95,7 @@ def make_recipe(config: Config, tokenizer: Tokenizer, train: Any, held_out: Any,
     )
 
 
-def neighbour_metrics(config: Config, tokenizer: Tokenizer, train: Any, held_out: Any) -> dict[str, float]:
+def neighbour_metrics(config: Config, tokenizer: Tokenizer, train: Blocks, held_out: Blocks) -> dict[str, float]:
     """Of the guess from a span's two neighbours (corpus/neighbours.py), on the held-out pieces that became [MASK]: for
     each head NAME that is trained the accuracy, NAME_neighbours_mask, and the nats, NAME_neighbours_loss_mask."""
     heads = pretraining_heads.trained_heads(config)
