@@ -63,7 +63,10 @@ def _drop_output() -> None:
 
 
 class _Quiet:
-    """A hook for exceptions in threads and destructors that says nothing of a full disk: `status` says it once."""
+    """A hook for exceptions in threads and destructors that says nothing of a full disk: `status` says it once.
+
+    Orbax closes its event loop at the first error, and each write that was under way then raises an error of its own.
+    """
 
     def __init__(self, hook: Callable[[Any], Any]):
         self._hook = hook
@@ -73,7 +76,8 @@ class _Quiet:
         return hook if isinstance(hook, cls) else cls(hook)
 
     def __call__(self, late: Any) -> None:
-        if late.exc_value is None or not full_disk(late.exc_value):
+        error = late.exc_value
+        if error is None or not ("Event loop is closed" in str(error) or full_disk(error)):
             self._hook(late)
 
 
