@@ -1,8 +1,8 @@
-"""Checkpoints of a run: the state and, as JSON, all that says what the state is; parameters alone, in and out.
+"""Checkpoints of a run: the training state with its metadata, and checkpoints of parameters alone.
 
-Invariant: a checkpoint named n is the state before batch n. It is saved on an interval, on preemption and at the
-end, asynchronously, and a step directory exists only when it is whole: Orbax renames it into place, or in a bucket,
-where that cannot be done, marks it when it is complete.
+Invariant: a checkpoint named n is the state before batch n. Orbax saves it in the background, on an interval, on
+preemption and at the end. A step's directory exists only when it is whole: Orbax renames the directory into place, or
+marks it as complete in a bucket, where nothing can be renamed. No damaged checkpoint is deleted.
 """
 
 import contextlib
@@ -260,4 +260,4 @@ def _readable(checkpoint: epath.Path) -> Iterator[None]:
         with _orbax_errors():
             yield
     except _Damaged as error:
-        raise UserError(f"{checkpoint}: this checkpoint is damaged ({error}); name an earlier one") from error
+        raise UserError(f"{checkpoint}: this checkpoint is damaged ({error}); name another, or move it away") from error

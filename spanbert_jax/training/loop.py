@@ -1,7 +1,7 @@
-"""The loop, the same for every task.
+"""The training loop, the same for pre-training and for every fine-tuning task.
 
-Invariant: the order of its body never changes: evaluate, save, stop if asked to, take batch[step], step, log the
-window before. So a checkpoint named n is the state before batch n, and the device never waits for the host to log.
+Invariant: the order of the loop's body never changes: evaluate, save, stop if asked to, take batch[step], step, log the
+previous window. A checkpoint named n is therefore the state before batch n, and the device never waits for logging.
 """
 
 import collections
@@ -67,8 +67,8 @@ class Result(NamedTuple):
 def run(config: Config, recipe: Recipe, workdir: epath.Path) -> Result:
     """Trains from the newest checkpoint in the workdir, or from the start, to the last step or a request to stop.
 
-    Raises UserError where the mesh, the batch and the devices do not fit together, their memory is too small, or a
-    checkpoint cannot be read.
+    Raises UserError where the mesh, the batch and the devices do not fit together, the devices' memory is too small, no
+    checkpoint can be read, or the disk is full.
     """
     try:
         with jax.set_mesh(sharding.mesh_of(config)):
@@ -218,8 +218,8 @@ def _speed(metrics: Mapping[str, float]) -> str:
 class _Window:
     """The steps since the last metrics, and the time they took.
 
-    The first step is a window of its own, without speeds, and none counts the time of compilation. A full window is
-    handed out a few steps later, when its sums are surely there.
+    The first step is a window of its own, without speeds. No window counts the time of compilation. A full window is
+    handed out a few steps later, when the device has finished its steps.
     """
 
     def __init__(self, config: Config, recipe: Recipe, mesh: Mesh):
@@ -288,8 +288,10 @@ class _Window:
 
 
 class _StopSignals:
-    """Turns SIGTERM and the first Ctrl-C into a request to stop at the next step. With several processes JAX's
-    preemption service does that for SIGTERM, for all of them at once."""
+    """Turns SIGTERM and the first Ctrl-C into a request to stop at the next step.
+
+    With several processes JAX's preemption service turns SIGTERM into a request to all of them, at the same step.
+    """
 
     def __enter__(self) -> "_StopSignals":
         self.asked = False

@@ -98,12 +98,12 @@ def _is_kept(line: str, step: int) -> bool:
 class MetricsWriter:
     """Appends to <workdir>/metrics.jsonl and <workdir>/tensorboard.
 
-    Nothing can be appended to in a bucket. There both are written on this machine and copied whole, at most once a
-    second, so that a run that is killed loses the metrics of that second.
+    In a bucket no file can be appended to. Both are then written on this machine and copied whole, at most once a
+    second. A run that is killed loses the metrics of that second.
     """
 
     def __init__(self, workdir: epath.Path, step: int):
-        """Drops what an earlier run wrote after `step`, the step that this one goes on from."""
+        """Keeps what an earlier start wrote up to `step`, from which this one goes on, and drops the rest."""
         from tensorboard.compat.proto import event_pb2, summary_pb2  # TensorFlow's, or its stand-in where it is missing
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 

@@ -1,7 +1,7 @@
 """The directory of a run.
 
-Invariant: all that a workdir holds was computed with the configuration in its config.json, up to the fields in
-`config.MAY_CHANGE`; a start with another one is refused before anything is touched.
+Invariant: everything in a workdir was computed with the configuration in its config.json, except for the fields in
+`config.MAY_CHANGE`. A start with another configuration is refused before any file is touched.
 """
 
 import importlib
@@ -48,8 +48,10 @@ def _check_client(path: str) -> None:
 
 
 def claim_workdir(config: Config, workdir: epath.Path) -> None:
-    """Writes config.json: from now on the workdir is this configuration's. A start that fails before, for a mistake in
-    it, claims nothing."""
+    """Writes config.json: from now on the workdir belongs to this configuration.
+
+    A start that fails earlier, over a mistake in the configuration, claims nothing.
+    """
     if jax.process_index() == 0:
         with written_aside(workdir / _FILE) as aside:
             aside.write_text(config_to_json(config))
