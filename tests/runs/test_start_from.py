@@ -199,7 +199,7 @@ def test_a_run_that_goes_on_needs_its_source_no_more(source: Path, corpus: Path,
     shutil.copytree(source, begin)
     fields = {"corpus__files": corpus, "data__dir": source / "data", "init_from": begin, "model__dropout": 0.1}
     fields |= {"train__steps": 60, "train__eval_every": 60, "train__eval_blocks": 8}
-    runs.run(tmp_path / "alone", **fields)
+    train(tmp_path / "alone", **fields)
     workdir = tmp_path / "killed"
     process = subprocess.Popen(
         runs.command(workdir, **fields), cwd=runs.ROOT, env=runs.environment(), stdout=subprocess.DEVNULL
@@ -209,7 +209,7 @@ def test_a_run_that_goes_on_needs_its_source_no_more(source: Path, corpus: Path,
     assert process.wait() == -signal.SIGKILL
     assert not (workdir / "checkpoints" / "60").exists()
     shutil.rmtree(begin)
-    assert "Starting from" not in runs.run(workdir, **fields).stdout
+    assert "Starting from" not in train(workdir, **fields)
     alone, resumed, before = runs.params(tmp_path / "alone", 60), runs.params(workdir, 60), runs.params(source, 4)
     assert alone.keys() == resumed.keys() == before.keys()
     assert all(np.array_equal(alone[name], resumed[name]) for name in alone)
@@ -237,7 +237,7 @@ def test_rows_that_only_pad_the_vocabulary_stay_zero_without_init_from(source: P
 
 
 def test_a_source_that_is_missing_is_one_message(corpus: Path, tmp_path: Path) -> None:
-    done = runs.run(tmp_path / "run", 1, corpus__files=corpus, init_from=tmp_path / "absent")
+    done = runs.call(tmp_path / "run", 1, corpus__files=corpus, init_from=tmp_path / "absent")
     assert done.stderr.startswith(f"error: {tmp_path}/absent: no such file or directory")
     assert done.stderr.count("\n") == 1 and not (tmp_path / "run").exists()
 
