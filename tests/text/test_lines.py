@@ -78,7 +78,7 @@ def test_no_latin_encoding_is_advised_for_other_alphabets(tmp_path: Path, text: 
     ("content", "message"),
     [
         (b"\x28\xb5\x2f\xfd....", "is packed by zstd, no text; unpack it: zstd -d"),
-        (gzip.compress(b"PK\x03\x04...."), "packed by gzip, is a zip archive"),
+        (gzip.compress(b"PK\x03\x04....", mtime=0), "packed by gzip, is a zip archive"),
         (b"%PDF-1.7", "is a PDF, no text; give its text: pdftotext"),
         (b"x" * 257 + b"ustar\x00", "is a tar archive"),
         (gzip.compress(b"abc\n" * 99, mtime=0)[:-9], r"after line \d+: broken gzip"),
