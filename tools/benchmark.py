@@ -1,12 +1,14 @@
-"""Measures this program: its train step, input, corpus building, saves and starts; and PyTorch beside it.
+"""Measures this program's train step, input, corpus building, saves and starts, and compares some with PyTorch.
 
     python tools/benchmark.py step --size large --precision bf16      on an accelerator: sweeps, prints the best
     python tools/benchmark.py step --size base --peer transformers --peer pytorch
     python tools/benchmark.py all --json results.json --plot results.svg --markdown results.md
 
-Every number is the median of several rounds; where two sides are compared they take turns, round by round, in processes
-of their own on the same cores with as many threads, so that neither their thread pools nor a change of the machine's
-speed comes between them. `SUBJECT --help` says what is measured and what is counted.
+Every number is the median of several rounds. Two sides that are compared take turns, round by round. Each side has a
+process of its own, with the same cores and as many threads. So their thread pools do not compete, and a machine that
+gets slower or faster does so for both. `SUBJECT --help` says what is measured and what is counted.
+
+Invariant: this module imports the libraries of a subject only when that subject is measured.
 """
 
 import argparse
@@ -27,12 +29,12 @@ from spanbert_jax.errors import UserError
 SHARED = ROOT.parent / "shared" / "data"
 SUBJECTS = {
     "step": "the train step: sequences/s, model FLOPs, MFU, memory; --peer compares; sweeps on an accelerator",
-    "input": "the input pipeline on one core, in blocks/s, beside transformers' whole-word-mask collator",
-    "padding": "real pieces/s in length buckets beside rows that are all padded, and the padding left",
-    "corpus": "building a corpus: MB/s of raw text read, split, tokenised, packed and written on two cores",
-    "save": "an asynchronous checkpoint at base size: the time that the loop stands still",
+    "input": "the input pipeline on one core, in blocks/s, compared with transformers' whole-word-mask collator",
+    "padding": "real pieces/s of rows in length buckets, compared with rows all padded to 512, and the padding left",
+    "corpus": "building a corpus: MB/s of raw text read, split, tokenised, packed and written",
+    "save": "an asynchronous checkpoint at base size: the time that the training loop stands still",
     "start": "seconds to the first step with a warm compilation cache; waiting for input; peak host memory",
-    "all": "all of these that make sense on this machine",
+    "all": "every subject that makes sense on this machine",
 }
 
 
@@ -53,7 +55,7 @@ def benchmark(arguments: argparse.Namespace) -> None:
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt  # so that the processes that are measured end too
+    raise KeyboardInterrupt  # unwinds the stack, which ends the measured processes too
 
 
 def parser() -> argparse.ArgumentParser:
@@ -64,9 +66,11 @@ def parser() -> argparse.ArgumentParser:
     for name, what in SUBJECTS.items():
         text = __doc__ if name == "all" else _docstring(ROOT / "benchmarks" / f"{name}.py")
         sub = subjects.add_parser(name, help=what, description=text, formatter_class=raw)
-        sub.add_argument("--rounds", type=_positive, default=3, help="medians are of so many; default 3")
-        sub.add_argument("--cores", type=_positive, help="that every side may use; default: all that this process may")
-        sub.add_argument("--json", type=Path, metavar="FILE", help="write every number there")
+        sub.add_argument("--rounds", type=_positive, default=3, help="rounds of which the median is taken; default 3")
+        sub.add_argument(
+            "--cores", type=_positive, help="cores that each side may use; default: all that this process may use"
+        )
+        sub.add_argument("--json", type=Path, metavar="FILE", help="write every number to this file")
         sub.add_argument("--plot", type=Path, metavar="FILE.svg", help="draw the comparisons (needs matplotlib)")
         sub.add_argument("--markdown", type=Path, metavar="FILE", help="write the table as docs/speed.md has it")
         if name == "step":
@@ -86,33 +90,48 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _docstring(path: Path) -> str:
-    """Of a module that is not imported: it may need libraries that another subject does without."""
+    """The docstring of a module, without importing it: it may need libraries that are not installed."""
     return ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
 
 
 def _step_arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
-        "--size", choices=("tiny", "small", "base", "large"), default="base", help="2 x 128, 4 x 256, BERT's"
+        "--size",
+        choices=("tiny", "small", "base", "large"),
+        default="base",
+        help="of the model: 2 layers x 128, 4 x 256, or BERT's base and large; default base",
     )
     sub.add_argument("--precision", choices=("fp32", "bf16"), help="default: fp32 on CPU, bf16 elsewhere")
-    sub.add_argument("--length", type=_positive, default=512, help="of the rows; default 512")
+    sub.add_argument("--length", type=_positive, default=512, help="pieces in a row; default 512")
+    sub.add_argument("--batch", type=_positive, help="rows on one device; default on an accelerator: several are tried")
+    sub.add_argument("--attention", help="config.compute.attention; default on an accelerator: its kernels are tried")
     sub.add_argument(
-        "--batch", type=_positive, help="rows a device; an accelerator tries several where it is not given"
+        "--unroll", choices=("yes", "no"), help="config.compute.unroll; default on an accelerator: both are tried"
     )
-    sub.add_argument("--attention", help="config.compute.attention; an accelerator tries its kernels")
-    sub.add_argument("--unroll", choices=("yes", "no"), help="the layers; an accelerator tries both")
-    sub.add_argument("--dropout", choices=("none", "hidden", "both"), help="0.1 of what; an accelerator tries both")
-    sub.add_argument("--flags", metavar="FLAGS", help="of XLA, as --flags='--xla_...'; an accelerator tries some")
     sub.add_argument(
-        "--peer", choices=("transformers", "pytorch"), action="append", default=[], help="compare; may repeat"
+        "--dropout",
+        choices=("none", "hidden", "both"),
+        help="where dropout is 0.1: nowhere, on hidden states, or there and on attention",
     )
-    sub.add_argument("--minutes", type=float, default=6.0, help="a sweep starts nothing new after so many; default 6")
+    sub.add_argument(
+        "--flags", metavar="FLAGS", help="for XLA, as --flags='--xla_...'; default on an accelerator: some are tried"
+    )
+    sub.add_argument(
+        "--peer",
+        choices=("transformers", "pytorch"),
+        action="append",
+        default=[],
+        help="compare with this implementation; may be repeated",
+    )
+    sub.add_argument(
+        "--minutes", type=float, default=6.0, help="a sweep starts no new trial after this many; default 6"
+    )
 
 
 def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is under 1")
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
     return value
 
 
@@ -136,7 +155,7 @@ def measure(arguments: argparse.Namespace) -> list[Row]:
 
 
 def options_of(arguments: argparse.Namespace) -> Options:
-    """What all subjects take; raises UserError where there are not so many cores."""
+    """The options of all subjects; raises UserError where --cores asks for more cores than this process may use."""
     usable = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
     count = arguments.cores or len(usable)
     if count > len(usable):

@@ -1,10 +1,12 @@
-"""Builds the blocks of a corpus on Apache Beam, for corpora that one machine would take too long for.
+"""Builds the blocks of a corpus on Apache Beam, for a corpus that would take one machine too long.
 
     python tools/build_blocks.py --config configs/base.py --data-dir OUT [--config.FIELD=VALUE ...] [--runner=... ...]
 
-OUT gets the directories tokenizer/ and blocks/, byte for byte as a run builds them: train on them with
---config.data.dir=OUT. The vocabulary is --config.tokenizer.vocab_file, or the one that OUT/tokenizer holds. All flags
-that are not listed below are Beam's. Needs requirements-beam.txt in an environment of its own, and nothing else.
+OUT gets the directories tokenizer/ and blocks/; train on them with --config.data.dir=OUT. The vocabulary is
+--config.tokenizer.vocab_file, or the one in OUT/tokenizer. All flags that are not listed below go to Beam. Needs an
+environment of its own with requirements-beam.txt alone.
+
+Invariant: the files in OUT are byte for byte those that a run builds.
 """
 
 import argparse
@@ -36,7 +38,7 @@ def build(config: Config, beam_arguments: list[str]) -> int:
         import apache_beam  # noqa: F401
     except ImportError as error:
         raise UserError(
-            f"{error}; make an environment for it: python3 -m venv .venv-beam && "
+            f"{error}; make an environment for Beam: python3 -m venv .venv-beam && "
             ".venv-beam/bin/pip install -r requirements-beam.txt"
         ) from error
     from spanbert_jax.corpus.build_on_beam import build_with_beam

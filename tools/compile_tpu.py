@@ -1,12 +1,12 @@
-"""Compiles the real train step for TPUs that are not there: whether it fits, what it costs, what limits it.
+"""Compiles the real train step for TPUs without having any: does the step fit, what does it cost, what limits it?
 
     python tools/compile_tpu.py --config configs/large.py --topology v5e-256 [--rows-per-chip 16] [--fit] [--json FILE]
-    python tools/compile_tpu.py --table      (base and large for every topology, as the README's table; half an hour)
+    python tools/compile_tpu.py --table      (base and large on every topology; half an hour)
 
 Needs no TPU: `pip install -r requirements-tpu.txt` brings the compiler. Fields are set as --config.FIELD=VALUE.
 
-Invariant: memory, traffic and collectives are those of the program that would run there. Its FLOPs are those of one and
-of two unrolled layers on one chip, with as many rows, drawn out to all layers: XLA counts a loop's body once.
+Invariant: memory, traffic and collectives are those of the program that would run on these TPUs. XLA counts the body of
+a loop once, so the FLOPs are extrapolated to all layers from one and two unrolled layers on one chip with as many rows.
 """
 
 import dataclasses
@@ -36,23 +36,26 @@ from tools.tpu.tpu_topologies import TOPOLOGIES, compile_only_devices, one_chip,
 
 TOPOLOGY = flags.DEFINE_string("topology", None, "The TPUs, by the name that Google Cloud gives them.")
 ROWS = flags.DEFINE_integer(
-    "rows-per-chip", None, "Rows of a microbatch on one chip; default: by config.train, at least 1.", lower_bound=1
+    "rows-per-chip",
+    None,
+    "Rows of a microbatch on one chip; default: as config.train has them, at least 1.",
+    lower_bound=1,
 )
-VOCAB = flags.DEFINE_integer("vocab-size", 28_996, "Pieces of the tokenizer.", lower_bound=1)
-FIT = flags.DEFINE_bool("fit", False, "Find the most rows a chip that fit (beyond 8: in steps of 8).")
-LARGEST = flags.DEFINE_integer("largest", 0, "List so many instructions that move the most bytes.")
+VOCAB = flags.DEFINE_integer("vocab-size", 28_996, "Pieces in the vocabulary.", lower_bound=1)
+FIT = flags.DEFINE_bool("fit", False, "Find the most rows that fit on a chip (above 8: in steps of 8).")
+LARGEST = flags.DEFINE_integer("largest", 0, "List this many of the instructions that move the most bytes.")
 OPTIONS = flags.DEFINE_multi_string("compiler-option", [], "NAME=VALUE for XLA, as in LIBTPU_INIT_ARGS; repeatable.")
 JSON = flags.DEFINE_string("json", None, "Write everything to this file too.")
 TABLE = flags.DEFINE_bool("table", False, "Base and large for every topology, as a Markdown table.")
 
 
-# Products of [length, head_dim] by [length, length] in a call of splash attention's kernels, which XLA does not count:
-# of scores and values; and, backward, of the scores again and of four gradients.
+# Matrix products of [length, head_dim] by [length, length] in one call of splash attention's kernels, which XLA leaves
+# uncounted. Forward: the scores and the values. Backward: the scores again and four gradients.
 _PRODUCTS = {"splash_mha_fwd": 2, "splash_mha_dkv": 5}
 
 
 class DoesNotFit(Exception):
-    """The compiler's own account of the memory that it lacks."""
+    """The step does not fit; the message is the compiler's account of the memory that is missing."""
 
 
 class Compiled(NamedTuple):
@@ -66,10 +69,13 @@ class Compiled(NamedTuple):
 
 
 def compile_step(config: Config, mesh: jax.sharding.Mesh, what: str) -> Compiled:
-    """The train step of `config` on the mesh, said on stderr as `what`. Raises DoesNotFit."""
+    """Compiles the train step of `config` for the mesh. what: names the step on stderr.
+
+    Raises DoesNotFit, and UserError for an unknown --compiler-option.
+    """
     began = time.monotonic()
     print(f"compiling {what} ...", end=" ", file=sys.stderr, flush=True)
-    with jax.set_mesh(mesh):  # nothing concrete may be made in here: there is no device to hold it
+    with jax.set_mesh(mesh):  # make no concrete array in here: there is no device to hold it
         model = pretraining_heads.pretraining_model(config, VOCAB.value, "tpu")
         abstract = abstract_state(config, lambda key: pretraining_heads.init_params(model, key), mesh)
         step = make_train_step(config, objective(model, commonest=0), abstract)
@@ -98,7 +104,8 @@ def _option(text: str) -> tuple[str, str]:
 
 
 def with_rows(config: Config, mesh: jax.sharding.Mesh, rows: int | None) -> tuple[Config, int]:
-    """The configuration with a batch of `rows` a chip and microbatch, or as close to its own as there can be."""
+    """(configuration, rows): with `rows` on each chip in each microbatch; without `rows`, as close as possible to the
+    batch of `config`."""
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     rows = rows or max(1, config.train.batch_size // config.train.accumulation // shards)
     train = dataclasses.replace(config.train, batch_size=rows * shards * config.train.accumulation)
@@ -106,7 +113,7 @@ def with_rows(config: Config, mesh: jax.sharding.Mesh, rows: int | None) -> tupl
 
 
 def one_chip_costs(config: Config, rows: int) -> dict[str, float]:
-    """FLOPs and bytes a row, of all layers unrolled on one chip, drawn out from one and two of them."""
+    """FLOPs and bytes per row of all layers, unrolled on one chip: extrapolated from one and two layers."""
     (device,) = compile_only_devices(one_chip(topology(TOPOLOGY.value)))
     compute = dataclasses.replace(config.compute, unroll=True)
     mesh_config = dataclasses.replace(config.mesh, data=1, fsdp=1, model=1)
@@ -126,7 +133,7 @@ def one_chip_costs(config: Config, rows: int) -> dict[str, float]:
 
 
 def kernel_flops(program: hlo_cost.Program, config: Config, rows: int) -> float:
-    """Of the calls of splash attention in a step on `rows` rows."""
+    """FLOPs of the calls of splash attention in a step on `rows` rows."""
     product = 2.0 * rows * config.data.block_length**2 * config.model.embed
     calls = [
         one.name.partition("_segmented")[0]
@@ -138,7 +145,7 @@ def kernel_flops(program: hlo_cost.Program, config: Config, rows: int) -> float:
 
 
 def memory_of(compiled: Compiled) -> dict[str, int]:
-    """Bytes of HBM that one chip needs."""
+    """Bytes of HBM that one chip needs, by purpose; "peak" is their sum, with aliased buffers counted once."""
     memory = compiled.memory
     sizes = {
         "arguments": memory.argument_size_in_bytes,
@@ -151,8 +158,8 @@ def memory_of(compiled: Compiled) -> dict[str, int]:
 
 
 def bounds_of(facts: dict[str, Any], chip: flops.Chip) -> dict[str, float]:
-    """Seconds that a step takes at the least, by what might bind it."""
-    rows = facts["batch"] / facts["chips"]  # each chip's share of the arithmetic, however it is divided
+    """Lower bounds of a step's seconds, one for each resource that may limit the step."""
+    rows = facts["batch"] / facts["chips"]  # each chip's share of the arithmetic, on any mesh
     needed = max(facts["model_flops_per_row"], facts["hlo_flops_per_row"])
     sent = {row["kind"]: row["sent"] for row in facts["collectives"]}
     network = sent.pop("send", 0.0)
@@ -167,7 +174,7 @@ def bounds_of(facts: dict[str, Any], chip: flops.Chip) -> dict[str, float]:
 
 
 def facts_of(config: Config, mesh: jax.sharding.Mesh, rows: int, compiled: Compiled) -> dict[str, Any]:
-    """Everything that is printed, sizes in bytes."""
+    """All numbers of the report, as JSON; sizes are in bytes."""
     kind = mesh.devices.flat[0].device_kind
     costs = one_chip_costs(config, rows)
     moved = hlo_cost.traffic(compiled.program)
@@ -199,7 +206,7 @@ def facts_of(config: Config, mesh: jax.sharding.Mesh, rows: int, compiled: Compi
 
 
 def describe(facts: dict[str, Any], config: Config) -> str:
-    """The report."""
+    """The report as text."""
     chip, memory, gib, rows = flops.TPUS[facts["device_kind"]], facts["memory"], 2**30, facts["rows_per_chip"]
     mesh = ", ".join(f"{axis} {size}" for axis, size in facts["mesh"].items())
     shards = facts["mesh"]["data"] * facts["mesh"]["fsdp"]
@@ -224,7 +231,7 @@ def describe(facts: dict[str, Any], config: Config) -> str:
     ]
     lines += _collective_lines(facts["collectives"], half)
     if facts["unread_loops"]:
-        lines.append(f"  {facts['unread_loops']} loops whose number of rounds is not known count as one round")
+        lines.append(f"  {facts['unread_loops']} loops have an unknown number of rounds, and count as one round each")
     binding = max(facts["bounds"], key=facts["bounds"].get)
     bound = facts["bounds"][binding]
     limits = ", ".join(f"{name} {seconds * 1e3:.1f}" for name, seconds in facts["bounds"].items())
@@ -254,7 +261,8 @@ def _collective_lines(rows: list[dict[str, Any]], half: int) -> list[str]:
 
 
 def largest_that_fits(config: Config, mesh: jax.sharding.Mesh, rows: int) -> tuple[int, Compiled]:
-    """The most rows a chip whose step compiles, from 1 to 8 and then multiples of 8, and that step."""
+    """(rows, compiled step): the most rows on a chip that fit, of 1 to 8 and then multiples of 8. rows: where the
+    search starts. Raises DoesNotFit where not even one row fits."""
     results: dict[int, Compiled | None] = {}
 
     def attempt(rung: int) -> bool:
@@ -269,17 +277,17 @@ def largest_that_fits(config: Config, mesh: jax.sharding.Mesh, rows: int) -> tup
     best = largest_rung(attempt, rows if rows <= 8 else 7 + rows // 8)
     found = results.get(best)
     if found is None:
-        raise DoesNotFit("not even one row a chip fits")
+        raise DoesNotFit("not even one row fits on a chip")
     return _rung_rows(best), found
 
 
 def _rung_rows(rung: int) -> int:
-    """1, 2, ... 8, 16, 24, ..."""
+    """1, 2, ... 8, 16, 24, ... rows for rung 1, 2, ..."""
     return rung if rung <= 8 else 8 * (rung - 7)
 
 
 def largest_rung(fits: Callable[[int], bool], start: int) -> int:
-    """The largest n >= 1 for which `fits(n)`, which no larger one does; 0 where 1 does not."""
+    """The largest n >= 1 with `fits(n)`, or 0 where 1 does not fit. No n may fit above one that does not."""
     low, high = 0, start
     while fits(high):
         low, high = high, 2 * high
@@ -290,8 +298,8 @@ def largest_rung(fits: Callable[[int], bool], start: int) -> int:
 
 
 def main(config: Config, _: str) -> int:
-    """Compiles and reports; 1 where the step does not fit."""
-    jax.config.update("jax_platforms", "cpu")  # also where there is a TPU: it stays free
+    """Compiles and reports; returns the exit status, 1 where the step does not fit."""
+    jax.config.update("jax_platforms", "cpu")  # leaves a TPU of this machine free
     if config.task != "pretraining":
         raise UserError(f"config.task is {config.task!r}; only the step of 'pretraining' is compiled")
     devices = compile_only_devices(topology(TOPOLOGY.value))
@@ -324,7 +332,7 @@ def _write(facts: dict[str, Any]) -> None:
 
 
 def table(arguments: list[str]) -> int:
-    """The README's table, a process for each of its rows; `arguments` go to each."""
+    """Prints a Markdown table, from which docs/tpu.md is taken; a process with `arguments` compiles for each row."""
     began, lines = time.monotonic(), []
     for size in ("base", "large"):
         for name in TOPOLOGIES:

@@ -1,11 +1,12 @@
-"""Makes a checkpoint of ours from weights that others publish.
+"""Makes a checkpoint of this project from weights that others publish.
 
     python tools/convert_from_pytorch.py --input DIR_OR_FILE --output runs/imported
 
 DIR_OR_FILE: a Hugging Face BERT or SpanBERT directory (safetensors or pytorch_model.bin), SpanBERT's archives
 (spanbert_hf.tar.gz, spanbert_large_with_head.tar.gz) or the model.pt in one, or a TensorFlow-1 BERT (bert_model.ckpt).
 
-Invariant: every tensor of the input is taken, or named as left alone; the output appears when it is complete.
+Invariant: every tensor of the input is either taken or named as left alone. The output directory appears when it is
+complete.
 """
 
 import collections
@@ -30,7 +31,7 @@ HEADS = {head.name: head.description for head in pretraining_heads.HEADS}
 
 
 def summary(names: tuple[str, ...]) -> str:
-    """All names, but where more than four end alike how many of those there are."""
+    """All names, except that more than four names with the same ending become their number: "24 x */bias"."""
     endings = {name: re.split(r"[./]", name)[-1] for name in names}
     counts = collections.Counter(endings.values())
     alone = [name for name in names if counts[endings[name]] <= 4]
@@ -38,9 +39,12 @@ def summary(names: tuple[str, ...]) -> str:
 
 
 def convert(source: Path, output: Path, vocab: Path | None) -> None:
-    """Imports, and says what became of everything."""
+    """Imports the weights, and prints which tensors were taken, missing or left alone.
+
+    Raises UserError where `source` has no weights that can be imported, or `output` exists and is not empty.
+    """
     if is_run(epath.Path(source)):
-        raise UserError(f"{source} is a checkpoint of ours already; name it with --config.init_from")
+        raise UserError(f"{source} is already a checkpoint of this project; use it with --config.init_from={source}")
     with new_directory(output, "--output") as directory:
         with Stage(f"Reading {source}"), open_weights(source, vocab) as weights:
             params, report = weights.load()
@@ -68,18 +72,18 @@ def convert(source: Path, output: Path, vocab: Path | None) -> None:
         print(note)
     print(f"Taken: {', '.join(report.taken)}" + (f" ({', '.join(weights.labels)})" if weights.labels else ""))
     for head in report.missing:
-        print(f"Missing: {head}, the {HEADS[head]} head; pre-training from here initialises it freshly")
+        print(f"Missing: {head}, the {HEADS[head]} head; pre-training from here initialises this head anew")
     if report.left:
         print(f"Left alone, {len(report.left)} tensors: {summary(report.left)}")
     command = f"python -m spanbert_jax.main --config configs/base.py --config.init_from={shlex.quote(str(output))}"
-    print(f"\nGo on from it:  {command}")
+    print(f"\nTrain from it:  {command}")
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = cli.parser(__doc__)
-    parser.add_argument("--input", type=Path, required=True, help="the weights")
-    parser.add_argument("--output", type=Path, required=True, help="a directory to make")
-    parser.add_argument("--vocab", type=Path, help="vocab.txt or .model, where none is beside the weights")
+    parser.add_argument("--input", type=Path, required=True, help="the weights, a directory or file")
+    parser.add_argument("--output", type=Path, required=True, help="the directory to make")
+    parser.add_argument("--vocab", type=Path, help="vocab.txt or .model, where the weights have none beside them")
     arguments = parser.parse_args(argv)
     return cli.status(lambda: convert(arguments.input, arguments.output, arguments.vocab))
 

@@ -1,9 +1,9 @@
-"""Writes a checkpoint as a directory for PyTorch users: what transformers' Auto classes load.
+"""Writes a checkpoint as a directory that transformers' Auto classes load, for users of PyTorch.
 
     python tools/convert_to_pytorch.py --checkpoint runs/tiny --output export/
 
-Invariant: the directory appears when all of it is written and compared. Writing needs neither torch nor transformers;
-where they are installed (requirements-torch.txt) they load it, and the largest difference is printed.
+Invariant: the directory appears when all of it is written and compared. Writing needs neither torch nor transformers.
+Where both are installed (requirements-torch.txt), transformers loads the export, and the largest difference is printed.
 """
 
 import argparse
@@ -31,7 +31,7 @@ TOLERANCE = 1e-4  # of the largest value; float32 rounding stays under a tenth o
 
 
 def tokenizer_report(tokenizer: Tokenizer, directory: Path, lines: list[str]) -> str:
-    """How the exported tokenizer does on real lines, with every case that differs up to ten."""
+    """Compares the exported tokenizer with ours on real lines; the report shows the first ten lines that differ."""
     cases = differing(tokenizer, directory, lines)
     said = f"Tokenizer: on {len(lines):,} real lines, {len(cases)} differ ({len(cases) / len(lines):.2%})"
     for line, ours, theirs in cases[:10]:
@@ -42,7 +42,8 @@ def tokenizer_report(tokenizer: Tokenizer, directory: Path, lines: list[str]) ->
 
 
 def ours(export: Export, groups: tuple[str, ...], dtype: str, inputs: list[np.ndarray]) -> dict[str, np.ndarray]:
-    """What our functions give for (input_ids, lengths, token_type_ids), on parameters rounded to the export's dtype."""
+    """The outputs of our functions for (input_ids, lengths, token_type_ids), with parameters rounded to the export's
+    dtype."""
     params = jax.tree.map(
         lambda x: x.astype(DTYPES[dtype]).astype(np.float32), {group: export.params[group] for group in groups}
     )
@@ -51,9 +52,10 @@ def ours(export: Export, groups: tuple[str, ...], dtype: str, inputs: list[np.nd
 
 
 def theirs(name: str, directory: Path, inputs: list[np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
-    """What transformers' class gives, eager and sdpa, for (input_ids, attention_mask, token_type_ids).
+    """The outputs of transformers' class `name`, with eager and with sdpa attention, for (input_ids, attention_mask,
+    token_type_ids).
 
-    Raises UserError where it finds a tensor missing or too many in the export.
+    Raises UserError where the class misses a tensor in the export, or finds one that it does not know.
     """
     import torch
     import transformers
@@ -77,7 +79,10 @@ def theirs(name: str, directory: Path, inputs: list[np.ndarray]) -> dict[str, di
 
 
 def compare(export: Export, directory: Path, name: str, groups: tuple[str, ...], dtype: str, lines: list[str]) -> str:
-    """What to print of our outputs against transformers' on real text; raises UserError where they do not agree."""
+    """Compares our outputs with transformers' on real text. Returns the lines to print.
+
+    Raises UserError where outputs differ by more than 1e-4 of the largest value.
+    """
     ids, lengths = rows_of_lines(export.tokenizer, lines, min(128, export.model.max_length))
     valid = np.arange(ids.shape[1]) < lengths[:, None]
     second = (np.arange(ids.shape[1]) >= lengths[:, None] // 2) & valid & (export.model.token_types > 1)
@@ -90,12 +95,12 @@ def compare(export: Export, directory: Path, name: str, groups: tuple[str, ...],
             if what not in outputs:
                 continue
             a, b = (x[valid] if x.shape[:2] == valid.shape else x for x in (expected[what], outputs[what]))
-            b = b[..., : a.shape[-1]]  # without the scores of rows that belong to no piece: ours leave them out
+            b = b[..., : a.shape[-1]]  # theirs also score the padding rows of the vocabulary
             difference, largest = float(np.abs(a - b).max()), float(np.abs(b).max())
             if not difference <= TOLERANCE * max(1.0, largest):
                 raise UserError(
                     f"{directory}: {title} differ from transformers' {name} ({implementation}) by {difference:.1e}, "
-                    f"where values go up to {largest:.3g}; nothing is kept of this export: please report it"
+                    f"where values go up to {largest:.3g}; nothing was written; please report this"
                 )
             found.append(f"{title} {difference:.1e} (values up to {largest:.3g})")
         said.append(f"  {implementation + ':':7}{', '.join(found)}")
@@ -103,7 +108,7 @@ def compare(export: Export, directory: Path, name: str, groups: tuple[str, ...],
 
 
 def convert(arguments: argparse.Namespace) -> None:
-    """Exports, compares, and says what it did."""
+    """Exports, compares, and prints a report; raises UserError where the export disagrees with transformers."""
     can_compare = all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
     if arguments.verify and not can_compare:
         raise UserError("--verify needs torch and transformers: pip install -r requirements-torch.txt")
@@ -136,15 +141,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--checkpoint", type=Path, required=True, help="a workdir (its best or newest checkpoint), or checkpoints/STEP"
     )
-    parser.add_argument("--output", type=Path, required=True, help="a directory to make")
+    parser.add_argument("--output", type=Path, required=True, help="the directory to make")
     parser.add_argument("--dtype", choices=list(DTYPES), default="float32", help="of the written weights")
     parser.add_argument(
         "--encoder-only",
         action="store_true",
-        help="leave out the heads: what AutoModel loads whole",
+        help="leave out the heads, so that AutoModel uses every tensor",
     )
     parser.add_argument(
-        "--verify", action="store_true", help="fail where torch and transformers are missing, instead of not comparing"
+        "--verify",
+        action="store_true",
+        help="fail where torch or transformers is missing, instead of skipping the comparison",
     )
     parser.add_argument(
         "--text", type=Path, help="real text to compare on, in the model's language; default: Python's documentation"

@@ -1,10 +1,10 @@
-"""The metrics of a fine-tuned model, or of a file of predictions, on labelled data.
+"""Prints the metrics of a fine-tuned model, or of a file of predictions, on labelled data.
 
     python tools/evaluate.py --checkpoint runs/squad --data dev-v1.1.json
     python tools/evaluate.py --checkpoint runs/squad --data dev-v1.1.json --predictions predictions.json
 
---predictions takes what tools/predict.py writes as JSON lines, or SQuAD's {id: text}; the checkpoint then only says
-which task it is.
+--predictions takes the JSON lines that tools/predict.py writes, or SQuAD's {id: text}. The checkpoint then only
+names the task.
 
 Invariant: the numbers are those of the run's own evaluation, by the official definitions in spanbert_jax/metrics.
 """
@@ -23,7 +23,7 @@ from spanbert_jax.tasks.registry import AnyTask
 
 
 def evaluate(checkpoint: Path, data: str, predictions: Path | None) -> tuple[AnyTask, list[Any], dict[str, float]]:
-    """(task, examples, metrics); raises UserError where a file is not what it should be."""
+    """(task, examples, metrics); raises UserError where data or predictions cannot be read or do not fit the task."""
     with open_weights(checkpoint) as weights:
         if predictions is None:
             answerer = open_answerer(weights)

@@ -1,9 +1,9 @@
-"""Writes a checkpoint for serving without this project: StableHLO for JAX, or a TensorFlow SavedModel.
+"""Exports a checkpoint for serving without this project: as StableHLO for JAX, or as a TensorFlow SavedModel.
 
     python tools/export_serving.py --checkpoint runs/tiny --output serving/ --format stablehlo
 
-Invariant: one artefact takes every batch and every length up to the model's, computes in float32 whatever the device,
-and the directory appears only when what was written, loaded again, gave what our own functions give on real text.
+Invariant: one artefact takes every batch size and every length up to the model's, and computes in float32 on every
+device. The directory appears only after the artefact, loaded again, gave the outputs of our own functions on real text.
 """
 
 import importlib.util
@@ -28,11 +28,14 @@ FORMATS = {"stablehlo": (write_stablehlo, read_stablehlo), "saved_model": (write
 
 
 def export_weights(checkpoint: Path, output: Path, kind: str) -> None:
-    """Exports, compares, and says what it did."""
+    """Exports, compares, and prints a report. kind: a key of FORMATS.
+
+    Raises UserError where TensorFlow is missing, or the artefact disagrees with our functions.
+    """
     if kind == "saved_model" and not importlib.util.find_spec("tensorflow"):
         raise UserError("--format saved_model needs TensorFlow: pip install -r requirements.txt")
     write, read = FORMATS[kind]
-    jax.config.update("jax_traceback_in_locations_limit", 0)  # else the artefacts name this machine's directories
+    jax.config.update("jax_traceback_in_locations_limit", 0)  # otherwise the artefacts name this machine's directories
     with open_weights(checkpoint) as weights, new_directory(output, "--output") as directory:
         with Stage(f"Reading {weights.source}"):
             model = read_model(weights)
@@ -52,8 +55,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--checkpoint", type=Path, required=True, help="a workdir (its best or newest checkpoint), or checkpoints/STEP"
     )
-    parser.add_argument("--output", type=Path, required=True, help="a directory to make")
-    parser.add_argument("--format", choices=list(FORMATS), required=True, help="what serves it: JAX, or TensorFlow")
+    parser.add_argument("--output", type=Path, required=True, help="the directory to make")
+    parser.add_argument(
+        "--format", choices=list(FORMATS), required=True, help="stablehlo is for JAX, saved_model for TensorFlow"
+    )
     arguments = parser.parse_args(argv)
     return cli.status(lambda: export_weights(arguments.checkpoint, arguments.output, arguments.format))
 

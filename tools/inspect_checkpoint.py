@@ -1,9 +1,9 @@
-"""Prints what a checkpoint holds: step, configuration, tokenizer, and every parameter with its shape, axes and norm.
+"""Prints a checkpoint's step, configuration and tokenizer, and every parameter with its shape, axes and norm.
 
     python tools/inspect_checkpoint.py runs/tiny
     python tools/inspect_checkpoint.py DIR_OR_FILE_OF_OTHERS [--vocab vocab.txt]
 
-Invariant: nothing is written, and what others publish is shown as it would be imported.
+Invariant: nothing is written, and weights that others publish are shown as they would be imported.
 """
 
 import math
@@ -29,7 +29,7 @@ RELEASED = {"large": 120.0, "base": 75.0}
 
 
 def parameter_table(params: Params, family: str) -> Table:
-    """A row for every array, after one for its group."""
+    """A row for every group of parameters, each followed by a row for every array in it. family: `model.family`."""
     table = Table("parameter", "shape", "axes", "values", "norm", "rms", box=None)
     for column in table.columns:
         column.no_wrap = True
@@ -54,10 +54,10 @@ def _size(params: Params) -> int:
 
 
 def token_type_note(params: Params, weights: Weights) -> list[str]:
-    """What the second token type's vector says of the training.
+    """Lines about the second token type's vector, which tells whether a model was trained on pairs.
 
-    Pre-training on single sequences never uses it, so it gets no gradient and only decays: its root mean square is
-    init_std * exp(-weight_decay * sum of learning rates).
+    Pre-training on single sequences never uses the vector, so the vector gets no gradient and only decays: its root
+    mean square is init_std * exp(-weight_decay * sum of learning rates).
     """
     table = params["embeddings"]["token_type"]
     if len(table) < 2:
@@ -70,17 +70,19 @@ def token_type_note(params: Params, weights: Weights) -> list[str]:
     if saved and saved.task == "pretraining" and not config.init_from:
         rates = jax.vmap(learning_rate(config.optimizer, config.train.steps))(np.arange(steps))
         expected = config.model.init_std * math.exp(-config.optimizer.weight_decay * float(rates.sum()))
-        lines.append(f"  decayed alone for {steps:,} steps it would have an rms of about {expected:.3g}")
+        lines.append(f"  row 1 would have an rms of about {expected:.3g} if it had only decayed for {steps:,} steps")
     elif not saved or saved.imported_from:
         for decay in (0.01, 0.1):
             decayed = (f"{0.02 * math.exp(-decay * total):.2g} in {size}" for size, total in RELEASED.items())
-            lines.append(f"  SpanBERT trained with weight decay {decay} would have an rms of {', '.join(decayed)}")
+            lines.append(
+                f"  in a SpanBERT trained with weight decay {decay}, row 1 would have an rms of {', '.join(decayed)}"
+            )
         lines.append("  (row 1 gets no gradient from single sequences and only decays; BERT's, from pairs, is trained)")
     return lines
 
 
 def show(source: Path, vocab: Path | None, console: Console) -> None:
-    """Prints everything."""
+    """Prints the report; raises UserError where there are no weights that can be read."""
     with open_weights(source, vocab) as weights:
         params, report = weights.load()
     tokenizer, metadata = weights.tokenizer, weights.metadata
@@ -108,11 +110,11 @@ def show(source: Path, vocab: Path | None, console: Console) -> None:
 def main(argv: list[str] | None = None) -> int:
     parser = cli.parser(__doc__)
     parser.add_argument("checkpoint", type=Path, help="a workdir, one of its checkpoints/STEP, or weights of others")
-    parser.add_argument("--vocab", type=Path, help="vocab.txt or .model, where none is beside the weights of others")
+    parser.add_argument("--vocab", type=Path, help="vocab.txt or .model, where weights of others have none beside them")
     arguments = parser.parse_args(argv)
     console = Console(highlight=False, soft_wrap=True)
     if not console.is_terminal:
-        console.width = 140  # for a file or a pager, whose width is not known
+        console.width = 140  # the width of a file or a pager is not known
     return cli.status(lambda: show(arguments.checkpoint, arguments.vocab, console))
 
 

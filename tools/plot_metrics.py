@@ -1,4 +1,4 @@
-"""Draws a run's curves: held-out and training accuracy and loss of every head of pre-training against steps.
+"""Draws a pre-training run's accuracy and loss, held-out and in training, of every head against steps.
 
     python tools/plot_metrics.py --workdir runs/tiny --output curve.svg
 
@@ -22,7 +22,7 @@ _COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:purple")  # of the heads
 
 
 def read(path: Path) -> Series:
-    """The metrics in a metrics.jsonl; raises UserError where the file is missing or damaged."""
+    """The metrics in a metrics.jsonl, by name; raises UserError where the file is missing or damaged."""
     series: Series = {}
     try:
         for line in path.read_text(encoding="utf-8").splitlines():
@@ -32,15 +32,17 @@ def read(path: Path) -> Series:
                 steps.append(row["step"])
                 values.append(value)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); name a run with --workdir") from error
+        raise UserError(f"{path}: cannot be read ({error.strerror}); name a run's directory with --workdir") from error
     except (ValueError, KeyError, AttributeError) as error:
-        raise UserError(f"{path} is damaged ({error!r}); the run mends the file when it goes on") from error
+        raise UserError(f"{path} is damaged ({error!r}); the run repairs the file when it is started again") from error
     return series
 
 
 def draw(series: Series, title: str) -> "Figure":
-    """Two panels: accuracy on the pieces that [MASK] replaced, and loss, of every head. Held-out values are thick,
-    training thin; the guesses without a model are dotted."""
+    """Two panels, for every head: accuracy on the pieces that [MASK] replaced, in percent, and loss.
+
+    Held-out values are thick lines, training values thin ones; the guesses without a model are dotted or dash-dotted.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -72,14 +74,15 @@ def draw(series: Series, title: str) -> "Figure":
 
 def main(argv: list[str] | None = None) -> int:
     parser = cli.parser(__doc__)
-    parser.add_argument("--workdir", type=Path, required=True, help="of the run")
+    parser.add_argument("--workdir", type=Path, required=True, help="the directory of the run")
     parser.add_argument("--output", type=Path, required=True, help="a .svg or .png file")
     arguments = parser.parse_args(argv)
     return cli.status(lambda: plot(arguments.workdir, arguments.output))
 
 
 def plot(workdir: Path, output: Path) -> None:
-    """Draws; raises UserError where matplotlib or the metrics are missing, or the output cannot be written."""
+    """Draws the curves as the file `output`; raises UserError where matplotlib or the metrics are missing, or the
+    file cannot be written."""
     if not importlib.util.find_spec("matplotlib"):
         raise UserError("matplotlib is missing; pip install -r requirements-dev.txt")
     figure = draw(read(workdir / "metrics.jsonl"), f"{workdir}")

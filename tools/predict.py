@@ -1,13 +1,13 @@
-"""Predictions of a fine-tuned model for new examples.
+"""Predicts with a fine-tuned model for new examples.
 
     python tools/predict.py --checkpoint runs/squad --input questions.json --output predictions.json
     echo "A film to see twice." | python tools/predict.py --checkpoint runs/sst2
 
-Without --input, standard input is read: what a file may hold, or plain text, an example a line, where the task has one
-text. Without --output, JSON lines are printed. A .jsonl output gets JSON lines (offsets, scores, text); any other name
-the community's format.
+Without --input, standard input is read: the content of an input file, or, for a task with one text, plain text with one
+example on each line. Without --output, JSON lines are printed. An output named .jsonl gets JSON lines (offsets, scores,
+text); an output with any other name gets the official scorer's format.
 
-Invariant: every example gets one prediction, in the order of the input, whatever the batches were.
+Invariant: every example gets one prediction, in the order of the input.
 """
 
 import argparse
@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--checkpoint", type=Path, required=True, help="a fine-tuning run's workdir (its best checkpoint)"
     )
-    parser.add_argument("--input", help="a file as for training, labels may be missing; default: standard input")
+    parser.add_argument("--input", help="a file as for training, whose labels may be missing; default: standard input")
     parser.add_argument("--output", type=Path, help="default: JSON lines on standard output")
     arguments = parser.parse_args(argv)
     return cli.status(lambda: _run(arguments))

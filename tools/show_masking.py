@@ -1,9 +1,9 @@
-"""Shows blocks as the model sees them in pre-training: spans, what stands in their place, what SBO predicts from.
+"""Shows blocks as the model sees them in pre-training: masked spans, their replacements, and SBO's boundaries.
 
     python tools/show_masking.py --config configs/tiny.py [--rows 4] [--html FILE] [--statistics]
 
-Invariant: the blocks shown are the first rows of the run's own batches, masks included. What is missing in the
-workdir (default: runs/<the config's name>), the tokenizer and the blocks, is prepared first.
+Invariant: the blocks shown are the first rows of the run's own batches, masks included. Where the workdir (default:
+runs/<the config's name>) lacks the tokenizer or the blocks, the tool makes them first.
 """
 
 import dataclasses
@@ -25,8 +25,10 @@ from spanbert_jax.main import run_app
 from spanbert_jax.text.tokenizer import Tokenizer, word_starts
 
 ROWS = flags.DEFINE_integer("rows", 4, "Blocks to show.", lower_bound=1)
-HTML = flags.DEFINE_string("html", None, "Write them to this file, as a page, and not to the terminal.")
-STATISTICS = flags.DEFINE_bool("statistics", False, "Instead of blocks, statistics of a few thousand beside the law.")
+HTML = flags.DEFINE_string("html", None, "Write the blocks to this file as a page, instead of to the terminal.")
+STATISTICS = flags.DEFINE_bool(
+    "statistics", False, "Show statistics of 4,000 blocks and their expected values, instead of blocks."
+)
 
 STATISTICS_BLOCKS = 4000
 KINDS = {value: name for name, value in REPLACEMENTS.items()}
@@ -42,13 +44,14 @@ SHOWN_AS = {
 LEGEND = (
     ("mask", "[MASK]×2", "a span replaced by [MASK], with the number of pieces"),
     ("random", "cat of", "a span replaced by random pieces"),
-    ("kept", "the dog", "a span left as it is, and predicted all the same"),
-    ("original", "‹was this›", "what the model has to predict for the span before it"),
+    ("kept", "the dog", "a span that is left as it is, and predicted like the others"),
+    ("original", "‹was this›", "the original pieces of the span before, which the model has to predict"),
     ("boundary", "next", "a boundary: SBO predicts the span beside it from the two boundaries"),
     ("original", "‹was this; MLM only›", "a span that SBO does not predict, such as one at an end of the block"),
 )
-# Share of the masked pieces that SBO predicts, by block length, on the default settings: the sequential algorithm where
-# 85% of the pieces begin a word. The authors' code was measured at 30, 126 and 510: 0.87, 0.96, 0.984.
+# Share of the masked pieces that SBO predicts, by the block's number of pieces, with the default settings. Computed by
+# the sequential algorithm on text of which 85% of the pieces begin a word. The authors' code was measured at 30, 126
+# and 510 pieces: 0.87, 0.96, 0.984.
 SBO_LENGTHS = (4, 8, 15, 30, 60, 126, 250, 510)
 SBO_COVERAGE = (0.50, 0.667, 0.792, 0.874, 0.922, 0.958, 0.975, 0.985)
 SBO_DEPENDS_ON = ("scheme", "rate", "rate_steps", "span_p", "span_min", "span_max", "boundaries", "max_span_offset")
@@ -56,7 +59,7 @@ SBO_DEPENDS_ON = ("scheme", "rate", "rate_steps", "span_p", "span_min", "span_ma
 
 @dataclasses.dataclass(frozen=True)
 class Segment:
-    """Text of one kind (a key of SHOWN_AS); `space`: white space comes before it."""
+    """A piece of text with its kind, a key of SHOWN_AS. space: whether white space comes before the text."""
 
     kind: str
     text: str
@@ -64,7 +67,7 @@ class Segment:
 
 
 def main(config: Config, workdir: str) -> int:
-    """Prepares, reads and shows; returns the exit status."""
+    """Prepares the data, reads blocks and shows them; returns the exit status."""
     from spanbert_jax.corpus.blocks import open_blocks
     from spanbert_jax.corpus.masked_batches import described_batches
     from spanbert_jax.runs.prepare import prepare
@@ -74,14 +77,14 @@ def main(config: Config, workdir: str) -> int:
         raise UserError("--html shows blocks and --statistics numbers; give one of the two")
     if HTML.value and not Path(HTML.value).absolute().parent.is_dir():
         raise UserError(
-            f"--html {HTML.value}: no such directory as {Path(HTML.value).absolute().parent}; make it first"
+            f"--html {HTML.value}: there is no directory {Path(HTML.value).absolute().parent}; make it first"
         )
     with StartingWeights(config) as start:
         tokenizer, data = prepare(config, Path(workdir), start)
     blocks = open_blocks(data / "blocks", "train")
     wanted = STATISTICS_BLOCKS if STATISTICS.value else ROWS.value
     steps = -(-wanted // config.train.batch_size)
-    if STATISTICS.value:  # all rows as long, to put them together; a block's masks do not depend on it
+    if STATISTICS.value:  # rows of one length can be concatenated; masks are the same
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, lengths=1))
     batches = described_batches(config, blocks, tokenizer, 0, steps)
     console = Console(highlight=False)
@@ -108,7 +111,7 @@ def first_rows(batches: Iterator[dict[str, np.ndarray]], count: int) -> Iterator
 
 
 def describe_row(tokenizer: Tokenizer, row: dict[str, np.ndarray]) -> tuple[str, list[Segment]]:
-    """A line about one row of `described_batches`, and the row as segments."""
+    """(a line of numbers, the segments) of one row of `described_batches`."""
     used = row["masked_weights"] > 0
     positions, kinds = row["masked_positions"][used], row["replacement"][used]
     clean = row["input_ids"][: row["lengths"]].copy()
@@ -147,7 +150,7 @@ def describe_row(tokenizer: Tokenizer, row: dict[str, np.ndarray]) -> tuple[str,
 
 
 def plain(tokenizer: Tokenizer, id: int) -> str:
-    """A piece without its mark of being, or not being, the beginning of a word."""
+    """A piece without the mark ("##" or "▁") that says whether it begins a word."""
     piece = tokenizer.piece(id)
     return piece.removeprefix("##").removeprefix("▁")
 
@@ -177,7 +180,7 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; fon
 
 
 def page(rows: list[tuple[str, list[Segment]]], workdir: str) -> str:
-    """The same as `print_rows`, as one HTML file that needs no other."""
+    """The content of `print_rows` as one HTML file that needs no other file."""
 
     def mark(kind: str, text: str) -> str:
         return f'<span class="{kind}">{html.escape(text)}</span>' if kind != "plain" else html.escape(text)
@@ -196,7 +199,7 @@ def page(rows: list[tuple[str, list[Segment]]], workdir: str) -> str:
 
 
 def collect(batches: Iterator[dict[str, np.ndarray]], steps: int) -> dict[str, np.ndarray]:
-    """All batches, one after another, with a bar."""
+    """The arrays of all batches, concatenated along the rows; shows a progress bar."""
     from spanbert_jax.training.progress import Stage
 
     parts: list[dict[str, np.ndarray]] = []
@@ -208,7 +211,7 @@ def collect(batches: Iterator[dict[str, np.ndarray]], steps: int) -> dict[str, n
 
 
 def statistics_table(config: Config, rows: dict[str, np.ndarray], piece_counts: np.ndarray) -> Table:
-    """What was observed in `rows` beside what the config asks for."""
+    """A table of the shares observed in `rows` and of those that the configuration asks for."""
     from spanbert_jax.corpus.masking import span_law, word_limits
 
     masking = config.masking
@@ -251,7 +254,8 @@ def statistics_table(config: Config, rows: dict[str, np.ndarray], piece_counts: 
 
 
 def expected_coverage(config: Config, lengths: np.ndarray) -> str:
-    """The share that SBO predicts at these block lengths, between those that are known; "" where none were."""
+    """The share of masked pieces that SBO predicts in blocks of these lengths, interpolated between SBO_LENGTHS; ""
+    where the settings are not those of SBO_COVERAGE."""
     masking = config.masking
     if masking.scheme == "subword":
         return "0%"

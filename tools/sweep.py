@@ -3,9 +3,10 @@
     python tools/sweep.py --config configs/squad.py --workdir runs/sweep --learning-rates 1e-5,2e-5,3e-5 \\
         --batch-sizes 16,32 --seeds 1,2,3 -- --config.init_from=DIRECTORY --config.data.train=... --config.data.dev=...
 
-What follows -- is given to every run. The paper's grids: learning rates 5e-6 to 5e-5, batches of 16 and 32.
+The flags after -- go to every run. The paper's grids: learning rates 5e-6 to 5e-5, batches of 16 and 32.
 
-Invariant: a run is a directory of its own, named by its point of the grid; the same command goes on from there.
+Invariant: every run has a directory of its own, named by its point of the grid. A sweep that was stopped goes on with
+the same command.
 """
 
 import argparse
@@ -30,7 +31,8 @@ def command(config: str, place: Path, rate: str, batch: str, seed: str, rest: li
 
 
 def table_of(results: dict[tuple[str, str], list[float]], metric: str) -> Table:
-    """A row for each learning rate and batch size: the mean over seeds, deviation, every value; the best is bold."""
+    """A row for each (learning rate, batch size): the mean over the seeds, the standard deviation, and every value. The
+    row with the best mean is bold."""
     best = max(results, key=lambda point: float(np.mean(results[point])))
     table = Table("learning rate", "batch", f"{metric}, mean", "deviation", "seeds", box=None)
     for point, values in results.items():
@@ -42,18 +44,21 @@ def table_of(results: dict[tuple[str, str], list[float]], metric: str) -> Table:
 
 def main(argv: list[str] | None = None) -> int:
     parser = cli.parser(__doc__)
-    parser.add_argument("--config", required=True)
-    parser.add_argument("--workdir", type=Path, required=True, help="a directory for each run is made in it")
+    parser.add_argument("--config", required=True, help="the experiment: a file in configs/")
+    parser.add_argument("--workdir", type=Path, required=True, help="gets a directory for each run")
     parser.add_argument("--learning-rates", default="5e-6,1e-5,2e-5,3e-5,5e-5")
     parser.add_argument("--batch-sizes", default="16,32")
     parser.add_argument("--seeds", default="1")
-    parser.add_argument("rest", nargs="*", help="flags of spanbert_jax.main, after --")
+    parser.add_argument("rest", nargs="*", help="flags of spanbert_jax.main for every run, after --")
     arguments = parser.parse_args(argv)
     return cli.status(lambda: sweep(arguments))
 
 
 def sweep(arguments: argparse.Namespace) -> int:
-    """Runs what is not finished yet and prints the table; returns the status of a run that ended early, or 0."""
+    """Runs the points of the grid that are not finished and prints the table.
+
+    Returns 0, or the exit status of the first run that failed or was stopped.
+    """
     lists = [text.split(",") for text in (arguments.learning_rates, arguments.batch_sizes, arguments.seeds)]
     grid = list(itertools.product(*lists))
     results: dict[tuple[str, str], list[float]] = {}

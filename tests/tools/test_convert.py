@@ -408,7 +408,7 @@ def test_wrong_arguments_are_one_message_and_leave_nothing(
 
 
 def test_what_only_one_of_the_tools_takes_is_one_message_too(bert: Path, tmp_path: Path) -> None:
-    assert "a checkpoint of ours already" in refused(convert_from_pytorch, tmp_path / "out", "--input", bert)
+    assert "is already a checkpoint of this project" in refused(convert_from_pytorch, tmp_path / "out", "--input", bert)
     refusal = refused(convert_to_pytorch, tmp_path / "out", "--checkpoint", bert, "--text", tmp_path / "absent.txt")
     assert "absent.txt: cannot be read as UTF-8 text" in refusal
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)

@@ -75,12 +75,12 @@ def test_token_type_1_is_compared_with_what_decay_alone_would_leave(tmp_path: Pa
     text = printed(tmp_path / "run")
     assert f"norm of row 0 {norms[0]:.4g}, of row 1 {norms[1]:.4g} (rms {norms[1] / np.sqrt(8):.3g})" in text
     # 0.5 falling linearly to 0 over 100 steps adds up to 25.25; 0.02 * exp(-0.1 * 25.25) = 0.0016.
-    assert "100 steps it would have an rms of about 0.0016" in text
+    assert "row 1 would have an rms of about 0.0016 if it had only decayed for 100 steps" in text
     write(tmp_path / "imported", task="imported", imported_from="spanbert.tar.gz", left_alone=("x",))
     text = printed(tmp_path / "imported")
     assert "Imported from spanbert.tar.gz; 1 tensors left alone there" in text
     # Sums of 120 (large) and 75 (base): 0.02 * exp(-1.2) = 0.006, 0.02 * exp(-0.75) = 0.0094.
-    assert "weight decay 0.01 would have an rms of 0.006 in large, 0.0094 in base" in text
+    assert "weight decay 0.01, row 1 would have an rms of 0.006 in large, 0.0094 in base" in text
 
 
 def test_what_is_no_checkpoint_is_an_error(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def test_prints_blocks_then_the_same_as_a_page_and_statistics(arguments: list[st
     ("given", "message"),
     [
         ({"html": "masks.html", "statistics": True}, "--html shows blocks and --statistics numbers"),
-        ({"html": "/no/such/place/masks.html"}, "no such directory as /no/such/place"),
+        ({"html": "/no/such/place/masks.html"}, "there is no directory /no/such/place"),
     ],
 )
 def test_flags_that_cannot_work_are_refused_before_anything_is_prepared(

@@ -1,7 +1,7 @@
-"""What a compiled program moves: bytes to and from memory, and collectives, read from its text (`Compiled.as_text()`).
+"""Counts the memory traffic and the collectives of a compiled program, from its text (`Compiled.as_text()`).
 
-Invariant: everything counts as often as a step runs it, loops included. XLA's own cost analysis counts a loop's body
-once, and takes what stays in a TPU's on-chip memory, written S(1) in the text, for traffic to its HBM.
+Invariant: every instruction counts as often as a step runs it, loops included. XLA's own cost analysis counts a loop's
+body once. It also counts data that stay in a TPU's on-chip memory, S(1) in the text, as traffic to HBM.
 """
 
 import collections
@@ -10,10 +10,10 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-_BITS = {"pred": 8, "token": 0, "opaque": 0}  # the others have them in their name: bf16, f32, s4, f8e4m3fn
+_BITS = {"pred": 8, "token": 0, "opaque": 0}  # other types have their bits in the name: bf16, f32, s4, f8e4m3fn
 _ARRAY = re.compile(r"\b(pred|token|opaque|[a-z]+[0-9]+[a-z0-9]*)\[([0-9,]*)\](?:\{([^}]*)\})?")
 
-# "send" is how XLA writes what goes from one slice of TPUs to another, over the data centre's network.
+# XLA writes a transfer from one slice of TPUs to another, over the data centre's network, as "send".
 COLLECTIVES = (
     "all-reduce",
     "all-gather",
@@ -24,7 +24,7 @@ COLLECTIVES = (
     "send",
 )
 
-# Neither reads nor writes: names for what is there, control flow, and calls that only reserve or rename memory.
+# Instructions that move no bytes: names of existing arrays, control flow, and calls that only reserve or rename memory.
 _FREE = re.compile(
     "parameter|constant|tuple|get-tuple-element|bitcast|while|conditional|call|after-all|opt-barrier|partition-id|"
     "replica-id|recv|add-dependency|domain|.*-done"
@@ -32,14 +32,14 @@ _FREE = re.compile(
 _FREE_CALL = re.compile(
     r'custom_call_target="(AllocateBuffer|AssumeGatherIndicesInBound|ConcatBitcast|SliceId|Sharding)"'
 )
-_VIEWS = ("bitcast", "reshape", "transpose", "copy")  # inside a fusion, another look at the same elements
+_VIEWS = ("bitcast", "reshape", "transpose", "copy")  # inside a fusion these only read the same elements
 _TARGET = {"copy-start": 0, "slice-start": 1}  # which array of the result is written
 
 
 class Array(NamedTuple):
-    """One array of a shape that may be a tuple."""
+    """One array of an instruction's result, which may be a tuple of arrays."""
 
-    bytes: int  # of its elements: a TPU's padding to tiles is not counted
+    bytes: int  # of the elements, without a TPU's padding to tiles
     memory: int  # memory space: 0 is HBM, 1 a TPU's on-chip memory
 
 
@@ -50,13 +50,13 @@ class Instruction(NamedTuple):
     opcode: str
     arrays: tuple[Array, ...]  # of its result
     operands: tuple[str, ...]
-    inside: str  # the text between the parentheses: a constant's value, a parameter's number
+    inside: str  # the text between the parentheses, such as a constant's value or a parameter's number
     attributes: str
     is_root: bool
 
     @property
     def result_bytes(self) -> int:
-        """Of all the arrays of its result."""
+        """Bytes of all arrays of the result."""
         return sum(array.bytes for array in self.arrays)
 
     def called(self, attribute: str) -> str:
@@ -66,7 +66,7 @@ class Instruction(NamedTuple):
 
     @property
     def origin(self) -> str:
-        """The JAX operation that it came from, by its path in the program's source."""
+        """The path of the JAX operation that the instruction came from, or ""."""
         match = re.search(r'op_name="([^"]*)"', self.attributes)
         return match.group(1) if match else ""
 
@@ -79,21 +79,21 @@ class Program(NamedTuple):
 
     computations: dict[str, Computation]
     runs: dict[str, int]
-    unread_loops: int  # loops whose number of rounds the text does not show: they count as one round
+    unread_loops: int  # loops without a number of rounds in the text, which count as one round
 
 
 class Collective(NamedTuple):
     """One collective instruction."""
 
     kind: str
-    bytes: int  # of the array that is reduced, gathered or sent, as one chip sees it
-    group: int  # devices that take part together; 0: the text does not show it
+    bytes: int  # of the array that is reduced, gathered or sent, on one chip
+    group: int  # devices that take part together; 0 where the text does not show them
     asynchronous: bool
     runs: int  # in a step
 
     @property
     def sent(self) -> float:
-        """Bytes that a chip sends at the least each time: the bound of ring and torus algorithms."""
+        """The least bytes that a chip sends each time: the bound of ring and torus algorithms."""
         share = (self.group - 1) / self.group if self.group else 1.0
         if self.kind == "all-reduce":
             return 2 * share * self.bytes
@@ -109,7 +109,7 @@ class Traffic(NamedTuple):
 
 
 def read_program(text: str) -> Program:
-    """The program in XLA's text form. Raises ValueError where it has no entry computation."""
+    """Parses XLA's text form of a program. Raises ValueError where it has no entry computation."""
     computations: dict[str, Computation] = {}
     entry, current = "", None
     for line in text.splitlines():
@@ -165,7 +165,8 @@ def _arrays(shape: str) -> Iterator[Array]:
 
 
 def _count_runs(computations: dict[str, Computation], name: str, times: int, runs: dict[str, int]) -> int:
-    """Adds to `runs` how often `name` and what it calls run; returns the loops whose rounds are not known."""
+    """Adds to `runs` how often `name` and the computations that it calls run; returns the number of loops with an
+    unknown number of rounds."""
     runs[name] += times
     unread = 0
     for instruction in computations[name].values():
@@ -176,7 +177,7 @@ def _count_runs(computations: dict[str, Computation], name: str, times: int, run
             called = [(instruction.called("body"), rounds or 1)]
         elif instruction.opcode == "call":
             called = [(instruction.called("to_apply"), 1)]
-        elif instruction.opcode == "conditional":  # the dearest branch is not known: each counts
+        elif instruction.opcode == "conditional":  # the branch that will run is not known, so each counts
             branches = re.search(r"branch_computations=\{([^}]*)\}", instruction.attributes)
             named = re.findall(r"[\w.\-]+", branches.group(1)) if branches else []
             named += [instruction.called(f"{kind}_computation") for kind in ("true", "false")]
@@ -187,7 +188,8 @@ def _count_runs(computations: dict[str, Computation], name: str, times: int, run
 
 
 def _rounds(computations: dict[str, Computation], outer: Computation, loop: Instruction) -> int | None:
-    """How often a loop's body runs: what XLA wrote down, or counter < constant in the condition, as `scan` makes it."""
+    """How often a loop's body runs: XLA's known_trip_count, or the constant in the condition "counter < constant" that
+    `scan` makes; None where the text has neither."""
     known = re.search(r'"known_trip_count":\{"n":"([0-9]+)"', loop.attributes)
     if known:
         return int(known.group(1))
@@ -208,8 +210,8 @@ def _rounds(computations: dict[str, Computation], outer: Computation, loop: Inst
 
 
 def collectives(program: Program) -> list[Collective]:
-    """Every collective of a step. It is asynchronous where its start and its end are instructions of their own, between
-    which the scheduler puts work, or where it is fused with work."""
+    """Every collective of a step. A collective is asynchronous where its start and its end are separate instructions,
+    between which the scheduler puts work, or where it is fused with work."""
     found = []
     for name, runs in program.runs.items():
         for instruction in program.computations[name].values():
@@ -223,8 +225,8 @@ def collectives(program: Program) -> list[Collective]:
 
 
 def by_kind(found: Iterable[Collective]) -> list[dict[str, Any]]:
-    """A row for each kind, the most bytes first: how many run in a step ("count"), their "bytes" and what a chip has to
-    send for them ("sent"), and the part of the count and of the bytes that is asynchronous."""
+    """A row for each kind, the most bytes first: how many run in a step ("count"), their "bytes", the bytes that a chip
+    has to send for them ("sent"), and how many of the count and of the bytes are asynchronous."""
     table: dict[str, dict[str, Any]] = {}
     for one in found:
         empty = {"kind": one.kind, "count": 0, "bytes": 0, "sent": 0.0, "asynchronous": 0, "asynchronous_bytes": 0}
@@ -240,7 +242,7 @@ def by_kind(found: Iterable[Collective]) -> list[dict[str, Any]]:
 def _collectives_in(
     program: Program, place: Computation, instruction: Instruction
 ) -> Iterator[tuple[Computation, Instruction, bool]]:
-    """The instruction itself, or what it wraps or fuses: (the computation that it is in, it, whether with others)."""
+    """The collectives that an instruction is, wraps or fuses: (its computation, the collective, whether wrapped)."""
     if instruction.opcode.removesuffix("-start") in COLLECTIVES:
         yield place, instruction, False
     elif instruction.opcode in ("fusion", "async-start", "call-start") and not _continues(instruction):
@@ -251,14 +253,14 @@ def _collectives_in(
 
 
 def _continues(instruction: Instruction) -> bool:
-    """Whether a fusion goes on with a collective that another has started: a TPU's are spread over the fusions that
-    they overlap, and each of them has it in its text."""
+    """Whether a fusion continues a collective that another fusion has started. On a TPU a collective is spread over the
+    fusions that it overlaps, and the text of each of them contains the collective."""
     body = instruction.called("calls")
     return instruction.name.startswith("async-collective-done") or body.startswith("async_collective_fusion")
 
 
 def _group_size(attributes: str) -> int:
-    """Devices in one replica group, in any of XLA's three notations."""
+    """The number of devices in one replica group, in any of XLA's three notations; 0 where there is none."""
     listed = re.search(r"replica_groups=\{\{([0-9,]*)\}", attributes)
     if listed:
         return len(listed.group(1).split(","))
@@ -273,10 +275,11 @@ def _group_size(attributes: str) -> int:
 
 
 def traffic(program: Program, on_chip: bool = False) -> list[Traffic]:
-    """What each instruction reads from memory and writes to it, the largest first; `on_chip` counts on-chip memory too.
+    """The bytes that each instruction reads from and writes to memory, the largest first.
 
-    An operand of which a fusion uses slices counts as those slices, one that it updates in place as the update, and
-    one that it only hands on not at all. A collective reads where it starts and writes where it ends.
+    An operand of which a fusion uses slices counts as those slices. An operand that a fusion updates in place counts as
+    the update. An operand that a fusion only hands on does not count. A collective reads at its start and writes at its
+    end. on_chip: whether on-chip memory counts too.
     """
     found = []
     for name, runs in program.runs.items():
@@ -327,7 +330,7 @@ def _size(arrays: Iterable[Array]) -> int:
 
 
 def _used(program: Program, body: Computation, source: Instruction) -> int:
-    """Bytes of `source` that a fused computation reads; of an array that it updates in place, none."""
+    """Bytes of `source` that a fused computation reads; 0 of an array that the computation updates in place."""
     total = 0
     for user in body.values():
         for position, name in enumerate(user.operands):
@@ -357,7 +360,7 @@ def _outputs(program: Program, body: Computation) -> list[int]:
     for result in results:
         while result and result.opcode in _VIEWS:
             result = body[result.operands[0]]
-        if result is None or result.opcode == "parameter":  # of a collective, or handed on
+        if result is None or result.opcode == "parameter":  # a collective's output, or an array that is handed on
             sizes.append(0)
         elif result.opcode == "dynamic-update-slice":
             sizes.append(body[result.operands[1]].result_bytes)

@@ -1,6 +1,6 @@
-"""TPUs to compile for without having any: the names that Google Cloud gives them, and what libtpu calls them.
+"""TPUs to compile for without having any: Google Cloud's names for them, and libtpu's descriptions.
 
-Invariant: the devices described here hold no array; they are for `jit(...).lower(...).compile()` alone.
+Invariant: the devices described here can hold no array; they serve `jit(...).lower(...).compile()` alone.
 """
 
 import importlib.util
@@ -15,7 +15,7 @@ from spanbert_jax.errors import UserError
 
 
 class Topology(NamedTuple):
-    """How libtpu describes it."""
+    """libtpu's description of a set of TPUs."""
 
     name: str
     chip: str = "default"
@@ -23,7 +23,7 @@ class Topology(NamedTuple):
     slices: int = 1
 
 
-# A v4 or v5p is named by its TensorCores, of which a chip has two that work as one ("megacore").
+# The number in the name of a v4 or v5p counts TensorCores. A chip has two of them, which work as one ("megacore").
 TOPOLOGIES = {
     "v5e-1": Topology("v5e:1x1", host=(1, 1, 1)),
     "v5e-16": Topology("v5e:4x4"),
@@ -38,13 +38,13 @@ TOPOLOGIES = {
 _ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",  # do not ask a TPU VM's metadata server, which may not be there
     "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-16",  # any: it only keeps libtpu from warning that it found none
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # by several processes; its lock is for those that use a TPU
+    "TPU_ACCELERATOR_TYPE": "v5litepod-16",  # any type will do: without one libtpu warns
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # several processes may compile at once; the lock is for using a TPU
 }
 
 
 def topology(name: str | None) -> Topology:
-    """The topology of that name; raises UserError where there is none."""
+    """The topology with Google Cloud's name `name`; raises UserError where TOPOLOGIES has none."""
     if name not in TOPOLOGIES:
         raise UserError(f"topology {name!r} is not known; choose from {', '.join(TOPOLOGIES)}")
     return TOPOLOGIES[name]
@@ -56,7 +56,7 @@ def one_chip(of: Topology) -> Topology:
 
 
 def compile_only_devices(of: Topology) -> list[jax.Device]:
-    """Its devices. Raises UserError where libtpu is not installed."""
+    """The devices of a topology; raises UserError where libtpu is not installed."""
     if importlib.util.find_spec("libtpu") is None:
         raise UserError("libtpu, the compiler for TPUs, is not installed; pip install -r requirements-tpu.txt")
     os.environ |= _ENVIRONMENT
