@@ -1,1 +1,1 @@
-"""A checkpoint in use: opened, computed with, asked. Trains nothing."""
+"""The use of trained weights: opening them, exporting them, and predicting with them. Nothing here trains."""

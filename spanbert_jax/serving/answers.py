@@ -1,7 +1,7 @@
-"""Examples in memory to predictions: the one way of files, standard input, Python and a run's own evaluation.
+"""Turns examples in memory into predictions, for files, standard input, Python callers and a run's own evaluation.
 
-Invariant: every example gets one prediction, in the order of the examples. `Answerer.warm_up` compiles all that later
-requests need, whatever texts they bring.
+Invariant: every example gets one prediction, in the order of the examples. `Answerer.warm_up` compiles every program
+that later requests need, whatever their texts are.
 """
 
 import dataclasses
@@ -28,23 +28,23 @@ from spanbert_jax.training.progress import Stage
 
 
 def trained_task(weights: Weights) -> AnyTask:
-    """The task that weights were fine-tuned for; raises UserError where they were not."""
+    """The task that the weights were fine-tuned for; raises UserError where they were not fine-tuned."""
     saved = weights.metadata
     kind = finetuning_task(saved.task if saved else "of others' weights", weights.config)
     return kind(weights.config, weights.tokenizer, Learnt.from_metadata(saved) if saved else Learnt())
 
 
 def kept_metrics(metadata: Metadata | None) -> dict[str, float]:
-    """The metrics of the evaluation that a checkpoint was kept for; none where it was kept for another reason."""
+    """The held-out metrics, by name, for which a checkpoint was kept as the best one; {} for any other checkpoint."""
     saved = metadata.evaluation if metadata else {}
     return {name.removeprefix("held_out/"): value for name, value in saved.items()}
 
 
 class TaskPredictor(Generic[ExampleT, ModelT]):
-    """The predictions of a task's model, whose parameters may be others at every call."""
+    """Predicts with a task's model. Every call takes the parameters, so a run can evaluate while it trains."""
 
     def __init__(self, task: FineTuning[ExampleT, ModelT], layout: NamedSharding):
-        """layout: of a batch's rows over the devices."""
+        """layout: divides the rows of a batch among the devices."""
         self._task = task
         model = task.model(layout.mesh.devices.flat[0].platform)
         self._predictor = Predictor(functools.partial(task.outputs, model), layout)
@@ -62,7 +62,7 @@ class TaskPredictor(Generic[ExampleT, ModelT]):
         tuned: Mapping[str, float],
         show: Show = quiet,
     ) -> list[Prediction]:
-        """One prediction an example. rows: those of the examples. tuned: as for `FineTuning.decode`."""
+        """One prediction for each example. rows: the examples' rows. tuned: as for `FineTuning.decode`."""
         if not examples:
             return []
         batches = self._task.eval_batches(rows, self._predictor.multiple)
@@ -70,7 +70,7 @@ class TaskPredictor(Generic[ExampleT, ModelT]):
 
 
 class Answerer:
-    """A fine-tuned model in memory: opened once, asked often."""
+    """A fine-tuned model in memory, which is opened once and answers many requests."""
 
     def __init__(self, task: AnyTask, params: Params, tuned: Mapping[str, float]):
         """tuned: as for `FineTuning.decode`."""
@@ -80,24 +80,24 @@ class Answerer:
         self._params = self._predictor.place(params)
 
     def warm_up(self, show: Show = quiet) -> None:
-        """Compiles every program that a request may need. Without it, each is compiled for the first request that needs
-        it."""
+        """Compiles every program that a request may need; otherwise the first request that needs a program waits for
+        its compilation."""
         self._predictor.warm_up(self._params, show)
 
     def answer(self, records: Sequence[Record]) -> list[Prediction]:
-        """One prediction a record, in their order; a record without an "id" has its number, from 0.
+        """One prediction for each record, in their order. The id of a record without "id" is its index, from 0.
 
-        records: texts, where the task reads texts, or the task's fields: {"question": ..., "context": ...}, {"words":
-        [...]}, ... Raises UserError, naming records[i], where one is not what the task reads.
+        records: texts, where the task reads texts, or objects with the task's fields: {"question": ..., "context":
+        ...}, {"words": [...]}, ... Raises UserError, naming records[i], where the task cannot read a record.
         """
         examples = [self.task.parse(record, f"records[{i}]", str(i)) for i, record in enumerate(records)]
         return self.answer_examples(examples, "the records", "predict", False)
 
     def answer_source(self, source: Source, role: Role, enabled: bool) -> tuple[list[Any], list[Prediction]]:
-        """(examples, one prediction for each) of a file, of its contents, or of a TFDS name.
+        """(examples, one prediction for each example) of a file, of a file's contents, or of a TFDS name.
 
-        role: "dev", whose examples must have labels that fit the task, or "predict". enabled: show progress. Warnings
-        go to stderr. Raises UserError where the data cannot be read.
+        role: "predict", or "dev", where every example must have a label that the task knows. enabled: whether to show
+        progress. Warnings go to stderr. Raises UserError where the data cannot be read.
         """
         examples, warnings = self.task.read(self.task.config, source, role, self.task.learnt)
         for warning in warnings:
@@ -107,7 +107,8 @@ class Answerer:
         return examples, self.answer_examples(examples, str(source), role, enabled)
 
     def answer_examples(self, examples: Sequence[Any], source: str, role: Role, enabled: bool) -> list[Prediction]:
-        """One prediction an example. source: what a warning of texts that were cut names. enabled: show progress."""
+        """One prediction for each example. source: the name of the data in warnings. enabled: whether to show
+        progress."""
         rows = rows_of(self.task, examples, source, role, None, enabled)
         warn_of_cuts(rows, examples, source)
         with Stage("Predicting", enabled=enabled) as stage:
@@ -134,8 +135,11 @@ def rows_of(
     cache: Path | None,
     enabled: bool,
 ) -> Rows:
-    """The examples' rows: from the cache, where it has them for this data, vocabulary and declared settings, or built,
-    with progress where `enabled`."""
+    """The examples' rows, from the directory `cache` or built.
+
+    Rows in the cache are used where they were made from the same data, vocabulary, labels and declared settings. Rows
+    that are built are saved there, unless `cache` is None. enabled: whether to show progress.
+    """
     path = None
     if cache:
         made_from = {

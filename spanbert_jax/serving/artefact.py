@@ -1,6 +1,6 @@
-"""A model as it is exported for serving elsewhere: functions, the parameters they use, and what describes them.
+"""A model that is exported for serving elsewhere: its functions, the parameters that they use, tokenizer and labels.
 
-Invariant: the exported functions are those of serving/functions.py, so they compute in float32 whatever the device.
+Invariant: the exported functions are those of serving/functions.py, so they compute in float32 on every device.
 """
 
 import dataclasses
@@ -27,20 +27,20 @@ Call = Callable[..., jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """What is exported. Each of `functions` takes (params, input_ids, lengths, token_type_ids) like its namesake in
-    serving/functions.py, but takes the parameters as a flat {"a/b/c": array}."""
+    """A model to export. Each of `functions` takes (params, input_ids, lengths, token_type_ids) as its namesake in
+    serving/functions.py does, but params is a flat {"a/b/c": array}."""
 
     architecture: str  # transformers' name for the encoder with this head
     functions: dict[str, Call]
     params: dict[str, np.ndarray]
     tokenizer: Tokenizer
-    max_length: int
+    max_length: int  # pieces, the most that the position embeddings allow
     token_types: int
     labels: tuple[str, ...]
 
 
 def read_model(weights: Weights) -> Model:
-    """The weights' functions, and of the parameters those that they use."""
+    """The weights as a `Model`, with only those parameters that its functions use."""
     params, _ = weights.load()
     config, tokenizer = weights.config, weights.tokenizer
     name, heads = architecture(params)
@@ -61,7 +61,10 @@ def read_model(weights: Weights) -> Model:
 
 
 def compare(model: Model, calls: Mapping[str, Call], lines: list[str]) -> str:
-    """What to print of loaded functions against ours on real text; raises UserError where they do not agree."""
+    """Compares `calls`, the exported functions loaded again, with the model's own on 8 rows of the real text `lines`.
+
+    Returns the line to print. Raises UserError where outputs differ by more than 1e-4 of the largest value.
+    """
     ids, lengths = rows_of_lines(model.tokenizer, lines, min(_ROW, model.max_length))
     second = (np.arange(ids.shape[1]) >= lengths[:, None] // 2) & (model.token_types > 1)
     inputs = (ids, lengths, second.astype(np.int32))
@@ -71,8 +74,8 @@ def compare(model: Model, calls: Mapping[str, Call], lines: list[str]) -> str:
         difference, largest = float(np.abs(np.asarray(calls[name](*inputs)) - ours).max()), float(np.abs(ours).max())
         if not difference <= _TOLERANCE * largest:
             raise UserError(
-                f"{name}: what was exported, loaded again, differs by {difference:.1e} from what was to be exported, "
-                f"where values go up to {largest:.3g}; nothing was written; report it, with the versions of jax"
+                f"{name}: the exported function, loaded again, differs by {difference:.1e} from the model, whose "
+                f"values go up to {largest:.3g}; nothing was written; please report this with your version of jax"
             )
         said.append(f"{OUTPUTS[name].replace('_', ' ')} {difference:.1e} (values up to {largest:.3g})")
     return f"Loaded again, on {len(ids)} rows of real text, largest difference: {', '.join(said)}"

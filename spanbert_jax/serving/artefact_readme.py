@@ -1,4 +1,4 @@
-"""The README.md of an exported model: what it takes and gives, and lines of Python that load and call it.
+"""The README.md of an exported model: its inputs and outputs, and lines of Python that load and call the model.
 
 Invariant: the lines run as they stand, in the directory above the export, without this project.
 """
@@ -15,10 +15,10 @@ from spanbert_jax.serving.artefact import PLATFORMS, Model
 from spanbert_jax.serving.saved_model import tensorflow_version
 
 LOGITS = {
-    "BertForMaskedLM": "[batch, length, pieces], scores of every piece to stand there",
-    "BertForQuestionAnswering": "[batch, length, 2], scores to be the answer's first piece, and its last",
-    "BertForTokenClassification": "[batch, length, labels], scores of every label for each piece",
-    "BertForSequenceClassification": "[batch, labels], scores of every label for the row",
+    "BertForMaskedLM": "[batch, length, pieces], a score of each piece of the vocabulary for each position",
+    "BertForQuestionAnswering": "[batch, length, 2], for each piece its scores as the answer's first and last piece",
+    "BertForTokenClassification": "[batch, length, labels], a score of each label for each piece",
+    "BertForSequenceClassification": "[batch, labels], a score of each label for the row",
 }
 TEXTS: dict[str, list[Any]] = {
     "BertForMaskedLM": ["Paris is the [MASK] of France.", "Hello!"],
@@ -26,7 +26,7 @@ TEXTS: dict[str, list[Any]] = {
 }
 OTHER_TEXTS = ["Ada Lovelace lived in London.", "Hello!"]
 
-# What the README shows, with $names to fill in.
+# The Python lines of the README; `lines_of_python` fills in the $names.
 STABLEHLO = """from pathlib import Path
 
 import jax
@@ -89,7 +89,7 @@ print(logits.shape)
 
 
 def lines_of_python(model: Model, kind: str, directory: Path, name: str) -> str:
-    """What loads and calls the export in `directory` once that is called `name`."""
+    """Python that loads and calls the export. directory: where it lies now; name: its directory's later name."""
     texts = TEXTS.get(model.architecture, OTHER_TEXTS)
     tokenizer = tokenizers.Tokenizer.from_file(str(directory / TOKENIZER_FILE))
     tokenizer.enable_truncation(model.max_length)
@@ -113,7 +113,7 @@ def lines_of_python(model: Model, kind: str, directory: Path, name: str) -> str:
 
 
 def readme(model: Model, kind: str, directory: Path, name: str) -> str:
-    """The README.md of the export in `directory` once that is called `name`."""
+    """The README.md of the export. directory: where it lies now; name: its directory's later name."""
     width = model.params["embeddings/position"].shape[1]
     outputs = [f"- `encode`: hidden states, float32 [batch, length, {width}]"]
     if "predict" in model.functions:
@@ -124,14 +124,14 @@ def readme(model: Model, kind: str, directory: Path, name: str) -> str:
         what = "a BERT encoder as StableHLO, for JAX"
         # docs.jax.dev/en/latest/export/export.html#compatibility-guarantees
         needs = (
-            f"Needs `pip install jax=={jax.__version__} safetensors tokenizers`; for {', '.join(PLATFORMS)}. JAX "
+            f"Needs `pip install jax=={jax.__version__} safetensors tokenizers`; runs on {', '.join(PLATFORMS)}. JAX "
             "promises to read such\nfiles for six months: keep the checkpoint, to export it again."
         )
-        parameters = "Parameters: one flat dict, the tensors of `params.safetensors`, which every function takes first."
+        parameters = "The first argument of every function is a flat dict of the tensors in `params.safetensors`."
     else:
         what = "a BERT encoder as a TensorFlow SavedModel"
-        needs = f"Needs TensorFlow alone; checked with {tensorflow_version()}. For {', '.join(PLATFORMS)}."
-        parameters = "`tokenizer.json`, of Hugging Face's tokenizers library, makes such ids of text."
+        needs = f"Needs only TensorFlow; checked with {tensorflow_version()}. Runs on {', '.join(PLATFORMS)}."
+        parameters = "Hugging Face's tokenizers library reads `tokenizer.json`, which turns text into these ids."
     lines = lines_of_python(model, kind, directory, name)
     functions_list = "\n".join(outputs)
     return f"""# {name}: {what}
@@ -141,16 +141,16 @@ def readme(model: Model, kind: str, directory: Path, name: str) -> str:
 
 {needs}
 
-Inputs, int32, for any batch and any length up to {model.max_length} (more is an error of refining shapes):
+Inputs, int32, for any batch and any length up to {model.max_length} (a longer one fails with an error about shapes):
 
-- `input_ids` [batch, length]: [CLS], pieces, [SEP], and padding: any ids of the vocabulary
-- `lengths` [batch]: ids in each row before the padding, at least 1; what the padding is changes nothing
-- `token_type_ids` [batch, length]: 0, and 1 in the second text of a pair
+- `input_ids` [batch, length]: [CLS], pieces, [SEP], then padding, which may be any ids of the vocabulary
+- `lengths` [batch]: the number of ids before the padding in each row, at least 1
+- `token_type_ids` [batch, length]: 1 in the second text of a pair, 0 elsewhere
 
-Outputs; at padding they mean nothing:
+Outputs, which mean nothing at the padding:
 
 {functions_list}
 
 {parameters} Everything is computed in float32.
-The first call with a new shape compiles: pad to a few lengths in serving.
+The first call with a new shape compiles, so pad to a few lengths in serving.
 """

@@ -1,6 +1,7 @@
-"""What trained weights compute, as pure functions of (params, input_ids, lengths, token_type_ids).
+"""The pure functions of (params, input_ids, lengths, token_type_ids) that trained weights compute.
 
-Invariant: what is compared with PyTorch is what is served: the same functions, without dropout, in float32.
+Invariant: the functions that are exported and those that are compared with PyTorch are the same, without dropout and
+in float32.
 """
 
 from collections.abc import Callable, Collection
@@ -15,7 +16,7 @@ from spanbert_jax.model import encoder, linear_heads, pretraining_heads
 
 Function = Callable[[Any, jax.Array, jax.Array, jax.Array], jax.Array]
 
-_TASKS = {
+_TASKS = {  # transformers' class -> the kind of linear head
     "BertForQuestionAnswering": "question_answering",
     "BertForSequenceClassification": "sequence_classification",
     "BertForTokenClassification": "token_classification",
@@ -23,7 +24,8 @@ _TASKS = {
 
 
 def _exact(function: Function) -> Function:
-    """The function with float32 products, which accelerators otherwise round to TF32 or bfloat16."""
+    """The function with matrix products in full float32. Accelerators otherwise round their inputs to TF32 or
+    bfloat16."""
 
     def exact(params: Any, input_ids: jax.Array, lengths: jax.Array, token_type_ids: jax.Array) -> jax.Array:
         with jax.default_matmul_precision("highest"):
@@ -33,10 +35,12 @@ def _exact(function: Function) -> Function:
 
 
 def functions(config: Config, groups: Collection[str], vocab_size: int, labels: int) -> dict[str, Function]:
-    """ "encode": hidden states float32 [batch, length, embed]; "predict", where the parameter `groups` have a head that
-    was trained for it: the head's logits, of MLM [batch, length, vocab].
+    """The functions by name: "encode", and "predict" where the parameter `groups` include a head.
 
-    Both take params, input_ids int32 [batch, length], lengths int32 [batch], token_type_ids int32 [batch, length].
+    Each takes params, input_ids int32 [batch, length], lengths int32 [batch], token_type_ids int32 [batch, length].
+    "encode" returns the hidden states, float32 [batch, length, embed]. "predict" returns the head's logits, float32:
+    [batch, length, vocab] of MLM, [batch, length, 2] of question answering, [batch, length, labels] of tokens, [batch,
+    labels] of sequences. labels: the number of labels, 0 where the head has none.
     """
     compute = ComputeConfig(dtype="float32")
     base = encoder.Encoder(config.model, compute, vocab_size, jnp.dtype(jnp.float32))

@@ -1,4 +1,4 @@
-"""Predictions in files: JSON lines, the files of the official scorers, and both read again.
+"""Writes predictions as JSON lines and as the official scorers' files, and reads both again.
 
 Invariant: a file has its name only when it is whole.
 """
@@ -16,7 +16,7 @@ from spanbert_jax.tasks.finetuning import ExampleT, FineTuning, Identified, Mode
 
 
 def write_jsonl(predictions: Sequence[Prediction], path: Path) -> None:
-    """Writes a JSON object a line."""
+    """Writes each prediction as one line of JSON."""
     with written_aside(path) as aside, aside.open("w", encoding="utf-8") as file:
         for prediction in predictions:
             file.write(json.dumps(prediction, ensure_ascii=False) + "\n")
@@ -25,7 +25,7 @@ def write_jsonl(predictions: Sequence[Prediction], path: Path) -> None:
 def write_for_scorer(
     task: FineTuning[ExampleT, ModelT], examples: Sequence[ExampleT], predictions: Sequence[Prediction], output: Path
 ) -> None:
-    """Writes the community's file as `output`, and what belongs to it (SQuAD 2.0's null_odds.json) beside it."""
+    """Writes the official scorer's file as `output`, and its companions (SQuAD 2.0's null_odds.json) beside it."""
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
         written = task.write(examples, predictions, Path(folder))
         for path in Path(folder).iterdir():
@@ -33,11 +33,12 @@ def write_for_scorer(
 
 
 def read_predictions(path: Path, examples: Sequence[Identified], may_lack: bool) -> list[Prediction]:
-    """The predictions for the examples, in their order, of JSON lines or of SQuAD's {id: text}; those for other ids are
-    counted in a warning on stderr.
+    """The predictions for the examples, in the examples' order, from JSON lines or from SQuAD's {id: text}.
 
-    may_lack: SQuAD 1.1's scorer counts a question without a prediction as wrong. Raises UserError where one is missing
-    otherwise, or all are, or an id comes twice.
+    A warning on stderr counts the ids without a prediction and the predictions for other ids. may_lack: whether
+    predictions may be missing, as in SQuAD 1.1, whose scorer counts a question without a prediction as wrong.
+
+    Raises UserError where a prediction is missing that may not be, where all are missing, or an id comes twice.
     """
     found: dict[str, Prediction] = {}
     for place, record in read_records(path, read_lines(path)):

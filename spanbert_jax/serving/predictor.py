@@ -1,7 +1,7 @@
-"""A function of batches, compiled once for each of their shapes, and the rows of every length that go through it.
+"""Computes a function of batches for rows of every length, with one compiled program for each shape of batch.
 
-Invariant: each row is computed once, and the outputs are in the rows' order, whatever the batches were. After `warm_up`
-with all shapes of the batches, nothing is traced or compiled again.
+Invariant: each row is computed once, and the outputs are in the rows' order, however rows were put into batches. After
+`warm_up` with all shapes of the batches, nothing is traced or compiled again.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,10 +16,12 @@ from spanbert_jax.batches.feed import to_global
 
 Params = dict[str, Any]
 Compute = Callable[[Params, Batch], dict[str, jax.Array]]
-Batches = Iterable[tuple[np.ndarray, NumpyBatch]]  # int [batch] row numbers, -1 for none; their batch
+Batches = Iterable[tuple[np.ndarray, NumpyBatch]]  # (int [batch] row numbers, -1 for an empty row; the batch)
 AbstractBatch = Mapping[str, jax.ShapeDtypeStruct]
-Outputs = list[dict[str, np.ndarray]]  # of each row
-Show = Callable[[float], None]  # is told the fraction that is done
+Outputs = list[dict[str, np.ndarray]]  # one dict for each row
+Show = Callable[[float], None]  # shows progress: takes the fraction that is done
+
+_ShapeKey = tuple[tuple[str, tuple[int, ...]], ...]  # the sorted (name, shape) of a batch's arrays
 
 
 def quiet(_: float) -> None:
@@ -30,27 +32,31 @@ class Predictor:
     """A function (params, batch) -> {name: [batch, ...]}, with a program for each shape of batch that it has met."""
 
     def __init__(self, compute: Compute, layout: NamedSharding):
-        """layout: of a batch's rows over the devices."""
+        """layout: divides the rows of a batch among the devices."""
         assert isinstance(layout.mesh, Mesh)  # of devices
         self._layout, self._mesh = layout, layout.mesh
         self._everywhere = NamedSharding(layout.mesh, PartitionSpec())
         self._compute = jax.jit(compute, out_shardings=self._everywhere)
-        self._programs: dict[Any, Callable[[Params, Batch], dict[str, jax.Array]]] = {}
-        self.multiple = layout.mesh.shape["data"] * layout.mesh.shape["fsdp"]  # that divides the rows of every batch
+        self._programs: dict[_ShapeKey, Compute] = {}
+        self.multiple = (
+            layout.mesh.shape["data"] * layout.mesh.shape["fsdp"]
+        )  # the number of rows in a batch must be a multiple of this
 
     def place(self, params: Params) -> Params:
-        """NumPy parameters, put on every device once and not with every batch."""
+        """Puts NumPy parameters on every device, so that calls need not copy them again."""
         return jax.device_put(params, self._everywhere)
 
     def warm_up(self, params: Params, shapes: Sequence[AbstractBatch], show: Show = quiet) -> None:
-        """Compiles the program of every shape. params: laid out as those that follow will be."""
+        """Compiles the program of every shape. params: with the layout of the params of later calls."""
         for done, shape in enumerate(shapes, start=1):
             self._program(params, shape)
             show(done / len(shapes))
 
     def outputs(self, params: Params, batches: Batches, count: int, show: Show = quiet) -> Outputs:
-        """The outputs for each of `count` rows, of which every one is in one of the batches. A program that is missing
-        is compiled when its shape is met."""
+        """The outputs of each of `count` rows. Each row must be in exactly one of the batches.
+
+        A shape that was not warmed up is compiled when a batch has it.
+        """
         results: Outputs = [{} for _ in range(count)]
         done = 0
         for indices, batch in batches:
@@ -63,9 +69,7 @@ class Predictor:
             show(done / count)
         return results
 
-    def _program(
-        self, params: Params, batch: Mapping[str, np.ndarray | jax.ShapeDtypeStruct]
-    ) -> Callable[[Params, Batch], dict[str, jax.Array]]:
+    def _program(self, params: Params, batch: Mapping[str, np.ndarray | jax.ShapeDtypeStruct]) -> Compute:
         key = tuple(sorted((name, array.shape) for name, array in batch.items()))
         if key not in self._programs:
             abstract = {

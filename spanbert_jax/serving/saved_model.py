@@ -1,7 +1,7 @@
-"""An exported model as a TensorFlow SavedModel: a signature for each function, and their parameters as variables.
+"""An exported model as a TensorFlow SavedModel: one signature for each function, with the parameters as variables.
 
-Invariant: one signature serves every batch, every length up to the model's, and each of `artefact.PLATFORMS`. The
-functions import TensorFlow; importing this module does not.
+Invariant: one signature serves every batch size, every length up to the model's, and each of `artefact.PLATFORMS`.
+Importing this module does not import TensorFlow; calling its functions does.
 """
 
 import importlib
@@ -15,7 +15,7 @@ from spanbert_jax.serving.artefact import OUTPUTS, PLATFORMS, Call, Model
 
 
 def write_saved_model(model: Model, directory: Path) -> None:
-    """A SavedModel with a signature a function, and the parameters as variables that the signatures share."""
+    """Writes a SavedModel whose signatures, one for each function, share the parameters as variables."""
     importlib.import_module("spanbert_jax.tensorflow_settings")  # before TensorFlow is imported
     import tensorflow as tf
     from jax.experimental import jax2tf
@@ -41,7 +41,8 @@ def write_saved_model(model: Model, directory: Path) -> None:
         return call
 
     signatures = {name: signature(name, function) for name, function in model.functions.items()}
-    # JAX writes erf as a composite, and TensorFlow 2.21 infers no symbolic shapes in one; it writes erfc out.
+    # An exported program has erf as a composite operation, in which TensorFlow 2.21 cannot infer symbolic shapes, and
+    # erfc as plain operations.
     with mock.patch.object(jax.lax, "erf", lambda x: 1 - jax.lax.erfc(x)):
         tf.saved_model.save(module, str(directory), signatures)
 
@@ -60,7 +61,7 @@ def read_saved_model(directory: Path) -> dict[str, Call]:
 
 
 def tensorflow_version() -> str:
-    """The version that a SavedModel written here is for."""
+    """The version of the installed TensorFlow, which reads the SavedModels written here."""
     import tensorflow as tf
 
     return tf.__version__

@@ -1,6 +1,6 @@
-"""An exported model as StableHLO, for JAX: a file for each function, and their parameters in one.
+"""An exported model as StableHLO, for JAX: one file for each function, and one for the parameters.
 
-Invariant: one file serves every batch, every length up to the model's, and each of `artefact.PLATFORMS`.
+Invariant: one file serves every batch size, every length up to the model's, and each of `artefact.PLATFORMS`.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ from spanbert_jax.serving.artefact import PLATFORMS, Call, Model
 
 
 def write_stablehlo(model: Model, directory: Path) -> None:
-    """A .stablehlo file a function, for PLATFORMS, and their parameters in one params.safetensors."""
+    """Writes a .stablehlo file for each function, and the parameters as params.safetensors."""
     batch, length = export.symbolic_shape("batch, length", constraints=[f"length <= {model.max_length}"])
     matrix, vector = (jax.ShapeDtypeStruct(shape, np.int32) for shape in ((batch, length), (batch,)))
     params = {name: jax.ShapeDtypeStruct(value.shape, value.dtype) for name, value in model.params.items()}

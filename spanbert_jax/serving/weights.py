@@ -1,6 +1,6 @@
-"""Trained weights, wherever they come from: a run of ours, or what others publish.
+"""Opens trained weights: a checkpoint of this project, or weights that others publish.
 
-Invariant: whatever opens here can be exported, inspected, or trained further, and brings its own vocabulary.
+Invariant: weights that open here can be exported, inspected and trained further, and come with their vocabulary.
 """
 
 import contextlib
@@ -33,30 +33,31 @@ from spanbert_jax.training.metadata import Metadata
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Weights:
-    """Trained weights and what describes them. `load` alone reads the arrays; a run's step is in its metadata."""
+    """Trained weights with their description. Only `load` reads the arrays."""
 
     source: str  # the checkpoint of a run; the path of others' weights
     kind: str  # for people: "a checkpoint of spanbert_jax", "a Hugging Face directory", ...
-    config: Config  # of the run; for others' weights the defaults with their model and vocabulary
+    config: Config  # the run's; for others' weights the defaults, with these weights' model and vocabulary
     tokenizer: Tokenizer
-    load: Callable[[], tuple[Params, Coverage]]
-    labels: tuple[str, ...] = ()  # of a classifier
+    load: Callable[[], tuple[Params, Coverage]]  # (the parameters, which tensors were taken, missing or left alone)
+    labels: tuple[str, ...] = ()  # of a classifier, in its order
     span_boundary: tuple[int, int] | None = None  # (offsets, width) of the span-boundary head's table
-    notes: tuple[str, ...] = ()  # of others' weights: lines for people
-    metadata: Metadata | None = None  # saved with a checkpoint of ours
+    notes: tuple[str, ...] = ()  # lines for people about others' weights
+    metadata: Metadata | None = None  # of a checkpoint of this project
 
     @property
     def step(self) -> int:
-        """Updates of the parameters in the run; 0 of others' weights."""
+        """The run's updates of the parameters so far; 0 for others' weights."""
         return self.metadata.step if self.metadata else 0
 
 
 @contextlib.contextmanager
 def open_weights(path: Path, vocab: Path | None = None) -> Iterator[Weights]:
-    """The weights of a run of ours, or others' published weights.
+    """The weights of a run of this project, or weights that others publish.
 
-    path: a workdir (its best checkpoint, or its newest one), a checkpoint in it, or what `open_published_weights`
-    takes. vocab: as there. Raises UserError where there are none, they are damaged, or have no vocabulary that fits.
+    path: a workdir (its best checkpoint is opened, or its newest one where none is best), a checkpoint in a workdir, or
+    a path that `open_published_weights` takes. vocab: as there. Raises UserError where there are no weights, or they
+    are damaged, or no vocabulary fits them.
     """
     if is_run(epath.Path(path)):
         yield _open_run(path)
@@ -82,7 +83,7 @@ def _open_run(path: Path) -> Weights:
     checkpoint = find_checkpoint(epath.Path(path))
     metadata = read_metadata(checkpoint)
     shapes = read_shapes(checkpoint)
-    # A kernel that was named for the machine that trained need not run on this one.
+    # The config may name kernels of the machine that trained; this machine may lack them.
     compute = dataclasses.replace(metadata.config.compute, attention="auto", pointwise="auto")
 
     def load() -> tuple[Params, Coverage]:
@@ -102,19 +103,19 @@ def _open_run(path: Path) -> Weights:
 
 
 def training_of(weights: Weights) -> dict[str, Any]:
-    """As JSON, what is known of the training of weights: of a run its metadata, with the evaluation at the checkpoint's
-    step."""
+    """The training of the weights as a JSON object: a run's metadata with the evaluation at the checkpoint's step; for
+    others' weights their source."""
     saved = weights.metadata
     if saved is None:
         return {"step": 0, "imported_from": weights.source}
     known = {name: value for name, value in saved.to_json().items() if value and name not in ("left_alone", "labels")}
     known["step"] = saved.step
     if saved.imported_from:
-        del known["config"]  # sizes apart, its fields are defaults
+        del known["config"]  # apart from the model's sizes, its fields are defaults
         return known
     log = run_of(epath.Path(weights.source)) / "metrics.jsonl"
     lines = log.read_text().splitlines() if log.exists() else []
-    rows = [json.loads(line) for line in lines if line.endswith("}")]  # a killed run's last one may be half a line
+    rows = [json.loads(line) for line in lines if line.endswith("}")]  # a killed run may leave half a line at the end
     at_step = (row for row in rows if row["step"] == saved.step)
     held_out = {name: value for row in at_step for name, value in row.items() if name.startswith("held_out/")}
     return known | ({"evaluation": held_out} if held_out else {})

@@ -88,5 +88,6 @@ def test_a_workdir_with_another_value_of_a_renamed_field_says_how_to_go_on(tmp_p
 @pytest.mark.parametrize("revision", REVISIONS)
 def test_a_run_starts_from_a_checkpoint_of_an_earlier_version(revision: str, tmp_path: Path) -> None:
     config = dataclasses.replace(small_config(), init_from=str(RECORDED / revision / "pretrained"))
-    adopted = start_from.adopt(config, epath.Path(tmp_path))
+    with start_from.StartingWeights(config) as start:
+        adopted = start_from.adopt(config, epath.Path(tmp_path), start)
     assert (adopted.model.layers, adopted.model.embed, adopted.tokenizer.kind) == (2, 16, "wordpiece")
