@@ -9,7 +9,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import logging
 
@@ -95,3 +95,9 @@ def use_huge_pages() -> None:
         os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
         sys.stdout.flush()
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def run(main: Callable[[], int]) -> NoReturn:
+    """The end of a tool's file: starts the tool in huge pages and exits with the status that `main` returns."""
+    use_huge_pages()
+    sys.exit(main())

@@ -16,7 +16,6 @@ import ast
 import importlib
 import os
 import signal
-import sys
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -165,4 +164,4 @@ def options_of(arguments: argparse.Namespace) -> Options:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.run(main)

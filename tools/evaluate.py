@@ -12,18 +12,22 @@ Invariant: the numbers are those of the run's own evaluation, by the official de
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spanbert_jax import cli
 from spanbert_jax.errors import UserError
-from spanbert_jax.serving.answers import open_answerer, trained_task
-from spanbert_jax.serving.prediction_files import read_predictions
-from spanbert_jax.serving.weights import open_weights
-from spanbert_jax.tasks.registry import AnyTask
+
+if TYPE_CHECKING:
+    from spanbert_jax.tasks.registry import AnyTask
 
 
-def evaluate(checkpoint: Path, data: str, predictions: Path | None) -> tuple[AnyTask, list[Any], dict[str, float]]:
+def evaluate(checkpoint: Path, data: str, predictions: Path | None) -> tuple["AnyTask", list[Any], dict[str, float]]:
     """(task, examples, metrics); raises UserError where data or predictions cannot be read or do not fit the task."""
+    # Heavy, so not before the start in huge pages.
+    from spanbert_jax.serving.answers import open_answerer, trained_task
+    from spanbert_jax.serving.prediction_files import read_predictions
+    from spanbert_jax.serving.weights import open_weights
+
     with open_weights(checkpoint) as weights:
         if predictions is None:
             answerer = open_answerer(weights)
@@ -61,4 +65,4 @@ def _print_metrics(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.run(main)

@@ -18,10 +18,6 @@ from pathlib import Path
 from spanbert_jax import cli
 from spanbert_jax.errors import UserError
 from spanbert_jax.files import make_directory
-from spanbert_jax.serving.answers import open_answerer
-from spanbert_jax.serving.prediction_files import write_for_scorer, write_jsonl
-from spanbert_jax.serving.weights import open_weights
-from spanbert_jax.tasks.example_files import Contents
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -36,6 +32,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    # Heavy, so not before the start in huge pages.
+    from spanbert_jax.serving.answers import open_answerer
+    from spanbert_jax.serving.prediction_files import write_for_scorer, write_jsonl
+    from spanbert_jax.serving.weights import open_weights
+    from spanbert_jax.tasks.example_files import Contents
+
     output = arguments.output
     if output is not None:
         make_directory(output.parent, "--output")
@@ -57,4 +59,4 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.run(main)
