@@ -1,1 +1,1 @@
-"""Other programs' checkpoints: names, shapes and files."""
+"""Other programs' checkpoints and tokenizers: names, shapes and files. Knows no model."""

@@ -29,21 +29,22 @@ DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat
 
 @dataclasses.dataclass(frozen=True)
 class Export:
-    """Parameters of ours, and the values that describe them, as `write_export` needs them."""
+    """The input of `write_export`: trained parameters, and all that describes them."""
 
     params: Params
     model: ModelConfig
     tokenizer: Tokenizer
-    labels: Sequence[str]  # of a classifier
-    training: Mapping[str, Any]  # "config" (flat), "step", "evaluation", ...: spanbert_jax.json, and the card
-    name: str  # the model's, in its card
+    labels: Sequence[str]  # the names of a classifier's labels, in order; not read for a model without classifier
+    training: Mapping[str, Any]  # written to spanbert_jax.json; the card shows "config" (flat), "step", "evaluation"
+    name: str  # of the model, in its card
 
 
 def write_export(export: Export, directory: Path, dtype: str, encoder_only: bool) -> tuple[str, tuple[str, ...]]:
-    """Writes all files into an existing directory; returns transformers' class and the groups of parameters written.
+    """Writes all files into an existing directory; returns the name of transformers' class, and the groups of
+    `export.params` that were written.
 
     dtype: a key of DTYPES. encoder_only: leave out every head but the pooler. Raises UserError where a value is
-    not finite, or transformers has no such head.
+    not finite, or where transformers has no counterpart of a head.
     """
     heads = [group for group in export.params if group not in ("embeddings", "encoder")]
     unknown = [head for head in heads if head not in HEADS]
@@ -54,12 +55,12 @@ def write_export(export: Export, directory: Path, dtype: str, encoder_only: bool
     groups = ("embeddings", "encoder", *kept)
     params = {group: export.params[group] for group in groups}
     if name == "BertModel" and "pooler" not in params:
-        # AutoModel always has one, and would draw it anew at every load.
+        # AutoModel always has a pooler. Without this one it would draw a random one at every load.
         params["pooler"] = plain_pooler(export.model.embed)
     rows = max(export.tokenizer.vocab_size, export.model.vocab_rows)
     tensors = to_tensors(params, rows, DTYPES[dtype])
     sbo = {key: tensors.pop(key) for key in list(tensors) if key.startswith(SBO)}
-    if name == "BertModel":  # whose own files have no prefix
+    if name == "BertModel":  # The names in a BertModel's own files have no prefix.
         tensors = {key.removeprefix("bert."): tensor for key, tensor in tensors.items()}
     _write_tensors(directory / "model.safetensors", tensors)
     if sbo:
@@ -76,7 +77,7 @@ def write_export(export: Export, directory: Path, dtype: str, encoder_only: bool
 
 
 def _original(name: str) -> str:
-    """A span-boundary tensor's name as the authors' code has it: its LayerNorms have gamma and beta."""
+    """The name of a span-boundary tensor in the authors' code, whose LayerNorms have gamma and beta."""
     if "layer_norm1." in name or "layer_norm2." in name:
         return name.removesuffix("weight") + "gamma" if name.endswith("weight") else name.removesuffix("bias") + "beta"
     return name
@@ -84,7 +85,7 @@ def _original(name: str) -> str:
 
 def _write_tensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
     save_file(tensors, path, metadata={"format": "pt"})  # transformers 4.57 refuses any other format
-    path.chmod(0o644)  # safetensors leaves it to its owner alone
+    path.chmod(0o644)  # safetensors creates files that only their owner may read
 
 
 def _write_json(path: Path, value: Any) -> None:

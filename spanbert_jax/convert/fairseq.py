@@ -1,8 +1,8 @@
 """SpanBERT's own training checkpoints, such as model.pt of spanbert_large_with_head.tar.gz, under transformers' names.
 
-Invariant: names lose the prefix `decoder.` and nothing else. A decoder's matrix is dropped after it was found equal to
-the word embeddings, of which it is a copy. Names and shapes: the authors' models/pair_bert.py; the span-boundary
-head keeps its names there, because transformers has no such head.
+Invariant: names lose the prefix `decoder.` and nothing else. The matrix of a head's decoder is a copy of the word
+embeddings, and is dropped after it was found equal to them. Names and shapes are those of the authors'
+models/pair_bert.py. The span-boundary head keeps its names from there, because transformers has no such head.
 """
 
 import re
@@ -13,11 +13,11 @@ import numpy as np
 from spanbert_jax.convert.tensor_files import Tensors
 from spanbert_jax.errors import UserError
 
-_PREFIX = "decoder."  # of the attribute that holds BERT in the authors' class
+_PREFIX = "decoder."  # the attribute that holds BERT in the authors' class
 _EMBEDDINGS = "bert.embeddings"
 _WORD = f"{_EMBEDDINGS}.word_embeddings.weight"
 _TIED = ("cls.predictions.decoder.weight", "cls.pair_target_predictions.decoder.weight")
-_HEAD_SIZE = 64  # of every BERT that its authors or SpanBERT's published
+_HEAD_SIZE = 64  # width of an attention head in every model that the authors of BERT or SpanBERT published
 
 
 def is_fairseq(tensors: Tensors) -> bool:
@@ -26,11 +26,11 @@ def is_fairseq(tensors: Tensors) -> bool:
 
 
 def translate(tensors: Tensors) -> tuple[Tensors, list[str]]:
-    """The tensors under transformers' names, and the original names that were left alone: the two decoders' copies of
-    the word embeddings, and what belongs neither to `decoder.bert` nor to `decoder.cls`.
+    """The tensors under transformers' names, and the original names of the tensors that were left alone. Left alone are
+    the two decoders' copies of the word embeddings, and tensors outside of `decoder.bert` and `decoder.cls`.
 
-    LayerNorms keep gamma and beta. Reads the word embeddings and the copies, nothing else. Raises UserError where a
-    copy differs.
+    LayerNorms keep gamma and beta. Only the word embeddings and their copies are read. Raises UserError where a copy
+    differs from the word embeddings.
     """
     translated, left = {}, []
     for name, read in tensors.items():
@@ -49,21 +49,22 @@ def _check_tied(name: str, copy: np.ndarray, word: np.ndarray) -> None:
     if not np.array_equal(copy, word, equal_nan=True):
         raise UserError(
             f"{_PREFIX}{name} {copy.shape} differs from {_PREFIX}{_WORD} {word.shape}; expected a copy, because both "
-            "heads score with the word embeddings. Give a checkpoint that was trained so"
+            "heads score with the word embeddings. Give a checkpoint whose decoders are tied to them"
         )
 
 
 def config_fields(tensors: Tensors) -> dict[str, Any]:
-    """The fields of transformers' config.json, from the shapes of what `translate` gives: no config.json ships with it.
+    """The fields of transformers' config.json, from the shapes of `translate`'s tensors: fairseq writes no config.json.
 
-    Shapes do not tell the number of heads: it is hidden_size / 64, as in every published BERT. Activation, eps, dropout
-    and init are models/pair_bert.py's. Raises UserError where a table is missing or hidden_size is no multiple of 64.
+    Shapes do not tell the number of attention heads. It is taken as hidden_size / 64, as in every published BERT.
+    Activation, eps, dropout and init are those of models/pair_bert.py. Raises UserError where a table is missing or
+    hidden_size is no multiple of 64.
     """
     vocab_size, hidden_size = _shape(tensors, _WORD)
     if hidden_size % _HEAD_SIZE:
         raise UserError(
-            f"{_WORD}: width {hidden_size} is no multiple of {_HEAD_SIZE}, which is the width of an attention head in "
-            "every published BERT; how many heads there are cannot be told"
+            f"{_WORD}: width {hidden_size} is no multiple of {_HEAD_SIZE}, the width of an attention head in every "
+            "published BERT, so the number of heads cannot be told; put the model's config.json beside the checkpoint"
         )
     layers = (re.match(r"bert\.encoder\.layer\.(\d+)\.", name) for name in tensors)
     return {

@@ -1,6 +1,6 @@
 """google-research/bert's TensorFlow checkpoints under transformers' names.
 
-Invariant: a tensor is known by its whole name, and each tensor of the checkpoint is translated, or named as left alone.
+Invariant: a tensor is known by its whole name. Each tensor of the checkpoint is translated, or named as left alone.
 Names and layouts: google-research/bert, modeling.py, run_pretraining.py, run_classifier.py, run_squad.py.
 """
 
@@ -53,10 +53,11 @@ _DEFAULTS = {  # of modeling.py's BertConfig
 
 
 def translate(tensors: Tensors) -> tuple[Tensors, list[str]]:
-    """The tensors under transformers' names, and the names that were left alone (optimizer slots, global_step, ...).
+    """The tensors under transformers' names, and the names of those left alone (optimizer slots, global_step, ...).
 
-    A kernel [inputs, outputs] becomes a weight [outputs, inputs], a view that is made when it is read. LayerNorms keep
-    gamma and beta. Raises UserError where there is no table of word embeddings: then it is no BERT.
+    A kernel [inputs, outputs] becomes a weight [outputs, inputs], a transposed view of the tensor that is read.
+    LayerNorms keep gamma and beta. Raises UserError where there is no table of word embeddings, because then the
+    checkpoint is no BERT.
     """
     if _WORD not in tensors:
         some = ", ".join(sorted(tensors)[:3])
@@ -88,9 +89,8 @@ def _transposed(read: Callable[[], np.ndarray]) -> Callable[[], np.ndarray]:
 def config_fields(path: Path) -> dict[str, Any]:
     """A bert_config.json as the fields of transformers' config.json; fields that no BERT reads are dropped.
 
-    `hidden_act` "gelu" stays, which is the exact GELU here and in transformers; modeling.py approximates it by tanh,
-    which differs by up to 5e-4. Raises UserError where the file is missing, is not JSON, or lacks
-    a size.
+    `hidden_act` "gelu" is kept. It means the exact GELU here and in transformers, but GELU's tanh approximation in
+    modeling.py; the two differ by up to 5e-4. Raises UserError where the file is missing, is not JSON, or lacks a size.
     """
     try:
         given = json.loads(path.read_text(encoding="utf-8"))

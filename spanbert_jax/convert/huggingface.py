@@ -18,21 +18,22 @@ from spanbert_jax.errors import UserError
 
 Params = dict[str, Any]  # nested dicts of NumPy arrays
 
-# From the heads that a file has, each with the size that is its own (labels of "classifier", offsets of "sbo"; 0 of the
-# others), the shape of every parameter of the encoder and these heads: nested dicts of tuples. The model knows it.
+# A function from the heads of a file to the shapes (nested dicts of tuples) of all parameters of the encoder and of
+# these heads. Each head comes with the size that the file alone decides: the labels of "classifier", the offsets of
+# "sbo", 0 for the others. Callers hand this function in, because only the model knows the shapes.
 Shapes = Callable[[Mapping[str, int]], dict[str, Any]]
 
 _WORD, _DECODER = "bert.embeddings.word_embeddings.weight", "cls.predictions.decoder"
 SBO = "cls.pair_target_predictions"
 
-# Second copies of tensors, which many files have.
+# Tensors that many files hold twice: the name of the copy -> the name of the original.
 _TIED = {
     f"{_DECODER}.weight": _WORD,
     f"{_DECODER}.bias": "cls.predictions.bias",
     f"{SBO}.decoder.weight": _WORD,
 }
 
-# A head of ours, and how to tell that a file has it.
+# Our heads -> the prefix of the names by which a file is known to have the head.
 HEADS = {
     "pooler": "bert.pooler.",
     "mlm": "cls.predictions.transform.",
@@ -53,7 +54,8 @@ class Coverage(NamedTuple):
 def named_views(params: Params, vocab_size: int) -> dict[str, np.ndarray]:
     """transformers' name -> the tensor, as a view of ours: writing to the view writes to `params`.
 
-    vocab_size: config.json's, the rows that transformers' tables have. Rows that only pad ours are in no view.
+    vocab_size: as in config.json, the number of rows of transformers' tables. Our tables may have further rows of
+    padding, which are in no view.
     """
     views: dict[str, np.ndarray] = {}
 
@@ -119,10 +121,10 @@ def from_tensors(
 ) -> tuple[Params, Coverage]:
     """Our parameters, float32, from tensors under any of transformers' spellings.
 
-    vocab_size: config.json's, the rows of the file's tables; further rows of our parameters are 0. shapes: of our
-    parameters.
-    Raises UserError, naming `source` and the tensor, where one is missing, has another shape, is not finite, or where
-    the decoder is not the word embeddings.
+    vocab_size: as in config.json, the number of rows of the file's tables; further rows of our parameters are 0.
+    shapes: see `Shapes`. A pooler that equals `plain_pooler` is left out.
+    Raises UserError, naming `source` and the tensor, where a tensor is missing, has another shape or is not finite,
+    where the file has more layers than `model`, or where the two copies of a tied tensor differ.
     """
     found = {canonical(name): read for name, read in tensors.items()}
     if _WORD not in found:
@@ -150,7 +152,7 @@ def from_tensors(
     if "pooler" in params and all(
         np.array_equal(params["pooler"][name], value) for name, value in plain_pooler(model.embed).items()
     ):
-        del params["pooler"]  # of an export of an encoder that has none
+        del params["pooler"]  # `write_export` wrote it for an encoder without pooler.
     absent = [head for head in ("mlm", "sbo") if head not in heads]
     return params, Coverage(tuple(params), tuple(absent), tuple(sorted(left)))
 
@@ -177,9 +179,9 @@ def _fill(view: np.ndarray, tensor: np.ndarray, name: str, source: str) -> None:
 
 
 def to_tensors(params: Params, vocab_size: int, dtype: np.dtype) -> dict[str, np.ndarray]:
-    """transformers' names -> contiguous tensors of `dtype`, copied where they are not that already.
+    """transformers' names -> contiguous tensors of `dtype`. Views that are contiguous and of `dtype` are not copied.
 
-    Raises UserError where a value is not finite.
+    vocab_size: see `named_views`. Raises UserError where a value is not finite.
     """
     tensors: dict[str, np.ndarray] = {}
     for name, view in named_views(params, vocab_size).items():

@@ -1,7 +1,7 @@
 """Hugging Face's config.json of a BERT, to and from our `ModelConfig`.
 
 Invariant: a configuration that our encoder does not compute (another architecture, activation or position scheme) is
-refused, never approximated; a written one holds every field, since other readers have no defaults.
+refused, never approximated. A configuration that is written holds every field, since other readers have no defaults.
 """
 
 import json
@@ -37,8 +37,8 @@ _FIXED: dict[str, tuple[Any, ...]] = {
     "add_cross_attention": (False,),
 }
 
-# What a tree of ours is called there, by the heads it has; the first that fits.
-ARCHITECTURES = (
+# transformers' classes, and the heads that each needs. The first class whose heads a model of ours has is taken.
+_ARCHITECTURES = (
     ("BertForQuestionAnswering", ("qa_outputs",)),
     ("BertForSequenceClassification", ("pooler", "classifier")),
     ("BertForTokenClassification", ("classifier",)),
@@ -48,11 +48,13 @@ ARCHITECTURES = (
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The fields of a config.json; raises UserError where it is missing or no JSON object."""
+    """The fields of a config.json; raises UserError where the file is missing or holds no JSON object."""
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); it says what the weights beside it are") from error
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); the weights need the config.json that they came with"
+        ) from error
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error}); fetch it again") from error
     if not isinstance(fields, dict):
@@ -61,9 +63,9 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def to_model_config(fields: Mapping[str, Any], source: str) -> ModelConfig:
-    """The ModelConfig of a config.json's fields; fields that it lacks take BERT's defaults.
+    """The ModelConfig of a config.json's fields; rates that are missing take BERT's defaults.
 
-    Raises UserError where the model is another architecture, or a size is missing or no number.
+    Raises UserError where the model is of another architecture, or a size is missing or no number.
     """
     for name, supported in _FIXED.items():
         if fields.get(name, supported[0]) not in supported:
@@ -86,7 +88,7 @@ def to_model_config(fields: Mapping[str, Any], source: str) -> ModelConfig:
 
 
 def labels_of(fields: Mapping[str, Any], count: int, source: str) -> tuple[str, ...]:
-    """The names of a classifier's `count` labels, in order; without any "LABEL_0", ..., as transformers has it.
+    """The names of a classifier's `count` labels, in order; without a name they are "LABEL_0", ..., as in transformers.
 
     Raises UserError where id2label is no mapping of numbers to names.
     """
@@ -98,16 +100,22 @@ def labels_of(fields: Mapping[str, Any], count: int, source: str) -> tuple[str, 
 
 
 def architecture(heads: Collection[str]) -> tuple[str, tuple[str, ...]]:
-    """(transformers' class, the heads that it has) for a tree of ours with `heads`."""
-    known = set(heads) - ({"classifier"} if "spans" in heads else set())  # which classifies spans, not tokens
-    name, has = next(row for row in ARCHITECTURES if set(row[1]) <= known)
+    """(transformers' class, those of the heads that the class has) for a model of ours with `heads`."""
+    known = set(heads) - (
+        {"classifier"} if "spans" in heads else set()
+    )  # Beside "spans" it classifies spans, not tokens.
+    name, has = next(row for row in _ARCHITECTURES if set(row[1]) <= known)
     return name, ("pooler",) if name == "BertModel" and "pooler" in heads else has
 
 
 def to_fields(
     model: ModelConfig, vocab_size: int, pad_id: int, name: str, labels: Sequence[str], dtype: str
 ) -> dict[str, Any]:
-    """Every field of the config.json of class `name`; `labels` are a classifier's."""
+    """Every field of the config.json of transformers' class `name`.
+
+    vocab_size: rows of the word table. labels: the names of a classifier's labels in order, empty for other models.
+    dtype: "float32" or "bfloat16", of the tensors.
+    """
     fields: dict[str, Any] = {
         "architectures": [name],
         "model_type": "bert",

@@ -1,6 +1,6 @@
 """The README.md of an exported model: front matter for the Hub, how to load it, how it was trained.
 
-Invariant: it says only what the export's own files hold.
+Invariant: the card says nothing that the export's own files do not hold.
 """
 
 import json
@@ -57,22 +57,32 @@ spanbert_jax: `--config.init_from=DIRECTORY`.
 """
 
 _ENCODER = """
-`AutoModel` takes the encoder alone from here, and says that the head is left over and a pooler is new: span
-pre-training has none. `--encoder-only` of spanbert_jax's tools/convert_to_pytorch.py writes what it loads whole.
+`AutoModel` loads the encoder alone from here. It reports that the head is left over, and that its pooler is newly
+initialised, because span pre-training trains no pooler. spanbert_jax's tools/convert_to_pytorch.py writes a directory
+that `AutoModel` loads without such a report: give it `--encoder-only`.
 """
 
 _POOLER = """
-There is no trained pooler, because span pre-training has none; the one here is the identity, so `pooler_output` is the
-tanh of the first hidden state.
+There is no trained pooler, because span pre-training trains none. The pooler here is the identity, so `pooler_output`
+is the tanh of the first hidden state.
 """
 
 
 def model_card(
-    name: str, architecture: str, fields: Mapping[str, Any], training: Mapping[str, Any], has_sbo: bool, pooler: bool
+    name: str,
+    architecture: str,
+    fields: Mapping[str, Any],
+    training: Mapping[str, Any],
+    has_sbo: bool,
+    has_pooler: bool,
 ) -> str:
-    """The card's text. fields: those of config.json. training: those of spanbert_jax.json."""
+    """The card's text.
+
+    name: the directory, or the model's name on the Hub. architecture: transformers' class. fields: those of
+    config.json. training: those of spanbert_jax.json. has_pooler: whether a trained pooler was written.
+    """
     config: Mapping[str, Any] = training.get("config", {})
-    if training.get("task", "pretraining") != "pretraining":  # their defaults say nothing of a fine-tuned model
+    if training.get("task", "pretraining") != "pretraining":  # Fine-tuning does not read these sections.
         config = {
             key: value for key, value in config.items() if key.split(".")[0] not in ("corpus", "masking", "tokenizer")
         }
@@ -91,7 +101,7 @@ def model_card(
     )
     lines = ["---", *front, "---", "", f"# {name}", "", f"{sizes}; trained with spanbert_jax.", ""]
     lines += ["```python", use, "```", ""]
-    if architecture == "BertModel" and not pooler:
+    if architecture == "BertModel" and not has_pooler:
         lines.append(_POOLER.strip() + "\n")
     if architecture == "BertForMaskedLM":
         lines.append(_ENCODER.strip() + "\n")

@@ -1,7 +1,8 @@
 """Weights as others publish them: a Hugging Face directory, SpanBERT's archives, a TensorFlow-1 BERT.
 
-Invariant: the files themselves say how they are read. Sizes, casing and settings are never guessed, and each tensor is
-taken, or named as missing or as left alone.
+Invariant: the files themselves say how they are read, and sizes and settings come from them. (Alone the number of
+attention heads of a fairseq checkpoint without config.json is a convention, see `fairseq.config_fields`.) Each tensor
+is taken, or named as missing or as left alone.
 """
 
 import contextlib
@@ -37,16 +38,18 @@ class PublishedWeights:
     model: ModelConfig
     tokenizer: Tokenizer
     notes: tuple[str, ...]  # lines for people: how text is read and why, rows without pieces
-    labels: tuple[str, ...]  # of a classifier
-    span_boundary: tuple[int, int] | None  # (offsets, width) of the span-boundary head's table
-    load: Callable[[huggingface.Shapes], tuple[huggingface.Params, huggingface.Coverage]]  # of our parameters' shapes
+    labels: tuple[str, ...]  # the names of a classifier's labels, in order; empty without a classifier
+    span_boundary: tuple[int, int] | None  # (offsets, width) of the span-boundary head's table of offsets
+    load: Callable[[huggingface.Shapes], tuple[huggingface.Params, huggingface.Coverage]]  # as `from_tensors`
 
 
 @contextlib.contextmanager
 def open_published_weights(path: Path, vocab: Path | None = None) -> Iterator[PublishedWeights]:
-    """The weights in a directory, a file or a .tar.gz, with the vocabulary beside them or `vocab`, a file or directory.
+    """The weights in a directory, a file or a .tar.gz, with the vocabulary in `vocab` (a file or directory), by default
+    that beside the weights.
 
-    Raises UserError where there are none, they are damaged or of another architecture, or no vocabulary fits.
+    Raises UserError where there are no weights, where they are damaged or of another architecture, or where no
+    vocabulary fits. An unpacked archive is deleted at the end of the context.
     """
     with contextlib.ExitStack() as stack:
         if path.name.endswith((".tar.gz", ".tgz", ".tar")):
@@ -57,10 +60,11 @@ def open_published_weights(path: Path, vocab: Path | None = None) -> Iterator[Pu
         tensors, fields, left, kind = _read(found)
         name = str(path if path.is_file() else found)
         config = found.parent / "config.json"
-        # Before the vocabulary: another architecture has another one.
+        # The architecture is checked before the vocabulary: another architecture often has another kind of vocabulary,
+        # and an error about the vocabulary would hide the cause.
         model = to_model_config(fields, str(config) if config.is_file() else name)
         tokenizer, notes = read_tokenizer(vocab or found.parent)
-        rows = fields.get("vocab_size", tokenizer.vocab_size)  # `from_tensors` finds out if the tables have others
+        rows = fields.get("vocab_size", tokenizer.vocab_size)  # `from_tensors` compares this with the tables.
         if not isinstance(rows, int):
             raise UserError(f"{config}: vocab_size is {rows!r}; expected a whole number")
         _check_rows(rows, tokenizer.vocab_size, name, vocab or found.parent, is_given=vocab is not None)
@@ -86,13 +90,16 @@ def open_published_weights(path: Path, vocab: Path | None = None) -> Iterator[Pu
 
 
 def _check_rows(rows: int, pieces: int, name: str, vocabulary: Path, is_given: bool) -> None:
-    """Raises UserError where a vocabulary cannot be that of a table of `rows` rows: where it has more pieces; and where
-    it has far fewer and was given, so that nothing but its size says whether it belongs to the weights."""
+    """Raises UserError where a vocabulary cannot belong to a word table of `rows` rows.
+
+    It does not belong where it has more pieces than the table has rows. A vocabulary that the user gave does not belong
+    either where it has far fewer, because its size alone tells whether it belongs to the weights.
+    """
     if rows < pieces or (is_given and rows - pieces >= _MOST_PADDING):
-        beside = " If it is that one, copy it into the directory of the weights." if rows > pieces else ""
+        beside = " If this is that vocabulary, copy it into the directory of the weights." if rows > pieces else ""
         raise UserError(
-            f"{name}: the word table has {rows:,} rows, and the vocabulary in {vocabulary} {pieces:,} pieces; give the "
-            f"vocabulary that the weights were trained with (--vocab).{beside}"
+            f"{name}: the word table has {rows:,} rows, and the vocabulary in {vocabulary} has {pieces:,} pieces; give "
+            f"the vocabulary that the weights were trained with (--vocab).{beside}"
         )
 
 
@@ -104,7 +111,7 @@ def _span_boundary(tensors: Tensors) -> tuple[int, int] | None:
 
 
 def _unpack(archive: Path, folder: Path) -> Path:
-    """The directory, in `folder`, in which the archive has its weights."""
+    """Unpacks the archive into `folder`; returns the directory in there that holds the weights."""
     try:
         with tarfile.open(archive) as tar:
             tar.extractall(folder, filter="data")
@@ -119,7 +126,7 @@ def _unpack(archive: Path, folder: Path) -> Path:
 
 
 def _find(path: Path) -> Path:
-    """The file of weights that a file or directory stands for; of a TensorFlow checkpoint the prefix of its files."""
+    """The file of weights that `path` is or holds; for a TensorFlow checkpoint, the prefix of its files."""
     if path.is_dir():
         names = [path / name for name in _WEIGHTS if (path / name).is_file()]
         return names[0] if names else _newest_tensorflow(path)
@@ -131,9 +138,9 @@ def _find(path: Path) -> Path:
 
 
 def _newest_tensorflow(directory: Path) -> Path:
-    """The prefix of the directory's TensorFlow checkpoint; of several that differ in the step alone, of the newest one.
+    """The prefix of the directory's TensorFlow checkpoint. Of several that differ in the step alone, the newest counts.
 
-    Raises UserError where there is none, or where their names do not say which is the newest.
+    Raises UserError where there is no checkpoint, or where their names do not tell which is the newest.
     """
     prefixes = [index.with_suffix("") for index in sorted(directory.glob("*.ckpt*.index"))]
     if not prefixes:
@@ -149,17 +156,19 @@ def _newest_tensorflow(directory: Path) -> Path:
 
 @contextlib.contextmanager
 def _naming(file: Path) -> Iterator[None]:
-    """Puts the file's name before errors that name a tensor alone."""
+    """Puts the file's name before the message of an error that does not begin with it."""
     try:
         yield
     except UserError as error:
-        raise error if str(error).startswith(str(file)) else UserError(f"{file}: {error}") from error
+        if str(error).startswith(str(file)):
+            raise
+        raise UserError(f"{file}: {error}") from error
 
 
 def _read(found: Path) -> tuple[Tensors, dict[str, Any], list[str], str]:
     """(tensors under transformers' names, the fields of a config.json, tensors left alone, kind)."""
     if found.with_name(f"{found.name}.index").is_file():
-        from spanbert_jax.convert.tensorflow_checkpoint import read_checkpoint  # TensorFlow: seconds, and only here
+        from spanbert_jax.convert.tensorflow_checkpoint import read_checkpoint  # Importing TensorFlow takes seconds.
 
         with _naming(found):
             tensors, left = google_bert.translate(read_checkpoint(found))

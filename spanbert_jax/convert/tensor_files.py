@@ -1,6 +1,6 @@
 """Tensors in files: safetensors, and PyTorch's pickles without running what is in them.
 
-Invariant: no code in a file is run, and a tensor of a safetensors file is loaded when it is asked for.
+Invariant: no code in a file is run. A tensor of a safetensors file is loaded when it is asked for.
 """
 
 import argparse
@@ -16,14 +16,15 @@ from safetensors import SafetensorError, safe_open
 
 from spanbert_jax.errors import UserError
 
-Tensors = Mapping[str, Callable[[], np.ndarray]]  # name -> reads the tensor
+Tensors = Mapping[str, Callable[[], np.ndarray]]  # name -> a function that reads the tensor
 _INDEX = ".index.json"
 
 
 def read_tensors(path: Path) -> Tensors:
     """The tensors of a .safetensors file, of its shards (a .safetensors.index.json), or of a PyTorch pickle.
 
-    Raises UserError where the file is missing, damaged, or asks for code to be run; for a pickle, without torch.
+    Shapes and dtypes are the file's, but bfloat16 in a pickle becomes float32. Raises UserError where the file is
+    missing, damaged, or asks for code to be run, and for a pickle where torch is not installed.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file; give a directory or file of weights")
@@ -49,7 +50,9 @@ def _read_shards(path: Path) -> Tensors:
         shards = {name: _read_safetensors(path.parent / name) for name in sorted(set(files.values()))}
         return {name: shards[file][name] for name, file in files.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: not an index of shards that hold what it says ({error!r}); fetch it again") from error
+        raise UserError(
+            f"{path}: not an index of shards, or a shard lacks a tensor that it lists ({error!r}); fetch them again"
+        ) from error
 
 
 def _read_pickle(path: Path) -> Tensors:
@@ -60,15 +63,15 @@ def _read_pickle(path: Path) -> Tensors:
             f"{path} is a PyTorch pickle, which only PyTorch reads: pip install -r requirements-torch.txt, or give "
             "safetensors"
         ) from error
-    # Plain holders of values, which fairseq's training checkpoints have beside the tensors.
+    # fairseq's training checkpoints hold these objects, which are nothing but values, beside the tensors.
     meters = [(_Meter, f"fairseq.meters.{name}") for name in ("AverageMeter", "StopwatchMeter", "TimeMeter")]
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace, *meters]):
-            warnings.simplefilter("ignore")  # on pickle protocols, before the error that says all
+            warnings.simplefilter("ignore")  # torch warns of a pickle's protocol before it raises the error itself
             loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch has no class of its own for damaged or refused files
         asked = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"it asks to load {asked[1]}" if asked else "it is damaged, or no such file"
+        reason = f"it asks to load {asked[1]}" if asked else "it is damaged, or not PyTorch's"
         raise UserError(f"{path}: not a pickle of weights alone ({reason}); nothing in it was run") from error
     state = loaded.get("model", loaded) if isinstance(loaded, dict) else loaded
     tensors = {
@@ -86,4 +89,4 @@ def _read_pickle(path: Path) -> Tensors:
 
 
 class _Meter:
-    """Stands for a class of fairseq's that may hold nothing but values."""
+    """Stands in for fairseq's meters, so that their values can be unpickled without fairseq and its code."""

@@ -5,23 +5,24 @@ checksum), or a UserError names the tensor and the files.
 """
 
 import functools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from spanbert_jax.convert.tensor_files import Tensors
 from spanbert_jax.errors import UserError
 
-# TensorFlow has no class for a damaged file: it raises one of these, as the damage lies.
+# TensorFlow has no class for a damaged file. It raises one of these, depending on where the damage lies.
 _DAMAGED = (tf.errors.OpError, RuntimeError, ValueError, IndexError)
 
 
-def read_checkpoint(prefix: Path) -> dict[str, Callable[[], np.ndarray]]:
-    """Each tensor's name in the checkpoint -> reads it, in the shape and dtype that it was saved in.
+def read_checkpoint(prefix: Path) -> Tensors:
+    """The checkpoint's tensors under their names in it, in the shapes and dtypes that they were saved in.
 
-    Raises UserError where a file is missing, or shorter than its tensors; a reader, where its bytes are damaged.
+    Raises UserError where a file is missing, or shorter than its tensors. A function of the result raises UserError
+    where the bytes of its tensor are damaged.
     """
     index = prefix.with_name(f"{prefix.name}.index")
     if not index.is_file():
@@ -36,7 +37,7 @@ def read_checkpoint(prefix: Path) -> dict[str, Callable[[], np.ndarray]]:
         raise UserError(f"{index}: not the index of a TensorFlow checkpoint ({error}); fetch it again") from error
     files = sorted(prefix.parent.glob(f"{prefix.name}.data-*"))
     if not files:
-        raise UserError(f"{prefix}.data-*: no such file, only {index.name}; the tensors are in it: fetch it too")
+        raise UserError(f"{prefix}.data-*: no such file, only {index.name}; fetch it too, the tensors are in it")
     size = sum(path.stat().st_size for path in files)
     needed = sum(int(np.prod(shape)) * dtypes[name].size for name, shape in shapes.items())
     if size < needed:

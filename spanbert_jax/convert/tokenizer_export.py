@@ -1,12 +1,13 @@
 """Writes our tokenizers as Hugging Face's: tokenizer.json, tokenizer_config.json and the vocabulary beside them.
 
-Invariant: what is written gives our ids in `tokenizers` and transformers, but for special pieces written in text,
-which they read as the special pieces ("[MASK]" must be the mask there) and we as text. WordPiece knows no other
-exception. SentencePiece has rare ones, which `differing` finds (2 lines in 100,000 of English Wikipedia and novels):
-  - `tokenizers` applies SentencePiece's character map to graphemes, not characters, and drops or leaves what the map
-    does not join: a letter with two or more separate combining marks, a mark after a character that the map changes,
-    unjoined Hangul, half-width kana with a separate sound mark;
-  - two ways to split a run of digits that score the same: SentencePiece adds in 32 bits, `tokenizers` in 64;
+Invariant: with the files written here, `tokenizers` and transformers give our ids. The exception are the names of
+special pieces in text: both libraries read "[MASK]" in text as the mask, as a user of theirs needs, and we read it as
+text. WordPiece has no other exception. SentencePiece has rare ones, which `differing` finds (2 lines in 100,000 of
+English Wikipedia and novels):
+  - `tokenizers` applies SentencePiece's character map to graphemes, not characters. It drops or leaves the characters
+    that the map does not join: a letter with two or more separate combining marks, a mark after a character that the
+    map changes, unjoined Hangul, half-width kana with a separate sound mark;
+  - two ways to split a run of digits may score the same, and SentencePiece adds in 32 bits, `tokenizers` in 64;
   - the space before a user-defined piece of a model from elsewhere.
 """
 
@@ -40,7 +41,7 @@ def write_tokenizer(tokenizer: Tokenizer, directory: Path, max_length: int) -> N
     else:
         engine = _sentencepiece(tokenizer)
     names = _special_names(tokenizer)
-    # The space before a mask belongs to the piece that the mask stands for, as SentencePiece writes it.
+    # SentencePiece's pieces begin with their space, so the space before a mask belongs to the masked piece (lstrip).
     engine.add_special_tokens(
         [
             tokenizers.AddedToken(
@@ -55,8 +56,8 @@ def write_tokenizer(tokenizer: Tokenizer, directory: Path, max_length: int) -> N
         pair=f"{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1",
         special_tokens=[(cls, tokenizer.cls_id), (sep, tokenizer.sep_id)],
     )
-    # transformers rebuilds a BertTokenizer from the vocabulary and the settings below, of which clean_text is none; the
-    # other class takes tokenizer.json as it is.
+    # transformers rebuilds a BertTokenizer from the vocabulary and the settings below. clean_text is not among these
+    # settings, so a tokenizer without it needs the other class, which takes tokenizer.json as it is.
     rebuilt = tokenizer.kind == "wordpiece" and tokenizer.settings.clean_text
     config: dict[str, Any] = {
         "tokenizer_class": "BertTokenizer" if rebuilt else "PreTrainedTokenizerFast",
@@ -79,7 +80,7 @@ def write_tokenizer(tokenizer: Tokenizer, directory: Path, max_length: int) -> N
 
 
 def differing(tokenizer: Tokenizer, directory: Path, lines: Sequence[str]) -> list[tuple[str, list[int], list[int]]]:
-    """The lines whose ids, without [CLS] and [SEP], are others by the directory's tokenizer.json: (line, ours, its).
+    """The lines to which the directory's tokenizer.json gives other ids: (line, our ids, its ids), without specials.
 
     Raises UserError where the directory has no tokenizer.json that can be read.
     """
@@ -104,19 +105,19 @@ def _special_names(tokenizer: Tokenizer) -> dict[str, str]:
 
 
 def _sentencepiece(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
-    """The same model in `tokenizers`; a text's pieces never cross a space, so that each word is looked up alone."""
+    """The same model as a tokenizer of `tokenizers`. No piece crosses a space, so each word is looked up alone."""
     proto = sentencepiece_model_pb2.ModelProto.FromString(tokenizer.vocabulary)  # type: ignore[attr-defined]
     spec = proto.normalizer_spec
     if proto.trainer_spec.treat_whitespace_as_suffix or not spec.escape_whitespaces:
         raise UserError(
-            "this SentencePiece model marks spaces at the end of words, or not at all; tokenizer.json cannot say that: "
-            "use a model trained with treat_whitespace_as_suffix=false and escape_whitespaces=true"
+            "this SentencePiece model marks spaces at the end of words, or not at all, which tokenizer.json cannot "
+            "express; use a model trained with treat_whitespace_as_suffix=false and escape_whitespaces=true"
         )
     engine = tokenizers.Tokenizer(_unigram(proto) if tokenizer.kind == "unigram" else _bpe(proto))
     steps: list[Any] = [normalizers.Precompiled(spec.precompiled_charsmap)] if spec.precompiled_charsmap else []
     if spec.remove_extra_whitespaces:
-        # Not the space at the left: that one says whether a word begins after a mask. Not Strip: it takes more
-        # than spaces (U+0085).
+        # The space at the left stays, because it tells whether a word begins after a mask. Strip is not used, because
+        # it removes more than spaces (U+0085).
         steps += [normalizers.Replace(tokenizers.Regex(pattern), to) for pattern, to in ((" {2,}", " "), (" \\z", ""))]
     engine.normalizer = normalizers.Sequence(steps)
     engine.pre_tokenizer = pre_tokenizers.Sequence(
@@ -145,7 +146,8 @@ def _unigram(proto: Any) -> models.Unigram:
 
 
 def _bpe(proto: Any) -> models.BPE:
-    """SentencePiece joins the two neighbours that make the best piece; here every such pair is a merge, best first."""
+    """The model's pieces as a list of merges. SentencePiece joins the two neighbours that make the piece of the best
+    score; so every split of a piece into two pieces is a merge, and the best piece comes first."""
     ids = {piece.piece: i for i, piece in enumerate(proto.pieces)}
     merges = [
         (-piece.score, ids[left], ids[right], (left, right))

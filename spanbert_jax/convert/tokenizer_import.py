@@ -1,7 +1,8 @@
 """Reads others' tokenizers: vocab.txt, SentencePiece's .model, and the files that Hugging Face's libraries write.
 
-Invariant: a tokenizer that is read gives the ids that transformers gives for the same files, special pieces written in
-text apart. A file that asks for anything else is refused, with the name of what it asks for.
+Invariant: a tokenizer that is read gives the ids that transformers gives with the same files, except for names of
+special pieces written in text. A file that asks for a tokenizer that we cannot follow is refused, and the error names
+the setting.
 """
 
 import re
@@ -27,18 +28,19 @@ from spanbert_jax.text.tokenizer import (
 )
 from spanbert_jax.text.wordpiece import WordPieceSettings
 
-# BERT's cased English vocabulary has capitals in 29% of its pieces, the uncased one in none.
+# A vocabulary with capitals in a larger share of its pieces is cased. In BERT's cased English vocabulary 29% of the
+# pieces have capitals, in the uncased one none.
 _CASED_SHARE = 0.01
-_NO_WORD = re.compile(r"\[[A-Za-z]+\d*\]")  # [CLS], [unused7]
+_NO_WORD = re.compile(r"\[[A-Za-z]+\d*\]")  # [CLS], [unused7]: their capitals do not count
 
 
 def read_tokenizer(source: Path) -> tuple[Tokenizer, tuple[str, ...]]:
-    """The tokenizer of a model's directory, or of one file: a vocab.txt, a SentencePiece .model or a tokenizer.json;
-    and lines for people: how its text is read, and why.
+    """The tokenizer of `source`, and lines for people that say how it reads text, and why.
 
-    In a directory: the tokenizer that spanbert_tokenizer.json names, spiece.model or the one *.model, vocab.txt, or a
-    tokenizer.json that holds a WordPiece. Casing, settings and added pieces come from the files beside the vocabulary.
-    Raises UserError where there is no vocabulary, or where our tokenizers would give other ids.
+    source: a model's directory, or one file: a vocab.txt, a SentencePiece .model or a tokenizer.json. In a directory
+    the first of these counts: the tokenizer that spanbert_tokenizer.json names, spiece.model, the only *.model,
+    vocab.txt, a tokenizer.json that holds a WordPiece. Casing, settings and added pieces come from the files beside the
+    vocabulary. Raises UserError where there is no vocabulary, or where our tokenizers would give other ids.
     """
     if (source / METADATA_FILE).exists():
         return load_tokenizer(source), ()
@@ -52,7 +54,7 @@ def read_tokenizer(source: Path) -> tuple[Tokenizer, tuple[str, ...]]:
 
 
 def _find_vocabulary(directory: Path) -> Path:
-    """The vocabulary's file in a directory; raises UserError where there is none, or no telling which."""
+    """The vocabulary's file in a directory; raises UserError where there is none, or several *.model."""
     sentencepieces = sorted(directory.glob("*.model"))
     named = directory / VOCABULARY_FILES["unigram"]
     if len(sentencepieces) > 1 and named not in sentencepieces:
@@ -62,8 +64,8 @@ def _find_vocabulary(directory: Path) -> Path:
         if path.exists():
             return path
     raise UserError(
-        f"{directory} has no vocabulary (spiece.model, vocab.txt or tokenizer.json); SpanBERT's released archives have "
-        "none, and BERT's cased one is theirs: give the vocabulary that the model was trained with, --vocab vocab.txt"
+        f"{directory} has no vocabulary (spiece.model, vocab.txt or tokenizer.json); give the one that the model was "
+        "trained with: --vocab vocab.txt. SpanBERT's released archives have none, and need that of cased BERT"
     )
 
 
@@ -97,12 +99,13 @@ def _read_wordpiece(path: Path, described: TokenizerFiles) -> tuple[Tokenizer, t
     contrary = [name for name, x in serialised.items() if x is not None and described.config.get(name) not in (None, x)]
     if contrary:
         counts, other = (TOKENIZER_FILE, CONFIG_FILE) if described.takes_json else (CONFIG_FILE, TOKENIZER_FILE)
-        why += f" (of {', '.join(contrary)} {other} says the contrary of {counts}, which counts, as in transformers)"
+        why += f" (on {', '.join(contrary)} {other} contradicts {counts}, which counts, as in transformers)"
     return tokenizer, tuple(_notes(settings, why))
 
 
 def _settings_of(engine: tokenizers.Tokenizer | None) -> dict[str, bool | None]:
-    """What a tokenizer.json says of each setting, under the names that tokenizer_config.json has for them."""
+    """The settings in a tokenizer.json, None where there is none, under the names that tokenizer_config.json has for
+    them (which has no clean_text)."""
     normalizer = engine.normalizer if engine is not None else None
     names = {
         "do_lower_case": "lowercase",
@@ -114,7 +117,7 @@ def _settings_of(engine: tokenizers.Tokenizer | None) -> dict[str, bool | None]:
 
 
 def _notes(settings: WordPieceSettings, why: str) -> Iterator[str]:
-    """Lines for people: how text is read, and why; the pieces that are added to the vocabulary's."""
+    """Lines for people: how text is read, and why; then the pieces that the files add to the vocabulary."""
     said = f"Text: {why}"
     if settings.strip_accents is not None:
         said += "; accents are stripped" if settings.strip_accents else "; accents are kept"
@@ -127,7 +130,7 @@ def _notes(settings: WordPieceSettings, why: str) -> Iterator[str]:
 
 
 def _read_engine(path: Path) -> tokenizers.Tokenizer:
-    """The tokenizer in a tokenizer.json, of whatever version; raises UserError where it is not BERT's."""
+    """The tokenizer in a tokenizer.json of any version; raises UserError where it is not BERT's."""
     try:
         engine = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing narrower
@@ -163,7 +166,7 @@ def _read_engine(path: Path) -> tokenizers.Tokenizer:
 
 
 def _vocabulary_of(engine: tokenizers.Tokenizer, path: Path) -> bytes:
-    """The vocab.txt of a tokenizer.json; an id that no piece has is an empty line."""
+    """The content of a vocab.txt with the pieces of a tokenizer.json; an id without a piece is an empty line."""
     ids = {piece: i for piece, i in engine.get_vocab(with_added_tokens=False).items() if "\n" not in piece}
     lines = [""] * (max(ids.values(), default=-1) + 1)
     for piece, i in ids.items():
@@ -180,7 +183,7 @@ def _check_same(pieces: Sequence[str], engine: tokenizers.Tokenizer, path: Path)
     serialised = {
         piece: i
         for piece, i in engine.get_vocab(with_added_tokens=False).items()
-        if piece and "\n" not in piece  # an id that no text gets
+        if piece and "\n" not in piece  # No text gets the id of such a piece.
     }
     for piece in sorted(listed.keys() | serialised.keys()):
         here, there = listed.get(piece), serialised.get(piece)
@@ -193,11 +196,12 @@ def _check_same(pieces: Sequence[str], engine: tokenizers.Tokenizer, path: Path)
 
 
 def _lowercase(pieces: Sequence[str], described: TokenizerFiles, serialised: bool | None) -> tuple[bool, str]:
-    """Whether the pieces were made for lowercased text; and why, for people.
+    """Whether the pieces were made for lowercased text, and why, for people.
 
-    A vocabulary with capitals is cased whatever tokenizer_config.json says: without that file transformers
-    lowercases, so the released SpanBERT, which lacks the file, has many descendants that say do_lower_case true and
-    whose capitals are never used. Elsewhere the files decide, and without a word in them, the missing capitals.
+    A vocabulary with capitals is cased, whatever tokenizer_config.json says. The reason: transformers lowercases where
+    this file is missing, as it is in the released SpanBERT. So many descendants of SpanBERT say do_lower_case true,
+    although lowercased text never uses their capitals. For a vocabulary without capitals the files decide, and
+    lowercased is the answer where no file says.
     """
     words = [piece for piece in pieces if piece and not _NO_WORD.fullmatch(piece)]
     capitals = sum(piece != piece.lower() for piece in words)
@@ -214,7 +218,7 @@ def _lowercase(pieces: Sequence[str], described: TokenizerFiles, serialised: boo
 
 
 def _check_sentencepiece_added(tokenizer: Tokenizer, path: Path, described: TokenizerFiles) -> None:
-    """Raises UserError where the files beside a SentencePiece model add pieces that the model does not find whole."""
+    """Raises UserError where the files beside a SentencePiece model add pieces that the model would cut."""
     added = [piece.content for piece, _, _ in listed_pieces(described) if piece.content not in SPECIALS]
     if not added:
         return
@@ -226,5 +230,5 @@ def _check_sentencepiece_added(tokenizer: Tokenizer, path: Path, described: Toke
     if unknown:
         raise UserError(
             f"{path.parent}: its files add {len(unknown)} pieces to {path.name} ({', '.join(map(repr, unknown[:3]))}); "
-            "pieces can be added to a WordPiece alone: train the SentencePiece with them (user_defined_symbols)"
+            "only a WordPiece vocabulary takes added pieces: train the SentencePiece with them (user_defined_symbols)"
         )

@@ -1,6 +1,6 @@
 """The JSON files beside a vocabulary, as transformers reads them: class, settings and added pieces of a tokenizer.
 
-Invariant: a file that asks for another tokenizer than BERT's is refused, with the name of what it asks for.
+Invariant: a file that asks for another tokenizer than BERT's is refused, and the error names the file and the field.
 """
 
 import dataclasses
@@ -17,8 +17,8 @@ from spanbert_jax.text.wordpiece import AddedPiece
 
 _ADDED_FILE, _SPECIAL_FILE = "added_tokens.json", "special_tokens_map.json"
 _ROLES = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), SPECIALS, strict=True))
-_CLASSES = re.compile(r"(Bert|DistilBert|Electra|MobileBert)Tokenizer(Fast)?")  # BERT's tokenizer by all its names
-_TAKES_JSON = re.compile(r"PreTrainedTokenizerFast|TokenizersBackend")  # a tokenizer.json as it is
+_CLASSES = re.compile(r"(Bert|DistilBert|Electra|MobileBert)Tokenizer(Fast)?")  # all are BERT's tokenizer
+_TAKES_JSON = re.compile(r"PreTrainedTokenizerFast|TokenizersBackend")  # take a tokenizer.json as it is
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,10 +92,11 @@ def _content(token: Any) -> str:
 
 
 def setting(described: TokenizerFiles, name: str, serialised: bool | None) -> bool | None:
-    """What the files say of a setting; None where they say nothing.
+    """The value of a setting by the files; None where no file has it.
 
-    Where tokenizer_config.json and tokenizer.json contradict each other, the first counts, because transformers
-    rebuilds BERT's tokenizer from it. Only the class that takes a tokenizer.json as it is reads the second alone.
+    serialised: the value in tokenizer.json. Where tokenizer_config.json and tokenizer.json contradict each other, the
+    first counts, because transformers rebuilds BERT's tokenizer from it; for a class that takes a tokenizer.json as it
+    is, the second counts. Raises UserError where the value is neither true nor false.
     """
     said = described.config.get(name)
     if said is not None and not isinstance(said, bool):
@@ -106,7 +107,8 @@ def setting(described: TokenizerFiles, name: str, serialised: bool | None) -> bo
 def added_pieces(described: TokenizerFiles, pieces: Sequence[str], path: Path) -> tuple[AddedPiece, ...]:
     """The pieces that the files add to those of the vocabulary, in the order of their ids.
 
-    Raises UserError where an added piece's id is not the one that transformers gives it.
+    pieces: the vocabulary's, in the order of their ids. path: the vocabulary, for messages. Raises UserError where a
+    file gives an added piece another id than transformers does, or where two files add a piece in different ways.
     """
     ids = {piece: i for i, piece in enumerate(pieces)}
     added: dict[str, AddedPiece] = {}
@@ -132,10 +134,13 @@ def added_pieces(described: TokenizerFiles, pieces: Sequence[str], path: Path) -
 
 
 def listed_pieces(described: TokenizerFiles) -> Iterator[tuple[AddedPiece, int | None, str]]:
-    """(added piece, its id, the file that says so), as transformers 5.23 collects them. Pieces that are special by name
-    alone have no id: they come last."""
+    """(added piece, its id, the file that adds it), as transformers 5.23 collects them.
+
+    Pieces that are special by name alone come last, with None for the id. Raises UserError where a file's entries
+    cannot be read.
+    """
     config, decoder = described.config, described.config.get("added_tokens_decoder")
-    # special_tokens_map.json and added_tokens.json are older than added_tokens_decoder, and read without it alone.
+    # special_tokens_map.json and added_tokens.json are older than added_tokens_decoder, and are read only without it.
     named = config if decoder is not None else config | {k: v for k, v in described.special.items() if v is not None}
     extra = named.get("extra_special_tokens") or named.get("additional_special_tokens") or ()
     roles = sorted(name for name, value in named.items() if name.endswith("_token") and isinstance(value, str | dict))
@@ -149,7 +154,7 @@ def listed_pieces(described: TokenizerFiles) -> Iterator[tuple[AddedPiece, int |
             known.add(token["content"])
             yield _added_piece(token), int(i), CONFIG_FILE
         if decoder is None:
-            # Not those of additional_special_tokens: transformers 5.23 looks for its new name alone here.
+            # additional_special_tokens is left out here: transformers 5.23 looks for its new name alone.
             names = set(map(_content, [*(named[role] for role in roles), *(named.get("extra_special_tokens") or ())]))
             for content, i in described.added.items():
                 if content not in known:
@@ -165,6 +170,7 @@ def listed_pieces(described: TokenizerFiles) -> Iterator[tuple[AddedPiece, int |
 
 
 def _added_piece(fields: dict[str, Any]) -> AddedPiece:
-    """The piece of an AddedToken's fields; like there, a special piece is by default sought in text as it is given."""
+    """The piece of an AddedToken's fields. As in `tokenizers`, special pieces are by default looked for in the text
+    before normalization."""
     flags = {name: bool(fields.get(name, False)) for name in ("single_word", "lstrip", "rstrip", "special")}
     return AddedPiece(str(fields["content"]), normalized=bool(fields.get("normalized", not flags["special"])), **flags)
