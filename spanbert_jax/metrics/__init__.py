@@ -1,1 +1,1 @@
-"""What a task's answers are worth, by the official definitions. Pure Python and NumPy; knows no model and no files."""
+"""Scores of a task's answers, by the official definitions. Pure Python and NumPy; knows no model and no files."""

@@ -1,8 +1,9 @@
-"""What GLUE and text classification are measured by: accuracy, F1, Matthews, Pearson, Spearman.
+"""The metrics of GLUE and of text classification: accuracy, F1, Matthews, Pearson, Spearman.
 
 Invariant: the values are scikit-learn's and SciPy's, in degenerate cases too (0 for an F1 or a Matthews coefficient
-without a denominator, nan for a correlation with a constant or with nan); shares are 0 to 1, correlations -1 to 1. All
-functions take two equally long one-dimensional sequences, and raise ValueError if they are not, or empty.
+without a denominator, nan for a correlation with a constant or with nan). Shares are 0 to 1, correlations -1 to 1. All
+functions take labels and predictions as two one-dimensional sequences of equal length, and raise ValueError for other
+shapes and for empty sequences.
 """
 
 import math
@@ -21,7 +22,7 @@ def accuracy(labels: ArrayLike, predictions: ArrayLike) -> float:
 
 
 def f1(labels: ArrayLike, predictions: ArrayLike) -> float:
-    """F1 of class 1, GLUE's "equivalent" and "duplicate"; other labels are its opposite."""
+    """F1 of class 1 (GLUE's "equivalent" and "duplicate"); every other label counts as the negative class."""
     golds, guesses = _pair(labels, predictions)
     return _f1(golds == 1, guesses == 1)
 
@@ -74,10 +75,10 @@ _GLUE: dict[str, dict[str, Callable[[ArrayLike, ArrayLike], float]]] = {
 
 
 def glue(task: str, labels: ArrayLike, predictions: ArrayLike) -> dict[str, float]:
-    """The metrics of one of GLUE's tasks by name, and "score", their mean, which is what GLUE's average takes from it.
+    """The metrics of one of GLUE's tasks by name, and their mean as "score", the task's term in GLUE's average.
 
-    Class labels are integers, 1 the positive class of MRPC and QQP; STS-B's are scores. Raises UserError for an unknown
-    task.
+    Class labels are integers, and 1 is the positive class of MRPC and QQP; labels of STS-B are scores. Raises UserError
+    for an unknown task.
     """
     if task not in _GLUE:
         raise UserError(f"no GLUE task {task!r}; there are {', '.join(sorted(_GLUE))}")
@@ -90,7 +91,7 @@ def _pair(labels: ArrayLike, predictions: ArrayLike) -> tuple[np.ndarray, np.nda
     if golds.ndim != 1 or golds.shape != guesses.shape or not golds.size:
         raise ValueError(
             f"labels of shape {golds.shape} and predictions of shape {guesses.shape}: "
-            "two sequences of one length, at least 1, are needed"
+            "expected two sequences of one length, at least 1"
         )
     return golds, guesses
 

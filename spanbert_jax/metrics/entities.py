@@ -1,8 +1,8 @@
-"""Precision, recall and F1 of entities, as seqeval gives them, and the entities that tags of a scheme stand for.
+"""Precision, recall and F1 of entities, as seqeval gives them, and tags read as entities.
 
-Invariant: an entity is (first word, word after the last, type), and counts only if all three are right; scores are
-shares, 0 to 1, and 0 where there is nothing to divide by. On tags that keep to their scheme's rules, all readings here
-agree.
+Invariant: an entity is (first word, word after the last, type), and counts only if all three are right. Scores are
+shares, 0 to 1, and 0 where the denominator is 0. `spans` and `strict_spans` agree on tags that keep to the rules of
+their scheme.
 """
 
 from collections import Counter
@@ -13,17 +13,17 @@ from typing import NamedTuple
 import numpy as np
 
 Span = tuple[int, int, str]
-_Tag = tuple[str, str]  # the letter, L as E and U as S; the type
+_Tag = tuple[str, str]  # (letter, type); BILOU's letters L and U are kept as E and S
 _OUTSIDE: _Tag = ("O", "_")
 
 
 class _Scheme(NamedTuple):
-    """The letters of a scheme's entities, and which of them a whole one has: at its ends, and if it is one word."""
+    """The letters of a tagging scheme."""
 
-    letters: str
-    first: str
-    last: str
-    only: str
+    letters: str  # all, without O
+    first: str  # of an entity of several words
+    last: str  # of an entity of several words
+    only: str  # of an entity of one word
 
 
 _SCHEMES = {
@@ -35,7 +35,7 @@ _SCHEMES = {
 
 
 class TagError(ValueError):
-    """A tag that is none, or that breaks its scheme's rules; `position` is its index in the sentence."""
+    """A string that is no tag of its scheme; `position` is its index in the sentence."""
 
     def __init__(self, position: int, tag: str, why: str) -> None:
         super().__init__(f"tag {position + 1} of the sentence, {tag!r}, {why}")
@@ -45,12 +45,12 @@ class TagError(ValueError):
 def evaluate(golds: Sequence[Collection[Span]], predictions: Sequence[Collection[Span]]) -> dict[str, float]:
     """Scores of the entities of sentences, each a set of spans, which may overlap and nest.
 
-    Returns the micro average as "precision", "recall", "f1", "support" (how many golds); the mean over types and the
-    one weighted by support as "macro_f1", "weighted_f1" and so on; each type that occurs as "PER/f1" and so on. Raises
-    ValueError if the numbers of sentences differ.
+    Returns the micro averages "precision", "recall", "f1" and "support" (the number of gold entities); the means over
+    types, plain as "macro_f1" and so on, weighted by support as "weighted_f1" and so on; and the scores of each type
+    that occurs, as "PER/f1" and so on. Raises ValueError if the numbers of sentences differ.
     """
     if len(golds) != len(predictions):
-        raise ValueError(f"{len(golds)} gold sentences and {len(predictions)} predicted ones: one for each is needed")
+        raise ValueError(f"{len(golds)} gold sentences and {len(predictions)} predicted ones; expected equal numbers")
     present: Counter[str] = Counter()
     predicted: Counter[str] = Counter()
     correct: Counter[str] = Counter()
@@ -74,19 +74,19 @@ def evaluate(golds: Sequence[Collection[Span]], predictions: Sequence[Collection
 def spans(tags: Sequence[str]) -> list[Span]:
     """Every entity that the tags of a sentence can be read as, whatever their scheme: seqeval's default mode.
 
-    An entity starts at B, S, U, after an entity's end and where the type changes; it ends before the next one or O. (L
-    and U mean E and S here; seqeval's default mode knows no BILOU.) A tag without a type has type "_". Raises TagError
-    for what is no tag.
+    An entity starts at B, S, U, after an entity's end and where the type changes; it ends before the next entity or O.
+    (L and U mean E and S here; seqeval's default mode knows no BILOU.) A tag without a type has type "_". Raises
+    TagError for a string that is no tag.
     """
     return _spans(_parse(tags, "BIESLU"))
 
 
 def strict_spans(tags: Sequence[str], scheme: str) -> list[Span]:
-    """The entities that are whole by a scheme's own rules, all else dropped: seqeval's strict mode.
+    """The entities that are whole by a scheme's own rules; all other tags are ignored: seqeval's strict mode.
 
     In IOB1, as in seqeval's patterns, a B that is not directly after an entity of its type starts nothing, and a single
-    B directly before a B of another type is no entity. Raises TagError for what is no tag of the scheme, ValueError for
-    an unknown scheme.
+    B directly before a B of another type is no entity. Raises TagError for a string that is no tag of the scheme, and
+    ValueError for an unknown scheme.
     """
     parsed = [_OUTSIDE, *_parse(tags, _scheme(scheme).letters), _OUTSIDE]
     found = []
@@ -105,7 +105,10 @@ def strict_spans(tags: Sequence[str], scheme: str) -> list[Span]:
 
 
 def tags_from_spans(found: Iterable[Span], length: int, scheme: str) -> list[str]:
-    """The tags of a sentence of `length` words: `strict_spans` the other way; ValueError for spans that overlap."""
+    """The tags of a sentence of `length` words, from which `strict_spans` reads the same spans.
+
+    Raises ValueError for spans that overlap, are empty or leave the sentence, and for an unknown scheme.
+    """
     _, first, last, only = _scheme(scheme)
     tags = ["O"] * length
     before: Span = (0, 0, "")
@@ -128,7 +131,9 @@ def _parse(tags: Sequence[str], letters: str) -> list[_Tag]:
         elif tag[:1] in set(letters) and tag[1:2] in ("", "-"):
             parsed.append((tag[0].translate({ord("L"): "E", ord("U"): "S"}), tag[2:] or "_"))
         else:
-            raise TagError(position, tag, f'is no tag: "O" or one of {", ".join(letters)} with "-" and a type is')
+            raise TagError(
+                position, tag, f'is no tag; expected "O", or one of {", ".join(letters)} with "-" and a type'
+            )
     return parsed
 
 

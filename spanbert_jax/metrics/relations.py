@@ -1,7 +1,7 @@
 """F1 of relations between two entities: TACRED's micro-F1 and SemEval-2010 Task 8's macro-F1.
 
-Invariant: the numbers are the official scorers', in percent, 0 to 100; neither "no_relation" nor "Other" is ever a
-relation that can be found or missed.
+Invariant: the numbers are the official scorers', in percent, 0 to 100. "no_relation" and "Other" are never relations
+that can be found or missed.
 """
 
 import re
@@ -16,8 +16,8 @@ _DIRECTED = re.compile(r"(.+)\((?:e1,e2|e2,e1)\)")
 def tacred(golds: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
     """TACRED's micro-averaged {"precision", "recall", "f1"} over the relations other than no_relation.
 
-    As in its scorer, precision is 100 where no relation is predicted at all (F1 is then 0), recall is 0 where there is
-    none to find. Raises ValueError if the two are not of one length.
+    As in TACRED's scorer, precision is 100 where no relation is predicted at all (F1 is then 0), and recall is 0 where
+    there is no relation to find. Raises ValueError if the lengths differ.
     """
     _check_lengths(golds, predictions)
     predicted = sum(label != NO_RELATION for label in predictions)
@@ -31,19 +31,21 @@ def tacred(golds: Sequence[str], predictions: Sequence[str]) -> dict[str, float]
 def semeval2010_task8(golds: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
     """The official "(9+1)-way evaluation taking directionality into account" of labels like "Cause-Effect(e2,e1)".
 
-    A relation is what precedes the direction. A prediction is correct if relation and direction are. With the right
-    relation and the wrong direction it is a false positive and a false negative of that relation, so that
+    The relation is the part of the label before the direction. A prediction is correct if its relation and its
+    direction are. A prediction with the right relation and the wrong direction is a false positive and a false negative
+    of that relation, so that
 
         precision = correct / predictions of the relation, in either direction
         recall    = correct / examples of the relation, in either direction
 
-    each 0 where its denominator is. The macro averages (of precision, of recall, of F1) are over the relations that the
-    golds have, all nine in the task's test set, Other left out; a predicted relation that no gold has costs no more
-    than Other in its place. The micro averages add up the same relations. Accuracy counts Other too.
+    Each is 0 where its denominator is 0. The macro averages (of precision, of recall, of F1) are over the relations
+    that the golds have, which are all nine in the task's test set, without Other. A predicted relation that no gold has
+    costs no more than the prediction Other would. The micro averages add up the same relations. Accuracy counts Other
+    too.
 
     Returns: macro_*, micro_*, "accuracy" and, for each relation (and Other), "Cause-Effect/f1" and so on, where * is
-    precision, recall and f1. "macro_f1" is the official score. Raises ValueError if the two are not of one length or
-    empty, or for a label of another form.
+    precision, recall and f1. "macro_f1" is the official score. Raises ValueError if the lengths differ, if there is no
+    label, or for a label of another form.
     """
     _check_lengths(golds, predictions)
     if not golds:
@@ -83,4 +85,4 @@ def _f1(precision: float, recall: float) -> float:
 
 def _check_lengths(golds: Sequence[str], predictions: Sequence[str]) -> None:
     if len(golds) != len(predictions):
-        raise ValueError(f"{len(golds)} gold labels and {len(predictions)} predictions: one for each is needed")
+        raise ValueError(f"{len(golds)} gold labels and {len(predictions)} predictions; expected equal numbers")

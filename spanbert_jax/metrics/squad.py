@@ -1,8 +1,9 @@
-"""Exact match and F1 of answers to questions, as SQuAD's official scripts count them (1.1, 2.0; MRQA's is 1.1's).
+"""Exact match and F1 of answers to questions, as the official scripts of SQuAD 1.1 and 2.0 count them. MRQA's script
+counts as SQuAD 1.1's does.
 
-Invariant: every number is the official script's to the last digit, its quirks included; all but thresholds and counts
-are percentages, 0 to 100. Points are added one after the other, in the data's order, because `sum` of floats rounds
-differently from Python 3.12 on.
+Invariant: every number is the official script's to the last digit, its quirks included. All numbers but thresholds and
+counts are percentages, 0 to 100. Points are added one after the other, in the data's order, because `sum` of floats
+rounds differently from Python 3.12 on.
 """
 
 import re
@@ -13,11 +14,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from spanbert_jax.errors import UserError
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
-_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)  # ASCII's alone, as in the scripts
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)  # ASCII punctuation alone, as in the scripts
 
 
 def normalize(text: str) -> str:
-    """Lower case, then no punctuation, then no articles, then single spaces: what is compared."""
+    """The form in which texts are compared: lower-cased, then without punctuation, articles and repeated spaces."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split())
 
 
@@ -27,7 +28,10 @@ def exact(gold: str, prediction: str) -> float:
 
 
 def f1(gold: str, prediction: str, both_empty: float = 1.0) -> float:
-    """The harmonic mean of the shares of common words, 0 to 1; `both_empty` if neither has any (2.0: 1, 1.1: 0)."""
+    """F1 of the words that both texts have once normalized, 0 to 1.
+
+    both_empty: the result where neither text has a word; 1 in SQuAD 2.0, 0 in SQuAD 1.1.
+    """
     gold_words, words = normalize(gold).split(), normalize(prediction).split()
     if not gold_words and not words:
         return both_empty
@@ -39,17 +43,18 @@ def f1(gold: str, prediction: str, both_empty: float = 1.0) -> float:
 
 
 def evaluate_v1(golds: Mapping[str, Sequence[str]], predictions: Mapping[str, str]) -> dict[str, float]:
-    """SQuAD 1.1's (and MRQA's) {"exact_match", "f1"}, the best over a question's gold answers, in percent.
+    """SQuAD 1.1's (and MRQA's) {"exact_match", "f1"}, in percent: each question counts with its best gold answer.
 
-    A question without a prediction counts 0; predictions for other ids are ignored. Raises UserError for no question at
-    all and for a question without a gold answer.
+    golds: question id -> answers. predictions: question id -> answer. A question without a prediction counts 0;
+    predictions for other ids are ignored. Raises UserError where there is no question, and for a question without a
+    gold answer.
     """
     if not golds:
         raise UserError("no questions to evaluate: the data has none")
     for question, answers in golds.items():
         if not answers:
             raise UserError(
-                f"question {question} has no gold answer; SQuAD 1.1 has none such: evaluate it as SQuAD 2.0"
+                f"question {question} has no gold answer, which SQuAD 1.1 does not know; evaluate as SQuAD 2.0"
             )
     asked = [question for question in golds if question in predictions]
     exact_points = [max(exact(gold, predictions[q]) for gold in golds[q]) for q in asked]
@@ -65,11 +70,11 @@ def evaluate_v2(
 ) -> dict[str, float]:
     """SQuAD 2.0's table: exact, f1 (in percent), total; also as HasAns_* and NoAns_* where there are such questions.
 
-    A question has an answer if its list is not empty; it is compared with those whose normalized text is not empty, or
-    with "" if there is none. A question without a prediction is left out (of the totals too). With `no_answer_scores`
-    (the higher, the less likely an answer), predictions whose score is over `na_threshold` count as "", and best_exact,
-    best_f1 and their _thresh are added: see `_best`. Raises UserError if no question has a prediction, or a prediction
-    no score.
+    A question has an answer if its list of gold answers is not empty. A prediction is compared with the gold answers
+    whose normalized text is not empty, or with "" if there are none. A question without a prediction is left out, of
+    the totals too. With `no_answer_scores` (the higher, the less likely an answer), predictions whose score is over
+    `na_threshold` count as "", and best_exact, best_f1 and their thresholds best_exact_thresh, best_f1_thresh are
+    added: see `_best`. Raises UserError if no question has a prediction, or if a prediction has no score.
     """
     asked = [question for question in golds if question in predictions]
     if not asked:
@@ -113,11 +118,11 @@ def _best(
     points: Mapping[str, float],
     no_answer_scores: Mapping[str, float],
 ) -> tuple[float, float]:
-    """The most that a threshold can reach, in percent, and that threshold, as the official scan finds them.
+    """The best score that a threshold reaches, in percent, and this threshold, as the official scan finds them.
 
-    It starts from no answer anywhere, which it calls threshold 0.0 whatever the scores, and admits one prediction after
-    the other by rising score. So among equal scores it may stop at a sum that no threshold reaches, and an answer to an
-    unanswerable question costs a point even where its normalized text is empty.
+    The scan starts with no question answered, which it calls threshold 0.0 whatever the scores are. It then admits one
+    prediction after the other by rising score. So among equal scores it may stop at a sum that no threshold reaches.
+    An answer to an unanswerable question costs a point even where the answer's normalized text is empty.
     """
     current: float = sum(1 for answers in golds.values() if not answers)
     best, threshold = current, 0.0
