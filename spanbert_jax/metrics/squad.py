@@ -28,7 +28,7 @@ def exact(gold: str, prediction: str) -> float:
 
 
 def f1(gold: str, prediction: str, both_empty: float = 1.0) -> float:
-    """F1 of the words that both texts have once normalized, 0 to 1.
+    """F1 of the words of the two normalized texts, 0 to 1; a word counts as often as it occurs.
 
     both_empty: the result where neither text has a word; 1 in SQuAD 2.0, 0 in SQuAD 1.1.
     """

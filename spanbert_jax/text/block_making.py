@@ -1,7 +1,7 @@
 """Documents to blocks: split into sentences, tokenised, packed, serialised.
 
-Invariant: the blocks of a document depend on its text and on the `BlockMaker` alone. This is the work of the worker
-processes, so it knows no TensorFlow and no JAX.
+Invariant: the blocks of a document depend on its text and on the `BlockMaker` alone. Worker processes run this module,
+so it imports neither TensorFlow nor JAX.
 """
 
 import dataclasses
@@ -16,12 +16,12 @@ from spanbert_jax.text.tokenizer import Tokenizer
 
 
 class MadeBlocks(NamedTuple):
-    """The blocks of a few documents, in order; the keys of dictionaries say whether the documents are held out."""
+    """The blocks of a few documents, in order. Keys of the dictionaries: whether the documents are held out."""
 
     records: dict[bool, list[bytes]]  # serialised tf.train.Examples
     lengths: dict[bool, list[int]]  # pieces in each record
     counts: dict[bool, np.ndarray]  # int64[3]: documents, sentences, pieces
-    piece_counts: np.ndarray  # int64[vocab_size], of the documents that are not held out
+    piece_counts: np.ndarray  # int64[vocab_size]: how often each piece occurs in documents that are not held out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,7 @@ class BlockMaker:
     """Everything that turns a document into blocks; sent to each worker process once."""
 
     tokenizer: Tokenizer
-    language: str  # of the text, for the sentence splitter
+    language: str  # ISO code of the text's language, for the sentence splitter
     splitter: str  # "sentencex" or "none"
     max_pieces: int  # in a block, without [CLS] and [SEP]
 

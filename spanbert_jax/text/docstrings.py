@@ -20,7 +20,7 @@ from spanbert_jax.text import worker_pool
 from spanbert_jax.text.documents import Document, make_documents
 
 _SKIPPED_FOLDERS = {"__pycache__", "site-packages", "dist-packages", "test", "tests", "testing", "_api"}
-_TASK_BYTES = 500_000  # of source that a process parses at once
+_TASK_BYTES = 500_000  # of source code in one task of a worker
 _MIN_WORDS = 5  # in a paragraph
 _MIN_PROSE = 0.75  # share of letters and spaces in a paragraph
 
@@ -30,11 +30,16 @@ _NOT_PROSE = re.compile(r"\.\. |[-=~^\"'#*+_|]{3,}|\+[-=]|\||>>>|\.\.\. ?$|\w+( 
 _FENCE = ("```", "~~~")
 
 
-_found: list[str] = []  # the texts that this process has read: a run reads the corpus twice, and parsing is slow
+_found: list[
+    str
+] = []  # the texts, once this process has read them all: a run reads the corpus twice, and parsing is slow
 
 
 def read_docstrings(pool: worker_pool.Workers) -> Iterator[Document]:
-    """The modules of this Python, with docstrings that hold prose, in order of path; parsed by `pool`."""
+    """The prose in the docstrings of this Python's modules, a document a module, in the order of `module_paths`.
+
+    The processes of `pool` parse the modules.
+    """
     return make_documents(_again() if _found else _read(pool))
 
 
@@ -55,7 +60,7 @@ def _read(pool: worker_pool.Workers) -> Iterator[tuple[str, float | None]]:
 
 
 def module_paths() -> list[Path]:
-    """Source files of the standard library and of every installed package, in order, without tests."""
+    """Source files of the standard library, then of every installed package, each in order of path, without tests."""
     site_packages = [path for path in sys.path if os.path.basename(path) in ("site-packages", "dist-packages")]
     paths: list[Path] = []
     for root in dict.fromkeys([sysconfig.get_path("stdlib"), *site_packages]):
@@ -89,7 +94,7 @@ def _paragraphs_of_module(path: Path) -> list[str]:
 
 
 def _docstrings(node: ast.AST) -> Iterator[str]:
-    """Docstrings of a module, its classes and functions, in order; looks at statements alone, for speed."""
+    """Docstrings of a module, its classes and functions, in order; expressions are not searched, for speed."""
     if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
         docstring = ast.get_docstring(node, clean=False)
         if docstring:

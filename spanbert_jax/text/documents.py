@@ -1,7 +1,7 @@
 """Files to documents, in any mix of the formats that `formats` knows.
 
-Invariant: the documents, in their order, depend on the files' names and contents alone, and memory stays bounded
-by `MAX_CHARS`, or a JSON value, whatever the size of a file or document.
+Invariant: the documents, in their order, depend on the files' names and contents alone. Memory is bounded by
+`MAX_CHARS` characters, or by one JSON value, whatever the size of a file or document.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from spanbert_jax.errors import UserError
 from spanbert_jax.text import formats
 from spanbert_jax.text.lines import Content, numbered_lines
 
-MAX_CHARS = 1_000_000  # a document longer than this is cut at the end of a line, or of this many characters
+MAX_CHARS = 1_000_000  # A longer document is cut at the end of a line; a longer line is cut after so many characters.
 
 
 class Document(NamedTuple):
@@ -34,20 +34,20 @@ class Document(NamedTuple):
 
 
 def make_documents(texts: Iterable[tuple[str, float | None]]) -> Iterator[Document]:
-    """Each (text, fraction) as a Document, or several where it is over `MAX_CHARS`; blank ones are left out."""
+    """Each (text, fraction) as a Document, or several where the text is over `MAX_CHARS`; blank texts are left out."""
     for text, fraction in texts:
-        text = text.encode("utf-8", "replace").decode()  # half characters, which Python allows and UTF-8 doesn't
+        text = text.encode("utf-8", "replace").decode()  # Lone surrogates, which UTF-8 cannot hold, become "?".
         for document in _documents(_assemble(text.splitlines(keepends=True)), lambda: None):
             yield document._replace(fraction=fraction)
 
 
 def in_share(key: bytes, share: float) -> bool:
-    """Whether the document of that key belongs to a `share` of all, the same ones whatever the corpus's order."""
+    """Whether the document with this key is in a `share` (0 to 1) of all. The choice ignores the corpus's order."""
     return int.from_bytes(key, "big") < share * 2**64
 
 
 def hash_text(text: str) -> bytes:
-    """8 bytes, uniform over texts; white space before and after a text does not count."""
+    """A hash of 8 bytes; white space before and after the text does not count."""
     return hashlib.blake2b(text.strip().encode("utf-8", "surrogatepass"), digest_size=8).digest()
 
 
@@ -88,7 +88,7 @@ def _patterns(globs: str) -> list[str]:
 
 
 def _seen(pattern: str) -> str:
-    """What stands where a pattern that matches nothing looks."""
+    """Says in words what the directory holds in which the pattern, which matches nothing, looks for files."""
     folder = Path(pattern).parent
     while glob.has_magic(str(folder)) or not folder.is_dir():
         folder = folder.parent
@@ -101,12 +101,13 @@ def read_files(paths: list[Path], document_break: str, contents: dict[Path, str]
     """The documents of the files, in order.
 
     Args:
-      paths: files of plain text, JSON lines, JSON lists or WikiExtractor's output (`formats.parse`), packed or not.
-      document_break: in plain text, "blank_line" (documents are set apart by blank lines) or "file".
-      contents: gets path -> sha256, in hex, of each file's bytes when its last document has been taken.
+      paths: files of plain text, JSON lines, JSON lists or WikiExtractor's output (`formats.parse`), compressed or not.
+      document_break: in plain text, "blank_line" (blank lines set documents apart) or "file" (a file is a document).
+      contents: a dictionary to fill with path -> sha256, in hex, of each file's bytes. A file's entry is made when its
+        last document has been taken.
 
     Raises:
-      UserError: naming file and line, for what cannot be read, decoded or parsed, and for a file without any text.
+      UserError: naming file and line, for bytes that cannot be read, decoded or parsed, and for a file without text.
     """
     total = sum(path.stat().st_size for path in paths)
     before = 0
@@ -134,7 +135,10 @@ def _without_nuls(path: Path, lines: Iterable[tuple[int, str]]) -> Iterator[tupl
 
 
 def _documents(parts: Iterable[tuple[str, bool]], fraction: Callable[[], float | None]) -> Iterator[Document]:
-    """Gives the (text, whether it begins a document) of `_assemble` keys; leaves out blank texts."""
+    """Documents from the (text, whether it begins a document) of `_assemble`; leaves out blank texts.
+
+    fraction: asked for the share of the corpus that has been read, for each document.
+    """
     key = None
     for text, begins in parts:
         key = None if begins else key
@@ -144,7 +148,10 @@ def _documents(parts: Iterable[tuple[str, bool]], fraction: Callable[[], float |
 
 
 def _assemble(lines: Iterable[str | None]) -> Iterator[tuple[str, bool]]:
-    """Joins lines, with their ends, to texts of at most `MAX_CHARS`; None sets documents apart."""
+    """Joins lines, with their ends, to texts of at most `MAX_CHARS`: (text, whether it begins a document).
+
+    A None among the lines ends a document.
+    """
     buffer: list[str] = []
     size, begins = 0, True
     for line in lines:

@@ -1,8 +1,8 @@
 """The documents in the lines of a file: plain text, JSON lines, JSON lists, WikiExtractor's output.
 
-Invariant: a file's first lines decide, once, which format all of it has. A file in none of these formats is refused
-with what its first lines hold, and is never taken for plain text. Memory is bounded by a few lines, or by one JSON
-value, whatever the size of the file.
+Invariant: a file's first lines decide, once, which format all of it has. A file in none of these formats is refused,
+never taken for plain text, and the error quotes the first line. Memory is bounded by a few lines, or by one JSON value,
+whatever the size of the file.
 """
 
 import html
@@ -15,9 +15,9 @@ from typing import Any, NoReturn
 
 from spanbert_jax.errors import UserError
 
-_HEAD_LINES = 5  # not blank, that decide on the format
-_HEAD_CHARS = 100_000  # after which no further line is looked at for that
-_JSON_CHARS = 64_000_000  # of one JSON value that may span lines
+_HEAD_LINES = 5  # lines that are not blank, which decide on the format
+_HEAD_CHARS = 100_000  # The format is decided by fewer lines once they have so many characters.
+_JSON_CHARS = 64_000_000  # the most that one JSON value of several lines may have, about
 _FORMATS = "corpus files are plain text, JSON lines or lists with a string 'text', or WikiExtractor's output"
 
 # Text may begin with a bracket ("[Illustration]", "{{Infobox"), so what follows the bracket decides.
@@ -36,7 +36,7 @@ _MARKUP = re.compile(
 )
 _ITEM_BREAK = re.compile(r"[\s,]*")
 _VALUE_BREAK = re.compile(r"\s*")
-_JSON_TYPES = {dict: "an object", list: "a list", str: "a string", bool: "a truth value", type(None): "null"}
+_JSON_TYPES = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
 
 
 def parse(path: Path, lines: Iterator[tuple[int, str]], document_break: str) -> Iterator[str | None]:
@@ -44,11 +44,11 @@ def parse(path: Path, lines: Iterator[tuple[int, str]], document_break: str) -> 
 
     Args:
       path: the name that errors give.
-      lines: (number, line with its end); a long line may come in pieces with one number.
-      document_break: in plain text, "blank_line" (blank lines set documents apart) or "file".
+      lines: (number, line with its end); a long line may come in several parts with the same number.
+      document_break: in plain text, "blank_line" (blank lines set documents apart) or "file" (a file is a document).
 
     Raises:
-      UserError: naming file and line, where the format is none of these or is broken.
+      UserError: naming file and line, where the format is none of the four, or the file breaks its format.
     """
     head = _head(lines)
     if not head:
@@ -69,7 +69,7 @@ def parse(path: Path, lines: Iterator[tuple[int, str]], document_break: str) -> 
 
 
 def _head(lines: Iterator[tuple[int, str]]) -> list[tuple[int, str]]:
-    """The first lines that are not blank, with the blank ones among them."""
+    """The lines that decide on the format: the first lines that are not blank, and the blank lines among them."""
     head: list[tuple[int, str]] = []
     for number, line in lines:
         if head or line.strip():
@@ -81,7 +81,7 @@ def _head(lines: Iterator[tuple[int, str]]) -> list[tuple[int, str]]:
 
 
 def _refused(path: Path, head: list[str]) -> tuple[str, str] | None:
-    """(what a file is that holds no plain text, what to do), or None."""
+    """(what the file seems to be, what to do) for a file that is not plain text; None for plain text."""
     first = head[0].lstrip()
     if first.startswith("{\\rtf"):
         return "RTF", "save it as plain text"
@@ -98,13 +98,16 @@ def _refused(path: Path, head: list[str]) -> tuple[str, str] | None:
 
 
 def _joined(lines: Iterable[tuple[int, str]]) -> Iterator[tuple[int, str]]:
-    """Whole lines from pieces of lines."""
+    """Whole lines from parts of lines, which have their line's number."""
     for number, pieces in itertools.groupby(lines, lambda line: line[0]):
         yield number, "".join(piece for _, piece in pieces)
 
 
 def _parse_json(path: Path, lines: Iterator[tuple[int, str]]) -> Iterator[str | None]:
-    """The texts of a JSON object a line, or of objects that span lines or stand in a list."""
+    """The lines of the texts of JSON objects, with None after each text.
+
+    The objects stand one in each line, or span lines, or are the items of lists.
+    """
     number, first = next(lines)
     lines = itertools.chain([(number, first)], lines)
     try:
@@ -116,7 +119,7 @@ def _parse_json(path: Path, lines: Iterator[tuple[int, str]]) -> Iterator[str | 
         if not isinstance(text, str):
             found = f"no string field 'text', but {_describe(record)}"
             raise UserError(f"{path}, line {number}: {found}; put each document's text there")
-        whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # JSON allows half characters
+        whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # JSON allows lone surrogates
         yield from whole.splitlines(keepends=True)
         yield None
 
@@ -131,7 +134,7 @@ def _describe(record: Any) -> str:
 
 
 def _parse_each(path: Path, lines: Iterator[tuple[int, str]]) -> Iterator[tuple[int, Any]]:
-    """(line, value) of one JSON value a line."""
+    """(line number, value) of one JSON value a line."""
     for number, line in lines:
         if line.strip():
             try:
@@ -141,10 +144,10 @@ def _parse_each(path: Path, lines: Iterator[tuple[int, str]]) -> Iterator[tuple[
 
 
 def _parse_values(path: Path, lines: Iterator[tuple[int, str]]) -> Iterator[tuple[int, Any]]:
-    """(line, value) of JSON values one after another, a list's items instead of the list."""
+    """(line number, value) of JSON values one after another; a list counts as its items."""
     decoder = json.JSONDecoder()
     text, place, line, inside = "", 0, 0, False  # `line` is the one that text[place] stands in
-    needed = 0  # characters, before the next try to decode a value that was not whole
+    needed = 0  # A value that was not whole is tried again when `text` has so many characters from `place` on.
     for number, more in itertools.chain(lines, [(0, "")]):
         line = line or number
         text, place = text[place:] + more, 0

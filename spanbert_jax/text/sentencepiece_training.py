@@ -1,7 +1,8 @@
 """Trains a SentencePiece vocabulary, unigram or BPE.
 
-Invariant: the same sentences in the same order give the same bytes, on any machine; pieces never cross punctuation or
-CJK characters, so that words are the ones of BERT's tokenizer.
+Invariant: the same sentences in the same order give the same bytes, on any machine. Pieces never cross punctuation or
+CJK characters, so that words are those of BERT's tokenizer. Characters that the vocabulary lacks fall back to bytes, so
+that no text is unknown.
 """
 
 import functools
@@ -19,18 +20,17 @@ from spanbert_jax.errors import UserError
 from spanbert_jax.text.tokenizer import CJK, Tokenizer, is_own_word
 
 _DELIMITER = "\ue000"  # private use; marks, in training text only, where no piece may cross
-# Pieces even where the text has few of them: a punctuation mark that falls back to bytes is no word of its own.
+# These characters are always pieces, even rare ones: a mark that falls back to bytes would be no word of its own.
 _REQUIRED_CHARS = string.punctuation + "¡§«·»¿–—‘’‚“”„†‡•′″‹›"
-_TRAINING_THREADS = 8  # the unigram vocabulary depends on it, so it is fixed and not the number of cores
+_TRAINING_THREADS = 8  # fixed, not the number of cores: the unigram vocabulary depends on the number of threads
 _MAX_TRAINING_CHARS = 1000  # SentencePiece silently drops lines over 4192 bytes
 
 
 def train_sentencepiece(sentences: Iterable[str], kind: str, vocab_size: int) -> Tokenizer:
-    """Trains a SentencePiece ("unigram" or "bpe"); the same sentences in the same order give the same bytes.
+    """Trains a SentencePiece of `vocab_size` pieces. kind: "unigram" or "bpe".
 
-    Pieces never cross punctuation or CJK characters, so that words are the ones of BERT's tokenizer, and what the
-    vocabulary lacks falls back to bytes, so that nothing is unknown.
-    Raises UserError where the text is too little for `vocab_size`, with the largest that is possible.
+    Raises UserError where there is no text, where the text is too little for `vocab_size` (the error gives the largest
+    possible size), or where `vocab_size` is too small for the pieces that every vocabulary has.
     """
     model = io.BytesIO()
     lines = (line for sentence in sentences for line in _training_lines(sentence))
@@ -81,7 +81,8 @@ def _training_error(message: str, vocab_size: int) -> Exception:
 
 
 def _training_lines(sentence: str) -> Iterator[str]:
-    """The sentence, normalised as SentencePiece will and marked, in lines that it does not drop for their length."""
+    """The sentence, NFKC-normalised as by SentencePiece, with delimiters at the edges of words that are one character,
+    in lines so short that SentencePiece does not drop them."""
     text = unicodedata.normalize("NFKC", sentence).replace(_DELIMITER, " ").replace("\0", " ").strip()
     text = _word_edges().sub(_DELIMITER, text)
     while len(text) > _MAX_TRAINING_CHARS:
@@ -103,7 +104,7 @@ def _word_edges() -> re.Pattern[str]:
 def _own_word_ranges() -> list[tuple[str, str]]:
     """(first, last) of the runs of characters for which `is_own_word` is true."""
     chars = map(chr, range(sys.maxunicode + 1))
-    # The category alone is asked of a million characters: a call for each takes a second.
+    # `is_own_word` is called for likely characters only: calls for all million characters take a second.
     candidates = [char for char in chars if char < "\x80" or unicodedata.category(char)[0] == "P"]
     ranges = [(chr(low), chr(high)) for low, high in CJK]
     for char in filter(is_own_word, candidates):

@@ -21,7 +21,7 @@ from spanbert_jax.files import written_aside
 from spanbert_jax.text import wordpiece
 from spanbert_jax.text.wordpiece import WordPieceSettings
 
-SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # in the order that names Tokenizer's attributes
+SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # in the order of Tokenizer's pad_id, unk_id, ..., mask_id
 METADATA_FILE = "spanbert_tokenizer.json"
 VOCABULARY_FILES = {"wordpiece": "vocab.txt", "unigram": "spiece.model", "bpe": "spiece.model"}
 _SPACE = "▁"  # SentencePiece's mark of a word's beginning
@@ -37,19 +37,19 @@ _BERT = WordPieceSettings()
 
 
 class Tokenizer:
-    """Text to ids. Equal vocabularies and settings give equal tokenizers in every process; a pickle holds just those.
+    """Text to ids. Equal vocabularies and settings give equal tokenizers in every process; a pickle holds only these.
 
     Attributes:
       kind: "wordpiece", "unigram" or "bpe".
       lowercase: WordPiece only: text is lowercased, and stripped of accents unless the settings say otherwise.
-      settings: WordPiece only: how text becomes words, and the pieces added to the vocabulary file's.
+      settings: WordPiece only: how text becomes words, and the pieces that are added to those of the vocabulary file.
       vocabulary: the bytes of the vocabulary file.
-      vocab_size: number of ids, those of added pieces included.
+      vocab_size: the number of ids, added pieces included.
       pad_id, unk_id, cls_id, sep_id, mask_id: the special ids.
       fingerprint: sha256, in hex, of all that the ids depend on.
-      starts_word: bool[vocab_size], this piece begins a word.
-      ends_word: bool[vocab_size], the piece after this one begins a word (punctuation, CJK).
-      joins_next: bool[vocab_size], the piece after this one never begins a word (SentencePiece's lone "▁").
+      starts_word: bool[vocab_size], whether the piece begins a word.
+      ends_word: bool[vocab_size], whether the next piece begins a word in any case (after punctuation and CJK).
+      joins_next: bool[vocab_size], whether the next piece never begins a word (after SentencePiece's lone "▁").
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Tokenizer:
         self.fingerprint = hashlib.sha256(f"{kind} lowercase={lowercase}{unusual}\n".encode() + vocabulary).hexdigest()
         boundaries = np.array([tables(piece) for piece in self._pieces], dtype=np.bool_)  # [vocab, 3]
         if kind != "wordpiece":
-            boundaries[self.unk_id] = False  # an unknown character stands inside a word
+            boundaries[self.unk_id] = False  # An unknown character is taken as part of the word around it.
         self.starts_word, self.ends_word, self.joins_next = np.ascontiguousarray(boundaries.T)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -90,15 +90,16 @@ class Tokenizer:
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of every text; the fast path."""
+        """The ids of every text, without [CLS] and [SEP]; faster than `encode` of each."""
         if self.kind == "wordpiece":
             return [e.ids for e in self._engine.encode_batch_fast(texts, add_special_tokens=False)]
         return self._engine.encode(texts, num_threads=1)
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Ids, and for each the (start, end) of its characters in `text`, without surrounding white space.
+        """The ids, and for each id the (start, end) of its characters in `text`, without surrounding white space.
 
-        A character that SentencePiece falls back to bytes for belongs to the last byte; its others are empty.
+        Where SentencePiece falls back to bytes, a character belongs to its last byte; the offsets of the others are
+        empty.
         """
         if self.kind == "wordpiece":
             encoding = self._engine.encode(text, add_special_tokens=False)
@@ -109,7 +110,7 @@ class Tokenizer:
         return mapping["ids"], [_strip(text, start, end) for start, end in mapping["offsets"]]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text again, special pieces left out; exact for SentencePiece up to its normalisation."""
+        """The text of ids, without special pieces other than [UNK]; with SentencePiece, the normalised text exactly."""
         if self.kind != "wordpiece":
             return self._engine.decode([int(i) for i in ids])
         special = {self.pad_id, self.cls_id, self.sep_id, self.mask_id}
@@ -137,10 +138,10 @@ class Tokenizer:
 
 
 def word_starts(tokenizer: Tokenizer, ids: Sequence[int] | np.ndarray) -> np.ndarray:
-    """bool[len(ids)]: which pieces begin a word; position 0 always does.
+    """bool[len(ids)]: whether each piece begins a word; the piece at position 0 always does.
 
-    WordPiece: the reference's words (its masking.py joins runs of "##" pieces to the piece before). SentencePiece:
-    the same words, told by "▁", punctuation and CJK characters.
+    With WordPiece, words are those of the reference, whose masking.py joins runs of "##" pieces to the piece before.
+    With SentencePiece, words are the same, found by "▁", punctuation and CJK characters.
     """
     ids = np.asarray(ids, dtype=np.int64)
     starts = tokenizer.starts_word[ids]
@@ -151,7 +152,7 @@ def word_starts(tokenizer: Tokenizer, ids: Sequence[int] | np.ndarray) -> np.nda
 
 
 def load_tokenizer(directory: Path) -> Tokenizer:
-    """What `save` wrote; raises UserError where a file is missing or was changed since."""
+    """The tokenizer that `save` wrote; raises UserError where a file is missing or was changed since."""
     path = directory / METADATA_FILE
     try:
         metadata = json.loads(_read(path, "a tokenizer saved by this program"))
@@ -166,19 +167,22 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     if tokenizer.fingerprint != fingerprint:
         raise UserError(
             f"{directory / name} has {tokenizer.vocab_size} pieces and fingerprint {tokenizer.fingerprint[:12]}; "
-            f"{path.name} beside it was written for {vocab_size} and {fingerprint[:12]}: restore that file"
+            f"{path.name} beside it was written for {vocab_size} and {fingerprint[:12]}: restore the vocabulary file"
         )
     return tokenizer
 
 
 def wordpiece_from_vocab(path: str | Path, lowercase: bool) -> Tokenizer:
-    """BERT's WordPiece from a vocab.txt, one piece a line; raises UserError naming file and line."""
+    """BERT's WordPiece from a vocab.txt, one piece a line; raises UserError, naming the file, where it is none."""
     return Tokenizer("wordpiece", _read(Path(path), "a vocab.txt"), lowercase, str(path))
 
 
 def sentencepiece_from_model(path: str | Path) -> Tokenizer:
-    """A SentencePiece .model, unigram or BPE, with [PAD], [CLS], [SEP] and [MASK] among its control pieces."""
-    from sentencepiece import sentencepiece_model_pb2  # here alone: workers need no protobuf
+    """The tokenizer of a SentencePiece .model, unigram or BPE.
+
+    Raises UserError where the file is no such model, or lacks [PAD], [CLS], [SEP] or [MASK] among its control pieces.
+    """
+    from sentencepiece import sentencepiece_model_pb2  # imported here, because workers need no protobuf
 
     data = _read(Path(path), "a SentencePiece model")
     _sentencepiece_engine(data, str(path))
@@ -190,7 +194,7 @@ def sentencepiece_from_model(path: str | Path) -> Tokenizer:
 
 
 def is_own_word(char: str) -> bool:
-    """Punctuation as BERT has it (category P*, and every ASCII symbol), and the CJK characters."""
+    """Whether BERT makes the character a word: punctuation (category P*, and every ASCII symbol) and CJK characters."""
     if char.isascii():
         return char.isprintable() and not char.isalnum() and char != " "
     return unicodedata.category(char)[0] == "P" or any(low <= ord(char) <= high for low, high in CJK)
@@ -243,7 +247,7 @@ def _sentencepiece_special_ids(engine: sentencepiece.SentencePieceProcessor, sou
 
 
 def _strip(text: str, start: int, end: int) -> tuple[int, int]:
-    """The same characters without the white space before and after them."""
+    """The (start, end) of the same characters without the white space before and after them."""
     surface = text[start:end]
     start += len(surface) - len(surface.lstrip())
     return start, max(start, end - len(surface) + len(surface.rstrip()))

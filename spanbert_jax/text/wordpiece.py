@@ -15,7 +15,7 @@ import tokenizers
 from spanbert_jax.errors import UserError
 from spanbert_jax.text.lines import Content, numbered_lines
 
-CONTINUES = "##"  # before a piece that goes on with a word
+CONTINUES = "##"  # the beginning of a piece that continues a word
 UNKNOWN = "[UNK]"
 MAX_WORD = 100  # characters; a longer word is [UNK], as in Google's BERT
 
@@ -36,9 +36,9 @@ class AddedPiece:
 class WordPieceSettings:
     """How text becomes words, beside lowercasing. The defaults are those of Google's BERT."""
 
-    strip_accents: bool | None = None  # None: where text is lowercased
+    strip_accents: bool | None = None  # None: accents are stripped where text is lowercased
     handle_chinese_chars: bool = True  # each Chinese character is a word
-    clean_text: bool = True  # control characters are dropped, and all white space is a space
+    clean_text: bool = True  # control characters are dropped, and each character of white space becomes a space
     added: tuple[AddedPiece, ...] = ()  # in the order of their ids; a piece of the vocabulary file may be among them
 
     def to_dict(self) -> dict[str, Any]:
@@ -53,11 +53,11 @@ class WordPieceSettings:
 
 
 def read_vocabulary(vocabulary: bytes, source: str) -> list[str]:
-    """The pieces of a vocab.txt, of which the number of the line is the id.
+    """The pieces of a vocab.txt in the order of their ids: a piece's id is the number of its line, from 0.
 
     A piece is all that stands before its line's end ("\\n" or "\\r\\n", or "\\r" where a file has no other), so a piece
-    may be a no-break space. A byte order mark and empty lines at the end belong to no piece. Of equal lines the last
-    gives its id to text, and so do empty lines, as in transformers: only their numbers count.
+    may be a no-break space. A byte order mark and empty lines at the end belong to no piece; other empty lines are
+    empty pieces. As in transformers, text gets the last id of equal pieces, and the others are never used.
     Raises UserError, naming `source`, where the bytes are not UTF-8.
     """
     try:
@@ -65,7 +65,7 @@ def read_vocabulary(vocabulary: bytes, source: str) -> list[str]:
     except UnicodeDecodeError as error:
         for _ in numbered_lines(source, Content(io.BytesIO(vocabulary))):  # raises, with advice that suits the bytes
             pass
-        raise UserError(f"{source} is a packed file; unpack it, and give the vocab.txt in it") from error
+        raise UserError(f"{source} is a compressed file; decompress it, and give the vocab.txt in it") from error
     if "\n" not in text:
         text = text.replace("\r", "\n")
     pieces = [line.removesuffix("\r") for line in text.split("\n")]
@@ -75,10 +75,10 @@ def read_vocabulary(vocabulary: bytes, source: str) -> list[str]:
 
 
 def engine(pieces: Sequence[str], lowercase: bool, settings: WordPieceSettings) -> tokenizers.Tokenizer:
-    """BERT's tokenizer for the pieces of a vocabulary file and the added ones, without special pieces: in text they are
-    text."""
+    """BERT's tokenizer for the pieces of a vocabulary file and the added pieces. It treats no piece as special, so that
+    "[MASK]" in text is text."""
     last = {piece: i for i, piece in enumerate(pieces)}
-    # A line break is in no piece, so text never gets the ids of the other ones of equal lines.
+    # Equal pieces but the last get a name with a line break, which no word has, so text never gets their ids.
     ids = {piece if last[piece] == i else f"\n{i}": i for i, piece in enumerate(pieces)}
     made = tokenizers.Tokenizer(
         tokenizers.models.WordPiece(

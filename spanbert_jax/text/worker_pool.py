@@ -22,7 +22,7 @@ from spanbert_jax.errors import UserError
 
 _Task = TypeVar("_Task")
 _Result = TypeVar("_Result")
-_AHEAD = 3  # tasks under way, for each process
+_AHEAD = 3  # the most tasks under way, for each process
 
 
 class Workers:
@@ -33,7 +33,7 @@ class Workers:
 
         Args:
           count: of processes; 0 for one per core.
-          function: what `call` calls. It is sent to each process once, so it may hold much.
+          function: the function that `call` calls. It is sent to each process once, so it may hold much data.
         """
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         self.count = count or cores or 1
@@ -50,7 +50,7 @@ class Workers:
     def map(self, function: Callable[[_Task], _Result], tasks: Iterable[_Task]) -> Iterator[_Result]:
         """Yields `function(task)` for every task, in order.
 
-        Tasks are taken only as results are taken. Raises the UserError that a task raised, and one where a process was
+        A task is taken only when a result is taken. Raises a task's own error, and a UserError where a process was
         killed.
         """
         under_way: collections.deque[Future[_Result]] = collections.deque()
@@ -71,7 +71,7 @@ class Workers:
 
 @contextlib.contextmanager
 def _no_main_module() -> Iterator[None]:
-    """A spawned process imports its parent's main module again, and with it JAX and TensorFlow, unless it has none."""
+    """Hides the main module while processes start: they would import it, and with it JAX and TensorFlow."""
     main = sys.modules["__main__"]
     sys.modules["__main__"] = types.ModuleType("__main__")
     try:
@@ -80,19 +80,19 @@ def _no_main_module() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
-_function: Callable[[Any], Any] | None = None  # this process's
+_function: Callable[[Any], Any] | None = None  # in a worker process, the `function` of its `Workers`
 
 
 def _start(function: Callable[[Any], Any] | None) -> None:
     global _function
     _function = function
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # The parent handles Ctrl-C, and ends its processes.
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """A killed parent cannot stop its processes, and they would wait for tasks for ever."""
+    """Ends this process when its parent has ended: a killed parent cannot stop its processes, which would wait on."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -100,6 +100,6 @@ def _end_with_parent() -> None:
 
 
 def call(task: Any) -> Any:
-    """Calls the function that this process was started with; a task for `Workers.map`."""
+    """Calls the `function` of this process's `Workers`; to be given to `Workers.map`."""
     assert _function is not None
     return _function(task)

@@ -23,7 +23,7 @@ def lines_of(path: Path, content: bytes) -> list[tuple[int, str]]:
 
 @pytest.mark.parametrize("pack", PACKINGS)
 @pytest.mark.parametrize("name", ["a.txt", "a.txt.gz"])
-def test_packed_files_are_told_by_their_bytes_whatever_their_name(
+def test_compressed_files_are_told_by_their_bytes_whatever_their_name(
     tmp_path: Path, pack: Callable[[bytes], bytes], name: str
 ) -> None:
     assert lines_of(tmp_path / name, pack("größer\nb\n".encode())) == [(1, "größer\n"), (2, "b\n")]
@@ -77,8 +77,8 @@ def test_no_latin_encoding_is_advised_for_other_alphabets(tmp_path: Path, text: 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"\x28\xb5\x2f\xfd....", "is packed by zstd, no text; unpack it: zstd -d"),
-        (gzip.compress(b"PK\x03\x04....", mtime=0), "packed by gzip, is a zip archive"),
+        (b"\x28\xb5\x2f\xfd....", "is compressed by zstd, no text; decompress it: zstd -d"),
+        (gzip.compress(b"PK\x03\x04....", mtime=0), "compressed by gzip, is a zip archive"),
         (b"%PDF-1.7", "is a PDF, no text; give its text: pdftotext"),
         (b"x" * 257 + b"ustar\x00", "is a tar archive"),
         (gzip.compress(b"abc\n" * 99, mtime=0)[:-9], r"after line \d+: broken gzip"),

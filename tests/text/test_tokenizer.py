@@ -238,7 +238,7 @@ def test_training_on_no_text_is_refused() -> None:
         (b"[PAD]\n[UNK]\n[CLS]\n[SEP]\nthe\n", r"5 pieces and lacks \[MASK\]"),
         (b"[PAD]\n[UNK]\n\xff\xfe\n", r"line 3: byte 12 \(0xff\) is not UTF-8"),
         (b"\xff\xfe[\0P\0", r"line 1: is UTF-16, not UTF-8; convert it: iconv -f UTF-16"),
-        (gzip.compress(b"[PAD]", mtime=0), "is a packed file; unpack it"),
+        (gzip.compress(b"[PAD]", mtime=0), "is a compressed file; decompress it"),
         (b"", r"has 0 pieces and lacks \[PAD\]"),
     ],
 )
