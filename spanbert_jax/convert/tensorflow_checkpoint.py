@@ -8,6 +8,9 @@ import functools
 from pathlib import Path
 from typing import Any
 
+import spanbert_jax.tensorflow_settings  # noqa: F401  # before TensorFlow is imported
+
+# isort: split
 import numpy as np
 import tensorflow as tf
 

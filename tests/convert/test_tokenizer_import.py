@@ -344,7 +344,7 @@ def test_casing_is_the_vocabularys_before_what_the_files_say(
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({}, "has no vocabulary .*released archives have none.*--vocab vocab.txt"),
+        ({}, "has no vocabulary .*--vocab vocab.txt.*released archives have none"),
         (
             {"tokenizer.json": serialised(model={"type": "BPE", "vocab": {}, "merges": []})},
             "holds a BPE model.*--vocab",
