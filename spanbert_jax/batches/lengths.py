@@ -1,28 +1,28 @@
 """Rows of different lengths in batches of a handful of shapes.
 
-Invariant: a batch is a pure function of (seed, step), each row comes exactly once an epoch, and every batch of one of
-the lengths chosen has the same number of rows; what is left at the end of an epoch is empty rows, -1.
+Invariant: a batch is a pure function of (seed, step), each row comes exactly once an epoch, and all batches of one
+length have the same number of rows. Where rows are too few for the last batch, its other rows are empty: -1.
 """
 
 import functools
 
 import numpy as np
 
-_MULTIPLE = 8  # of every length: what matrix units like
+_MULTIPLE = 8  # divides every length, as matrix units like it
 
 
 def choose_lengths(row_lengths: np.ndarray, count: int, longest: int) -> tuple[int, ...]:
     """At most `count` lengths, multiples of 8 (the last may be `longest`), that pad these rows least.
 
-    row_lengths: int [rows]. Dynamic programming over the candidates: exact. Raises ValueError where a row is over
-    `longest`.
+    row_lengths: int [rows]. The choice is exact, by dynamic programming over the candidates. Raises ValueError where a
+    row is longer than `longest`.
     """
     if row_lengths.max() > longest:
-        raise ValueError(f"a row of {row_lengths.max()} pieces, and {longest} is the longest that was asked for")
+        raise ValueError(f"a row has {row_lengths.max()} pieces; expected at most {longest}")
     candidates = np.minimum(np.unique(-(-row_lengths // _MULTIPLE) * _MULTIPLE), longest)
     rows = np.searchsorted(np.sort(row_lengths), candidates, side="right")  # rows that fit each candidate
     rows = np.concatenate([[0], rows])
-    # cost[j]: least positions for the rows that fit candidate j - 1, with the lengths used so far
+    # cost[j]: the fewest positions of the rows that fit candidate j - 1, with as many lengths as were chosen so far
     cost = np.where(rows == 0, 0.0, np.inf)
     choices: list[np.ndarray] = []
     for _ in range(min(count, len(candidates))):
@@ -39,10 +39,10 @@ def choose_lengths(row_lengths: np.ndarray, count: int, longest: int) -> tuple[i
 
 
 def equal_sizes(lengths: tuple[int, ...], batch_size: int, longest: int) -> tuple[int, ...]:
-    """Rows of each of the lengths that hold about as many positions as `batch_size` rows of `longest`.
+    """For each length, the number of rows that have about as many positions as `batch_size` rows of `longest`.
 
-    They are multiples of the largest power of two that divides `batch_size` and is at most an eighth of it, so that
-    microbatches and devices divide them evenly too.
+    The numbers are multiples of the largest power of two that divides `batch_size` and is at most an eighth of it, so
+    that microbatches and devices divide them evenly too.
     """
     unit = 1
     while batch_size % (2 * unit) == 0 and 16 * unit <= batch_size:
@@ -54,7 +54,7 @@ class BucketedOrder:
     """Which rows each training step takes."""
 
     def __init__(self, row_lengths: np.ndarray, lengths: tuple[int, ...], sizes: tuple[int, ...], seed: int):
-        """row_lengths: int [rows], none over the last of `lengths`, which ascend; sizes: rows in a batch of each."""
+        """row_lengths: int [rows], none over the last of `lengths`. lengths: ascending. sizes: of a batch of each."""
         self._lengths, self._sizes, self._seed = lengths, sizes, seed
         bucket = np.searchsorted(lengths, row_lengths)
         self._rows = [np.flatnonzero(bucket == i) for i in range(len(lengths))]
@@ -66,12 +66,13 @@ class BucketedOrder:
         self._epoch = functools.lru_cache(maxsize=2)(self._make_epoch)
 
     def batch(self, step: int) -> tuple[np.ndarray, int]:
-        """(int64 [the length's size] row numbers, -1 for an empty one; the length that all of them fit) at a step."""
+        """(row numbers, -1 for an empty row; the length that the rows are padded to) of a step. Row numbers are int64
+        [rows], as many as the size of the length."""
         epoch, place = divmod(step, self.steps_per_epoch)
         return self._epoch(epoch)[place]
 
     def _make_epoch(self, epoch: int) -> list[tuple[np.ndarray, int]]:
-        """A bucket's rows are shuffled and cut into batches; those left over go on into the next longer bucket."""
+        """Shuffles each bucket's rows and cuts them into batches; rows left over go on into the next longer bucket."""
         random = np.random.default_rng([self._seed, epoch])
         batches: list[tuple[np.ndarray, int]] = []
         left = np.zeros(0, np.int64)
@@ -89,10 +90,10 @@ class BucketedOrder:
 def sorted_batches(
     row_lengths: np.ndarray, lengths: tuple[int, ...], positions: int, multiple: int
 ) -> list[tuple[np.ndarray, int]]:
-    """Every row once, shortest first, in batches of at most about `positions` positions: (row numbers, -1 for none;
-    length).
+    """Every row once, shortest first, in batches of at most about `positions` positions: (int64 row numbers, -1 for an
+    empty row; the length that the rows are padded to).
 
-    Batches of one length all have the same number of rows, a multiple of `multiple`.
+    row_lengths: int [rows]. All batches of one length have the same number of rows, a multiple of `multiple`.
     """
     batches = []
     order = np.argsort(row_lengths, kind="stable")
@@ -100,7 +101,9 @@ def sorted_batches(
     for place, length in enumerate(lengths):
         rows = order[bucket == place]
         count = -(-len(rows) // (max(positions // length // multiple, 1) * multiple))  # of batches
-        size = -(-len(rows) // (max(count, 1) * multiple)) * multiple  # few rows do not pay for many
+        size = (
+            -(-len(rows) // (max(count, 1) * multiple)) * multiple
+        )  # rows of each, spread evenly: few rows need few empty ones
         if not count:
             continue
         rows = np.concatenate([rows, np.full(-len(rows) % size, -1, np.int64)])

@@ -1,7 +1,7 @@
-"""The few shapes of batch that a trained model is asked for, and the cheapest way to fit rows into them.
+"""The few shapes of batch in which a trained model computes, and the cheapest way to fit rows into them.
 
-Invariant: the table depends on the longest row and the number of devices alone, never on the rows. So every program can
-be compiled before the first row is known, and no row that comes later needs another one.
+Invariant: the table of shapes depends on the longest possible row, the number of lengths and the number of devices
+alone, never on the rows. So every program can be compiled before the first row is known, and no row needs another one.
 """
 
 from collections.abc import Sequence
@@ -33,7 +33,8 @@ def shape_table(longest: int, lengths: int, multiple: int) -> tuple[Shape, ...]:
     on one device, those up to 128 make 33.
     """
     ladder = [*(length for length in _LENGTHS if length < longest), longest]
-    chosen = np.linspace(len(ladder) - 1, 0, min(lengths, len(ladder))).round().astype(int)[::-1]  # `longest` always
+    # Evenly spread over the ladder, from its end: `longest` is always chosen.
+    chosen = np.linspace(len(ladder) - 1, 0, min(lengths, len(ladder))).round().astype(int)[::-1]
     return tuple(Shape(rows, ladder[i]) for i in chosen for rows in _numbers_of_rows(ladder[i], multiple))
 
 
@@ -47,12 +48,12 @@ def _numbers_of_rows(length: int, multiple: int) -> list[int]:
 def plan_batches(row_lengths: np.ndarray, table: Sequence[Shape]) -> list[tuple[np.ndarray, Shape]]:
     """Every row once, shortest first: (int64 [shape.rows] row numbers, -1 for an empty row; the batch's shape).
 
-    The batches have the least sum of rows x length + _CALL that is possible with shapes of the table. row_lengths: int
-    [rows]. Raises ValueError where a row is longer than all shapes.
+    The sum of rows x length + _CALL over the batches is the least that is possible with shapes of the table.
+    row_lengths: int [rows]. Raises ValueError where a row is longer than all shapes.
     """
     lengths = sorted({shape.length for shape in table})
     if len(row_lengths) and row_lengths.max() > lengths[-1]:
-        raise ValueError(f"a row of {row_lengths.max()} pieces, and {lengths[-1]} is the longest that was asked for")
+        raise ValueError(f"a row has {row_lengths.max()} pieces; expected at most {lengths[-1]}")
     shapes = [[shape for shape in table if shape.length == length] for length in lengths]
     order = np.argsort(row_lengths, kind="stable")
     # A batch of neighbours in this order is as long as its last row. Dynamic programming over the last rows is exact:
