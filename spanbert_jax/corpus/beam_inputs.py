@@ -1,6 +1,7 @@
-"""The files of a corpus as Beam's workers read them: on disks and in buckets, text and TFDS's records, one at a time.
+"""The files of a corpus as Beam's workers read them, one at a time: text and TFDS's records, on disks and in buckets.
 
-Invariant: the documents of all files, one file after another, are those that `read_corpus` gives. Knows no TensorFlow.
+Invariant: the documents of all files, one file after another, are those that `read_corpus` gives. No TensorFlow is
+imported.
 """
 
 import shutil
@@ -24,30 +25,32 @@ _READ_AHEAD = 1000  # records of an array_record file
 
 
 class Input(NamedTuple):
-    """A file of the corpus; `place` is its place among them."""
+    """A file of the corpus."""
 
-    place: int
+    place: int  # among the files of the corpus
     path: str
     kind: str  # "text", "tfrecord" or "array_record"
 
 
 def find_inputs(corpus: CorpusConfig) -> tuple[list[Input], list[dict[str, Any]]]:
-    """The files of the corpus in order, and its sources as `Metadata` has them, without the files' contents.
+    """The files of the corpus in order, and its sources as `Metadata` has them, without "sha256".
 
-    Raises UserError where a pattern matches nothing, or the corpus is none that several machines can read.
+    Raises UserError where a pattern matches nothing, or where several machines cannot read the corpus.
     """
     if corpus.files:
         sizes = _text_files(corpus.files)
         inputs = [Input(place, path, "text") for place, path in enumerate(sizes)]
         return inputs, [describe_file(path, size) for path, size in sizes.items()]
     if corpus.name == "docstrings":
-        raise UserError("config.corpus.name is 'docstrings', which are read by one machine; give --config.corpus.files")
+        raise UserError(
+            "config.corpus.name is 'docstrings', which only one machine can read; give --config.corpus.files"
+        )
     paths, kind = tfds_source.record_files(corpus.name, corpus.tfds_data_dir)
     return [Input(place, path, kind) for place, path in enumerate(paths)], [{"name": corpus.name}]
 
 
 def _text_files(globs: str) -> dict[str, int]:
-    """path -> bytes of the files that comma-separated globs match, in order of name."""
+    """path -> size in bytes of the files that comma-separated globs match, in order of name."""
     patterns = [pattern for part in globs.split(",") if (pattern := part.strip())]
     remote = [pattern for pattern in patterns if "://" in pattern]
     local = [pattern for pattern in patterns if "://" not in pattern]
@@ -60,7 +63,10 @@ def _text_files(globs: str) -> dict[str, int]:
 
 
 def read_input(file: Input, document_break: str, contents: list[str]) -> Iterator[Document]:
-    """The documents of a file; at their end `contents` gets the hash of a text file."""
+    """The documents of a file. At their end, the sha256 (in hex) of a text file is appended to `contents`.
+
+    document_break: as in `read_files`. Raises UserError where the file is damaged or holds no text.
+    """
     if file.kind == "tfrecord":
         with FileSystems.open(file.path) as stream:
             yield from make_documents((_text(record), None) for record in _tfrecords(file.path, stream))
@@ -79,7 +85,7 @@ def read_input(file: Input, document_break: str, contents: list[str]) -> Iterato
 
 
 def _local(path: str, aside: Path) -> Path:
-    """The file itself, or where it is in a bucket a copy of it under its name."""
+    """The file itself, or a copy in `aside`, with the file's name, where the file is in a bucket."""
     if "://" not in path:
         return Path(path)
     copy = aside / path.rpartition("/")[2]
@@ -94,8 +100,8 @@ def _text(record: bytes) -> str:
 
 
 def _tfrecords(path: str, stream: IO[bytes]) -> Iterator[bytes]:
-    """The records of a TFRecord file: each has its length (uint64) and that one's checksum (4 bytes) before it, and its
-    own checksum behind it."""
+    """The records of a TFRecord file. Before a record stand its length (uint64) and the length's checksum (4 bytes),
+    behind it the record's checksum (4 bytes)."""
     while header := stream.read(12):
         size = struct.unpack("<Q", header[:8])[0] if len(header) == 12 else 0
         record = stream.read(size + 4)

@@ -1,7 +1,7 @@
-"""Blocks on disk, back by index, and what they were made from.
+"""Reads blocks from disk by their numbers, and the metadata that says what the blocks were made from.
 
-Invariant: a directory that `is_built` holds a whole TFDS dataset (array_record, splits "train" and "held_out"): its
-metadata appears last, or with everything else. `build_blocks` writes it; nothing here changes it.
+Invariant: a directory for which `is_built` is true holds a whole TFDS dataset (array_record, splits "train" and
+"held_out"), because its metadata appears last, or together with all other files. This module writes nothing.
 
 A record is a serialised tf.train.Example with one int64 feature, input_ids: the pieces of a block without [CLS] and
 [SEP].
@@ -27,7 +27,7 @@ SPLITS = ("train", "held_out")
 DATASET = "spanbert_blocks"
 METADATA_FILE = "metadata.json"
 _READ_AHEAD = 1000  # records
-FORMAT = 2  # of a directory of blocks; 1: up to 0.1.0, without this number and without the files' contents
+FORMAT = 2  # of a directory of blocks. Format 1, up to version 0.1.0, lacks this number and the files' "sha256".
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,12 +35,12 @@ class Metadata:
     """What the blocks were made from, and what they hold.
 
     Attributes:
-      format: `FORMAT` of the version that wrote them.
-      version: of this package, that wrote them; "" in format 1.
-      tokenizer_fingerprint: of the Tokenizer.
-      block_length: pieces in a block at most, [CLS] and [SEP] included.
-      corpus: the fields of config.corpus that the blocks depend on.
-      sources: as `Corpus` has them; in format 1 without the files' contents.
+      format: `FORMAT` of the version that wrote the blocks.
+      version: the version of this package that wrote the blocks; "" in format 1.
+      tokenizer_fingerprint: `Tokenizer.fingerprint`.
+      block_length: the most pieces in a block, [CLS] and [SEP] included.
+      corpus: the fields of config.corpus that the blocks depend on (`source_fields`).
+      sources: as `Corpus.sources`; in format 1 without "sha256".
       counts: split -> {"documents", "sentences", "pieces", "blocks"}.
       piece_counts: int64[vocab_size], how often each piece is in the train split.
       fingerprint: sha256, in hex, of the tokenizer's fingerprint, the block length and every record in order.
@@ -61,18 +61,20 @@ _FIELDS = {field.name for field in dataclasses.fields(Metadata)}
 
 
 class Blocks:
-    """One split's blocks, read at random; may be used by several threads.
+    """One split's blocks, in random access; several threads may use them.
 
     Attributes:
       metadata: of all splits.
-      lengths: int32[blocks], the pieces in each block, without [CLS] and [SEP].
+      lengths: int32[blocks], the number of pieces in each block, without [CLS] and [SEP].
+
+    Raises UserError where the files hold another number of blocks than the metadata says, or no lengths.
     """
 
     def __init__(self, directory: Path, split: str, metadata: Metadata) -> None:
         self.metadata = metadata
         self._count = metadata.counts[split]["blocks"]
         paths = _record_files(directory, split)
-        options = "readahead_buffer_size:0,max_parallelism:0"  # best for random access, say array_record's own notes
+        options = "readahead_buffer_size:0,max_parallelism:0"  # array_record's advice for random access
         self._readers = [ArrayRecordReader(str(path), options) for path in paths]
         self._ends = np.cumsum([reader.num_records() for reader in self._readers])
         found = int(self._ends[-1]) if paths else 0
@@ -87,7 +89,7 @@ class Blocks:
         return self._count
 
     def read(self, indices: np.ndarray) -> list[bytes]:
-        """The serialised tf.train.Examples of int64[n] indices into [0, len), in the same order."""
+        """The serialised tf.train.Examples of the blocks with the given numbers (int64[n], from 0), in their order."""
         indices = np.asarray(indices, dtype=np.int64)
         if len(indices) and not 0 <= indices.min() <= indices.max() < self._count:
             raise IndexError(f"indices {indices.min()} to {indices.max()} of {self._count} blocks")
@@ -113,7 +115,7 @@ def _read_lengths(path: Path, count: int) -> np.ndarray:
         lengths = np.load(path)
     except FileNotFoundError as error:
         raise UserError(
-            f"{path} is missing: these blocks were built by an earlier version of this program; {again}"
+            f"{path} is missing: it was removed, or an earlier version of this program built the blocks; {again}"
         ) from error
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path} is damaged ({error}); {again}") from error
@@ -126,7 +128,8 @@ def _read_lengths(path: Path, count: int) -> np.ndarray:
 
 
 def is_block_file(name: str) -> bool:
-    """Whether a file in a directory of blocks has one of our names; a stopped copy or pipeline leaves such."""
+    """Whether a file has a name that files of blocks have. A stopped copy or pipeline leaves such files, which may be
+    deleted."""
     return name.startswith((f"{DATASET}-", "lengths-", "dataset_info.json", "features.json", METADATA_FILE))
 
 
@@ -136,7 +139,10 @@ def is_built(directory: Path | epath.Path) -> bool:
 
 
 def read_metadata(directory: Path | epath.Path) -> Metadata:
-    """The metadata of built blocks, of this format or an older one; raises UserError where there are none."""
+    """The metadata of built blocks, of this format or an older one.
+
+    Raises UserError where there are no blocks, and where the metadata is damaged or of a newer format.
+    """
     path = directory / METADATA_FILE
     again = f"delete {directory}, so that it is built again"
     try:
@@ -159,20 +165,21 @@ def read_metadata(directory: Path | epath.Path) -> Metadata:
 
 
 def open_blocks(directory: Path, split: str) -> Blocks:
-    """The blocks of "train" or "held_out"; raises UserError where there are none, or not as many as there should be."""
+    """The blocks of the split "train" or "held_out"; raises the UserErrors of `read_metadata` and `Blocks`."""
     return Blocks(directory, split, read_metadata(directory))
 
 
 def make_fingerprint(tokenizer_fingerprint: str, block_length: int, digests: Mapping[str, Sequence[str]]) -> str:
-    """`Metadata.fingerprint`, from split -> sha256, in hex, of the records of each of its files."""
+    """`Metadata.fingerprint`. digests: split -> the sha256, in hex, of the records of each file of the split."""
     in_order = [f"{split} {digest}" for split in SPLITS for digest in digests[split]]
     return hashlib.sha256("\n".join([tokenizer_fingerprint, str(block_length), *in_order]).encode()).hexdigest()
 
 
 def check_records(directory: Path, metadata: Metadata) -> None:
-    """Raises UserError where the records are not those of the fingerprint.
+    """Raises UserError where the records are not those from which `Metadata.fingerprint` was made.
 
-    Reads them only where a file of records changed after the metadata was written: a build writes the metadata last.
+    A build writes the metadata last. So the records are read only where one of their files changed after the metadata
+    was written.
     """
     files = {split: _record_files(directory, split) for split in SPLITS}
     changed = max((max(path.stat().st_mtime, path.stat().st_ctime) for of in files.values() for path in of), default=0)
@@ -202,14 +209,14 @@ def _digest(path: Path) -> str:
 
 
 def check_blocks(metadata: Metadata, config: Config, tokenizer: Tokenizer) -> None:
-    """Raises UserError, saying what differs, where blocks are not the ones that `config` and `tokenizer` make."""
+    """Raises UserError, naming the fields that differ, where `config` and `tokenizer` would make other blocks."""
     wanted = {"tokenizer": tokenizer.fingerprint, "data.block_length": config.data.block_length}
     found = {"tokenizer": metadata.tokenizer_fingerprint, "data.block_length": metadata.block_length}
     wanted |= {f"corpus.{name}": value for name, value in source_fields(config.corpus).items()}
     found |= {f"corpus.{name}": value for name, value in metadata.corpus.items()}
     different = [name for name in wanted if found.get(name) != wanted[name]]
     if different:
-        listed = "; ".join(f"{name} is {wanted[name]!r}, theirs was {found.get(name)!r}" for name in different)
+        listed = "; ".join(f"{name} was {found.get(name)!r} and is {wanted[name]!r}" for name in different)
         raise UserError(
             f"the blocks in {config.data.dir or 'the data directory'} were made otherwise: {listed}. "
             "Change that back, or give another directory with --config.data.dir"
@@ -217,7 +224,7 @@ def check_blocks(metadata: Metadata, config: Config, tokenizer: Tokenizer) -> No
 
 
 def source_fields(corpus: CorpusConfig) -> dict[str, Any]:
-    """The fields that decide what the blocks hold."""
+    """The fields of config.corpus on which the blocks depend."""
     fields = dataclasses.asdict(corpus)
     for name in ("workers", "tfds_data_dir", "name" if corpus.files else "document_break"):
         del fields[name]

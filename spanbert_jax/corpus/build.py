@@ -1,8 +1,8 @@
 """A corpus to blocks on disk.
 
-Invariant: the bytes that a build writes depend on the corpus, the tokenizer and the block length alone: not on the
-number of processes, nor on how often a build was interrupted before. The directory appears under its name at once,
-when it is complete.
+Invariant: the bytes that a build writes depend on the corpus, the tokenizer and the block length alone. They do not
+depend on the number of processes, nor on how often a build was interrupted before. The directory gets its name when it
+is complete.
 
 The records are written directly, and TFDS's metadata beside them, because a GeneratorBasedBuilder would read the corpus
 once for each split and serialise every block in one process.
@@ -47,14 +47,14 @@ from spanbert_jax.text.sentences import split_sentences
 from spanbert_jax.text.tokenizer import Tokenizer, sentencepiece_from_model, wordpiece_from_vocab
 
 SHARD_RECORDS = 262_144  # about 300 MB
-_TASK_CHARS = 400_000  # of documents that a process takes at once
+_TASK_CHARS = 400_000  # of the documents in one task of a process
 _REPORT_SECONDS = 0.5
 
-Report = Callable[[float | None, int, int], None]  # (share of the corpus read, documents, pieces) so far
+Report = Callable[[float | None, int, int], None]  # (share of the corpus read or None, documents, pieces) so far
 
 
 class Shard(NamedTuple):
-    """What is in one file of records."""
+    """The content of one file of records, in numbers."""
 
     num_bytes: int
     digest: str  # sha256, in hex, of the records one after another
@@ -62,14 +62,14 @@ class Shard(NamedTuple):
 
 
 def sample_sentences(config: Config, report: Report = lambda *_: None) -> Iterator[str]:
-    """Sentences to train a tokenizer on: of documents up to `config.tokenizer.sample_bytes`, none of them held out.
+    """Sentences to train a tokenizer on, from documents of `config.tokenizer.sample_bytes` in all, none held out.
 
-    The documents with the largest hashes, as many as fit: the same ones in the same order whatever the corpus's
-    order. Memory is bounded by the sample. `report` gets pieces 0.
+    The sample is the documents with the largest hashes, as many as fit. So the sample and its order do not depend on
+    the corpus's order. Memory is bounded by the sample. `report` gets 0 for the pieces.
     """
     corpus, limit = config.corpus, config.tokenizer.sample_bytes
     kept: list[tuple[bytes, bytes]] = []  # a heap of (hash, text): the smallest hash goes first
-    dropped = (b"", b"")  # the largest that had to go; nothing under it may come in again
+    dropped = (b"", b"")  # the largest entry that was dropped; smaller ones that come later are not taken
     size, documents = 0, 0
     clock = _Clock(report)
     with worker_pool.Workers(corpus.workers) as pool:
@@ -92,10 +92,9 @@ def sample_sentences(config: Config, report: Report = lambda *_: None) -> Iterat
 def build_blocks(config: Config, tokenizer: Tokenizer, directory: Path, report: Report = lambda *_: None) -> None:
     """Builds the blocks of `config` in `directory`, which appears when it is complete.
 
-    `report` is called about twice a second with (share of the corpus that was read or None, documents, pieces).
-    Raises UserError for a corpus that cannot be read, is empty, or has too few documents to hold any out, for a
-    directory that holds something else, where another process is building there, and where the vocabulary does not fit
-    the text.
+    `report` is called about twice a second. Raises UserError where the corpus cannot be read, is empty or has too few
+    documents to hold any out, where `directory` holds something, where another process is building there, where the
+    vocabulary does not fit the text, and where the disk is full.
     """
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise UserError(f"{directory} exists and is not empty; give another with --config.data.dir, or delete it")
@@ -130,7 +129,7 @@ def _write(config: Config, tokenizer: Tokenizer, build: Path, report: Report) ->
 
 
 def tokenizer_from_file(wanted: TokenizerConfig) -> Tokenizer | None:
-    """The vocabulary of `vocab_file`; None where none is named. Raises UserError where it cannot be read."""
+    """The tokenizer of config.tokenizer.vocab_file, None where this is "". Raises UserError where it cannot be read."""
     if not wanted.vocab_file:
         return None
     if wanted.kind == "wordpiece":
@@ -152,7 +151,8 @@ def _done(counts: dict[str, np.ndarray]) -> tuple[int, int]:
 def make_tasks(
     documents: Iterable[Document], held_out: float, fractions: list[float | None]
 ) -> Iterator[list[tuple[str, bool]]]:
-    """Groups documents into tasks for `BlockMaker`; appends to `fractions` how far each task goes."""
+    """Groups documents into tasks for `BlockMaker`; appends to `fractions` the share of the corpus that is read at each
+    task's end. held_out: the share of documents to hold out."""
     task: list[tuple[str, bool]] = []
     size = 0
     fraction = None
@@ -173,7 +173,7 @@ class ShardWriter:
     """Writes one file of records."""
 
     def __init__(self, path: Path) -> None:
-        # Groups of one record: a block is read without decompressing its neighbours.
+        # With groups of one record, a block is read without decompressing its neighbours.
         self._writer = ArrayRecordWriter(str(path), "group_size:1")
         self._digest, self._num_bytes = hashlib.sha256(), 0
         self._lengths: list[int] = []
@@ -196,12 +196,12 @@ class ShardWriter:
 
 
 def shard_file(split: str, shard: int, shards: int) -> str:
-    """The name that TFDS gives a file of records."""
+    """The name that TFDS gives to file `shard` (from 0) of the `shards` files of a split."""
     return f"{DATASET}-{split}.array_record-{shard:05d}-of-{shards:05d}"
 
 
 class _SplitWriter:
-    """Writes one split's records to shards, named once their number is known."""
+    """Writes one split's records to shards, which get their names when the number of shards is known."""
 
     def __init__(self, directory: Path, split: str) -> None:
         self._directory, self._split = directory, split
@@ -241,7 +241,7 @@ def write_metadata(
     counts: Mapping[str, np.ndarray],
     piece_counts: np.ndarray,
 ) -> None:
-    """Writes all that stands beside the shards, `METADATA_FILE` last.
+    """Writes all files that stand beside the shards, `METADATA_FILE` last.
 
     Args:
       sources: as `Metadata` has them.
@@ -314,7 +314,7 @@ def _write_tfds_metadata(build: Path, shards: Mapping[str, Sequence[Shard]]) -> 
 
 @contextlib.contextmanager
 def _built_aside(directory: Path) -> Iterator[Path]:
-    """A fresh directory beside `directory` that becomes it at the end; what a killed build left is deleted."""
+    """An empty directory beside `directory`, which is renamed to it at the end. Files of a killed build are deleted."""
     build = directory.with_name(directory.name + ".building")
     make_directory(build, "--config.data.dir")
 
@@ -335,7 +335,7 @@ def _built_aside(directory: Path) -> Iterator[Path]:
 
 
 class _Clock:
-    """Passes a report on about twice a second."""
+    """Calls `report` about twice a second, however often `tick` is called."""
 
     def __init__(self, report: Report) -> None:
         self._report, self._next = report, 0.0

@@ -1,11 +1,11 @@
 """A corpus to blocks on Apache Beam: on one machine, or on many by Dataflow, Flink or Spark.
 
 Invariant: the directory has the bytes that `build_blocks` would write, file by file, whatever the runner and the number
-of machines. Its metadata is written last, so that what a stopped pipeline leaves is never taken for blocks.
+of machines. Its metadata is written last, so that files of a stopped pipeline are never taken for blocks.
 
-The corpus is cut into files, files into tasks of documents, and the blocks of tasks are made wherever there is room.
-The numbers of blocks in all tasks, added up in the corpus's order, give every block its place, and so its shard. Runs
-without TensorFlow and JAX: a worker needs requirements-beam.txt and this package alone.
+The corpus is cut into files, and files into tasks of documents. Any worker makes the blocks of any task. The numbers of
+blocks in all tasks, added up in the corpus's order, give every block its place, and so its shard. Workers need neither
+TensorFlow nor JAX, only requirements-beam.txt and this package.
 """
 
 import itertools
@@ -44,11 +44,11 @@ _SAMPLE_CHARS = 400_000  # of text, on which the vocabulary is tried
 
 
 class Places(NamedTuple):
-    """Where the blocks of every task go."""
+    """The places of the blocks of every task."""
 
-    tasks: np.ndarray  # int64[tasks], ascending: 2**32 x the file's place + the task's in it
+    tasks: np.ndarray  # int64[tasks], ascending: 2**32 x the file's place + the task's place in the file
     first: np.ndarray  # int64[tasks, splits], the place of a task's first block in its split
-    blocks: np.ndarray  # int64[splits], of all tasks
+    blocks: np.ndarray  # int64[splits], the number of blocks of all tasks
     shard_records: int
 
 
@@ -57,8 +57,8 @@ def build_with_beam(config: Config, arguments: list[str]) -> list[str]:
 
     Returns the lines that describe the blocks. The vocabulary is config.tokenizer.vocab_file, or the one in
     <config.data.dir>/tokenizer.
-    Raises UserError where there is no vocabulary, the corpus cannot be read or is empty, or the directory holds
-    something else.
+    Raises UserError where there is no vocabulary or it does not fit the text, where the corpus cannot be read or has
+    too few documents, and where the directory holds complete blocks or other files.
     """
     directory = f"{config.data.dir.rstrip('/')}/blocks"
     _check_directory(directory)
@@ -70,12 +70,12 @@ def build_with_beam(config: Config, arguments: list[str]) -> list[str]:
     # DirectRunner would first try to download a server and run the pipeline there.
     runner = FnApiRunner() if name in _LOCAL_RUNNERS else name
     if name in _LOCAL_RUNNERS:
-        logging.getLogger("apache_beam.runners").setLevel(logging.CRITICAL)  # errors are raised besides
+        logging.getLogger("apache_beam.runners").setLevel(logging.CRITICAL)  # Beam logs errors that it raises too
     pipeline = beam.Pipeline(runner=runner, options=options)
     _describe(pipeline, config, tokenizer, inputs, sources, directory)
     try:
         pipeline.run().wait_until_finish()
-    except Exception as error:  # a worker's; what a runner keeps of it is its text
+    except Exception as error:  # of a worker: a runner may keep nothing but the text of its error
         text = f"UserError: {error}" if isinstance(error, UserError) else str(error)
         found = re.search(r"UserError: (.*?)( \[while running |\\n|\n|$)", text)
         if found is None:
@@ -151,8 +151,10 @@ def _describe(
 
 
 class _Read(beam.DoFn):
-    """A file to its tasks: ((the file's place, the task's), documents as `BlockMaker` takes them); tagged "contents",
-    for text files: (the file's place, sha256 in hex of its bytes)."""
+    """From a file to its tasks: ((the file's place, the task's place), documents as `BlockMaker` takes them).
+
+    The tag "contents" has, for text files: (the file's place, sha256 in hex of its bytes).
+    """
 
     def __init__(self, corpus: CorpusConfig) -> None:
         self._corpus = corpus
@@ -167,8 +169,11 @@ class _Read(beam.DoFn):
 
 
 class _MakeBlocks(beam.DoFn):
-    """A task's documents to its blocks: (task, [(records, lengths) for each split]); tagged "sums", int64[6 + vocab]:
-    documents, sentences and pieces of each split, and the counts of pieces in training."""
+    """From a task's documents to its blocks: (task, [(records, lengths) for each split]).
+
+    The tag "sums" has int64[6 + vocab]: documents, sentences and pieces of each split, then the number of times that
+    each piece occurs in training.
+    """
 
     def __init__(self, maker: BlockMaker) -> None:
         self._maker = maker
@@ -209,7 +214,7 @@ def _task_number(task: tuple[int, int]) -> int:
 
 
 def _count(element: Any) -> tuple[int, ...]:
-    """(the task's number, its blocks in each split)"""
+    """(the task's number, the number of its blocks in each split)"""
     task, sides = element
     return _task_number(task), *(len(records) for records, _ in sides)
 
@@ -256,14 +261,14 @@ def _finish(
     sources: list[dict[str, Any]],
     directory: str,
 ) -> None:
-    """Writes what stands beside the shards; the metadata is the last of all files."""
+    """Writes the files that stand beside the shards; the metadata is the last of all files."""
     found, hashes = dict(shards), dict(contents)
     sources = [source | {"sha256": hashes[place]} if hashes else source for place, source in enumerate(sources)]
     in_order = {split: [found[key] for key in sorted(found) if key[0] == i] for i, split in enumerate(SPLITS)}
     counts = {split: sums[3 * i : 3 * i + 3] for i, split in enumerate(SPLITS)}
     with tempfile.TemporaryDirectory() as aside:
         names = [building.shard_file(split, i, len(of)) for split, of in in_order.items() for i in range(len(of))]
-        for name in names:  # TFDS looks for their names
+        for name in names:  # TFDS checks that files of these names are there
             (Path(aside) / name).touch()
         building.write_metadata(config, tokenizer, Path(aside), sources, in_order, counts, sums[6:])
         for path in sorted(Path(aside).iterdir(), key=lambda path: path.name == METADATA_FILE):
@@ -272,7 +277,8 @@ def _finish(
 
 
 def _put(path: Path, target: str) -> None:
-    """Copies a file to `target`, where it appears whole; a task that ran twice writes the same bytes twice."""
+    """Copies a file to `target`, where it appears whole. Where Beam runs a task twice, the second copy has the same
+    bytes."""
     partial = f"{target}.{uuid.uuid4().hex}.partial"
     with open(path, "rb") as source, FileSystems.create(partial, compression_type="uncompressed") as sink:
         shutil.copyfileobj(source, sink, 2**20)
@@ -282,7 +288,10 @@ def _put(path: Path, target: str) -> None:
 
 
 def _check_directory(directory: str) -> None:
-    """Makes the directory, or removes what an earlier pipeline left in it."""
+    """Makes the directory, or removes the files that a stopped pipeline left in it.
+
+    Raises UserError where it holds complete blocks or other files.
+    """
     if "://" not in directory:
         Path(directory).mkdir(parents=True, exist_ok=True)
     found = [file.path for file in FileSystems.match([f"{directory}/*"])[0].metadata_list]
@@ -297,7 +306,10 @@ def _check_directory(directory: str) -> None:
 
 
 def _tokenizer(config: Config) -> Tokenizer:
-    """The given vocabulary, put beside the blocks, or the one that is there."""
+    """The tokenizer beside the blocks; where there is none, that of config.tokenizer.vocab_file, which is copied there.
+
+    Raises UserError where there is neither, or where the two differ.
+    """
     directory = f"{config.data.dir.rstrip('/')}/tokenizer"
     given = building.tokenizer_from_file(config.tokenizer)
     with tempfile.TemporaryDirectory() as aside:

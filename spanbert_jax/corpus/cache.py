@@ -1,8 +1,8 @@
 """Data directories in a bucket: copied from the host that built them, and to each host that reads them.
 
-Invariant: blocks are read from a local copy, because array_record's reader takes local files alone. The copy appears
-under its name, the blocks' fingerprint, when it is whole, and stays; the processes of a host make it once. In a bucket
-the metadata of the blocks is written last, so that half a copy is never taken for blocks.
+Invariant: blocks are read from a local copy, because array_record's reader takes local files alone. The copy gets its
+name, the blocks' fingerprint, when it is whole, and is kept. Only one process of a host makes it. In a bucket the
+metadata of the blocks is written last, so that half a copy is never taken for blocks.
 """
 
 import concurrent.futures
@@ -27,31 +27,31 @@ _AT_ONCE = 8  # files that are copied at the same time
 _CHUNK = 2**22  # bytes
 _REPORT_SECONDS = 0.5
 
-Report = Callable[[float | None, str], None]  # (share done or None, in words)
+Report = Callable[[float | None, str], None]  # (share done or None, the state in words)
 _Copy = tuple[epath.Path, epath.Path, int]  # from, to, bytes
 
 
 def cache_directory(setting: str) -> Path:
-    """The directory of the copies for config.data.cache_dir."""
+    """The directory that holds the copies. setting: config.data.cache_dir, "" for ~/.cache/spanbert_jax."""
     return Path(setting or "~/.cache/spanbert_jax").expanduser()
 
 
 def copy_of(data: epath.Path, cache: Path) -> Path:
-    """Where under `cache` the local copy of a data directory is, if it was made."""
+    """The path that the local copy of a data directory has under `cache`, whether it was made or not."""
     return cache / read_metadata(data / "blocks").fingerprint
 
 
 def fetch(data: epath.Path, cache: Path, report: Report) -> Path:
     """The local copy of a data directory (tokenizer/ and blocks/) under `cache`, made if it is not there.
 
-    Another process of this host that makes it is waited for. Raises UserError where the disk is too small, or what
-    arrived is not whole.
+    Where another process of this host is making the copy, this one waits. Raises UserError where the disk is too small,
+    or where the copy is not whole.
     """
     metadata, target = read_metadata(data / "blocks"), copy_of(data, cache)
     with _locked(target, report):
         if target.is_dir():
             return target
-        for left in cache.glob(f".{target.name}.*"):  # by a process that was killed
+        for left in cache.glob(f".{target.name}.*"):  # left by a process that was killed
             shutil.rmtree(left)
         with new_directory(target, "--config.data.cache_dir") as partial:
             copies = [copy for folder in ("tokenizer", "blocks") for copy in _files(data / folder, partial / folder)]
@@ -62,8 +62,8 @@ def fetch(data: epath.Path, cache: Path, report: Report) -> Path:
                     "name another disk with --config.data.cache_dir"
                 )
             _copy_all(copies, report)
-            for split in SPLITS:  # their counts
-                Blocks(partial / "blocks", split, metadata)
+            for split in SPLITS:
+                Blocks(partial / "blocks", split, metadata)  # raises UserError where blocks are missing
             load_tokenizer(partial / "tokenizer")
     return target
 
@@ -77,8 +77,10 @@ def fetch_tokenizer(data: epath.Path) -> Tokenizer:
 
 @contextlib.contextmanager
 def staging(data: epath.Path, cache: Path, report: Report) -> Iterator[Path]:
-    """Where this host builds what `publish` then copies to `data`; another process that does so is waited for. What a
-    stopped build left is there again."""
+    """The directory in which this host builds the data that `publish` then copies to `data`.
+
+    The files of a stopped build are still there. Where another process of this host is building, this one waits.
+    """
     directory = cache / f"building-{hashlib.sha256(os.fspath(data).encode()).hexdigest()[:16]}"
     with _locked(directory, report):
         yield directory
@@ -87,7 +89,7 @@ def staging(data: epath.Path, cache: Path, report: Report) -> Iterator[Path]:
 def publish(built: Path, data: epath.Path, cache: Path, report: Report) -> None:
     """Copies a local data directory to the bucket, and makes it this host's copy.
 
-    Raises UserError where the bucket has other files there.
+    Raises UserError where `data` holds files that are not of blocks, or another vocabulary.
     """
     check_free(data, load_tokenizer(built / "tokenizer"))
     for file in _listed(data / "blocks"):
@@ -95,7 +97,7 @@ def publish(built: Path, data: epath.Path, cache: Path, report: Report) -> None:
     copies = [copy for folder in ("tokenizer", "blocks") for copy in _files(built / folder, data / folder)]
     last = [copy for copy in copies if copy[0].name in (METADATA_FILE, TOKENIZER_FILE)]
     _copy_all([copy for copy in copies if copy not in last], report)
-    for copy in last:  # the tokenizer's, then the blocks'
+    for copy in last:  # the tokenizer's metadata, then that of the blocks
         _copy_all([copy], lambda *_: None)
     target = cache / read_metadata(built / "blocks").fingerprint
     with _locked(target, report):
@@ -161,9 +163,9 @@ def _copy_all(copies: Sequence[_Copy], report: Report) -> None:
 
 @contextlib.contextmanager
 def _locked(directory: Path, report: Report) -> Iterator[None]:
-    """Only one process of this host at a time is inside, for a directory."""
+    """Lets one process of this host in at a time, for a directory; others wait, and report that they wait."""
     make_directory(directory.parent, "--config.data.cache_dir")
     with locked(
-        f"{directory}.lock", lambda: report(None, "waiting for another process of this machine, at work on it")
+        f"{directory}.lock", lambda: report(None, "waiting for another process of this machine that does the same")
     ):
         yield

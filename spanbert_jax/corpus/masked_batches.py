@@ -1,9 +1,9 @@
 """Global batches from blocks: step -> rows -> masks -> `jax.Array`s.
 
-Invariant: a batch is a pure function of (seed, step): `BucketedOrder` says which blocks it holds, each once an epoch,
-and their masks come from (seed, epoch, block). So resuming is going on from a step, and neither the number of processes
-nor the mesh changes a batch, but for empty rows that even out the devices. A process computes the rows that its own
-devices hold, as the sharding says, and no others.
+Invariant: a batch is a pure function of (seed, step). `BucketedOrder` says which blocks a batch holds, each block once
+an epoch, and the masks come from (seed, epoch, block). So a run resumes from nothing but its step. Neither the number
+of processes nor the mesh changes a batch, except for empty rows that fill the devices evenly. A process computes the
+rows that its own devices hold, as the sharding says, and no others.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,10 +23,10 @@ tf.config.set_visible_devices([], "GPU")  # the accelerator is JAX's
 
 EVAL_SEED = 0  # held-out masks are the same for every training seed, so that runs compare
 EVAL_EPOCH = 2**31 - 1  # an epoch that no training run reaches
-_PREFETCH = 4  # batches that wait ready, in NumPy
+_PREFETCH = 4  # batches that are ready, in NumPy, before they are asked for
 
 _Order = Callable[[int], tuple[np.ndarray, int]]  # step -> (int64 block numbers, -1: an empty row; length of the rows)
-_MakeBatch = Callable[[tf.Tensor], dict[str, tf.Tensor]]  # of a step, int64 scalar
+_MakeBatch = Callable[[tf.Tensor], dict[str, tf.Tensor]]  # step, an int64 scalar -> its batch
 
 
 def row_lengths(config: Config, blocks: Blocks) -> tuple[int, ...]:
@@ -45,9 +45,9 @@ def train_batches(
 ) -> Iterator[dict[str, jax.Array]]:
     """The batches of steps start_step .. stop_step - 1: arrays of `batch.FIELDS`.
 
-    Every value is a global array laid out by `sharding` (of the first axis), for instance
-    NamedSharding(mesh, P(("data", "fsdp"))). A batch's rows are padded to one of `row_lengths`, and are as many as hold
-    the positions of config.train.batch_size rows of block_length, or somewhat fewer (`equal_sizes`).
+    Every value is a global array with its first axis laid out by `sharding`, for instance
+    NamedSharding(mesh, P(("data", "fsdp"))). A batch's rows are padded to one of `row_lengths`. A batch has as many
+    positions as config.train.batch_size rows of block_length, or somewhat fewer (`equal_sizes`).
     """
     held = HeldRows(sharding, config.train.accumulation)
     batch = _train_batch(config, blocks, tokenizer, held.rows)
@@ -57,17 +57,19 @@ def train_batches(
 def described_batches(
     config: Config, blocks: Blocks, tokenizer: Tokenizer, start_step: int, stop_step: int
 ) -> Iterator[dict[str, np.ndarray]]:
-    """What `train_batches` gives on one device, as NumPy, with what `Masker.mask_batch` adds to describe it."""
+    """The batches of `train_batches` on one device, in NumPy, with the field that `Masker.mask_batch` adds for
+    `describe`."""
     return _local_batches(_train_batch(config, blocks, tokenizer, describe=True), start_step, stop_step)
 
 
 def eval_batches(
     config: Config, blocks: Blocks, tokenizer: Tokenizer, sharding: jax.sharding.Sharding, limit: int
 ) -> Iterator[dict[str, jax.Array]]:
-    """Each held-out block exactly once (`limit` of them, always the same; 0: all), always with the same masks.
+    """Each held-out block exactly once, always with the same masks, as arrays of `batch.FIELDS`.
 
-    Batches are like a microbatch of `train_batches`, the shortest rows first; what is left of a length's last one is
-    empty rows, with length 0 and weights 0.
+    limit: the number of blocks, always the same ones; 0: all. A batch has about the positions of a microbatch of
+    `train_batches`; the shortest rows come first. The last batch of a length is filled up with empty rows, whose length
+    and weights are 0.
     """
     held = HeldRows(sharding)
     batch, count = _eval_batch(config, blocks, tokenizer, limit, held.rows, held.unit)
@@ -77,7 +79,7 @@ def eval_batches(
 def local_eval_batches(
     config: Config, blocks: Blocks, tokenizer: Tokenizer, limit: int
 ) -> Iterator[dict[str, np.ndarray]]:
-    """What `eval_batches` gives on one device, as NumPy."""
+    """The batches of `eval_batches` on one device, in NumPy."""
     batch, count = _eval_batch(config, blocks, tokenizer, limit)
     return _local_batches(batch, 0, count)
 
@@ -110,7 +112,7 @@ def _eval_batch(
     held: Callable[[np.ndarray], np.ndarray] = lambda indices: indices,
     unit: int = 1,
 ) -> tuple[_MakeBatch, int]:
-    """How to make the held rows of each batch of an evaluation, and how many batches there are."""
+    """The function that makes the held rows of a batch of an evaluation, and the number of batches."""
     chosen = np.random.default_rng(EVAL_SEED).permutation(len(blocks))[: limit or len(blocks)]
     positions = config.train.batch_size // config.train.accumulation * config.data.block_length
     batches = sorted_batches(blocks.lengths[chosen] + 2, row_lengths(config, blocks), positions, unit)
@@ -132,8 +134,8 @@ def _eval_batch(
 def _read(
     blocks: Blocks, order: _Order, held: Callable[[np.ndarray], np.ndarray], step: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """The held rows of a step: pieces int32 [rows, length - 2], anything beyond a block's end, lengths int32 [rows] (0
-    for an empty row), and block numbers int64 [rows]."""
+    """The held rows of a step: pieces int32 [rows, length - 2] (any values beyond a block's end), lengths int32 [rows]
+    (0 for an empty row), and block numbers int64 [rows] (-1 for an empty row)."""
 
     def read(step: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.int64]:
         indices, length = order(int(step))
@@ -149,13 +151,13 @@ def _read(
     feature = tf.io.FixedLenSequenceFeature([], tf.int64, allow_missing=True, default_value=-1)
     parsed = tf.io.parse_example(records, {"input_ids": feature})["input_ids"]  # [rows, longest of them]
     missing = tf.maximum(width - tf.shape(parsed, tf.int64)[1], 0)
-    parsed = tf.pad(parsed, [[0, 0], [0, missing]], constant_values=-1)[:, :width]  # an empty row's may be too long
+    parsed = tf.pad(parsed, [[0, 0], [0, missing]], constant_values=-1)[:, :width]  # an empty row's block may be longer
     present = (parsed >= 0) & (indices >= 0)[:, None]
     return tf.cast(tf.maximum(parsed, 0), tf.int32), tf.reduce_sum(tf.cast(present, tf.int32), axis=1), indices
 
 
 def _local_batches(batch: _MakeBatch, start: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
-    """`batch` of each step, in order, computed ahead in the background."""
-    graph = tf.autograph.experimental.do_not_convert(batch)  # no Python in it to convert; tracing takes half the time
+    """The batch of each step, in order, computed ahead in the background."""
+    graph = tf.autograph.experimental.do_not_convert(batch)  # has no Python to convert; tracing takes half the time
     dataset = tf.data.Dataset.range(start, stop).map(graph, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     return dataset.prefetch(_PREFETCH).as_numpy_iterator()

@@ -26,13 +26,14 @@ from spanbert_jax.batch import KEPT, MASK, RANDOM, slots
 from spanbert_jax.config import Config, MaskingConfig
 from spanbert_jax.text.tokenizer import Tokenizer
 
-_GAMMA = 0x9E3779B97F4A7C15  # splitmix64 (Steele et al. 2014): step of the counter, and the two multipliers below
+_GAMMA = 0x9E3779B97F4A7C15  # the step of splitmix64's counter (Steele et al. 2014); `_mix` has its multipliers
 _SPANS, _REPLACEMENT, _RANDOM_PIECE = 1, 2, 3  # streams of draws of one row
-_MAX_CHUNK = 62  # draws a round: bits of an int64 that are neither the sign nor the mask so far
+_MAX_CHUNK = 62  # draws a round: an int64's bits but two, the sign and the bit of the mask so far
 
 
 def mask_rate(masking: MaskingConfig, step: tf.Tensor) -> tf.Tensor:
-    """The share of pieces to mask at a step (int64 scalar): a float64 scalar on the config's straight line."""
+    """The share of pieces to mask at a step (int64 scalar), a float64 scalar: it goes in a straight line from `rate` to
+    `final_rate` in `rate_steps` steps."""
     if masking.rate_steps == 0:
         return tf.constant(masking.rate, tf.float64)
     progress = tf.minimum(tf.cast(step, tf.float64) / masking.rate_steps, 1.0)
@@ -59,16 +60,21 @@ def word_limits(masking: MaskingConfig) -> tuple[int, int]:
 
 @dataclasses.dataclass(frozen=True)
 class _Runs:
-    """Maximal runs of masked pieces, seen from each slot; all int32 [batch, slots], garbage where not `used`."""
+    """The merged spans (maximal runs of masked pieces), seen from each slot: tensors [batch, slots], without meaning
+    where `used` is false."""
 
-    positions: tf.Tensor  # of the slot's piece in the block
-    starts: tf.Tensor  # first position of its run
-    ends: tf.Tensor  # last position of its run
+    positions: tf.Tensor  # int32: of the slot's piece in the block
+    starts: tf.Tensor  # int32: first position of the piece's run
+    ends: tf.Tensor  # int32: last position of the piece's run
     used: tf.Tensor  # bool
 
 
 class Masker:
-    """Masks batches of blocks; `piece_counts` (int64 [vocab]) is the law that random pieces are drawn from."""
+    """Masks batches of blocks.
+
+    piece_counts: int64 [vocab]; random pieces are drawn in proportion to these counts. chunk: draws of a row in one
+    round, at most 62; 0: chosen here. Results do not depend on it.
+    """
 
     def __init__(self, config: Config, tokenizer: Tokenizer, piece_counts: np.ndarray, chunk: int = 0) -> None:
         self.masking = config.masking
@@ -78,11 +84,11 @@ class Masker:
         law = span_law(self.masking)
         self._length_thresholds = np.floor(np.cumsum(law) * 2**32).astype(np.int64)
         self._length_thresholds[-1] = 2**32
-        # One table, one gather: three facts about a piece as bits.
+        # Three facts about a piece, as bits of one table, so that one gather finds them.
         facts = tokenizer.starts_word + 2 * tokenizer.ends_word + 4 * tokenizer.joins_next
         self._facts = np.asarray(facts, np.int32)
         self._cumulative = np.cumsum(piece_counts, dtype=np.int64)
-        # Enough draws for nearly every row in one round; the result does not depend on it.
+        # Enough draws for nearly every row in one round.
         mean_words = float(law @ np.arange(law.size)) + word_limits(self.masking)[0]
         self.chunk = chunk or min(_MAX_CHUNK, math.ceil(1.5 * slots(config) / mean_words) + 12)
 
@@ -91,8 +97,8 @@ class Masker:
     ) -> dict[str, tf.Tensor]:
         """Rows [CLS] block [SEP] padding, and what to predict in them.
 
-        Args: pieces int32 [batch, length - 2], of any length up to block_length, lengths int32 [batch] (pieces in each
-        block; 0: an empty filler row), keys uint64 [batch] from `row_keys`, rate float64 scalar.
+        Args: pieces int32 [batch, length - 2] for any length up to block_length; lengths int32 [batch], the pieces in
+        each block (0: an empty row); keys uint64 [batch] from `row_keys`; rate, a float64 scalar.
 
         Returns `batch.FIELDS`, with `batch.slots(config, length)` slots in a row. With `describe` also drawn_words
         int32 [batch, 16]: the lengths of the row's first draws.
@@ -131,7 +137,8 @@ class Masker:
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Draws first .. first + count - 1 of each row: (words, anchors), both int32 [batch, count].
 
-        One hash a draw: its upper half is compared with the cumulative law, its lower half scaled to the block.
+        A draw is one hash. Its upper half, compared with the cumulative law, gives the words; its lower half, scaled to
+        the block's length, gives the anchor.
         """
         numbers = first + tf.range(count, dtype=tf.int64)
         draws = _draw(keys[:, None], _SPANS, numbers[None, :])  # uint64 [batch, count]
@@ -173,7 +180,7 @@ class Masker:
         """int32 [batch, slots]: what stands in the input for each masked piece."""
         draws = _draw(keys[:, None], _RANDOM_PIECE, positions) % tf.constant(self._cumulative[-1], tf.uint64)
         flat = tf.reshape(tf.cast(draws, tf.int64), [-1])
-        # "right" passes over ids that the corpus does not have: they add nothing to the cumulative counts.
+        # side="right" passes over ids that the corpus does not have, which add nothing to the cumulative counts.
         random = tf.reshape(tf.searchsorted(self._cumulative, flat, side="right"), tf.shape(kind))
         return tf.where(kind == MASK, self.mask_id, tf.where(kind == RANDOM, random, original))
 
@@ -183,7 +190,7 @@ class Masker:
         cells = places + tf.range(tf.shape(pieces)[0])[:, None] * length
         flat = tf.reshape(tf.pad(pieces, [[0, 0], [1, 1]]), [-1])
         flat = tf.tensor_scatter_nd_update(flat, tf.reshape(cells, [-1, 1]), tf.reshape(replaced, [-1]))
-        corrupted = tf.reshape(flat, [-1, length])  # with anything at all under [CLS]
+        corrupted = tf.reshape(flat, [-1, length])  # any value at [CLS]: unused slots are written there
         position = tf.range(length)[None, :]
         last = tf.where(lengths > 0, lengths + 1, -1)[:, None]
         rows = tf.where(position < last, corrupted, self.pad_id)
@@ -191,7 +198,8 @@ class Masker:
         return tf.where((position == 0) & (last > 0), self.cls_id, rows)
 
     def _span_rows(self, runs: _Runs, lengths: tf.Tensor) -> dict[str, tf.Tensor]:
-        """SBO's rows: each masked piece with the boundaries of its run and its place in it (code: pair targets)."""
+        """The fields of the span-boundary objective: for each masked piece, the boundaries of its run and its place in
+        the run (the reference's code: pair targets)."""
         offset = runs.positions - runs.starts
         used = runs.used & (offset < self.masking.max_span_offset)
         if self.masking.scheme == "subword":
@@ -213,8 +221,8 @@ def _apply_draws(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Carries out a chunk of draws, in order, on `mask` (bool [batch, pieces]), up to `budget` (int32 [batch]).
 
-    anchors int32 [batch, chunk]; edges int32 [batch, 2 * chunk]: where each draw's words begin, then where they end.
-    Returns the new mask, and whether every row has its budget. The mask so far is bit 0, draw t is bit t + 1.
+    anchors: int32 [batch, chunk]. edges: int32 [batch, 2 * chunk], where each draw's words begin, then where they end.
+    Returns the new mask, and whether every row has its budget. Bit 0 stands for the mask so far, bit t + 1 for draw t.
     """
     shape = tf.shape(mask)
     batch, columns, chunk = shape[0], shape[1] + 1, anchors.shape[1]
@@ -234,7 +242,7 @@ def _apply_draws(
     accepted, _ = tf.while_loop(lambda _, changed: changed, accept, (everything, tf.constant(True)))
 
     covers &= accepted
-    # The ones below the lowest bit, counted: its number. 64 where there is none.
+    # The number of the lowest bit that is set, counted as the zeros below it; 64 where none is set.
     moment = tf.cast(
         tf.raw_ops.PopulationCount(x=tf.bitwise.invert(covers) & (covers - 1)), tf.int32
     )  # [batch, pieces]
@@ -253,7 +261,7 @@ def _runs(mask: tf.Tensor, budget: tf.Tensor, slots: tf.Tensor) -> _Runs:
     slot = tf.range(slots)[None, :]
     used = slot < budget[:, None]
     width = tf.shape(mask)[1]
-    # Every row has exactly its budget, so the positions of all rows, one after another, are easy to find again.
+    # Every row has exactly its budget, so a row's positions lie at a known place among those of all rows.
     every = tf.pad(tf.cast(tf.where(tf.reshape(mask, [-1]))[:, 0], tf.int32), [[0, slots]])
     place = tf.cumsum(budget, exclusive=True)[:, None] + slot
     positions = tf.where(used, tf.gather(every, place) - tf.range(tf.shape(mask)[0])[:, None] * width, 0)

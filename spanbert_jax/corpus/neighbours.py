@@ -26,21 +26,21 @@ _PAIRS = 64  # pairs of neighbours guessed at once: their distributions have up 
 
 
 class Guess(NamedTuple):
-    """Of each masked piece the probability that the guess gives it, float64, and whether it is the likeliest, bool."""
+    """The guess for each masked piece."""
 
-    probability: np.ndarray
-    right: np.ndarray
+    probability: np.ndarray  # float64: of the masked piece, by the guess
+    right: np.ndarray  # bool: whether the guess gives the masked piece the highest probability
 
 
 class Neighbours:
-    """The guess; `counts` int64 [vocab, vocab], sparse: how often the second piece follows the first."""
+    """The guess, made from `counts`: int64 [vocab, vocab], sparse, how often the second piece follows the first."""
 
     def __init__(self, counts: scipy.sparse.csr_array) -> None:
         self._following = counts.astype(np.float64)
         self._preceding = scipy.sparse.csr_array(self._following.T)
 
     def guess(self, left: np.ndarray, right: np.ndarray, pieces: np.ndarray) -> Guess:
-        """The guess for `pieces` between `left` and `right`; int [n] each. Of equals the lowest id is the likeliest."""
+        """The guess for `pieces` between `left` and `right`; int [n] each. Of equally likely ids, the lowest wins."""
         vocab = self._following.shape[0]
         pairs, place = np.unique(np.stack([left, right], 1), axis=0, return_inverse=True)
         place = place.reshape(-1)
@@ -49,7 +49,8 @@ class Neighbours:
         for first in range(0, len(pairs), _PAIRS):
             chunk = pairs[first : first + _PAIRS]
             before, behind = self._following[chunk[:, 0]], self._preceding[chunk[:, 1]]
-            # (a + 5) (b + 5) - 25 for every piece: 0 where neither neighbour was seen beside it, so sparse.
+            # For every piece (a + 5) (b + 5) - 25. It is 0 where neither neighbour was seen beside the piece, so the
+            # table is sparse.
             scores = scipy.sparse.csr_array(before * behind + SMOOTHING * before + SMOOTHING * behind)
             scores.sort_indices()
             total = scores.sum(axis=1) + SMOOTHING**2 * vocab
@@ -63,10 +64,10 @@ class Neighbours:
 
 
 def count_neighbours(blocks: Blocks, tokenizer: Tokenizer) -> Neighbours:
-    """Counts the bigrams of [CLS] block [SEP] in about MOST_COUNTED pieces of `blocks`, or in all.
+    """Counts the bigrams of [CLS] block [SEP] in about MOST_COUNTED pieces of `blocks`, or in all pieces if fewer.
 
-    A core counts 5 million pieces a second. A distinct bigram takes 12 bytes in each of two tables, of which one is
-    sorted by the first piece and one by the second: together at most 240 MB.
+    A core counts 5 million pieces a second. A distinct bigram takes 12 bytes in each of two tables, one sorted by the
+    first piece and one by the second, which makes at most 240 MB.
     """
     vocab = tokenizer.vocab_size
     counts = scipy.sparse.csr_array((vocab, vocab), dtype=np.int64)
@@ -84,10 +85,11 @@ def count_neighbours(blocks: Blocks, tokenizer: Tokenizer) -> Neighbours:
 
 
 def evaluated_blocks(blocks: Blocks, limit: int) -> int:
-    """How many of the `limit` held-out blocks (0: all) the guess is evaluated on: about MOST_GUESSED pieces of them.
+    """The number of held-out blocks on which the guess is evaluated: at most `limit` (0: all), and about MOST_GUESSED
+    pieces.
 
-    They are the first of those that an evaluation of the model visits in a fixed random order. With a vocabulary of
-    29,000 pieces that takes a few seconds.
+    These blocks are the first in the fixed random order in which the model's evaluation chooses its own. With a
+    vocabulary of 29,000 pieces, the guess takes a few seconds.
     """
     wanted = limit or len(blocks)
     return min(wanted, max(1, int(MOST_GUESSED / max(blocks.lengths.mean(), 1))))
@@ -121,8 +123,11 @@ def span_neighbours(batch: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.nda
 def guess_masked(
     neighbours: Neighbours, batches: Iterable[Mapping[str, np.ndarray]], weights: Iterable[str]
 ) -> dict[str, tuple[float, float]]:
-    """(accuracy, mean nats) of the guess on the pieces that became [MASK], for each of the batch's fields `weights`
-    over the slots that the field counts. Fields that count no such slot are left out."""
+    """(accuracy, mean nats) of the guess on the pieces that became [MASK].
+
+    weights: names of fields of a batch. Each field, as the weights of the slots, gives one result. A field that weighs
+    no such slot is left out.
+    """
     weights = list(weights)
     left: list[np.ndarray] = []
     right: list[np.ndarray] = []

@@ -1,7 +1,7 @@
-"""Where the documents of a corpus come from, and whether that has changed since.
+"""The sources of a corpus's documents, and whether the sources have changed since blocks were made from them.
 
 Invariant: the documents and their order depend on config.corpus and on the sources' contents alone. The description of
-the sources names every file with its size and its content, so that other text is never taken for the same.
+the sources has the size and the hash of every file, so that other text is never taken for the same.
 """
 
 import dataclasses
@@ -17,16 +17,16 @@ from spanbert_jax.text import docstrings, worker_pool
 from spanbert_jax.text.documents import Document, find_files, in_share, match_files, read_files
 from spanbert_jax.text.lines import hash_file
 
-_CLOCK_SECONDS = 2.0  # that a file system's times may be off
+_CLOCK_SECONDS = 2.0  # the most by which a file system's times are expected to be off
 
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """The documents of a corpus, always in the same order, and what they are read from.
+    """The documents of a corpus, always in the same order, and their sources.
 
     Attributes:
-      documents: to be taken once.
-      sources: [{"file": path, "bytes": size, "sha256": hex}, ...] or [{"name": dataset}]; "sha256" is there when all
+      documents: can be iterated over once.
+      sources: [{"file": path, "bytes": size, "sha256": hex}, ...] or [{"name": dataset}]; "sha256" is missing until all
         documents have been taken.
     """
 
@@ -35,7 +35,7 @@ class Corpus:
 
 
 def read_corpus(corpus: CorpusConfig, pool: worker_pool.Workers) -> Corpus:
-    """Opens the corpus; `pool` parses the embedded one. Raises UserError where a source is missing or unreadable."""
+    """Opens the corpus. `pool` parses the embedded corpus. Raises UserError where a source is missing or unreadable."""
     if corpus.files:
         return _read_files(corpus)
     if corpus.name == "docstrings":
@@ -57,15 +57,15 @@ def _read_files(corpus: CorpusConfig) -> Corpus:
 
 
 def describe_file(path: str, size: int) -> dict[str, Any]:
-    """A file's description, without its content."""
+    """A file's entry in `Corpus.sources`, without "sha256"."""
     return {"file": path, "bytes": size}
 
 
 def check_documents(corpus: CorpusConfig) -> None:
     """Raises UserError where config.corpus.held_out would leave training or evaluation without a document.
 
-    Reads until there is one for each, which takes seconds for a corpus of any size unless all its documents go to one
-    side. The embedded corpus always has both.
+    Documents are read until each of the two has one. This takes seconds, whatever the size of the corpus, unless all
+    documents go to one of the two. The embedded corpus always has documents for both, and is not read.
     """
     if corpus.files:
         check_sides(corpus, _read_files(corpus).documents)
@@ -74,7 +74,7 @@ def check_documents(corpus: CorpusConfig) -> None:
 
 
 def check_sides(corpus: CorpusConfig, documents: Iterator[Document]) -> None:
-    """`check_documents` for documents that are already open."""
+    """The check of `check_documents`, for documents that are already open."""
     smallest: set[bytes] = set()  # the two smallest keys, by which documents are held out
     sides: set[bool] = set()
     count = 0
@@ -121,10 +121,11 @@ def _how_to_split(corpus: CorpusConfig) -> str:
 
 
 def changed_sources(sources: list[dict[str, Any]], corpus: CorpusConfig, built_at: float) -> str:
-    """How the files of a corpus differ from those that blocks were made from; "" where they do not, or all are gone.
+    """How the files of a corpus differ from those that blocks were made from; "" where they are the same, or all gone.
 
-    Where all are gone, blocks were brought to a machine without them. The content of a file is compared where it may
-    have changed since `built_at` (seconds since 1970): its time of change can be set back by nobody.
+    Where all files are gone, the blocks were brought to a machine without them. A file's content is compared only where
+    the file was touched after `built_at` (seconds since 1970). No change escapes this, because users can set back the
+    time of modification, but not that of the last change of the file's status (ctime).
     """
     recorded = {source["file"]: source for source in sources if "file" in source}
     found = [str(path) for path in match_files(corpus.files)] if recorded else []

@@ -1,4 +1,4 @@
-"""What a person should know of blocks before hours of training on them.
+"""The lines that tell a person about blocks before hours of training on them.
 
 Invariant: every warning says what to change.
 """
@@ -8,11 +8,11 @@ from spanbert_jax.corpus.blocks import Metadata
 from spanbert_jax.corpus.vocabulary_fit import WARNED_SHARE, advice, describe_share, unknown_share
 from spanbert_jax.text.tokenizer import Tokenizer
 
-_FEW_DOCUMENTS = 5  # held out, on which metrics rest that one document can turn
+_FEW_DOCUMENTS = 5  # With fewer held-out documents, a single one can turn the metrics.
 
 
 def describe_blocks(config: Config, tokenizer: Tokenizer, metadata: Metadata) -> list[str]:
-    """A line of counts, and a warning for each thing that training would suffer from."""
+    """A line of counts, and a warning for each property of the blocks from which training would suffer."""
     train, held_out = metadata.counts["train"], metadata.counts["held_out"]
     share = unknown_share(tokenizer.unk_id, metadata.piece_counts)
     lines = [

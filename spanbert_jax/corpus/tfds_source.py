@@ -24,11 +24,11 @@ _INSTEAD = "Name text files instead: --config.corpus.files='data/*.txt'"
 
 
 def read_tfds(name: str, data_dir: str) -> Iterator[Document]:
-    """The documents of a prepared dataset, in its own order: of the split "train", or of all splits where none has
-    that name.
+    """The documents of a prepared dataset, in its own order: those of the split "train", or of all splits where there
+    is no "train".
 
     The dataset is looked for in `data_dir`; where `data_dir` is "", in TFDS's default directory and then in TFDS's
-    public bucket. Raises UserError where the dataset is nowhere, has no feature `text`, or would run code of its own.
+    public bucket. Raises UserError where the dataset is not found, has no feature `text`, or would run code of its own.
     """
     builder, splits = _with_text(name, data_dir)
     return make_documents(_texts(builder, splits))
@@ -36,8 +36,11 @@ def read_tfds(name: str, data_dir: str) -> Iterator[Document]:
 
 def record_files(name: str, data_dir: str) -> tuple[list[str], str]:
     """The files whose records, one after another, are the examples that `read_tfds` reads, and their format
-    ("tfrecord" or "array_record"). Beam's workers read the files without TensorFlow. Raises the UserErrors of
-    `read_tfds`, and one for a dataset in another format."""
+    ("tfrecord" or "array_record").
+
+    Beam's workers read these files without TensorFlow. Raises the UserErrors of `read_tfds`, and one for a dataset in
+    another format.
+    """
     builder, splits = _with_text(name, data_dir)
     file_format = builder.info.file_format.value
     if file_format not in ("tfrecord", "array_record"):
@@ -66,16 +69,20 @@ def _texts(builder: tfds.core.DatasetBuilder, splits: list[str]) -> Iterator[tup
 
 
 def _examples(builder: tfds.core.DatasetBuilder, split: str) -> Iterator[Any]:
-    if builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD:  # which has no as_dataset
+    if builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD:  # as_dataset does not read this format
         source = builder.as_data_source(split)
         return (source[i] for i in range(len(source)))
-    in_order = tfds.ReadConfig(interleave_cycle_length=1)  # else 16 files are mixed
+    in_order = tfds.ReadConfig(interleave_cycle_length=1)  # by default 16 files are interleaved
     only_text = tfds.decode.PartialDecoding({"text": True})
     return iter(tfds.as_numpy(builder.as_dataset(split, decoders=only_text, read_config=in_order)))
 
 
 def find_builder(name: str, data_dir: str, asked: str, instead: str = "") -> tfds.core.DatasetBuilder:
-    """The builder of a prepared dataset; raises UserError, from `asked` to `instead`, where there is none."""
+    """The builder of a prepared dataset.
+
+    Raises UserError where there is none. asked: the field or flag that names the dataset, at the message's beginning.
+    instead: the advice at the message's end.
+    """
     tried: list[str] = []
     for place in [data_dir] if data_dir else ["", BUCKET]:
         obstacle = _unreachable(place)
@@ -103,8 +110,8 @@ def find_builder(name: str, data_dir: str, asked: str, instead: str = "") -> tfd
 
 @contextlib.contextmanager
 def _own_features_alone(place: str) -> Iterator[None]:
-    """Refuses datasets whose features.json names a class outside of TFDS, which would import, and so run, the Python
-    module of that name: a module beside the data as well."""
+    """Refuses datasets whose features.json names a class outside of TFDS. TFDS would import the Python module of that
+    name, and so run it, even where the module came with the data."""
     connector = tfds.features.FeatureConnector
     find = connector.cls_from_name
 
@@ -125,7 +132,7 @@ def _own_features_alone(place: str) -> Iterator[None]:
 
 
 def _unreachable(place: str) -> str:
-    """What stands in the way of a gs:// place, or ""; TF's own client retries for minutes before it says so."""
+    """The reason why a gs:// place cannot be reached, or "". TensorFlow's client would retry for minutes."""
     if not place.startswith("gs://"):
         return ""
     try:

@@ -1,7 +1,7 @@
 """How well a vocabulary fits the text of a corpus.
 
-Invariant: a corpus of which a fifth is unknown to the vocabulary is never built, and one of which a hundredth is
-unknown never without a warning. A model learns nothing from a piece that stands for any unknown word.
+Invariant: blocks are never built of a corpus of which a fifth is unknown to the vocabulary. Where a hundredth is
+unknown, there is a warning. A model learns nothing from [UNK], which stands for any unknown word.
 """
 
 import numpy as np
@@ -12,11 +12,11 @@ from spanbert_jax.text.tokenizer import Tokenizer
 
 WARNED_SHARE = 0.01
 REFUSED_SHARE = 0.2
-SAMPLE_PIECES = 500_000  # after which a build stops if the text does not fit
+SAMPLE_PIECES = 500_000  # A build checks the fit after so many pieces, and again at the end.
 
 
 def unknown_share(unk_id: int, piece_counts: np.ndarray) -> float:
-    """The share of pieces, counted by id in int64[vocab_size], that are [UNK]."""
+    """The share of pieces that are [UNK]. piece_counts: int64[vocab_size], how often each id occurs."""
     return float(piece_counts[unk_id] / max(1, piece_counts.sum()))
 
 
