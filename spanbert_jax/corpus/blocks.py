@@ -216,7 +216,7 @@ def check_blocks(metadata: Metadata, config: Config, tokenizer: Tokenizer) -> No
     found |= {f"corpus.{name}": value for name, value in metadata.corpus.items()}
     different = [name for name in wanted if found.get(name) != wanted[name]]
     if different:
-        listed = "; ".join(f"{name} was {found.get(name)!r} and is {wanted[name]!r}" for name in different)
+        listed = "; ".join(f"{name} is {wanted[name]!r}, and was {found.get(name)!r}" for name in different)
         raise UserError(
             f"the blocks in {config.data.dir or 'the data directory'} were made otherwise: {listed}. "
             "Change that back, or give another directory with --config.data.dir"

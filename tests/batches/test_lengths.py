@@ -89,7 +89,7 @@ def test_few_rows_do_not_pay_for_many(count: int) -> None:
 
 
 def test_a_row_over_the_longest_length_is_refused() -> None:
-    with pytest.raises(ValueError, match="a row of 9 pieces"):
+    with pytest.raises(ValueError, match="a row has 9 pieces"):
         choose_lengths(np.array([3, 9]), 2, 8)
 
 

@@ -70,7 +70,7 @@ def test_a_plan_has_every_row_once_in_batches_that_fit_it(row_lengths: np.ndarra
 
 
 def test_a_row_over_the_longest_shape_is_refused() -> None:
-    with pytest.raises(ValueError, match="a row of 9 pieces"):
+    with pytest.raises(ValueError, match="a row has 9 pieces"):
         plan_batches(np.array([3, 9]), shape_table(8, 1, 1))
 
 

@@ -328,7 +328,9 @@ def test_blocks_from_before_there_were_lengths_and_wrong_lengths_are_told(built:
     with pytest.raises(UserError, match=r"lengths-train.npy is damaged .*; delete .*blocks, so that it is built again"):
         open_blocks(built, "train")
     path.unlink()
-    with pytest.raises(UserError, match=r"earlier version of this program; delete .*blocks, so that it is built again"):
+    with pytest.raises(
+        UserError, match=r"earlier version of this program built the blocks; delete .*blocks, so that it is built again"
+    ):
         open_blocks(built, "train")
 
 
@@ -342,9 +344,9 @@ def test_blocks_of_another_tokenizer_length_or_corpus_are_refused(
     other = wordpiece_from_vocab(tmp_path / "vocab.txt", lowercase=False)
     longer = dataclasses.replace(config, data=DataConfig(block_length=32))
     for changed, by, message in (
-        (config, other, rf"tokenizer is '{other.fingerprint}', theirs was '{tokenizer.fingerprint}'"),
-        (longer, tokenizer, r"data.block_length is 32, theirs was 20"),
-        (replace(config, held_out=0.1), tokenizer, r"corpus.held_out is 0.1, theirs was 0.2"),
+        (config, other, rf"tokenizer is '{other.fingerprint}', and was '{tokenizer.fingerprint}'"),
+        (longer, tokenizer, r"data.block_length is 32, and was 20"),
+        (replace(config, held_out=0.1), tokenizer, r"corpus.held_out is 0.1, and was 0.2"),
         (replace(config, files=""), tokenizer, r"corpus.name is 'wikipedia"),
     ):
         with pytest.raises(UserError, match=message):
