@@ -1,74 +1,18 @@
 """Input: a batch is a pure function of the step, whatever the devices, the start or the neighbours."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
-import tensorflow as tf
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from spanbert_jax.batch import abstract_batch, empty_batch, slots
-from spanbert_jax.config import Config, DataConfig, MaskingConfig, TrainConfig
+from spanbert_jax.config import Config
 from spanbert_jax.corpus.masked_batches import eval_batches, train_batches
-from spanbert_jax.text.tokenizer import Tokenizer
-
-LENGTH = 32
-TOKENIZER = Tokenizer(
-    "wordpiece",
-    "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghij", *(f"##{i}" for i in range(10))]).encode(),
-)
-
-
-class FakeBlocks:
-    """Blocks in memory; block i is `LENGTH - 2` pieces or fewer, and spells i in its first four."""
-
-    def __init__(self, count: int) -> None:
-        rng = np.random.default_rng(count)
-        self.reads: list[int] = []
-        self.records = []
-        for i in range(count):
-            pieces = rng.integers(5, TOKENIZER.vocab_size, rng.integers(12, LENGTH - 1))
-            pieces[:4] = [5 + i // 10**digit % 10 for digit in range(4)]
-            feature = tf.train.Feature(int64_list=tf.train.Int64List(value=pieces))
-            example = tf.train.Example(features=tf.train.Features(feature={"input_ids": feature}))
-            self.records.append(example.SerializeToString())
-        self.lengths = np.array([_pieces(record) for record in self.records], np.int32)
-        self.metadata = SimpleNamespace(
-            piece_counts=np.arange(TOKENIZER.vocab_size) * (np.arange(25) >= 5), fingerprint=str(count)
-        )
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def read(self, indices: np.ndarray) -> list[bytes]:
-        self.reads.extend(indices.tolist())
-        return [self.records[i] for i in indices]
-
-
-def _pieces(record: bytes) -> int:
-    return len(tf.train.Example.FromString(record).features.feature["input_ids"].int64_list.value)
-
-
-def make_config(batch_size: int = 8, seed: int = 1, lengths: int = 1, **masking: Any) -> Config:
-    return Config(
-        data=DataConfig(block_length=LENGTH, lengths=lengths),
-        train=TrainConfig(batch_size=batch_size, seed=seed),
-        masking=MaskingConfig(**masking),
-    )
-
-
-def one_device() -> NamedSharding:
-    return NamedSharding(
-        Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "fsdp")), PartitionSpec(("data", "fsdp"))
-    )
+from tests.support.devices import on_four_devices
+from tests.support.fake_blocks import LENGTH, TOKENIZER, FakeBlocks, block_ids, make_config, one_device
 
 
 def train(config: Config, blocks: FakeBlocks, start: int, stop: int) -> list[dict[str, np.ndarray]]:
@@ -81,15 +25,6 @@ def held_out(config: Config, blocks: FakeBlocks, limit: int = 0) -> list[dict[st
 
 def to_numpy(batches: Iterator[dict[str, jax.Array]]) -> list[dict[str, np.ndarray]]:
     return [{name: np.asarray(value) for name, value in batch.items()} for batch in batches]
-
-
-def block_ids(batch: dict[str, np.ndarray]) -> list[int]:
-    """Which block each row that is not empty holds, read from its pieces once the masked ones are put back."""
-    ids = batch["input_ids"].copy()
-    used = batch["masked_weights"] > 0
-    rows = np.broadcast_to(np.arange(len(ids))[:, None], used.shape)[used]
-    ids[rows, batch["masked_positions"][used]] = batch["masked_ids"][used]
-    return [int((row[1:5] - 5) @ [1, 10, 100, 1000]) for row in ids[batch["lengths"] > 0]]
 
 
 def assert_equal(got: list[dict[str, np.ndarray]], expected: list[dict[str, np.ndarray]]) -> None:
@@ -202,9 +137,8 @@ def test_a_limited_evaluation_visits_always_the_same_blocks(limit: int, visited:
 PARTS = """
 import json
 import jax, numpy as np
-jax.config.update("jax_num_cpu_devices", 4)
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-from tests.corpus import test_masked_batches as t
+from tests.support.fake_blocks import TOKENIZER, FakeBlocks, make_config
 from spanbert_jax.batches.feed import held_places
 from spanbert_jax.corpus import masked_batches as under_test
 
@@ -213,12 +147,12 @@ def digest(batches, sharding):
     assert all(v.sharding.is_equivalent_to(sharding, v.ndim) for b in batches for v in b.values())
     return [{k: np.asarray(v).tolist() for k, v in b.items()} for b in batches]
 
-blocks, config, out = t.FakeBlocks(21), t.make_config(), []
+blocks, config, out = FakeBlocks(21), make_config(), []
 for shape in ((2, 1, 1), (1, 2, 2), (2, 2, 1)):
     mesh = Mesh(np.array(jax.devices()[: np.prod(shape)]).reshape(shape), ("data", "fsdp", "model"))
     sharding = NamedSharding(mesh, P(("data", "fsdp")))
-    train = under_test.train_batches(config, blocks, t.TOKENIZER, sharding, 2, 6)
-    held_out = under_test.eval_batches(config, blocks, t.TOKENIZER, sharding, 0)
+    train = under_test.train_batches(config, blocks, TOKENIZER, sharding, 2, 6)
+    held_out = under_test.eval_batches(config, blocks, TOKENIZER, sharding, 0)
     out.append([digest(train, sharding), digest(held_out, sharding)])
 
 # One of several processes, with the middle two of four devices: only their rows are computed.
@@ -231,14 +165,8 @@ print(json.dumps([out, held_places(Held(), 8).tolist()]))
 """
 
 
-def test_batches_are_the_same_on_one_two_and_four_devices(tmp_path: Path) -> None:
-    script = tmp_path / "parts.py"
-    script.write_text(PARTS)
-    root = Path(__file__).resolve().parents[2]
-    environment = {**os.environ, "PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, cwd=root)
-    assert done.returncode == 0, done.stderr
-    meshes, held = json.loads(done.stdout)
+def test_batches_are_the_same_on_one_two_and_four_devices() -> None:
+    meshes, held = json.loads(on_four_devices(PARTS))
     blocks, config = FakeBlocks(21), make_config()
     expected = [{name: value.tolist() for name, value in batch.items()} for batch in train(config, blocks, 2, 6)]
     assert [on_mesh for on_mesh, _ in meshes] == [expected] * 3

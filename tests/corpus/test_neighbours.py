@@ -10,7 +10,7 @@ from spanbert_jax.batch import KEPT, MASK, RANDOM
 from spanbert_jax.corpus import neighbours as module
 from spanbert_jax.corpus.masked_batches import local_eval_batches
 from spanbert_jax.corpus.neighbours import count_neighbours, evaluated_blocks, guess_masked, span_neighbours
-from tests.corpus.test_masked_batches import TOKENIZER, FakeBlocks, make_config
+from tests.support.fake_blocks import TOKENIZER, FakeBlocks, make_config
 
 VOCAB = TOKENIZER.vocab_size
 

@@ -16,7 +16,7 @@ from spanbert_jax.runs.pretraining import make_recipe
 from spanbert_jax.runs.start_from import StartingWeights
 from spanbert_jax.tasks.pretraining_loss import objective
 from spanbert_jax.training import loop
-from tests.corpus.test_masked_batches import TOKENIZER, FakeBlocks, block_ids, one_device
+from tests.support.fake_blocks import TOKENIZER, FakeBlocks, block_ids, one_device
 from tests.support.synthetic import small_config
 
 BLOCKS = FakeBlocks(96)
