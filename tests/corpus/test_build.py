@@ -31,28 +31,9 @@ from spanbert_jax.errors import UserError
 from spanbert_jax.text.documents import hash_text, in_share
 from spanbert_jax.text.packing import pack
 from spanbert_jax.text.tokenizer import Tokenizer, wordpiece_from_vocab
+from tests.support.small_corpus import PIECES, document, files_of
 
-WORDS = ["the", "old", "cat", "sat", "on", "a", "mat", "and", "saw", "two", "dogs", "run", "past", "it"]
-PIECES = [
-    "[PAD]",
-    "[UNK]",
-    "[CLS]",
-    "[SEP]",
-    "[MASK]",
-    ".",
-    "##s",
-    *WORDS,
-    *map(str, range(10)),
-    *(f"##{i}" for i in range(10)),
-]
 BLOCK_LENGTH = 20
-
-
-def document(seed: int) -> str:
-    """A document of 1 to 8 lines of 1 to 40 words, none like another."""
-    rng = np.random.default_rng(seed)
-    lines = [" ".join(rng.choice(WORDS, rng.integers(1, 40))) + f" {seed} ." for _ in range(rng.integers(1, 9))]
-    return "\n".join(lines)
 
 
 def make_inputs(home: Path) -> tuple[Config, Tokenizer]:
@@ -129,10 +110,6 @@ def test_blocks_are_a_tfds_dataset(built: Path) -> None:
     for split in ("train", "held_out"):
         source = builder.as_data_source(split)
         assert [source[i]["input_ids"].tolist() for i in range(len(source))] == all_ids(built, split)
-
-
-def files_of(directory: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
 def test_the_files_are_the_same_bytes_for_any_number_of_processes(

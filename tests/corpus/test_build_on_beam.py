@@ -19,7 +19,7 @@ from tensorflow.core.example import example_pb2
 from spanbert_jax.config import Config, CorpusConfig, DataConfig, TokenizerConfig
 from spanbert_jax.corpus import build as building
 from spanbert_jax.text.tokenizer import load_tokenizer, wordpiece_from_vocab
-from tests.corpus.test_build import PIECES, document, files_of
+from tests.support.small_corpus import PIECES, document, files_of
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = ROOT / ".venv-beam" / "bin" / "python"

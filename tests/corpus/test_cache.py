@@ -20,8 +20,8 @@ from spanbert_jax.errors import UserError
 from spanbert_jax.runs.prepare import prepare
 from spanbert_jax.runs.start_from import StartingWeights
 from spanbert_jax.text.tokenizer import wordpiece_from_vocab
-from tests.corpus.test_build import PIECES, document, files_of
 from tests.support import fake_bucket
+from tests.support.small_corpus import PIECES, document, files_of
 
 DATA = "gs://bucket/data"
 
