@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from scipy.stats import chi2
 
-from spanbert_jax.config import ComputeConfig, Config, ModelConfig
 from spanbert_jax.model import dropout as hashing
 from spanbert_jax.model.attention import attention
 from spanbert_jax.model.dropout import Dropout, dropout, keep_mask, site_seeds
-from spanbert_jax.model.pretraining_heads import PretrainingModel, apply, init_params, pretraining_model
+from spanbert_jax.model.pretraining_heads import apply, init_params
 from spanbert_jax.training.step import stream_key
 from tests.support.devices import on_four_devices
+from tests.support.small_model import small_batch, small_model
 
 SITES = (hashing.EMBEDDINGS, hashing.ATTENTION_PROBABILITIES, hashing.ATTENTION_OUTPUT, hashing.MLP_OUTPUT)
 
@@ -157,18 +157,6 @@ def test_attention_drops_probabilities_and_its_gradient_is_that_of_the_explicit_
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-5)
 
 
-def small_model(**model: Any) -> PretrainingModel:
-    fields = {"layers": 2, "embed": 32, "heads": 4, "mlp": 64, "max_length": 16} | model
-    return pretraining_model(Config(model=ModelConfig(**fields), compute=ComputeConfig(dtype="float32")), 131, "cpu")
-
-
-def small_batch(batch: int) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(2)
-    names = ("masked_positions", "span_left", "span_right", "span_offset")
-    inputs = {name: rng.integers(0, 12, (batch, 4)) for name in names}
-    return inputs | {"input_ids": rng.integers(0, 131, (batch, 16)), "lengths": rng.integers(12, 17, batch)}
-
-
 def test_microbatches_see_the_masks_of_their_rows_in_the_full_batch() -> None:
     model, inputs = small_model(dropout=0.3, attention_dropout=0.3), small_batch(8)
     params = jax.jit(lambda key: init_params(model, key))(jax.random.key(0))
@@ -227,7 +215,7 @@ def test_no_mask_is_kept_for_the_backward_pass() -> None:
 FOUR_DEVICES = """
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-from tests.model.test_dropout import small_batch, small_model
+from tests.support.small_model import small_batch, small_model
 from spanbert_jax.model.dropout import Dropout, keep_mask, site_seeds
 from spanbert_jax.model.pretraining_heads import apply, init_params
 
