@@ -1,11 +1,8 @@
 """Windows of questions: the reference's algorithm, word for word, and what must hold for every text."""
 
-import functools
 import itertools
 import json
 import pickle
-import pydoc_data.topics
-import string
 import subprocess
 import sys
 from pathlib import Path
@@ -20,25 +17,10 @@ from spanbert_jax.tasks.question_answering import files as question_answering
 from spanbert_jax.tasks.question_answering.files import Question
 from spanbert_jax.tasks.question_answering.rows import QuestionWindows, max_context, windows
 from spanbert_jax.tasks.rows import Rows, build_rows, make_rows
-from spanbert_jax.text.sentencepiece_training import train_sentencepiece
-from spanbert_jax.text.tokenizer import SPECIALS, Tokenizer, wordpiece_from_vocab
+from spanbert_jax.text.tokenizer import Tokenizer, wordpiece_from_vocab
+from tests.support.texts_and_tokenizers import KINDS, TEXTS, tokenizer_of
 
 LENGTH, STRIDE, MAX_QUESTION = 24, 5, 6
-KINDS = ("wordpiece", "uncased", "unigram")
-# Letters, accents apart and together, emoji with joiners, every sort of space and line end, ligatures, no text at all.
-ALPHABET = "abcdeEéñß.,-'([0129½ﬁ中한عا\u0301\u0327\u200d👩🏽‍🚀❤️🇪🇺 \u00a0\u2009\u3000\t\r\n\u0000\u00ad\ufeff▁"
-TEXTS = st.lists(st.sampled_from([*ALPHABET, "\r\n", "the ", " cat", "e\u0301"]), max_size=60).map("".join)
-
-
-@functools.cache
-def tokenizer_of(kind: str) -> Tokenizer:
-    """Small ones, which know some of the characters."""
-    if kind == "unigram":
-        lines = [line.strip() for topic in pydoc_data.topics.topics.values() for line in topic.splitlines()]
-        return train_sentencepiece([line for line in lines if line][:600], "unigram", 500)
-    pieces = [*SPECIALS, *string.ascii_letters, *string.digits, *string.punctuation, *"éñß中", "the", "cat"]
-    pieces += [f"##{piece}" for piece in [*string.ascii_letters, *string.digits, *"éñ\u0301", "at"]]
-    return Tokenizer("wordpiece", "\n".join(pieces).encode(), lowercase=kind == "uncased")
 
 
 @st.composite

@@ -31,7 +31,7 @@ from spanbert_jax.tasks.question_answering.rows import QuestionWindows
 from spanbert_jax.tasks.question_answering.task import QuestionAnswering, best_spans, span_objective
 from spanbert_jax.tasks.rows import Rows, make_rows
 from tests.support.synthetic import VOCAB, small_config
-from tests.tasks.question_answering.test_rows import KINDS, TEXTS, tokenizer_of
+from tests.support.texts_and_tokenizers import KINDS, TEXTS, tokenizer_of
 
 ROOT = Path(__file__).resolve().parents[3]
 Outputs = list[dict[str, np.ndarray]]
