@@ -30,10 +30,10 @@ from spanbert_jax.errors import UserError
 from spanbert_jax.model.parameters import parameter_shapes
 from spanbert_jax.text.sentencepiece_training import train_sentencepiece
 from spanbert_jax.text.tokenizer import Tokenizer, wordpiece_from_vocab
-from tests.convert.test_huggingface import CLASSES, assert_same_bits, filled, random_bert
-from tests.convert.test_published_weights import write_vocabulary
-from tests.support.published import load
+from tests.support.published import load, write_vocabulary
+from tests.support.random_params import assert_same_bits, filled
 from tests.support.synthetic import small_config
+from tests.support.transformers_bert import CLASSES, random_bert
 
 MODEL = small_config(model={"max_length": 64}).model  # SBO's table is narrower than the authors' 200
 NAME = "tiny-spanbert"

@@ -1,8 +1,6 @@
 """Names and shapes of transformers' BERT beside ours: nothing is lost, doubled or rounded, in either direction."""
 
-import functools
 import itertools
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,100 +11,20 @@ import pytest
 from safetensors.numpy import load_file
 
 from spanbert_jax.convert.huggingface import SBO, Coverage, Params, from_tensors, named_views, to_tensors
-from spanbert_jax.convert.tensor_files import Tensors, read_tensors
+from spanbert_jax.convert.tensor_files import read_tensors
 from spanbert_jax.errors import UserError
-from spanbert_jax.model.encoder import padded_vocab
-from spanbert_jax.model.parameters import parameter_shapes
-from tests.support.synthetic import VOCAB, small_config
+from tests.support.published import lazy
+from tests.support.random_params import COMBINATIONS, MODEL, assert_same_bits, filled, random_bits, shapes
+from tests.support.synthetic import VOCAB
+from tests.support.transformers_bert import CLASSES, random_bert
 
-CONFIG = small_config()
-MODEL, ROWS, SOURCE = CONFIG.model, padded_vocab(VOCAB), "weights/model.safetensors"
+SOURCE = "weights/model.safetensors"
 WORD, DECODER = "bert.embeddings.word_embeddings.weight", "cls.predictions.decoder"
-COMBINATIONS: dict[str, dict[str, int]] = {
-    "encoder": {},
-    "mlm": {"mlm": 0},
-    "sbo": {"sbo": 15},
-    "pretraining": {"mlm": 0, "sbo": 15},
-    "pooled": {"pooler": 0},
-    "question_answering": {"qa_outputs": 0},
-    "token_classification": {"classifier": 5},
-    "sequence_classification": {"pooler": 0, "classifier": 3},
-    "all": {"pooler": 0, "mlm": 0, "sbo": 7, "qa_outputs": 0, "classifier": 1},
-}
-CLASSES = (
-    "BertModel",
-    "BertForMaskedLM",
-    "BertForQuestionAnswering",
-    "BertForSequenceClassification",
-    "BertForTokenClassification",
-    "BertForMultipleChoice",
-)
 every_combination = pytest.mark.parametrize("sizes", COMBINATIONS.values(), ids=COMBINATIONS)
-
-
-@functools.cache
-def _shapes(heads: tuple[tuple[str, int], ...]) -> Any:
-    return parameter_shapes(MODEL, VOCAB, dict(heads))
-
-
-def shapes(heads: Mapping[str, int]) -> Any:
-    """Of our parameters."""
-    return _shapes(tuple(heads.items()))
-
-
-def filled(tree: Any, fill: Any) -> Any:
-    """`tree` of shapes -> the same tree of `fill(shape)`."""
-    return {name: filled(part, fill) for name, part in tree.items()} if isinstance(tree, dict) else fill(tree)
-
-
-def random_bits(sizes: dict[str, int], seed: int = 0) -> Params:
-    """Parameters of any finite float32: denormals, -0.0 and the largest too. Rows that pad the vocabulary are 0."""
-    rng = np.random.default_rng(seed)
-
-    def fill(shape: tuple[int, ...]) -> np.ndarray:
-        x = rng.integers(0, 2**32, shape, dtype=np.uint32).view(np.float32)
-        x = np.where(np.isfinite(x), x, np.float32(-0.0))
-        if shape[0] == ROWS:
-            x[VOCAB:] = 0
-        return x
-
-    return filled(shapes(sizes), fill)
-
-
-def lazy(tensors: dict[str, np.ndarray]) -> Tensors:
-    return {name: lambda tensor=tensor: tensor for name, tensor in tensors.items()}  # type: ignore[misc]
 
 
 def imported(tensors: dict[str, np.ndarray]) -> tuple[Params, Coverage]:
     return from_tensors(lazy(tensors), MODEL, VOCAB, shapes, SOURCE)
-
-
-def assert_same_bits(first: Any, second: Any) -> None:
-    assert jax.tree.structure(first) == jax.tree.structure(second)
-    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(first), jax.tree.leaves(second), strict=True):
-        assert x.dtype == y.dtype and x.shape == y.shape and x.tobytes() == y.tobytes(), jax.tree_util.keystr(path)
-
-
-def random_bert(class_name: str, **options: Any) -> Any:
-    """A model of transformers with MODEL's sizes; every parameter is random, biases and LayerNorms too."""
-    import torch
-    import transformers
-
-    config = transformers.BertConfig(
-        vocab_size=VOCAB,
-        hidden_size=MODEL.embed,
-        num_hidden_layers=MODEL.layers,
-        num_attention_heads=MODEL.heads,
-        intermediate_size=MODEL.mlp,
-        max_position_embeddings=MODEL.max_length,
-        **options,
-    )
-    model = getattr(transformers, class_name)(config)
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(generator=generator)
-    return model
 
 
 @every_combination

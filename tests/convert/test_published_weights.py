@@ -18,22 +18,13 @@ from spanbert_jax.convert.published_weights import PublishedWeights, open_publis
 from spanbert_jax.errors import UserError
 from spanbert_jax.model.encoder import table_rows
 from spanbert_jax.text.tokenizer import SPECIALS
-from tests.convert.test_fairseq import DECODERS, original_tensors, saved
-from tests.convert.test_huggingface import COMBINATIONS, MODEL, assert_same_bits, random_bert, random_bits
-from tests.support.published import load
+from tests.support.fairseq_checkpoint import DECODERS, original_tensors, saved
+from tests.support.published import LETTERS, load, write_vocabulary
+from tests.support.random_params import COMBINATIONS, MODEL, assert_same_bits, random_bits
 from tests.support.synthetic import VOCAB
+from tests.support.transformers_bert import random_bert
 
-LETTERS = "abcdefghijklmnopqrstuvwxyz"
 WORD = "bert.embeddings.word_embeddings.weight"
-
-
-def write_vocabulary(path: Path, size: int = VOCAB) -> Path:
-    """A cased WordPiece: every letter, small and capital, at a word's start and inside."""
-    letters = [*LETTERS, *LETTERS.upper()]
-    pieces = [*SPECIALS, *letters, *(f"##{letter}" for letter in letters)]
-    pieces += [f"word{i}" for i in range(size - len(pieces))]
-    path.write_text("".join(f"{piece}\n" for piece in pieces))
-    return path
 
 
 @pytest.fixture(scope="module")

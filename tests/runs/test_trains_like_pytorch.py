@@ -17,8 +17,8 @@ from spanbert_jax.tasks.pretraining_loss import objective
 from spanbert_jax.text.tokenizer import wordpiece_from_vocab
 from spanbert_jax.training import sharding
 from spanbert_jax.training.step import abstract_state, init_state, make_train_step
-from tests.model.test_encoder import transformers_mlm
 from tests.support.synthetic import small_config
+from tests.support.transformers_bert import transformers_mlm
 
 STEPS = 50
 

@@ -1,11 +1,33 @@
-"""Others' weights as our parameters, without what serving/ adds."""
+"""Others' weights: tensors as a file has them, our parameters from them, and a vocabulary to lay beside them."""
 
 import functools
+from pathlib import Path
+
+import numpy as np
 
 from spanbert_jax.convert.huggingface import Coverage, Params
 from spanbert_jax.convert.published_weights import PublishedWeights
+from spanbert_jax.convert.tensor_files import Tensors
 from spanbert_jax.model.parameters import parameter_shapes
+from spanbert_jax.text.tokenizer import SPECIALS
+from tests.support.synthetic import VOCAB
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 def load(published: PublishedWeights) -> tuple[Params, Coverage]:
     return published.load(functools.partial(parameter_shapes, published.model, published.tokenizer.vocab_size))
+
+
+def write_vocabulary(path: Path, size: int = VOCAB) -> Path:
+    """A cased WordPiece: every letter, small and capital, at a word's start and inside."""
+    letters = [*LETTERS, *LETTERS.upper()]
+    pieces = [*SPECIALS, *letters, *(f"##{letter}" for letter in letters)]
+    pieces += [f"word{i}" for i in range(size - len(pieces))]
+    path.write_text("".join(f"{piece}\n" for piece in pieces))
+    return path
+
+
+def lazy(tensors: dict[str, np.ndarray]) -> Tensors:
+    """Tensors as convert.tensor_files.read_tensors returns those of a file: name -> a function that reads it."""
+    return {name: lambda tensor=tensor: tensor for name, tensor in tensors.items()}  # type: ignore[misc]
