@@ -1,11 +1,11 @@
 """The pre-training batch: its fields, their shapes and dtypes, and how many masked pieces a row has room for.
 
 Invariant: `FIELDS` is the only list of the batch's arrays. The masker fills them, the heads read them, and everyone who
-needs a batch without content or an empty one asks this module. NumPy alone: JAX is imported where it is asked for.
+needs an empty or an abstract batch asks this module. Importing the module does not import JAX.
 """
 
 import math
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
@@ -20,11 +20,11 @@ Batch = dict[str, "jax.Array"]  # of any task: every array has the batch's rows 
 MASK, RANDOM, KEPT = 1, 2, 3  # values of "replacement"
 REPLACEMENTS = {"mask": MASK, "random": RANDOM, "kept": KEPT}
 
-_SLOT_MULTIPLE = 8  # of the slots of a row: what matrix units like
+_SLOT_MULTIPLE = 8  # divides the number of slots of a row, as matrix units like it
 
 
 class Field(NamedTuple):
-    """An array of the batch: one value for each row [rows], position [rows, length] or slot [rows, slots]."""
+    """An array of the batch, with a value for each row [rows], position [rows, length] or slot [rows, slots]."""
 
     per: Literal["row", "position", "slot"]
     dtype: type[np.number]
@@ -37,35 +37,36 @@ FIELDS: dict[str, Field] = {
     "masked_positions": Field("slot", np.int32),  # of the masked pieces, counted in the row ([CLS] is 0)
     "masked_ids": Field("slot", np.int32),  # the pieces that were there
     "masked_weights": Field("slot", np.float32),  # 1 in used slots
-    "replacement": Field("slot", np.int32),  # what stands there now: MASK, RANDOM or KEPT
-    "span_left": Field("slot", np.int32),  # positions of the boundaries of the piece's merged span,
-    "span_right": Field("slot", np.int32),
-    "span_offset": Field("slot", np.int32),  # and the piece's place in the span, from 0
-    "span_weights": Field("slot", np.float32),  # 1 where the span-boundary objective predicts; else these four are 0
+    "replacement": Field("slot", np.int32),  # by what the piece was replaced in input_ids: MASK, RANDOM or KEPT
+    # For the span-boundary objective; all four are 0 in slots whose piece it does not predict:
+    "span_left": Field("slot", np.int32),  # position of the left boundary of the piece's merged span
+    "span_right": Field("slot", np.int32),  # position of the right boundary
+    "span_offset": Field("slot", np.int32),  # place of the piece in the span, from 0
+    "span_weights": Field("slot", np.float32),  # 1 where the objective predicts the piece
 }
 
 
 def largest_budget(config: Config, length: int = 0) -> int:
-    """The most pieces that a row of `length` positions (0: of block_length) can have masked."""
+    """The largest number of masked pieces in a row of `length` positions (0: of block_length)."""
     masking = config.masking
     rate = max(masking.rate, masking.final_rate if masking.rate_steps else 0.0)
     return math.ceil(rate * ((length or config.data.block_length) - 2))
 
 
 def slots(config: Config, length: int = 0) -> int:
-    """Slots for masked pieces in a row of `length` positions (0: of block_length): the largest budget, padded to a
+    """The number of slots in a row of `length` positions (0: of block_length): the largest budget, rounded up to a
     multiple of 8."""
     return -(-largest_budget(config, length) // _SLOT_MULTIPLE) * _SLOT_MULTIPLE
 
 
-def empty_batch(rows: int, length: int, slots: int) -> dict[str, np.ndarray]:
+def empty_batch(rows: int, length: int, slots: int) -> NumpyBatch:
     """A batch of zeros: every row empty, no slot used."""
     shapes = {"row": (rows,), "position": (rows, length), "slot": (rows, slots)}
     return {name: np.zeros(shapes[field.per], field.dtype) for name, field in FIELDS.items()}
 
 
-def abstract_batch(config: Config, layout: Any = None) -> dict[str, "jax.ShapeDtypeStruct"]:
-    """The longest batch of `config` without its content, laid out by `layout` (a jax Sharding of the rows)."""
+def abstract_batch(config: Config, layout: "jax.sharding.Sharding | None" = None) -> dict[str, "jax.ShapeDtypeStruct"]:
+    """The shapes and dtypes of the longest batch of `config`. layout: the sharding of the rows, for the first axes."""
     import jax
 
     rows, length = config.train.batch_size, config.data.block_length

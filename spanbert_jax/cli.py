@@ -16,7 +16,7 @@ from absl import logging
 from spanbert_jax.errors import UserError
 from spanbert_jax.files import full_disk
 
-STOPPED_EARLY = 75  # EX_TEMPFAIL: asked to stop, and the same command goes on
+STOPPED_EARLY = 75  # EX_TEMPFAIL: the program was asked to stop, and the same command goes on from there
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
@@ -27,8 +27,8 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
 
 
 def status(work: Callable[[], int | None]) -> int:
-    """Does the work and returns the exit status: what `work` returns (None: 0), 1 after a mistake, STOPPED_EARLY after
-    Ctrl-C."""
+    """Does the work and returns the exit status: the result of `work` (0 for None), 1 after a user's mistake or a full
+    disk, STOPPED_EARLY after Ctrl-C."""
     logging.set_verbosity(logging.FATAL)  # Orbax logs 30 lines a checkpoint, and a traceback before it raises an error
     threading.excepthook = _Quiet.over(threading.excepthook)  # TensorBoard's writer raises in its thread as well
     sys.unraisablehook = _Quiet.over(sys.unraisablehook)  # a file that is closed at exit fails once more
@@ -55,7 +55,7 @@ def status(work: Callable[[], int | None]) -> int:
 
 
 def _drop_output() -> None:
-    """Sends what standard output cannot take nowhere, so that nothing complains at exit."""
+    """Discards the output that standard output cannot take, so that Python does not complain at exit."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -63,7 +63,7 @@ def _drop_output() -> None:
 
 
 class _Quiet:
-    """A hook for exceptions in threads and destructors that says nothing of a full disk: `status` says it once.
+    """A hook for exceptions in threads and destructors. It is silent about a full disk, which `status` reports once.
 
     Orbax closes its event loop at the first error, and each write that was under way then raises an error of its own.
     """
@@ -84,8 +84,8 @@ class _Quiet:
 def use_huge_pages() -> None:
     """Starts this program anew, once, with glibc's huge pages for large allocations.
 
-    Returns where that is done already, where the user sets GLIBC_TUNABLES, and on systems other than Linux. Before
-    version 2.35 glibc ignores the setting.
+    Does nothing where this has been done, where the user sets GLIBC_TUNABLES, and on systems other than Linux. glibc
+    before version 2.35 ignores the setting.
 
     XLA allocates a step's temporaries anew at every step on a CPU, and the kernel clears each page when it is first
     touched: with huge pages `configs/tiny.py` trains a fifth faster (docs/speed.md). glibc reads the variable when a

@@ -1,7 +1,7 @@
 """The configuration: a ConfigDict at the edge, frozen dataclasses inside.
 
-Invariant: the dataclasses below are the only list of fields and defaults (the paper's, SpanBERT-base). Citations:
-"paper" is Joshi et al. 2020 (arXiv:1907.10529), "code" the authors' release at commit 0670d8b.
+Invariant: the dataclasses below are the only list of fields and defaults. The defaults are the paper's, for the base
+model. "Paper" is Joshi et al. 2020 (arXiv:1907.10529), "code" the authors' release at commit 0670d8b.
 """
 
 import dataclasses
@@ -19,9 +19,9 @@ class CorpusConfig:
     """Where raw text comes from, and how it is cut into documents and sentences."""
 
     name: str = "wikipedia/20230601.en"  # a TFDS dataset with a `text` feature, or "docstrings"
-    tfds_data_dir: str = ""  # where TFDS looks for it; "" tries the local default, then the public bucket
+    tfds_data_dir: str = ""  # where TFDS looks for the dataset; "" tries the local default, then the public bucket
     files: str = ""  # globs, comma-separated; when given, they replace `name`
-    document_break: str = "blank_line"  # in plain text files: "blank_line" or "file"
+    document_break: str = "blank_line"  # sets documents apart in plain text files: "blank_line" or "file"
     sentences: str = "sentencex"  # sentence splitter; "none" when there is one sentence a line
     language: str = "en"  # for the sentence splitter
     held_out: float = 0.005  # share of the documents kept for evaluation
@@ -35,7 +35,7 @@ class TokenizerConfig:
     kind: str = "unigram"  # "unigram" or "bpe" (SentencePiece), or "wordpiece" (BERT)
     vocab_file: str = ""  # wordpiece: vocab.txt, required; SentencePiece: a .model to use instead of training
     lowercase: bool = False  # wordpiece only; SpanBERT is cased
-    vocab_size: int = 28_996  # of a SentencePiece to train; BERT's cased vocabulary has as many
+    vocab_size: int = 28_996  # pieces of a SentencePiece to train, as many as BERT's cased vocabulary has
     sample_bytes: int = 100_000_000  # of text that a SentencePiece is trained on
 
 
@@ -46,7 +46,7 @@ class DataConfig:
     dir: str = ""  # where the blocks are, or will be built; "" is <workdir>/data
     cache_dir: str = ""  # this host's copies of blocks in a bucket; "" is ~/.cache/spanbert_jax
     block_length: int = 512  # pieces in a row, [CLS] and [SEP] included (paper section 4.2)
-    lengths: int = 8  # that rows are padded to: those that pad training's rows least; 1: all to block_length
+    lengths: int = 8  # so many lengths, which pad training's rows least, are padded to; 1: block_length alone
     train: str = ""  # fine-tuning: a file, or a TFDS name such as "squad"
     dev: str = ""  # fine-tuning: the same, for evaluation
 
@@ -62,30 +62,30 @@ class MaskingConfig:
     span_p: float = 0.2  # of the geometric law, renormalised on [span_min, span_max] words
     span_min: int = 1
     span_max: int = 10
-    mask_share: float = 0.8  # of the masked spans become [MASK] ...
-    random_share: float = 0.1  # ... and these random pieces; the others are kept
-    granularity: str = "span"  # one such draw a merged "span", or a "piece"; "subword" always draws a piece
+    mask_share: float = 0.8  # share of the masked spans whose pieces become [MASK] ...
+    random_share: float = 0.1  # ... and of those whose pieces become random ones; the other spans are kept
+    granularity: str = "span"  # this is drawn for each merged "span" or each "piece"; scheme "subword": each piece
     boundaries: str = "external"  # SBO predicts from the pieces just outside ("external") or inside the span
     max_span_offset: int = 15  # pieces of a merged span that SBO predicts (code README; its default is 20)
 
 
 @dataclasses.dataclass(frozen=True)
 class FinetuningConfig:
-    """What all fine-tuning tasks share. Defaults are the paper's (appendix B) and the code's."""
+    """The fields of all fine-tuning tasks. Defaults are the paper's (appendix B) and the code's."""
 
     epochs: float = 4.0  # code: 4 for question answering, 10 for classification and relations
     warmup_share: float = 0.1  # of all steps
-    eval_every_epochs: float = 0.1  # 0: at config.train.eval_every steps
+    eval_every_epochs: float = 0.1  # epochs between evaluations; 0: they come every config.train.eval_every steps
 
 
 @dataclasses.dataclass(frozen=True)
 class QuestionAnsweringConfig:
     """Windows and answers (code: run_squad.py)."""
 
-    stride: int = 128  # pieces from one window of a long text to the next
+    stride: int = 128  # pieces from the beginning of one window of a long text to that of the next
     max_question: int = 64  # pieces; the rest of a question is cut
     max_answer: int = 30  # pieces
-    n_best: int = 20  # best spans that are listed beside the answer
+    n_best: int = 20  # how many of the best spans are listed beside the answer
     unanswerable: bool = False  # SQuAD 2.0: "" may be the answer
 
 
@@ -109,7 +109,7 @@ class TaggingConfig:
     word_column: int = 0
     tag_column: int = -1  # the last one
     max_width: int = 10  # span head: words in an entity
-    document_context: bool = False  # fill a row with the sentences around the one that is tagged
+    document_context: bool = False  # fill a row with the sentences around the tagged one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +117,7 @@ class RelationConfig:
     """The relation between two entities of a sentence."""
 
     format: str = "tacred"  # "tacred" (JSON) or "semeval" (SemEval-2010 Task 8's text)
-    entities: str = "mask"  # "mask": a special piece of their role and type instead of them; "markers" around them
+    entities: str = "mask"  # "mask": a piece for role and type stands for each entity; "markers": pieces around it
 
 
 FAMILIES = ("bert",)  # of transformer layers; model/families.py has a row for each
@@ -127,14 +127,14 @@ FAMILIES = ("bert",)  # of transformer layers; model/families.py has a row for e
 class ModelConfig:
     """The encoder and its heads. Defaults are BERT-base."""
 
-    family: str = "bert"  # of the transformer layers: one of FAMILIES
+    family: str = "bert"  # the kind of the transformer layers, one of FAMILIES
     layers: int = 12
     embed: int = 768
     heads: int = 12
     mlp: int = 3072
     max_length: int = 512  # rows of the position table
     token_types: int = 2
-    vocab_rows: int = 0  # of the word table in `init_from`'s weights, where it has more rows than pieces
+    vocab_rows: int = 0  # rows of the word table of `init_from` where it has more rows than pieces; otherwise 0
     dropout: float = 0.1
     attention_dropout: float = 0.1
     layer_norm_eps: float = 1e-12
@@ -142,15 +142,15 @@ class ModelConfig:
     span_offset_embed: int = 200  # width of SBO's position table (paper section 4.2)
 
 
-# Kernels, in the order in which "auto" prefers those that run on the machine: model/kernels/choice.py.
+# Kernels. "auto" takes the first that runs on the machine: model/kernels/choice.py.
 ATTENTION_KERNELS = ("splash", "triton", "cudnn", "xla")
-DROPPING_KERNELS = ("triton", "xla")  # of attention: those that can drop probabilities out
+DROPPING_KERNELS = ("triton", "xla")  # the attention kernels that have attention dropout
 POINTWISE_KERNELS = ("triton", "xla")
 
 
 @dataclasses.dataclass(frozen=True)
 class ComputeConfig:
-    """How the same function is computed; only rounding depends on it."""
+    """How the model is computed. Only rounding depends on these fields."""
 
     dtype: str = "auto"  # "float32", "bfloat16", or "auto": bfloat16 on GPU and TPU
     # "xla" (anywhere), "triton", "cudnn" (NVIDIA GPU), "splash" (TPU), or "auto": the fastest that runs there. All but
@@ -164,7 +164,8 @@ class ComputeConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW. Paper section 4.2, and SB#6 for base: 8 times the batch, 300k steps, 5e-4."""
+    """AdamW, with the values of paper section 4.2. For the base model, the authors used 8 times the paper's batch, 300k
+    steps and a learning rate of 5e-4 (issue 6 of facebookresearch/SpanBERT)."""
 
     learning_rate: float = 5e-4
     warmup_steps: int = 10_000
@@ -182,9 +183,9 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """The run."""
+    """Batches, steps, and the intervals at which a run logs, evaluates and saves, in steps."""
 
-    batch_size: int = 2048  # rows over all devices
+    batch_size: int = 2048  # rows over all devices and microbatches
     accumulation: int = 1  # microbatches a step
     steps: int = 300_000
     seed: int = 1
@@ -196,17 +197,17 @@ class TrainConfig:
     keep_checkpoints: int = 3
 
 
-MESH_AXES = ("data", "fsdp", "model")  # the mesh's axes, in its order
+MESH_AXES = ("data", "fsdp", "model")  # in the order of the mesh
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each axis, one of them -1: all that are left; and what goes over the data axis."""
+    """The number of devices along each axis (-1, for one axis: all that are left), and what goes over the data axis."""
 
     data: int = -1
     fsdp: int = 1
     model: int = 1
-    reduce_dtype: str = "float32"  # of the gradients on their way, or "bfloat16": half of the traffic, coarser sums
+    reduce_dtype: str = "float32"  # dtype of the gradients that are summed; "bfloat16": half the traffic, coarser sums
     shard_optimizer: bool = False  # divide Adam's moments over the data axis too (ZeRO, stage 1): less memory
 
 
@@ -216,7 +217,7 @@ class Config:
 
     task: str = "pretraining"
     trials: int = 1  # fine-tuning: runs with seeds train.seed, train.seed + 1, ...
-    init_from: str = ""  # a run, or a directory of Hugging Face's: weights, sizes and vocabulary to start with
+    init_from: str = ""  # weights, sizes and vocabulary to start with: a run, or others' weights (serving/weights.py)
     corpus: CorpusConfig = CorpusConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
     data: DataConfig = DataConfig()
@@ -241,7 +242,8 @@ FINETUNING = {
     "relation_extraction": "spanbert_jax.tasks.relations.task",
 }
 
-# Fields that may differ when a run goes on: they change where, how fast or how long, not what is computed at a step.
+# Fields that may differ when a run goes on. They change where, how fast or how long a run computes, but not the result
+# of a step.
 MAY_CHANGE = (
     "trials",
     "finetuning.eval_every_epochs",
@@ -267,12 +269,12 @@ MAY_CHANGE = (
 )
 
 
-# Fields that earlier versions had, for the configurations they saved: old name -> new name ...
+# Configurations that earlier versions saved have other fields. Renamed ones: old name -> new name.
 RENAMED = {
     "finetuning.lengths": "data.lengths",
     "finetuning.trials": "trials",
 }
-# ... and those that are gone -> what holds without them, so that a saved value may be left out.
+# Removed ones: old name -> what holds now, for which a saved value is not needed.
 REMOVED: dict[str, str] = {
     "masking.max_masked": "a row has slots for the largest budget, padded to a multiple of 8 (batch.slots)",
 }
@@ -286,7 +288,7 @@ def default_config() -> "ConfigDict":
 
 
 def from_dict(fields: Mapping[str, Any]) -> Config:
-    """Builds a Config from nested plain dicts; raises UserError on an unknown field, with the name it has now."""
+    """Builds a Config from nested plain dicts. Raises UserError for an unknown field, with a renamed one's new name."""
 
     def build(cls: Any, values: Mapping[str, Any], prefix: str) -> Any:
         known = {f.name: f for f in dataclasses.fields(cls)}
@@ -305,7 +307,7 @@ def from_dict(fields: Mapping[str, Any]) -> Config:
 
 
 def renamed(field: str) -> str:
-    """What became of a field that earlier versions had, in words; "" for any other."""
+    """Says in words what became of a field that earlier versions had; "" for any other field."""
     if field in RENAMED:
         return f"its name is {RENAMED[field]} now"
     return f"it is gone: {REMOVED[field]}" if field in REMOVED else ""
@@ -314,11 +316,11 @@ def renamed(field: str) -> str:
 def from_saved(fields: Mapping[str, Any]) -> Config:
     """The Config that this version or an earlier one saved, as nested dicts or as `flatten` makes them.
 
-    Raises UserError on a field that no version up to this one had.
+    Raises UserError for a field that neither this version nor an earlier one had.
     """
     flat = _flat(fields)
     if flat.get("task") == "pretraining" and "data.lengths" not in flat:
-        flat = flat | {"data.lengths": 1}  # before pre-training had the field it padded all rows to block_length
+        flat = flat | {"data.lengths": 1}  # versions without this field padded all rows of pre-training to block_length
         flat.pop("finetuning.lengths", None)
     nested: dict[str, Any] = {}
     for path, value in flat.items():
@@ -330,7 +332,7 @@ def from_saved(fields: Mapping[str, Any]) -> Config:
 
 
 def flatten(config: Config) -> dict[str, Any]:
-    """{"model.layers": 12, ...}"""
+    """Every field under its path: {"model.layers": 12, ...}."""
     return _flat(dataclasses.asdict(config))
 
 

@@ -1,4 +1,4 @@
-"""What no configuration may say: fields out of range, and fields that do not fit together.
+"""Refuses configurations with fields out of range, and with fields that do not fit together.
 
 Invariant: every check that needs no data is made here, before anything else is done, and its message has the numbers.
 """
@@ -104,14 +104,16 @@ def check(config: Config) -> None:
         if flat[name] not in choices:
             raise UserError(f"config.{name} is {flat[name]!r}; it must be one of {', '.join(map(repr, choices))}")
     for name in _POSITIVE:
-        if not flat[name] > 0:  # NaN is not
+        if not flat[name] > 0:  # also refuses NaN
             raise UserError(f"config.{name} is {flat[name]}; it must be greater than 0")
     for name in _NOT_NEGATIVE:
         if not flat[name] >= 0:
             raise UserError(f"config.{name} is {flat[name]}; it must not be negative")
     for name in _SHARES:
-        if not 0 <= flat[name] < 1 and not (name.startswith("masking.") and flat[name] == 1):
-            raise UserError(f"config.{name} is {flat[name]}; it is a share, from 0 to less than 1")
+        may_be_all = name.startswith("masking.")
+        if not (0 <= flat[name] < 1 or (may_be_all and flat[name] == 1)):
+            limit = "1" if may_be_all else "less than 1"
+            raise UserError(f"config.{name} is {flat[name]}; it is a share, from 0 to {limit}")
     _check_model(config)
     _check_train(config)
     if config.task == "pretraining":
@@ -129,7 +131,7 @@ def _check_masking(config: Config) -> None:
     if masking.mask_share + masking.random_share > 1:
         raise UserError(
             f"config.masking.mask_share {masking.mask_share} and random_share {masking.random_share} add up to "
-            f"{masking.mask_share + masking.random_share:g}; at most 1 is possible, the rest is kept as it is"
+            f"{masking.mask_share + masking.random_share:g}; their sum must be at most 1: lower one of them"
         )
     if not 0 < masking.span_p < 1:
         raise UserError(f"config.masking.span_p is {masking.span_p}; it must lie between 0 and 1")
@@ -138,7 +140,7 @@ def _check_masking(config: Config) -> None:
     if masking.scheme == "subword" and config.train.sbo_weight:
         raise UserError(
             "config.masking.scheme is 'subword', which has no spans for the span-boundary objective; "
-            "set config.train.sbo_weight=0 with it"
+            "set config.train.sbo_weight=0, or another scheme"
         )
 
 
@@ -165,7 +167,7 @@ def _check_model(config: Config) -> None:
     if config.init_from and config.tokenizer.vocab_file:
         raise UserError(
             f"config.init_from brings its own vocabulary, and config.tokenizer.vocab_file is "
-            f"{config.tokenizer.vocab_file!r}; leave that out"
+            f"{config.tokenizer.vocab_file!r}; leave the vocab_file out"
         )
     if config.tokenizer.kind == "wordpiece" and not config.tokenizer.vocab_file and not config.init_from:
         raise UserError(
@@ -174,7 +176,8 @@ def _check_model(config: Config) -> None:
         )
     if config.tokenizer.lowercase and config.tokenizer.kind != "wordpiece":
         raise UserError(
-            f"config.tokenizer.lowercase is for 'wordpiece', and config.tokenizer.kind is {config.tokenizer.kind!r}"
+            f"config.tokenizer.lowercase is for 'wordpiece', and config.tokenizer.kind is {config.tokenizer.kind!r}; "
+            "leave lowercase False"
         )
 
 
@@ -208,7 +211,8 @@ def _check_finetuning(config: Config) -> None:
     if config.task == "question_answering" and qa.max_question + 3 + qa.stride > config.data.block_length:
         raise UserError(
             f"config.data.block_length {config.data.block_length} is under max_question {qa.max_question} + 3 special "
-            f"pieces + stride {qa.stride}: windows would leave out parts of a text; raise it, or lower one of them"
+            f"pieces + stride {qa.stride}, so windows would leave out parts of a text; raise block_length, or lower "
+            "one of the others"
         )
 
 

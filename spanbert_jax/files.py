@@ -1,4 +1,4 @@
-"""Files and directories: where they may lie, and how they come into being.
+"""How files and directories are made, and what may go wrong: no rights, a full disk, another process, a bucket.
 
 Invariant: a file or directory has its own name only when it is whole. It is written aside and then renamed. A full
 disk ends in a UserError with the path and the free space, never with half a file.
@@ -18,16 +18,16 @@ from etils import epath
 
 from spanbert_jax.errors import UserError
 
-_CLIENTS = ("tensorflow", "gcsfs", "google", "aiohttp")  # whose errors are a bucket's; all but OSErrors are their own
+_CLIENTS = ("tensorflow", "gcsfs", "google", "aiohttp")  # clients of buckets, whose errors need not be OSErrors
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, no quota, over the limit of a file's size
 _AnyPath = TypeVar("_AnyPath", Path, epath.Path)
 
 
 def full_disk(error: BaseException, path: str | os.PathLike[str] = "") -> str:
-    """One line about an error that a full disk, a used-up quota or a limit on file sizes caused; "" for any other.
+    """One line about an error that a full disk, a used-up quota or a limit on file sizes caused; "" for other errors.
 
-    path: for the line; otherwise the file that the error names. Libraries in C++ and Rust raise errors of their own,
-    whose text has the system's words.
+    path: the path in the line; by default the file that the error names. Libraries in C++ and Rust raise errors of
+    their own, which are known by the system's words in their text.
     """
     cause: BaseException | None = error
     while cause:
@@ -63,10 +63,10 @@ def disk_errors(path: str | os.PathLike[str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def locked(path: str | os.PathLike[str], busy: Callable[[], None]) -> Iterator[None]:
-    """Only one process of this machine at a time is inside, for the lock file `path`, which stays.
+    """Lets one process of this machine at a time into the block. `path` is the lock file, which is not deleted.
 
-    busy: called where another process is inside, before the wait for it; what it raises is raised. Raises OSError
-    where the file cannot be made.
+    busy: called where another process is inside, before this one waits for it. If `busy` raises an exception, this one
+    does not wait. Raises OSError where the file cannot be made.
     """
     with open(path, "w") as lock:
         try:
@@ -79,10 +79,11 @@ def locked(path: str | os.PathLike[str], busy: Callable[[], None]) -> Iterator[N
 
 @contextlib.contextmanager
 def written_aside(path: _AnyPath) -> Iterator[_AnyPath]:
-    """A path beside `path` to write a file to, which takes the name `path` when the block ends without an error, and
-    else disappears. The name begins with a dot, so that no pattern such as *.txt takes the unfinished file.
+    """A path beside `path` to write a file to. The file is renamed to `path` when the block ends without an error, and
+    deleted otherwise.
 
-    Raises UserError where the disk is full.
+    The file's first name begins with a dot, so that no pattern such as *.txt matches the unfinished file. Raises
+    UserError where the disk is full.
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -101,14 +102,16 @@ def is_remote(path: str | os.PathLike[str]) -> bool:
 
 
 def absolute(path: epath.Path) -> epath.Path:
-    """The path from the root; `epath.Path.resolve` takes gs:// for a relative one."""
+    """The absolute path. (`epath.Path.resolve` alone would take a gs:// path for a relative one.)"""
     return path if is_remote(path) else path.resolve()
 
 
 @contextlib.contextmanager
 def bucket_errors(path: str | os.PathLike[str], flag: str) -> Iterator[None]:
-    """Turns what goes wrong between here and a bucket into a UserError that names the flag to change; other errors, and
-    all where `path` is no bucket's, pass."""
+    """Turns errors of a bucket, and of the way to it, into a UserError that names the flag to change.
+
+    Other errors pass, and so do all errors where `path` is in no bucket. Raises UserError for other buckets than gs://.
+    """
     place = os.fspath(path)
     if is_remote(place) and not place.startswith("gs://"):
         raise UserError(f"{place}: of all buckets only gs:// ones work; choose another directory with {flag}")
@@ -125,7 +128,10 @@ def bucket_errors(path: str | os.PathLike[str], flag: str) -> Iterator[None]:
 
 
 def make_directory(path: os.PathLike[str], flag: str) -> None:
-    """Makes a directory, or checks that it may be written to; raises UserError, naming the flag to change."""
+    """Makes a directory, or checks that it may be written to.
+
+    Raises UserError, naming the flag to change, where neither is possible, and for a path in a bucket.
+    """
     if is_remote(path):
         raise UserError(f"{os.fspath(path)}: only mounted directories work (NFS, gcsfuse); choose one with {flag}")
     try:
@@ -140,7 +146,7 @@ def make_directory(path: os.PathLike[str], flag: str) -> None:
 
 @contextlib.contextmanager
 def new_directory(path: Path, flag: str) -> Iterator[Path]:
-    """A directory to write into that takes the name `path` when the block ends without an error, and else disappears.
+    """A directory to write into. It is renamed to `path` when the block ends without an error, and deleted otherwise.
 
     Raises UserError, naming the flag to change, where `path` is there and not empty, or cannot be made; and where the
     disk is full.
@@ -152,7 +158,7 @@ def new_directory(path: Path, flag: str) -> Iterator[Path]:
         aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         with disk_errors(path):
-            aside.chmod(0o755)  # mkdtemp's is for its owner alone
+            aside.chmod(0o755)  # mkdtemp makes a directory that only its owner may enter
             yield aside
             aside.replace(path)
     finally:

@@ -2,8 +2,8 @@
 
     python -m spanbert_jax.main --config configs/tiny.py [--workdir DIR] [--config.FIELD=VALUE ...]
 
-Invariant: a user's mistake ends in one line on stderr and exit status 1, before the heavy libraries are imported where
-the configuration alone shows it.
+Invariant: a user's mistake ends in one line on stderr and exit status 1. A mistake that the configuration alone shows
+is told before the heavy libraries are imported.
 """
 
 import os
@@ -23,18 +23,23 @@ from spanbert_jax.config_check import check
 from spanbert_jax.errors import UserError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: a file in configs/.", lock_config=True)
-WORKDIR = flags.DEFINE_string("workdir", None, "Everything of the run; default: runs/<the config's name>.")
+WORKDIR = flags.DEFINE_string("workdir", None, "The directory of the run; default: runs/<the config's name>.")
 DISTRIBUTED = flags.DEFINE_bool(
-    "distributed", False, "One process of several; a TPU VM, GKE, SLURM or Open MPI says which, or these flags do:"
+    "distributed",
+    False,
+    "This is one process of several. TPU VMs, GKE, SLURM and Open MPI tell which one; elsewhere these flags do:",
 )
-COORDINATOR = flags.DEFINE_string("coordinator", None, "--distributed: HOST:PORT of process 0, a port that is free.")
-PROCESSES = flags.DEFINE_integer("processes", None, "--distributed: how many processes there are.")
-PROCESS = flags.DEFINE_integer("process", None, "--distributed: which of them this is, from 0.")
+COORDINATOR = flags.DEFINE_string("coordinator", None, "--distributed: HOST:PORT of process 0, with a free port.")
+PROCESSES = flags.DEFINE_integer("processes", None, "--distributed: the number of processes.")
+PROCESS = flags.DEFINE_integer("process", None, "--distributed: the number of this process, from 0.")
 WAIT = flags.DEFINE_float("wait", 300, "--distributed: seconds to wait for the other processes.")
 
 
 def run_app(main: Callable[[Config, str], int]) -> None:
-    """Parses the flags, calls `main(config, workdir)` and exits with the status that `main` returns; in huge pages."""
+    """Parses the flags, calls `main(config, workdir)` and exits with the status that `main` returns.
+
+    Before that, the program is started anew with huge pages (`cli.use_huge_pages`).
+    """
     cli.use_huge_pages()
 
     def checked(argv: list[str]) -> int:
@@ -63,7 +68,7 @@ def config_file() -> str:
 
 
 def _parse(argv: list[str]) -> list[str]:
-    """absl's parser, with every mistake in one line."""
+    """Parses flags by absl. A mistake ends the program with one line and exit status 1."""
     try:
         return flags.FLAGS(argv)
     except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
@@ -80,7 +85,8 @@ def _say(line: str) -> None:
 
 def main(config: Config, workdir: str) -> int:
     """Runs the task; returns the exit status."""
-    # A start that follows another compiles nothing anew; by host, since programs for CPUs are for that kind of CPU.
+    # Compiled programs are kept, so that the next start compiles nothing. Each host has its own directory, because
+    # programs for a CPU run on that kind of CPU alone.
     compiled = Path.home() / ".cache" / "spanbert_jax" / f"compiled-{platform.node()}"
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(compiled))
     if DISTRIBUTED.value:
@@ -88,14 +94,14 @@ def main(config: Config, workdir: str) -> int:
 
         processes.start(COORDINATOR.value, PROCESSES.value, PROCESS.value, WAIT.value, _say)
     elif (COORDINATOR.value, PROCESSES.value, PROCESS.value) != (None, None, None):
-        raise UserError("--coordinator, --processes and --process are for --distributed; add that, or leave them out")
+        raise UserError("--coordinator, --processes and --process need --distributed; add that flag, or leave them out")
     return 0 if dispatch(config, workdir, shlex.join(sys.argv[1:])) else cli.STOPPED_EARLY
 
 
 def dispatch(config: Config, workdir: str, arguments: str) -> bool:
-    """Runs the configuration's task; False where it was asked to stop before the end.
+    """Runs the configuration's task; returns False where the run was asked to stop before its end.
 
-    arguments: of the command line, for the commands that a report ends with.
+    arguments: those of the command line, quoted, from which a report makes the commands that it prints.
     """
     if config.task == "pretraining":
         from spanbert_jax.runs import pretraining

@@ -92,7 +92,7 @@ def test_one_device_goes_on_from_two_processes_checkpoint(
     ("flags", "message"),
     [
         (["--distributed", "--processes=2", "--process=1", "--wait=1"], "waits for process 0 at localhost:"),
-        (["--process=1"], "--coordinator, --processes and --process are for --distributed"),
+        (["--process=1"], "--coordinator, --processes and --process need --distributed"),
     ],
 )
 def test_a_wait_in_vain_and_flags_without_their_switch_end_in_one_line(
