@@ -46,7 +46,7 @@ class DataConfig:
     dir: str = ""  # where the blocks are, or will be built; "" is <workdir>/data
     cache_dir: str = ""  # this host's copies of blocks in a bucket; "" is ~/.cache/spanbert_jax
     block_length: int = 512  # pieces in a row, [CLS] and [SEP] included (paper section 4.2)
-    lengths: int = 8  # so many lengths, which pad training's rows least, are padded to; 1: block_length alone
+    lengths: int = 8  # rows are padded to so many lengths, those that pad training's rows least; 1: to block_length
     train: str = ""  # fine-tuning: a file, or a TFDS name such as "squad"
     dev: str = ""  # fine-tuning: the same, for evaluation
 

@@ -78,7 +78,7 @@ def test_base_and_large_are_the_published_models() -> None:
         ({"data__block_length": 4}, "it must be at least 8"),
         ({"model__heads": 3}, "embed 128 is not divisible by config.model.heads 3; use 126"),
         ({"model__dropout": 1.0}, "config.model.dropout is 1.0; it is a share, from 0 to less than 1"),
-        ({"masking__mask_share": 1.5}, "config.masking.mask_share is 1.5; it is a share, from 0 to 1$"),
+        ({"masking__mask_share": 1.5}, "config.masking.mask_share is 1.5; it is a share, from 0 to 1"),
         ({"corpus__held_out": 0.0}, "evaluation needs a share of the documents"),
         ({"corpus__name": ""}, "give --config.corpus.files"),
         ({"mesh__fsdp": -1}, "at most one of them is -1"),
