@@ -43,9 +43,14 @@ def write_export(export: Export, directory: Path, dtype: str, encoder_only: bool
     """Writes all files into an existing directory; returns the name of transformers' class, and the groups of
     `export.params` that were written.
 
-    dtype: a key of DTYPES. encoder_only: leave out every head but the pooler. Raises UserError where a value is
-    not finite, or where transformers has no counterpart of a head.
+    dtype: a key of DTYPES. encoder_only: leave out every head but the pooler. Raises UserError where the layers are not
+    BERT's, where a value is not finite, or where transformers has no counterpart of a head.
     """
+    if export.model.family != "bert":
+        raise UserError(
+            f"model.family is {export.model.family!r}: an export holds layers of 'bert' alone, as transformers' Bert "
+            "classes have them; export such a model with tools/export_serving.py"
+        )
     heads = [group for group in export.params if group not in ("embeddings", "encoder")]
     unknown = [head for head in heads if head not in HEADS]
     if unknown and not encoder_only:

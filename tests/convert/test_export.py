@@ -335,6 +335,18 @@ def test_the_cards_answer_is_the_best_span_of_the_text(made: dict[tuple[str, str
     assert printed.getvalue() == text[offsets[first][0] : offsets[last][1]] + "\n"
 
 
+def test_layers_of_another_family_than_bert_are_refused_by_name_and_nothing_is_written(
+    tmp_path: Path, tokenizers: dict[str, Tokenizer]
+) -> None:
+    tokenizer = tokenizers["wordpiece"]
+    params = random_params({"mlm": 0}, tokenizer.vocab_size)
+    model = dataclasses.replace(MODEL, family="modern")
+    for encoder_only in (False, True):
+        with pytest.raises(UserError, match="model.family is 'modern'"):
+            write_export(Export(params, model, tokenizer, (), TRAINING, NAME), tmp_path, "float32", encoder_only)
+    assert not list(tmp_path.iterdir())
+
+
 def test_weights_that_are_not_finite_are_an_error_that_names_them_and_nothing_is_written(
     tmp_path: Path, tokenizers: dict[str, Tokenizer]
 ) -> None:
