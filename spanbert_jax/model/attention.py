@@ -30,9 +30,9 @@ def attention(
     """softmax(query key^T / sqrt(head_dim)) value, with dropout on the probabilities: [batch, length, heads, head_dim].
 
     qkv: [batch, length, 3, heads, head_dim], queries, keys and values, of the result's dtype. lengths: int32 [batch];
-    keys from there on are padding, and results from there on are finite and otherwise unspecified. rate: the share of
-    probabilities that is dropped; without seeds none is. kernel: a result of `choice.choose_attention`. The "xla"
-    kernel takes the place of a kernel that has no dropout where some is asked for, and of "auto".
+    positions from a row's length on are padding, and the results there are finite and otherwise unspecified. rate: the
+    share of probabilities that is dropped; without seeds none is. kernel: a result of `choice.choose_attention`. Where
+    dropout is asked for, "xla" replaces a kernel that has none. "xla" replaces "auto" too.
     """
     if not rate:
         seeds = None
@@ -84,7 +84,8 @@ def _xla_attention(
 def _forward(
     query: jax.Array, key: jax.Array, value: jax.Array, lengths: jax.Array, seeds: Seeds, rate: float
 ) -> tuple[jax.Array, tuple]:
-    """The result, and the arrays that the backward pass needs. It computes the [length, length] arrays again."""
+    """The result, and the arrays that the backward pass needs. The backward pass computes the [length, length] arrays
+    again."""
     logits = _logits(query, key, lengths)
     normaliser = jax.nn.logsumexp(logits, axis=-1, keepdims=True)  # [batch, heads, query, 1]
     probabilities = jnp.exp(logits - normaliser).astype(query.dtype)  # [batch, heads, query, key]

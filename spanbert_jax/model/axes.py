@@ -1,7 +1,8 @@
 """The axes of arrays: their names, and the mesh axes that divide each, of activations and of parameters.
 
 Invariant: a constraint never changes a value, and an unknown name is an error, never a silently replicated array. The
-rows that name the axes of each parameter stand beside the modules that make it (`parameters.parameter_axes`).
+rows that name the axes of a parameter stand beside the module that makes the parameter; `parameters.parameter_axes`
+looks them up.
 """
 
 import math
@@ -15,13 +16,13 @@ BATCH_AXES = ("data", "fsdp")  # the mesh axes that divide the rows of a batch
 
 
 class Division(NamedTuple):
-    """The mesh axes that divide an axis, or None where every device holds all of it."""
+    """The mesh axes that divide an axis; None: every device holds the whole axis."""
 
     activation: str | tuple[str, ...] | None = None
     parameter: str | None = None
 
 
-# The axes of a parameter that are in no need of a name are None there: never divided.
+# An axis of a parameter that is never divided needs no name here: None stands for it in `ParameterAxes`.
 AXES: dict[str, Division] = {
     "batch": Division(activation=BATCH_AXES),
     "heads": Division("model", "model"),
@@ -29,7 +30,6 @@ AXES: dict[str, Division] = {
     "vocab": Division("model", "model"),
     "embed": Division(None, "fsdp"),
     "length": Division(),
-    "masked": Division(),
     "head_dim": Division(),
     "qkv": Division(),
 }
@@ -41,11 +41,11 @@ ParameterAxes = tuple[tuple[str, Names], ...]
 
 
 def constrain(x: jax.Array, *names: str) -> jax.Array:
-    """Divides `x`, one name of AXES per axis, over the mesh of `jax.set_mesh` (its axes: AxisType.Auto).
+    """Divides `x` over the mesh of `jax.set_mesh`, whose axes are AxisType.Auto; names: one of AXES for each axis.
 
-    Inside `jax.shard_map` each device holds its part of the manual axes already: the others alone are constrained.
-    Returns `x` itself where no axis is left. Raises ValueError on an unknown name or a wrong number of them, with a
-    mesh or without.
+    Inside `jax.shard_map` each device holds its part of the manual axes already, so only the other axes are
+    constrained. Returns `x` itself where no axis is left. Raises ValueError on an unknown name or a wrong number of
+    names, with a mesh or without.
     """
     unknown = [name for name in names if name not in AXES]
     if unknown:
@@ -64,7 +64,7 @@ def free_axes() -> set[str]:
 
 
 def dividing(name: str) -> str | tuple[str, ...] | None:
-    """The free axes that divide the activation axis `name`, as a PartitionSpec has them."""
+    """The free mesh axes that divide the activation axis `name`: an entry of a PartitionSpec."""
     axes, free = AXES[name].activation, free_axes()
     if isinstance(axes, tuple):
         return tuple(axis for axis in axes if axis in free) or None
@@ -84,11 +84,11 @@ def _parts(axes: str | tuple[str, ...] | None) -> int:
 def on_each_device(
     function: Callable[..., Any], inputs: tuple[Names, ...], outputs: tuple[Names, ...]
 ) -> Callable[..., Any]:
-    """`function`, which returns a tuple, on each device's part of its arrays: what the compiler cannot divide by
-    itself, such as a kernel.
+    """`function`, run on each device's part of its arrays: for a kernel, which the compiler cannot divide by itself.
 
-    inputs, outputs: the names of each array's axes, None for one that nothing divides; an input may be None. Axes that
-    an enclosing shard_map has divided already are left alone; so is a dimension that does not divide evenly.
+    function: returns a tuple of arrays. inputs, outputs: the names of each array's axes, None for an axis that nothing
+    divides. In the place of an input array there may be None. Axes that an enclosing shard_map has divided already are
+    left alone, and so is a dimension that does not divide evenly.
     """
     free = free_axes()
     if not free:

@@ -1,4 +1,4 @@
-"""The decoder that both pre-training heads share: scores of the whole vocabulary, and their cross-entropy.
+"""The decoder that all pre-training heads share: scores of the whole vocabulary, and their cross-entropy.
 
 Invariant: a score is a product with a word embedding plus a bias of the head. An id that only pads the vocabulary
 scores -1e9, so it has no probability and its embedding gets no gradient.
@@ -15,8 +15,11 @@ _NEVER = -1e9  # score of the ids that only pad the vocabulary
 
 
 def scores(rows: jax.Array, table: jax.Array, bias: jax.Array, vocab_size: int) -> jax.Array:
-    """float32 [batch, heads, masked, vocab]: `rows` [batch, heads, masked, embed] against `table` [vocab, embed], plus
-    each head's `bias` [heads, vocab]; ids from `vocab_size` on only pad the table."""
+    """The scores, float32 [batch, heads, slots, vocab].
+
+    rows: [batch, heads, slots, embed]. table: the word embeddings [vocab, embed]; ids from `vocab_size` on only pad it.
+    bias: float32 [heads, vocab].
+    """
     return _biased(_product(rows, table), bias, vocab_size)
 
 
@@ -33,8 +36,8 @@ def _biased(product: jax.Array, bias: jax.Array, vocab_size: int) -> jax.Array:
 
 
 def _flat(x: jax.Array) -> jax.Array:
-    """[batch, heads, masked, ...] -> [batch * heads * masked, ...]: the products below, the step's largest, take
-    matrices, because XLA transposes operands of more than two axes."""
+    """[batch, heads, slots, ...] -> [batch * heads * slots, ...]. The products of this module, the largest of a step,
+    take matrices, because XLA transposes operands of more than two axes."""
     return x.reshape(-1, x.shape[-1])
 
 
@@ -42,11 +45,11 @@ def _flat(x: jax.Array) -> jax.Array:
 def cross_entropy(
     rows: jax.Array, table: jax.Array, bias: jax.Array, labels: jax.Array, vocab_size: int
 ) -> tuple[jax.Array, jax.Array]:
-    """The cross-entropy of `scores` with `labels` int32 [batch, masked], and 1 where the label scores highest: float32
-    [batch, heads, masked] each. The second has no gradient.
+    """The cross-entropy of `scores` with `labels` int32 [batch, slots], and 1 where the label scores highest: float32
+    [batch, heads, slots] each. The second has no gradient.
 
-    The backward pass turns the scores into their gradient in one pass and in place. Its products have the dtype of
-    `rows`; autodiff's would be float32.
+    The backward pass turns the scores into their gradient in one pass and in place. The operands of its products have
+    the dtype of `rows`; those of autodiff would be float32.
     """
     return _forward(rows, table, bias, labels, vocab_size)[0]
 
@@ -68,7 +71,7 @@ def _backward(vocab_size: int, saved: tuple, cotangents: tuple[jax.Array, jax.Ar
     is_label = jnp.arange(len(table)) == labels[:, None, :, None]
     d_scores = (jnp.exp(scored - normaliser[..., None]) - is_label) * weights
     d_scores = constrain(_flat(d_scores.astype(rows.dtype)), "batch", "vocab")
-    # The sum over the rows of each head as a matrix product: XLA's sum walks a CPU's memory column by column.
+    # A matrix product sums over the rows of each head: XLA's sum walks a CPU's memory column by column.
     of_head = jnp.broadcast_to(jnp.eye(len(bias), dtype=rows.dtype)[:, None], (*rows.shape[:-1], len(bias)))
     d_bias = jnp.einsum("rh,rv->hv", _flat(of_head), d_scores, preferred_element_type=jnp.float32)
     d_rows = jnp.einsum("rv,ve->re", d_scores, table.astype(rows.dtype)).reshape(rows.shape)

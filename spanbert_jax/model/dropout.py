@@ -1,8 +1,9 @@
 """Dropout whose mask is a hash of each element's place: no random number is drawn, and no mask is stored.
 
 Invariant: whether an element is dropped depends only on (key, layer, site, global row, index within the row). So a
-microbatch, a shard and the backward pass compute the mask of the whole batch. The hash multiplies and xor-shifts with
-the constants of Wellons' lowbias32, three times instead of two: with two, the masks of neighbouring heads correlate.
+microbatch, a shard and the backward pass compute their part of the whole batch's mask. The hash multiplies and
+xor-shifts with the constants of Wellons' lowbias32, three times instead of two: with two, the masks of neighbouring
+heads correlate.
 """
 
 import functools
@@ -68,7 +69,8 @@ def keep(counters: jax.Array, second: jax.Array, rate: float) -> jax.Array:
 
 
 def drop(x: jax.Array, seeds: jax.Array, rate: float) -> jax.Array:
-    """`x` [batch, ...] with dropped elements 0 and the others divided by 1 - rate; not differentiable by itself."""
+    """`x` [batch, ...] with dropped elements 0 and the others divided by 1 - rate. For use inside of custom gradients:
+    autodiff of `drop` would store the mask."""
     scaled = (x.astype(jnp.float32) * (1 / (1 - rate))).astype(x.dtype)
     return jnp.where(keep_mask(seeds, x.shape, rate), scaled, jnp.zeros((), x.dtype))
 

@@ -29,13 +29,13 @@ AXES: ParameterAxes = (
 
 
 def padded_vocab(vocab_size: int) -> int:
-    """`vocab_size` rounded up to a multiple of 128, which matrix units like."""
+    """`vocab_size` rounded up to a multiple of 128, which suits matrix units."""
     return -(-vocab_size // 128) * 128
 
 
 def table_rows(model: ModelConfig, vocab_size: int) -> int:
-    """Rows of the word table and of the vocabulary's biases: the rows that the weights had which a model began with,
-    or a row for each piece, padded."""
+    """Rows of the word table and of the vocabulary's biases: a row for each piece, and not fewer than the
+    `model.vocab_rows` of the weights that a model started from, padded."""
     return padded_vocab(max(vocab_size, model.vocab_rows))
 
 
@@ -47,8 +47,8 @@ def compute_dtype(compute: ComputeConfig, platform: str) -> jnp.dtype:
 
 
 def resolved(compute: ComputeConfig, model: ModelConfig, platform: str) -> ComputeConfig:
-    """`compute` with each "auto" replaced by what it means on `platform`; raises UserError where a kernel that it names
-    cannot run there."""
+    """`compute` with each "auto" replaced by its meaning on `platform` (`jax.Device.platform`). Raises UserError where
+    a kernel that `compute` names cannot run there."""
     dtype = compute_dtype(compute, platform)
     kernel = choose_attention(compute.attention, platform, dtype, model.embed // model.heads)
     pointwise = choose_pointwise(compute.pointwise, platform, dtype)
@@ -56,8 +56,8 @@ def resolved(compute: ComputeConfig, model: ModelConfig, platform: str) -> Compu
 
 
 class Embeddings(nn.Module):
-    """The sum of the word's embedding and those of its position and token type where the family has such tables,
-    normalised and dropped out."""
+    """The sum of the embeddings of the word and, where the family has such tables, of the position and the token type;
+    then the family's norm and dropout."""
 
     model: ModelConfig
     vocab_size: int
@@ -89,10 +89,10 @@ class Embeddings(nn.Module):
         return dropout(x, self.model.dropout, state, 0, sites.EMBEDDINGS)
 
     def _types(self, token_type_ids: jax.Array | None) -> jax.Array:
-        """[embed] of token type 0, or [batch, length, embed].
+        """The embeddings of the token types, [batch, length, embed]; without token_type_ids that of type 0, [embed].
 
-        A product with a one-hot matrix, because its gradient is a product too; the gradient of a lookup would add
-        row by row into two rows.
+        A product with a one-hot matrix reads them, because its gradient is a product too. The gradient of an indexed
+        lookup would add position by position into two rows.
         """
         if token_type_ids is None:
             return self.token_type[0]
@@ -101,8 +101,8 @@ class Embeddings(nn.Module):
 
 
 class Encoder(nn.Module):
-    """The encoder alone. A model with heads is a subclass, so that "embeddings" and "encoder" are at the top of
-    every parameter tree."""
+    """The encoder alone. A model with heads is a subclass, so "embeddings" and "encoder" are at the top of every
+    parameter tree."""
 
     model: ModelConfig
     compute: ComputeConfig
@@ -124,7 +124,8 @@ class Encoder(nn.Module):
         return jax.vmap(lambda key: layer.init(key, x, context, 0)["params"])(keys)
 
     def _modules(self, compute: ComputeConfig) -> list[nn.Module]:
-        """The family's modules, which take turns; `parent=None` keeps them out of this module's parameters."""
+        """The modules of the family's layers, which take turns (`Family.layers`). `parent=None` keeps them out of this
+        module's parameters."""
         return [make(self.model, compute, self.dtype, parent=None) for make in family_of(self.model).layers(self.model)]
 
     def encode(
@@ -137,8 +138,8 @@ class Encoder(nn.Module):
         return self.final_norm(x) if family.final_norm else x
 
     def _run_layers(self, x: jax.Array, context: Context) -> jax.Array:
-        """`x` [batch, length, embed] through all layers: a scan over whole turns of the family's modules, and the
-        layers beyond the last whole turn after it; with `compute.unroll` all of them one after another."""
+        """`x` [batch, length, embed] after all layers. A scan runs over whole turns of the family's modules, and the
+        layers beyond the last whole turn follow it. With `compute.unroll` all layers are unrolled instead."""
         modules, count = self._modules(self.compute), self.model.layers
         # A scan over single layers needs no barrier between forward and backward pass: each has a loop of its own.
         prevent_cse = self.compute.unroll or len(modules) > 1
@@ -162,7 +163,8 @@ class Encoder(nn.Module):
 
 
 def _layer(module: nn.Module, context: Context, remat: str, prevent_cse: bool) -> Callable[..., jax.Array]:
-    """(x, the layer's parameters, its number) -> the next x, recomputed in the backward pass as `remat` says."""
+    """The layer as a function: (x, the layer's parameters, the layer's number) -> the next x. The backward pass
+    recomputes the part that `remat` names."""
 
     def layer(x: jax.Array, params: Any, index: jax.Array) -> Any:
         return module.apply({"params": layer_params(params)}, x, context, index)
@@ -175,15 +177,15 @@ def _layer(module: nn.Module, context: Context, remat: str, prevent_cse: bool) -
 
 
 def _unstack(stacked: Any, count: int) -> list[Any]:
-    """The `count` trees whose leaves are stacked. `split`, because its gradient is one concatenation; the gradient of
-    indexing adds `count` arrays as large as the whole."""
+    """The `count` trees whose leaves are stacked. `split` takes them apart, because its gradient is one concatenation.
+    The gradient of indexing would add `count` arrays, each as large as the whole."""
     leaves, structure = jax.tree.flatten(stacked)
     split = [[jnp.squeeze(part, 0) for part in jax.lax.split(leaf, (1,) * count)] for leaf in leaves]
     return [jax.tree.unflatten(structure, parts) for parts in zip(*split, strict=True)]
 
 
 def dropout_state(key: jax.Array | None, rows: jax.Array | None, batch: int) -> Dropout | None:
-    """What the model's dropout takes; `rows` defaults to 0 .. batch - 1."""
+    """The seeds of a step's dropout masks, or None without a `key`. rows: uint32 [batch]; None: 0 .. batch - 1."""
     if key is None:
         return None
     return Dropout(jnp.asarray(key, jnp.uint32), jnp.arange(batch, dtype=jnp.uint32) if rows is None else rows)
@@ -201,8 +203,9 @@ def encode(
     """Hidden states [batch, length, embed] in the compute dtype.
 
     input_ids, token_type_ids: int32 [batch, length] (no token_type_ids: all 0). lengths: int32 [batch]; positions from
-    there on are padding: never attended to, their own hidden states finite and meaningless. dropout_key: uint32 scalar,
-    or None for no dropout. rows: uint32 [batch], each row's number in the global batch. `params` may have heads too.
+    a row's length on are padding: never attended to, their own hidden states finite and meaningless. dropout_key:
+    uint32 scalar, or None for no dropout. rows: uint32 [batch], each row's number in the global batch. `params` may
+    have heads too.
     """
     state = dropout_state(dropout_key, rows, input_ids.shape[0])
     hidden: Any = model.apply({"params": params}, input_ids, lengths, token_type_ids, state, method="encode")

@@ -16,20 +16,20 @@ from spanbert_jax.model.dropout import Dropout
 
 
 class Context(NamedTuple):
-    """What every layer of one forward pass is given beside its input."""
+    """The inputs that all layers of one forward pass share."""
 
     lengths: jax.Array  # int32 [batch]; positions from there on are padding
     dropout: Dropout | None  # None for no dropout
-    tables: Any  # what the family's `tables` made
+    tables: Any  # the result of the family's `tables`
 
 
 class Family(NamedTuple):
     """What a family of layers provides.
 
     layers: the configuration -> constructors of its layers' modules, which take turns: constructor i % n makes layer i
-        of n constructors. Each takes (ModelConfig, ComputeConfig, dtype), the resolved dtype of activations, and makes
-        a module that is called with (x [batch, length, embed], Context, the layer's number) and returns the next x. All
-        the constructors' modules have the same parameters, because the encoder stacks them.
+        of n constructors. A constructor takes (ModelConfig, ComputeConfig, the dtype of activations, parent=None). Its
+        module is called with (x [batch, length, embed], Context, the layer's number) and returns the next x. The
+        modules of all constructors have parameters of the same names and shapes, because the encoder stacks them.
     tables: the configuration and a length -> arrays that are computed once and given to every layer, or None.
     norm: the configuration -> the module that normalises the sum of the embeddings.
     final_norm: whether a module of `norm` normalises the last layer's output too, under the name "final_norm".

@@ -1,9 +1,9 @@
 """LayerNorm, and the operation LayerNorm(x + dropout(y)) that ends both halves of a post-LayerNorm layer.
 
-Invariant: with every kernel the statistics are float32, of the sum rounded to the compute dtype. The backward pass
-keeps that sum and two numbers a row, and computes the normalised values again.
+Invariant: with every kernel the statistics are float32 and those of the sum rounded to the compute dtype. The backward
+pass keeps that sum and two numbers a position, and computes the normalised values again.
 
-"xla" runs everywhere and is the reference; "triton" (NVIDIA GPUs) reads and writes each array once.
+"xla" runs everywhere and is the reference. "triton" (NVIDIA GPUs) reads or writes each array once.
 """
 
 import functools
@@ -18,7 +18,8 @@ from spanbert_jax.model.kernels.layer_norm_triton import triton_add_norm
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> jax.Array:
-    """LayerNorm over the last axis with float32 statistics and the biased variance; the dtype of `x`."""
+    """LayerNorm over the last axis of `x`, in the dtype of `x`, with float32 statistics and the biased variance. scale,
+    bias: float32, of the last axis's size."""
     return _forward(x, scale, bias, eps)[0]
 
 
@@ -30,7 +31,8 @@ def _forward(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> tup
 
 
 def _backward(eps: float, saved: tuple, cotangent: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    x, mean, inverse, scale = jax.lax.optimization_barrier(saved)  # else XLA keeps unrolled layers' normalised values
+    # Without the barrier XLA keeps the forward pass's normalised values of unrolled layers.
+    x, mean, inverse, scale = jax.lax.optimization_barrier(saved)
     wide = cotangent.astype(jnp.float32)
     normalised = (x.astype(jnp.float32) - mean) * inverse
     scaled = wide * scale
@@ -54,7 +56,8 @@ class LayerNorm(nn.Module):
 
 
 class AddNorm(nn.Module):
-    """LayerNorm(x + dropout(y)) of [batch, length, embed], with LayerNorm's parameters."""
+    """LayerNorm(x + dropout(y)) of [batch, length, embed], with LayerNorm's parameters. kernel: a result of
+    `choice.choose_pointwise`."""
 
     eps: float
     rate: float

@@ -11,7 +11,8 @@ from spanbert_jax.model.axes import is_divided
 
 
 class LinearParams(nn.Module):
-    """The float32 parameters of a linear map, N(0, std) and 0."""
+    """The float32 parameters of a linear map, for a caller that computes with them: kernel [*inputs, *features] and
+    bias [*features]."""
 
     inputs: tuple[int, ...]
     features: tuple[int, ...]
@@ -24,9 +25,10 @@ class LinearParams(nn.Module):
 
 
 class Dense(nn.Module):
-    """A linear map of the last `axes` axes onto `features`: float32 parameters, N(0, std) and 0, computed in `dtype`.
+    """A linear map of the last `axes` axes onto `features`, computed in `dtype`.
 
-    Leading axes are flattened first: with two of them, XLA transposes whole activations for the kernel's gradient.
+    The leading axes are flattened first. With two leading axes XLA transposes whole activations for the kernel's
+    gradient.
     """
 
     features: tuple[int, ...]
@@ -40,6 +42,6 @@ class Dense(nn.Module):
         kernel = self.param("kernel", nn.initializers.normal(self.std), (*inputs, *self.features))
         bias = self.param("bias", nn.initializers.zeros, self.features)
         y = jnp.tensordot(x.reshape(-1, *inputs), kernel.astype(self.dtype), self.axes)
-        if not is_divided("heads"):  # cuBLAS adds a vector to its product, not a matrix
+        if not is_divided("heads"):  # cuBLAS can add a vector to its product, but no matrix
             y, bias = y.reshape(y.shape[0], -1), bias.reshape(-1)
         return (y + bias.astype(self.dtype)).reshape(*leading, *self.features)

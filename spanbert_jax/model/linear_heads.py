@@ -1,4 +1,4 @@
-"""The fine-tuning heads: one linear map on the encoder for questions, tokens or whole sequences.
+"""The linear fine-tuning heads: scores for an answer's ends, for each token, or for the whole sequence.
 
 Invariant: with equal weights and no dropout, the logits equal those of transformers' BertForQuestionAnswering,
 BertForTokenClassification and BertForSequenceClassification. Facts: SpanBERT's fine-tuning code, modeling.py, which has
@@ -35,7 +35,7 @@ class QuestionAnsweringModel(Encoder):
     def score(
         self, input_ids: jax.Array, lengths: jax.Array, token_type_ids: jax.Array | None, state: Dropout | None
     ) -> jax.Array:
-        """[batch, length, 2]: (first, last)."""
+        """Scores [batch, length, 2] of each position as the first and as the last of the answer, in `dtype`."""
         return self.qa_outputs(self.encode(input_ids, lengths, token_type_ids, state))
 
 
@@ -51,7 +51,7 @@ class TokenClassificationModel(Encoder):
     def score(
         self, input_ids: jax.Array, lengths: jax.Array, token_type_ids: jax.Array | None, state: Dropout | None
     ) -> jax.Array:
-        """[batch, length, labels]."""
+        """Scores [batch, length, labels], in `dtype`."""
         hidden = self.encode(input_ids, lengths, token_type_ids, state)
         return self.classifier(dropout(hidden, self.model.dropout, state, 0, sites.HEAD))
 
@@ -69,7 +69,7 @@ class SequenceClassificationModel(Encoder):
     def score(
         self, input_ids: jax.Array, lengths: jax.Array, token_type_ids: jax.Array | None, state: Dropout | None
     ) -> jax.Array:
-        """[batch, labels]."""
+        """Scores [batch, labels], in `dtype`."""
         first = self.encode(input_ids, lengths, token_type_ids, state)[:, 0]
         pooled = nn.tanh(self.pooler(first))
         return self.classifier(dropout(pooled, self.model.dropout, state, 0, sites.HEAD))
@@ -79,8 +79,11 @@ TaskModel = QuestionAnsweringModel | TokenClassificationModel | SequenceClassifi
 
 
 def task_model(task: str, config: Config, vocab_size: int, labels: int, platform: str) -> TaskModel:
-    """The model of a task ("question_answering", which has no labels, "token_classification" or
-    "sequence_classification") on `platform` (`jax.Device.platform`)."""
+    """The model of `task` on `platform` (`jax.Device.platform`).
+
+    task: "question_answering", "token_classification" or "sequence_classification". labels: their number, which
+    question answering does not read. Raises ValueError on another task.
+    """
     compute = resolved(config.compute, config.model, platform)
     dtype = jnp.dtype(compute.dtype)
     if task == "question_answering":

@@ -1,6 +1,6 @@
 """Facts about the parameters of every model: their shapes, and the names of their axes.
 
-Invariant: each parameter matches exactly one row of the tables below; `parameter_axes` refuses any other, so a run with
+Invariant: each parameter matches exactly one row of `rows`. `parameter_axes` refuses any other parameter, so a run with
 a parameter that nobody described fails at its start.
 """
 
@@ -23,7 +23,8 @@ def rows(family: str) -> ParameterAxes:
 
 
 def parameter_axes(path: str, family: str) -> Names:
-    """The names of the axes of the parameter at "a/b/c" in a model with layers of `family`; None: never divided.
+    """The names of the axes of the parameter at `path` ("a/b/c") in a model with layers of `family`. None stands for an
+    axis that is never divided.
 
     Raises ValueError unless exactly one row matches.
     """
@@ -34,11 +35,10 @@ def parameter_axes(path: str, family: str) -> Names:
 
 
 def parameter_shapes(model: ModelConfig, vocab_size: int, heads: Mapping[str, int]) -> dict[str, Any]:
-    """The shape of every parameter of the encoder for a tokenizer of `vocab_size` pieces, and of `heads`: nested dicts
+    """The shape of every parameter of the encoder and of `heads`, for a tokenizer of `vocab_size` pieces: nested dicts
     of tuples.
 
-    heads: the names of heads -> the size that is a head's own: labels for "classifier", offsets for "sbo"; any number
-    for the others.
+    heads: a head's name -> the head's own size: labels of "classifier", offsets of "sbo"; any number for the others.
     """
     masking = MaskingConfig(max_span_offset=heads.get(pretraining_heads.SBO.name, 1))
     config = Config(model=model, masking=masking, compute=ComputeConfig(dtype="float32"))

@@ -26,7 +26,7 @@ from spanbert_jax.model.linear import Dense
 
 
 class HeadLoss(NamedTuple):
-    """Of each masked position the cross-entropy, and 1 if the right piece scores highest: float32 [batch, slots]."""
+    """The cross-entropy at each slot, and 1 where the right piece scores highest: float32 [batch, slots] each."""
 
     loss: jax.Array
     right: jax.Array
@@ -40,13 +40,16 @@ class HeadModule(nn.Module):
     dtype: jnp.dtype
 
     def __call__(self, batch: Batch, *hidden: jax.Array) -> jax.Array:
-        """From the hidden states [batch, slots, embed] at each of the positions that the head reads, [batch, slots,
-        embed], which the decoder multiplies with the word embeddings."""
+        """Returns [batch, slots, embed], which the decoder multiplies with the word embeddings.
+
+        hidden: for each field that the head's row of `HEADS` reads, in that order, the hidden states [batch, slots,
+        embed] at the positions in that field.
+        """
         raise NotImplementedError
 
 
 class MaskedLanguageModelHead(HeadModule):
-    """The piece at a position from the hidden state there."""
+    """Predicts the piece at a masked position from the hidden state there."""
 
     def setup(self) -> None:
         model = self.config.model
@@ -55,13 +58,13 @@ class MaskedLanguageModelHead(HeadModule):
         self.bias = self.param("bias", nn.initializers.zeros, (self.vocab,))
 
     def __call__(self, batch: Batch, *hidden: jax.Array) -> jax.Array:
-        """Reads the masked position."""
+        """hidden: the states at the masked positions."""
         (masked,) = hidden
         return self.norm(gelu(self.dense(masked)))
 
 
 class SpanBoundaryHead(HeadModule):
-    """The piece at an offset inside a span from the hidden states on the span's two sides (paper, equation 1)."""
+    """Predicts the piece at an offset in a span from the hidden states at the span's boundaries (paper, equation 1)."""
 
     def setup(self) -> None:
         model, offsets = self.config.model, self.config.masking.max_span_offset
@@ -74,7 +77,7 @@ class SpanBoundaryHead(HeadModule):
         self.bias = self.param("bias", nn.initializers.zeros, (self.vocab,))
 
     def __call__(self, batch: Batch, *hidden: jax.Array) -> jax.Array:
-        """Reads the left and the right boundary; an offset beyond the table takes its last row."""
+        """hidden: the states at the left and the right boundaries. An offset beyond the table takes the last row."""
         left, right = hidden
         offsets = self.config.masking.max_span_offset
         one_hot = jax.nn.one_hot(jnp.clip(batch["span_offset"], 0, offsets - 1), offsets)
@@ -88,16 +91,18 @@ class SpanBoundaryHead(HeadModule):
 class Head:
     """All that the rest of the program knows of a pre-training head."""
 
-    name: str  # of its group of parameters; its metrics are <name>_loss, <name>_accuracy, ...
+    name: str  # of the head's group of parameters; the head's metrics are <name>_loss, <name>_accuracy, ...
     title: str  # for progress displays and reports
     description: str  # "the ... head"
     module: type[HeadModule]
-    reads: tuple[str, ...]  # the batch's fields with the positions of the hidden states that the module takes
-    weights: str  # the batch's field that is 1 where the head predicts a slot's piece, and 0 elsewhere
-    normaliser: Callable[[jax.Array], jax.Array]  # what the sum of its losses is divided by, from the sum of `weights`
-    loss_weight: Callable[[Config], float]  # of its mean loss in the objective; 0: the head is not computed
-    multiply_adds: Callable[[ModelConfig], int]  # of the matrix products of `module` for one slot
-    axes: ParameterAxes  # of its parameters; the patterns are those of paths below `name`
+    reads: tuple[str, ...]  # the fields of the batch with the positions whose hidden states the module takes
+    weights: str  # the field of the batch that is 1 where the head predicts a slot's piece, and 0 elsewhere
+    normaliser: Callable[[jax.Array], jax.Array]  # the sum of `weights` -> the divisor of the sum of the losses
+    loss_weight: Callable[[Config], float]  # of the head's mean loss in the objective; 0: the head is not computed
+    multiply_adds: Callable[
+        [ModelConfig], int
+    ]  # of the matrix products of `module` for one slot, without the decoder's
+    axes: ParameterAxes  # of the head's parameters; the patterns match paths below `name`
 
 
 MLM = Head(
@@ -135,8 +140,8 @@ SBO = Head(
         ("norm_[12]/(scale|bias)", (None,)),
     ),
 )
-# A model has the parameters of every row. Read this name at the call (`pretraining_heads.HEADS`), so that a row may be
-# added from outside.
+# A model has the parameters of every row. Other modules read `pretraining_heads.HEADS` when they are called and do not
+# import the name, so that a test can add a row.
 HEADS: tuple[Head, ...] = (MLM, SBO)
 
 
@@ -163,7 +168,7 @@ class PretrainingModel(Encoder):
             setattr(self, head.name, head.module(self.config, vocab, self.dtype))
 
     def rows(self, batch: Batch, state: Dropout | None, heads: Sequence[Head]) -> tuple[jax.Array, jax.Array]:
-        """What the decoder multiplies, [batch, heads, slots, embed], and the biases, [heads, vocab]."""
+        """The decoder's inputs for `heads`: rows [batch, heads, slots, embed], and biases float32 [heads, vocab]."""
         hidden = self.encode(batch["input_ids"], batch["lengths"], batch.get("token_type_ids"), state)
         fields = list(dict.fromkeys(field for head in heads for field in head.reads))
         read = dict(zip(fields, _at(hidden, *(batch[field] for field in fields)), strict=True))
@@ -174,26 +179,27 @@ class PretrainingModel(Encoder):
         return jnp.stack(rows, axis=1), jnp.stack([module.bias for module in modules])
 
     def score(self, batch: Batch, state: Dropout | None, heads: Sequence[Head]) -> dict[str, jax.Array]:
-        """The scores of `apply`, below."""
+        """The scores that `apply` returns."""
         rows, bias = self.rows(batch, state, heads)
         scores = decoder.scores(rows, self.embeddings.word, bias, self.vocab_size)
         return {head.name: scores[:, place] for place, head in enumerate(heads)}
 
     def lose(self, batch: Batch, state: Dropout | None, heads: Sequence[Head]) -> dict[str, HeadLoss]:
-        """The losses of `losses`, below."""
+        """What the function `losses` returns."""
         rows, bias = self.rows(batch, state, heads)
         lost, right = decoder.cross_entropy(rows, self.embeddings.word, bias, batch["masked_ids"], self.vocab_size)
         return {head.name: HeadLoss(lost[:, place], right[:, place]) for place, head in enumerate(heads)}
 
 
 def _at(hidden: jax.Array, *positions: jax.Array) -> list[jax.Array]:
-    """`hidden` [batch, length, embed] at each of the int32 [batch, masked] positions: [batch, masked, embed] each.
+    """`hidden` [batch, length, embed] at each of the int32 [batch, slots] `positions`: [batch, slots, embed] each.
 
-    One product with a one-hot matrix, and so is its gradient; that of a lookup is a scatter, which is slow on
-    accelerators, serial on CPU, and badly divided over a mesh. The product is under 0.5% of a step's arithmetic.
+    One product with a one-hot matrix reads all of them, and the gradient is a product too. The gradient of an indexed
+    lookup would be a scatter, which is slow on accelerators, serial on a CPU, and badly divided over a mesh. The
+    product is under 0.5% of a step's arithmetic.
     """
     one_hot = jax.nn.one_hot(jnp.concatenate(positions, axis=1), hidden.shape[1], dtype=hidden.dtype)
-    return jnp.split(jnp.einsum("bml,ble->bme", one_hot, hidden), len(positions), axis=1)
+    return jnp.split(jnp.einsum("bsl,ble->bse", one_hot, hidden), len(positions), axis=1)
 
 
 def pretraining_model(config: Config, vocab_size: int, platform: str) -> PretrainingModel:
@@ -211,8 +217,11 @@ def pretraining_model(config: Config, vocab_size: int, platform: str) -> Pretrai
 
 def init_params(model: PretrainingModel, key: jax.Array) -> dict[str, Any]:
     """Fresh float32 parameters: N(0, init_std), not truncated, for every kernel and table, 0 for biases, 1 for
-    LayerNorm's scales (code: models/pair_bert.py:455-466). A pure function of a jax.random key: jit it with
-    out_shardings to make them where they belong."""
+    LayerNorm's scales (code: models/pair_bert.py:455-466).
+
+    key: of jax.random. The function is pure: jitted with out_shardings, it makes each parameter on the devices that
+    hold the parameter.
+    """
     batch = {name: jnp.asarray(value) for name, value in empty_batch(1, 1, 1).items()}
     return model.init(key, batch, None, model.heads, method="score")["params"]
 
@@ -228,9 +237,9 @@ def apply(
     """Scores of the whole (padded) vocabulary for the masked positions of a pre-training batch, by the head's name:
     float32 [batch, slots, vocab].
 
-    batch: `batch.FIELDS`, of which the labels and the weights are not read, nor what heads read that are not asked
-    for; token_type_ids int32 [batch, length] may be there too (else all are 0). dropout_key, rows: as for `encode`.
-    heads: of the model's, those to compute; None: all.
+    batch: `batch.FIELDS`, of which input_ids, lengths and the fields that `heads` take are read; token_type_ids int32
+    [batch, length] may be there too (without them, all types are 0). dropout_key, rows: as for `encoder.encode`.
+    heads: those of the model's heads that are computed; None: all.
     """
     state = dropout_state(dropout_key, rows, batch["input_ids"].shape[0])
     logits: Any = model.apply({"params": params}, batch, state, heads or model.heads, method="score")
@@ -245,8 +254,10 @@ def losses(
     rows: jax.Array | None = None,
     heads: Sequence[Head] | None = None,
 ) -> dict[str, HeadLoss]:
-    """The cross-entropy of `apply`'s scores with the batch's masked_ids, by the head's name. Of the arrays of the
-    scores' size it keeps one."""
+    """The cross-entropy of `apply`'s scores with the batch's masked_ids, by the head's name; arguments as for `apply`.
+
+    The backward pass finds one array as large as the scores, which the forward pass keeps.
+    """
     state = dropout_state(dropout_key, rows, batch["input_ids"].shape[0])
     lost: Any = model.apply({"params": params}, batch, state, heads or model.heads, method="lose")
     return lost

@@ -36,13 +36,13 @@ class SpanRepresentation(nn.Module):
 
     The layer's matrix product is linear, so it is applied to positions before spans are formed: there are `max_width`
     times fewer positions than spans. `kernel` [embed, 3, embed] is its part for the two ends and the pooled states.
-    `width` [max_width, embed] is the embedding of the width after that layer, with the layer's bias in it.
+    `width` [max_width, embed] is the embedding of the width after that layer, and includes the layer's bias.
 
-    Pooling is a softmax over the span's pieces of a learnt score. A first softmax pools the pieces of each word. A
-    second one, over a band of `max_width` words, weighs the words by the logarithm of their sums. The result is as
-    exact as one softmax over a [span, piece] matrix, in 56% of its time and 58% of its memory at 128 pieces (forward
-    and backward, CPU), and gains more in longer rows. Differences of cumulative sums would be no faster, and wrong by
-    0.03 for scores from N(0, 3) and by 0 / 0 for scores from N(0, 30).
+    The pooled hidden state is an average over the span's pieces, weighted by a softmax of a learnt score. A first
+    softmax pools the pieces of each word. A second one, over a band of `max_width` words, weighs the words by the
+    logarithm of their sums. The result is as exact as one softmax over a [span, piece] matrix, in 56% of its time and
+    58% of its memory at 128 pieces (forward and backward, CPU), and gains more in longer rows. Differences of
+    cumulative sums would be no faster, and wrong by 0.03 for scores from N(0, 3) and by 0 / 0 for scores from N(0, 30).
     """
 
     model: ModelConfig
@@ -51,7 +51,11 @@ class SpanRepresentation(nn.Module):
 
     @nn.compact
     def __call__(self, hidden: jax.Array, first: jax.Array, last: jax.Array) -> jax.Array:
-        """[batch, length, embed]; int32 [batch, words] twice, -1 for no word -> [batch, words, max_width, embed]."""
+        """[batch, words, max_width, embed]: the spans of 1, 2, ... words that begin at each word.
+
+        hidden: [batch, length, embed]. first, last: int32 [batch, words], the places of each word's first and last
+        piece; -1 for no word.
+        """
         embed, init = self.model.embed, nn.initializers.normal(self.model.init_std)
         kernel = self.param("kernel", init, (embed, 3, embed)).astype(self.dtype)
         width = self.param("width", init, (self.max_width, embed)).astype(self.dtype)
@@ -95,7 +99,7 @@ class SpanModel(Encoder):
         last: jax.Array,
         state: Dropout | None,
     ) -> jax.Array:
-        """[batch, words, max_width, labels]."""
+        """Scores [batch, words, max_width, labels], in `dtype`; arguments as for `apply`."""
         hidden = self.encode(input_ids, lengths, token_type_ids, state)
         return self.classifier(self.spans(dropout(hidden, self.model.dropout, state, 0, sites.HEAD), first, last))
 
@@ -133,8 +137,8 @@ def apply(
 
 
 def valid_spans(first: jax.Array, starts: jax.Array, max_width: int) -> jax.Array:
-    """bool [batch, words, max_width]: whether a span begins at one of the first `starts` [batch] words of its row and
-    ends at a word of the row. Words are where `first` [batch, words] is not -1."""
+    """bool [batch, words, max_width]: whether a span begins at one of the first `starts` [batch] words of the row and
+    ends at a word of the row. A word is where `first` [batch, words] is not -1."""
     begins = jnp.arange(first.shape[1]) < starts[:, None]
     return begins[:, :, None] & _window(first >= 0, max_width)
 

@@ -1,8 +1,8 @@
 """Flash attention on an NVIDIA GPU with dropout inside: three Pallas kernels, which Triton compiles.
 
 Invariant: the dropped probabilities are those of `dropout.keep_mask`, bit for bit, and no [length, length] array is
-ever in memory. The kernels read queries, keys and values from the one array that their matrix product wrote, and write
-the gradients in the same layout, so nothing is split or joined.
+ever in memory. The kernels read queries, keys and values from the one array that the layer's matrix product wrote, and
+write the gradients in the same layout, so no array is split or joined.
 
 JAX calls the Triton backend of Pallas deprecated. Every version of JAX that this project runs on has it, and only the
 files named *_triton.py use it.
@@ -26,15 +26,16 @@ _MASKED = -1e30
 
 
 class Blocks(NamedTuple):
-    """How a kernel divides the positions of a row: those that a program owns, and those that it takes at a time."""
+    """How a kernel divides the positions of a row. A program computes the results of the positions that it owns, in a
+    loop over the positions that these interact with."""
 
     owned: int
-    step: int
+    step: int  # positions of one turn of the loop
     warps: int
-    stages: int
+    stages: int  # of Triton's software pipeline
 
 
-# The fastest of those tried on an H200, with rows of 512 and heads of 64.
+# The fastest blocks of those tried on an H200, with rows of 512 and heads of 64.
 FORWARD = Blocks(64, 64, 4, 3)
 KEYS = Blocks(64, 64, 4, 3)
 QUERIES = Blocks(64, 64, 4, 3)
@@ -47,10 +48,12 @@ def triton_attention(
     seeds: jax.Array | None,
     rate: float,
 ) -> jax.Array:
-    """`attention` of rows that are all on this device. A padded query gives 0, and its cotangent is ignored. A row
-    without a valid piece attends to its first one.
+    """`attention` of rows that are all on this device: [batch, length, heads, head_dim] in the dtype of qkv.
 
-    heads: int32 [heads], each head's number in the whole model.
+    A padded query gives 0, and its cotangent is ignored. A row without a valid piece attends to its first one.
+
+    qkv: [batch, length, 3, heads, head_dim]. lengths: int32 [batch]. heads: int32 [heads], each head's number in the
+    whole model, for dropout. seeds: uint32 [2, batch] of `dropout.site_seeds`, or None for no dropout.
     """
     if seeds is None:
         seeds, rate = jnp.zeros((2, len(qkv)), jnp.uint32), 0.0
@@ -81,7 +84,7 @@ def _backward(rate: float, saved: tuple, cotangent: jax.Array) -> tuple:
     inputs = (lengths, heads, seeds, qkv, cotangent, normaliser, mean)
     shape = [jax.ShapeDtypeStruct(qkv.shape, qkv.dtype)]
     (d_qkv,) = _call(_keys_kernel, KEYS, qkv, shape, rate)(*inputs)
-    last = {len(inputs): 0}  # the second kernel writes the rest of the same array
+    last = {len(inputs): 0}  # the second kernel writes the gradients of queries into the same array
     (d_qkv,) = _call(_queries_kernel, QUERIES, qkv, shape, rate, last)(*inputs, d_qkv)
     return d_qkv, None, None, None
 
@@ -93,11 +96,15 @@ def _call(
     kernel: Callable,
     blocks: Blocks,
     qkv: jax.Array,
-    shapes: list[Any],
+    shapes: list[jax.ShapeDtypeStruct],
     rate: float,
     aliases: dict[int, int] | None = None,
 ) -> Callable[..., Any]:
-    """The kernel for every row, head and block of positions; those of one head run next to each other."""
+    """The kernel as a function of its arrays: a program for every row, head and block of positions. The programs of one
+    head run next to each other, since the first axis of the grid varies fastest.
+
+    shapes: of the results. aliases: number of an input -> number of the result that is written over that input.
+    """
     batch, length, _, count, _ = qkv.shape
     return pl.pallas_call(
         functools.partial(kernel, blocks=blocks, rate=rate),
@@ -110,41 +117,46 @@ def _call(
 
 
 class _Program(NamedTuple):
-    """What a program of any of the kernels knows."""
+    """The place of a program, of any of the kernels, in the arrays; and how it reads and writes them."""
 
     row: jax.Array
     head: jax.Array
-    start: jax.Array  # of the positions that it owns
-    length: jax.Array  # of its row, without padding
+    start: jax.Array  # the first of the positions that the program owns
+    length: jax.Array  # of the row, without padding
     kept: Callable[[jax.Array, jax.Array], jax.Array]  # queries, keys -> whether dropout keeps their probability
 
     def load(self, ref: Any, start: jax.Array, count: int, *part: int) -> jax.Array:
-        """[count, head_dim] of `ref` [batch, length, *part, heads, head_dim], 0 where the row is padded."""
+        """[count, head_dim] of `ref`, from the position `start` on, 0 where the row is padded.
+
+        ref: [batch, length, 3, heads, head_dim] with `part` (0: queries, 1: keys, 2: values), or [batch, length, heads,
+        head_dim] without.
+        """
         valid = start + jnp.arange(count) < self.length
         return plgpu.load(
             ref.at[self.row, pl.ds(start, count), *map(jnp.int32, part), self.head, :], mask=valid[:, None], other=0
         )
 
     def load_vector(self, ref: Any, start: jax.Array, count: int, padding: float) -> jax.Array:
-        """[count] of `ref` [batch, heads, length], `padding` where the row is padded."""
+        """[count] of `ref` [batch, heads, length], from the position `start` on, `padding` where the row is padded."""
         valid = start + jnp.arange(count) < self.length
         return plgpu.load(ref.at[self.row, self.head, pl.ds(start, count)], mask=valid, other=padding)
 
     def store(self, ref: Any, part: int, values: jax.Array) -> None:
-        """The owned positions' `values` into a part of `ref`, like qkv; 0 where the row is padded."""
+        """Writes `values` [owned, head_dim] to `part` of `ref` [batch, length, 3, heads, head_dim], and 0 where the row
+        is padded."""
         positions = self.start + jnp.arange(len(values))
         values = jnp.where(positions[:, None] < self.length, values, 0).astype(ref.dtype)
         place = ref.at[self.row, pl.ds(self.start, len(values)), jnp.int32(part), self.head, :]
         plgpu.store(place, values, mask=positions[:, None] < ref.shape[1])
 
     def through(self, size: int, step: Callable[[jax.Array, Any], Any], carry: Any) -> Any:
-        """`step(first position, carry)` for every `size` positions of what is valid in the row; nothing for a program
-        that owns padding alone."""
+        """The carry after `step(first position, carry)` for every `size` valid positions of the row. A program that
+        owns padding alone takes no step."""
         valid = jnp.where(self.start < self.length, self.length, 0)
         return jax.lax.fori_loop(0, pl.cdiv(valid, size), lambda number, carry: step(number * size, carry), carry)
 
-    def barred(self, keys: jax.Array) -> jax.Array:
-        """What is added to the logits of `keys`, so that padded ones have a probability of 0."""
+    def key_bias(self, keys: jax.Array) -> jax.Array:
+        """-1e30 for padded `keys` and 0 for others: added to the logits, it gives padded keys a probability of 0."""
         return jnp.where(keys < self.length, 0.0, _MASKED)
 
 
@@ -162,8 +174,8 @@ def _program(lengths: Any, heads: Any, seeds: Any, qkv: Any, blocks: Blocks, rat
 def _forward_kernel(
     lengths: Any, heads: Any, seeds: Any, qkv: Any, result: Any, normaliser: Any, *, blocks: Blocks, rate: float
 ) -> None:
-    """result [batch, length, heads, head_dim]; normaliser [batch, heads, length]: the binary logarithm of what each
-    query's softmax divides by."""
+    """result: [batch, length, heads, head_dim]. normaliser: float32 [batch, heads, length], the binary logarithm of the
+    divisor of each query's softmax."""
     at, size, head_dim = _program(lengths, heads, seeds, qkv, blocks, rate), qkv.shape[1], qkv.shape[4]
     queries = at.start + jnp.arange(blocks.owned)
     query = at.load(qkv, at.start, blocks.owned, 0)
@@ -172,7 +184,7 @@ def _forward_kernel(
         mixed, top, total = carry
         keys = start + jnp.arange(blocks.step)
         product = plgpu.dot(query, at.load(qkv, start, blocks.step, 1).T)
-        logits = product * (head_dim**-0.5 * _LOG2_E) + at.barred(keys)[None]  # [owned, step]
+        logits = product * (head_dim**-0.5 * _LOG2_E) + at.key_bias(keys)[None]  # [owned, step]
         new_top = jnp.maximum(top, jnp.max(logits, axis=1))
         weights, shrink = jnp.exp2(logits - new_top[:, None]), jnp.exp2(top - new_top)
         total = total * shrink + jnp.sum(weights, axis=1)
@@ -204,8 +216,12 @@ def _keys_kernel(
     blocks: Blocks,
     rate: float,
 ) -> None:
-    """The gradients of keys and values. d_qkv is like qkv; cotangent [batch, length, heads, head_dim]; mean [batch,
-    heads, length]: of each query the mean of its probabilities' gradients, weighted by them."""
+    """The gradients of keys and values.
+
+    cotangent: [batch, length, heads, head_dim]. mean: float32 [batch, heads, length], for each query the mean of the
+    gradients of its probabilities, weighted by the probabilities. d_qkv: [batch, length, 3, heads, head_dim], of which
+    the queries' part is not written.
+    """
     at, head_dim = _program(lengths, heads, seeds, qkv, blocks, rate), qkv.shape[4]
     keys = at.start + jnp.arange(blocks.owned)
     key, value = at.load(qkv, at.start, blocks.owned, 1), at.load(qkv, at.start, blocks.owned, 2)
@@ -215,7 +231,7 @@ def _keys_kernel(
         queries = start + jnp.arange(blocks.step)
         query, coming = at.load(qkv, start, blocks.step, 0), at.load(cotangent, start, blocks.step)
         product, d_weights = plgpu.dot(key, query.T), plgpu.dot(value, coming.T)  # [owned, step]
-        # Padded queries: a probability of 0.
+        # Padded queries have an infinite divisor, so their probabilities are 0.
         divisor = at.load_vector(normaliser, start, blocks.step, math.inf)
         weights = jnp.exp2(product * (head_dim**-0.5 * _LOG2_E) - divisor[None])
         used = weights
@@ -246,7 +262,7 @@ def _queries_kernel(
     blocks: Blocks,
     rate: float,
 ) -> None:
-    """The gradients of queries, likewise."""
+    """The gradients of queries, written into the array that `_keys_kernel` made. Arguments are as there."""
     at, head_dim = _program(lengths, heads, seeds, qkv, blocks, rate), qkv.shape[4]
     queries = at.start + jnp.arange(blocks.owned)
     query, coming = at.load(qkv, at.start, blocks.owned, 0), at.load(cotangent, at.start, blocks.owned)
@@ -257,7 +273,7 @@ def _queries_kernel(
         keys = start + jnp.arange(blocks.step)
         key, value = at.load(qkv, start, blocks.step, 1), at.load(qkv, start, blocks.step, 2)
         product, d_weights = plgpu.dot(query, key.T), plgpu.dot(coming, value.T)  # [owned, step]
-        weights = jnp.exp2(product * (head_dim**-0.5 * _LOG2_E) - divisor[:, None] + at.barred(keys)[None])
+        weights = jnp.exp2(product * (head_dim**-0.5 * _LOG2_E) - divisor[:, None] + at.key_bias(keys)[None])
         if rate:
             d_weights = jnp.where(at.kept(queries[:, None], keys[None]), d_weights * (1 / (1 - rate)), 0)
         return d_query + plgpu.dot((weights * (d_weights - subtracted[:, None])).astype(key.dtype), key)

@@ -1,7 +1,7 @@
 """The choice of kernels on a platform: for attention, and for the pointwise operations between a layer's products.
 
-Invariant: "auto" is the fastest kernel that runs on the platform, as measured. A kernel that is named and cannot run
-there is an error with the kernel's needs.
+Invariant: "auto" is the fastest kernel that runs on the platform, as measured. To name a kernel that cannot run there
+is an error that says what the kernel needs.
 """
 
 import jax
@@ -12,13 +12,14 @@ from spanbert_jax.errors import UserError
 
 
 def choose_attention(name: str, platform: str, dtype: jnp.dtype, head_dim: int) -> str:
-    """`config.compute.attention` with "auto" resolved for `platform` (`jax.Device.platform`). Raises UserError where a
-    kernel that was named cannot run."""
+    """`config.compute.attention` with "auto" resolved for `platform` (`jax.Device.platform`), activations of `dtype`
+    and heads of `head_dim` numbers. Raises UserError where a kernel that was named cannot run."""
     return _choose("attention", ATTENTION_KERNELS, name, platform, dtype, head_dim)
 
 
 def choose_pointwise(name: str, platform: str, dtype: jnp.dtype) -> str:
-    """`config.compute.pointwise`, likewise: LayerNorm with the dropout and the sum before it, and GELU."""
+    """`config.compute.pointwise` with "auto" resolved, likewise. The pointwise operations are GELU, and LayerNorm with
+    the dropout and the sum before it."""
     return _choose("pointwise", POINTWISE_KERNELS, name, platform, dtype, None)
 
 
@@ -33,7 +34,7 @@ def _choose(
 
 
 def _obstacle(kernel: str, platform: str, dtype: jnp.dtype, head_dim: int | None) -> str:
-    """The need of `kernel` that is not met, or "". head_dim: None for pointwise kernels."""
+    """A need of `kernel` that is not met, or "". head_dim: None for pointwise kernels."""
     if kernel == "xla":
         return ""
     if dtype != jnp.bfloat16:
@@ -51,7 +52,8 @@ def _obstacle(kernel: str, platform: str, dtype: jnp.dtype, head_dim: int | None
 
 
 def _is_ampere_or_newer() -> bool:
-    """Whether this process's GPU is NVIDIA's and new enough; True without one: the program is for another machine."""
+    """Whether this process's GPU is NVIDIA's and new enough. True in a process without a GPU, which compiles for
+    another machine."""
     try:
         capability = str(getattr(jax.local_devices(backend="gpu")[0], "compute_capability", ""))
     except RuntimeError:

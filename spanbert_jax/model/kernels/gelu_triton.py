@@ -1,8 +1,8 @@
 """GELU(x + bias) on an NVIDIA GPU, and its gradients: two Pallas kernels, which Triton compiles.
 
-Invariant: each array of the layer's size is read and written once, at the memory's speed. The normal distribution
-function is Abramowitz and Stegun's formula 7.1.26, which is within 1e-7 and needs three quarters of the instructions of
-XLA's erf; its exponential gives the density too.
+Invariant: each array of the layer's size is read or written once, at the memory's speed. The normal distribution
+function is computed by Abramowitz and Stegun's formula 7.1.26, which is within 1e-7 and needs three quarters of the
+instructions of XLA's erf. The exponential in the formula gives the density too.
 
 JAX calls Pallas' Triton backend deprecated; see attention_triton.py.
 """
@@ -20,12 +20,12 @@ from jax.experimental.pallas import triton as plgpu
 from spanbert_jax.model.axes import on_each_device
 from spanbert_jax.model.kernels.interpreter import is_interpreted
 
-# Rows that a program takes at a time, all rows that it takes, and columns. The fastest of those tried on an H200.
+# (rows that a program takes at a time, all rows that it takes, columns). The fastest of those tried on an H200.
 _FORWARD = (8, 8, 512)
 _BACKWARD = (16, 256, 256)
 _WARPS = 4
 _NAMES = ("batch", "mlp")
-# 7.1.26, with its argument scaled by sqrt(1/2) and half of its coefficients.
+# Formula 7.1.26 for an argument that is scaled by sqrt(1/2), with halved coefficients.
 _SLOPE = 0.3275911 * math.sqrt(0.5)
 _TERMS = [0.5 * term for term in (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)]
 
@@ -42,7 +42,8 @@ def triton_gelu(x: jax.Array, bias: jax.Array) -> jax.Array:
 def triton_gelu_gradients(
     x: jax.Array, bias: jax.Array, cotangent: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """GELU(x + bias) once more, and the gradients of `x` and of `bias` (float32)."""
+    """GELU(x + bias) once more, [rows, mlp] in the dtype of `x`; the gradient of `x`, likewise; and the gradient of
+    `bias`, float32 [mlp]."""
 
     def run(x: jax.Array, bias: jax.Array, cotangent: jax.Array) -> Any:
         part = jax.ShapeDtypeStruct((pl.cdiv(len(x), _BACKWARD[1]), x.shape[1]), jnp.float32)
@@ -88,12 +89,12 @@ class _Columns(NamedTuple):
         return plgpu.load(ref.at[pl.ds(self.first, self.number)], mask=self._inside(), other=0)[None]
 
     def load(self, ref: Any, row: jax.Array, rows: int) -> jax.Array:
-        """float32 [rows, number] of `ref` [..., width], from `row` on."""
+        """float32 [rows, number] of `ref` [all rows, width], from `row` on, 0 outside of the array."""
         place, inside = self._at(ref, row, rows)
         return plgpu.load(place, mask=inside, other=0).astype(jnp.float32)
 
     def store(self, ref: Any, row: jax.Array, values: jax.Array) -> None:
-        """What `load` is for, the other way."""
+        """Writes `values` [rows, number] to `ref` [all rows, width], from `row` on, as far as the array goes."""
         place, inside = self._at(ref, row, len(values))
         plgpu.store(place, values.astype(ref.dtype), mask=inside)
 

@@ -1,6 +1,6 @@
 """LayerNorm(x + dropout(y)) on an NVIDIA GPU, and its gradients: two Pallas kernels, which Triton compiles.
 
-Invariant: each array of the layer's size is read and written once, and the dropped elements are those of
+Invariant: each array of the layer's size is read or written once, and the dropped elements are those of
 `dropout.keep_mask`, bit for bit. XLA needs three kernels forward and three backward, none at the memory's speed.
 
 JAX calls Pallas' Triton backend deprecated; see attention_triton.py.
@@ -35,8 +35,11 @@ def triton_add_norm(
     rate: float,
     eps: float,
 ) -> jax.Array:
-    """x, y: [batch, length, embed] of one dtype, which the result has too; scale, bias: float32 [embed]; seeds:
-    `dropout.site_seeds`, not looked at where `rate` is 0."""
+    """LayerNorm(x + dropout(y)): [batch, length, embed].
+
+    x, y: [batch, length, embed] of one dtype, which the result has too. scale, bias: float32 [embed]. seeds: uint32
+    [2, batch] of `dropout.site_seeds`, not read where `rate` is 0.
+    """
     return _forward(x, y, scale, bias, seeds, rate, eps)[0]
 
 
@@ -91,11 +94,12 @@ triton_add_norm.defvjp(_forward, _backward)
 
 
 def _lanes(width: int) -> jax.Array:
-    """int32 [1, lanes]: Triton's arrays have powers of two."""
+    """int32 [1, lanes], 0, 1, ...: `width` of them, rounded up to a power of two, as Triton requires of an array."""
     return jnp.arange(pl.next_power_of_2(width))[None]
 
 
 def _kept(seeds: Any, row: jax.Array, positions: jax.Array, lanes: jax.Array, width: int, rate: float) -> jax.Array:
+    """bool: `dropout.keep_mask` of a row at `positions` and `lanes`."""
     return keep(counter(seeds[0, row]) + counter(positions * width) + counter(lanes), seeds[1, row], rate)
 
 
@@ -138,7 +142,8 @@ def _forward_kernel(
 def _backward_kernel(
     cotangent: Any, total: Any, mean: Any, inverse: Any, scale: Any, seeds: Any, d_x: Any, *rest: Any, rate: float
 ) -> None:
-    """rest: d_y, where there is dropout; then [batch, blocks, embed] each, the gradients of scale and bias."""
+    """rest: d_y, where there is dropout; then the gradients of scale and bias, summed over the positions of each block,
+    float32 [batch, blocks, embed] each."""
     _, length, width = total.shape
     block, row, lanes = pl.program_id(0), pl.program_id(1), _lanes(width)
     *d_y, d_scale, d_bias = rest
@@ -154,7 +159,7 @@ def _backward_kernel(
         over = plgpu.load(inverse.at[where[:2]], mask=inside, other=0)[:, None]
         coming = plgpu.load(cotangent.at[where], mask=mask, other=0).astype(jnp.float32)
         normalised = (plgpu.load(total.at[where], mask=mask, other=0).astype(jnp.float32) - average) * over
-        scaled = coming * factors  # 0 outside, and so is its product with what is normalised
+        scaled = coming * factors  # 0 outside of the array, and so is scaled * normalised
         along = jnp.sum(scaled * normalised, axis=1, keepdims=True) * (1 / width)
         gradient = over * (scaled - jnp.sum(scaled, axis=1, keepdims=True) * (1 / width) - normalised * along)
         gradient = gradient.astype(d_x.dtype)
