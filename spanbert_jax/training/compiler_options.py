@@ -1,15 +1,15 @@
-"""What a TPU's compiler needs to run the reduction of gradients beside arithmetic, and a GPU's for fewer kernels.
+"""Options of XLA: a TPU runs the reduction of gradients beside arithmetic, and a GPU runs fewer kernels.
 
-Invariant: an option changes when and where something is computed, and what only by rounding. Each was read from the
-program that it makes (tools/compile_tpu.py; on a GPU a trace): without them every all-reduce of a TPU is one
-instruction that all else waits for, and on a GPU every bias and residual gradient is added by a kernel of its own,
-since XLA wraps its products for Triton, which then does not take them.
+Invariant: an option changes when and where something is computed, and changes the results by rounding at most. The
+effect of each option was read from the compiled program (tools/compile_tpu.py; on a GPU a trace). Without the options
+every all-reduce of a TPU is one instruction that all others wait for. On a GPU a kernel of its own then adds every
+gradient of a bias or a residual, since XLA wraps its products for Triton, which does not take these additions.
 """
 
 from jax.sharding import Mesh
 
-# All-reduces of under a megabyte are sent together, larger ones by themselves: combined, as is the default, they wait
-# for the last layer.
+# All-reduces of under a megabyte are sent together, and larger ones by themselves. By default XLA combines the larger
+# ones too, and the combined one waits for the last layer.
 _APART = {"xla_enable_async_all_reduce": True, "xla_jf_crs_combiner_threshold_in_bytes": 1_000_000}
 _BY_SPARSE_CORE = _APART | {
     "xla_tpu_enable_sparse_core_collective_offload_all_reduce": True,
@@ -19,7 +19,7 @@ _FUSED_WITH_WORK = _APART | {
     "xla_tpu_arf_combiner_threshold_in_bytes": 1_000_000,
     "xla_tpu_enable_async_collective_fusion": True,
     "xla_tpu_enable_async_collective_fusion_fuse_all_reduce": True,
-    "xla_tpu_enable_async_collective_fusion_fuse_kloop_fusions": True,  # the gradients' norms among them
+    "xla_tpu_enable_async_collective_fusion_fuse_kloop_fusions": True,  # such as the norms of the gradients
     "xla_tpu_enable_async_collective_fusion_multiple_steps": True,
     "xla_tpu_overlap_compute_collective_tc": True,
 }
@@ -30,7 +30,7 @@ _OPTIONS = {
 }
 
 
-# Without denormal numbers, of which no gradient has need, an exponential is one instruction instead of four.
+# Without denormal numbers (ftz), which no gradient needs, an exponential is one instruction instead of four.
 _ON_GPU: dict[str, bool | int] = {"xla_gpu_enable_triton_gemm": False, "xla_gpu_ftz": True}
 
 

@@ -1,7 +1,8 @@
-"""Model FLOPs of a training step, and the peaks that MFU divides by.
+"""Model FLOPs of a training step, and the peaks of devices, by which MFU divides.
 
 Invariant: only the matrix products that the model's definition needs are counted (multiply-add = 2, training =
-3 x forward): no rematerialisation, no padding of the vocabulary, heads only on the gathered positions.
+3 x forward). Rematerialisation and the padding of the vocabulary are not counted, and heads count only for the gathered
+positions.
 """
 
 from typing import NamedTuple
@@ -13,18 +14,18 @@ from spanbert_jax.model.families import family_of
 
 
 class Chip(NamedTuple):
-    """Peaks of one TPU chip, in bytes and bytes a second."""
+    """Peaks of one TPU chip; bandwidths are in bytes a second."""
 
     flops: float  # dense bf16 FLOP/s
-    memory: float  # HBM
+    memory: float  # bytes of HBM
     memory_bandwidth: float
-    link_bandwidth: float  # what it sends over all its links to other chips (ICI) at once
-    network_bandwidth: float | None  # its share of what its slice sends over the data centre's network (DCN)
+    link_bandwidth: float  # sent over all links to other chips (ICI) at once
+    network_bandwidth: float | None  # sent over the data centre's network (DCN): the chip's share of its slice's
 
 
-# By device_kind. Google's tables of system architecture (cloud.google.com/tpu/docs/v4, v5e, v5p, v6e); links: 6 of
-# 50 GB/s for v4 (Jouppi et al. 2023), 4,800 Gbit/s for v5p, half of what goes both ways at once for v5e and v6e;
-# network: 6.4 Tbit/s for a v5e pod of 256.
+# By device_kind. Source: Google's tables of system architecture (cloud.google.com/tpu/docs/v4, v5e, v5p, v6e). Links: 6
+# of 50 GB/s for v4 (Jouppi et al. 2023), 4,800 Gbit/s for v5p, half of the bidirectional bandwidth for v5e and v6e.
+# Network: 6.4 Tbit/s for a v5e pod of 256.
 TPUS = {
     "TPU v4": Chip(275e12, 32 * 2**30, 1200e9, 300e9, None),
     "TPU v5 lite": Chip(197e12, 16 * 2**30, 819e9, 200e9, 3.125e9),
@@ -32,7 +33,7 @@ TPUS = {
     "TPU v6 lite": Chip(918e12, 32 * 2**30, 1638e9, 400e9, None),
 }
 
-# Dense bf16 FLOP/s of one jax device, by its device_kind; makers' data sheets.
+# Dense bf16 FLOP/s of one jax device, by device_kind. Source: the makers' data sheets.
 _PEAKS = {
     **{kind: chip.flops for kind, chip in TPUS.items()},
     "NVIDIA A100-SXM4-40GB": 312e12,
@@ -45,7 +46,7 @@ _PEAKS = {
 
 
 def peak_flops(device_kind: str) -> float | None:
-    """Peak of the device, or None where it is not in the table: no MFU is better than a wrong one."""
+    """Dense bf16 FLOP/s of the device, or None where the table lacks it: no MFU is better than a wrong one."""
     return _PEAKS.get(device_kind)
 
 
@@ -55,7 +56,8 @@ def encoder_flops(model: ModelConfig, length: int) -> float:
 
 
 def pretraining_head_flops(config: Config, vocab_size: int, masked: int) -> float:
-    """Training FLOPs of the heads that `config` trains, for one row of `masked` gathered positions."""
+    """Training FLOPs of the heads that `config` trains, for one row of `masked` gathered positions. vocab_size: without
+    padding."""
     decoder = config.model.embed * vocab_size
     heads = sum(head.multiply_adds(config.model) + decoder for head in pretraining_heads.trained_heads(config))
     return 3.0 * masked * 2 * heads

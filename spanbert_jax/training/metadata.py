@@ -1,8 +1,8 @@
-"""The JSON beside a checkpoint's arrays, and a workdir's config.json: their fields, their format, who wrote them.
+"""The JSON beside a checkpoint's arrays, and a workdir's config.json: their fields and their format.
 
-Invariant: this module alone writes and reads both. Each names the version of spanbert_jax that wrote it. A file of an
-earlier version opens with the fields it had; a file that cannot be opened is refused with its name, the version that
-wrote it, this version, and the cure.
+Invariant: no other module writes or reads the text of these two files. Each file names the version of spanbert_jax that
+wrote it. A file of an earlier version opens with the fields that it has. A file that cannot be opened is refused with
+its name, the version that wrote it, this version, and the cure.
 """
 
 import dataclasses
@@ -15,7 +15,9 @@ import spanbert_jax
 from spanbert_jax.config import Config, flatten, from_saved
 from spanbert_jax.errors import UserError
 
-FORMAT = 2  # 1: no number, no version, fields as each run named them; up to version 0.1.0
+FORMAT = (
+    2  # of the metadata. Format 1, up to version 0.1.0, has no number, no version, and fields as each run named them
+)
 
 _WRITER = "written_by"  # the field of config.json that holds the version
 
@@ -26,7 +28,7 @@ def _library_versions() -> dict[str, str]:
 
 @dataclasses.dataclass(frozen=True)
 class Metadata:
-    """What a checkpoint says beside its arrays. Fields with a default may be absent from a file."""
+    """The description of a checkpoint's arrays. Fields with a default may be absent from a file."""
 
     task: str  # config.task of the run, or "imported"
     step: int  # updates of the parameters so far
@@ -35,19 +37,19 @@ class Metadata:
     tokenizer_fingerprint: str = ""
     data_fingerprint: str = ""  # of the blocks, or of the labelled files
     labels: tuple[str, ...] = ()  # of a classifier, in its order
-    special: Mapping[str, int] = dataclasses.field(default_factory=dict)  # name -> piece; of relations
-    nested: bool = False  # span head: entities lie within entities, so predicted ones may
+    special: Mapping[str, int] = dataclasses.field(default_factory=dict)  # relations: name of a mark -> its piece's id
+    nested: bool = False  # span head: entities of the training data lie within others, so predicted ones may too
     words: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # entities: how plain text is cut into words
-    evaluation: Mapping[str, float] = dataclasses.field(default_factory=dict)  # "held_out/NAME": value, of a best one
-    imported_from: str = ""  # the path of others' weights
-    left_alone: tuple[str, ...] = ()  # their tensors that were not taken
+    evaluation: Mapping[str, float] = dataclasses.field(default_factory=dict)  # of a best one: "held_out/NAME" -> value
+    imported_from: str = ""  # the path of the published weights that were imported
+    left_alone: tuple[str, ...] = ()  # tensors of those weights that were not taken
     versions: Mapping[str, str] = dataclasses.field(default_factory=_library_versions)
     written_by: str = spanbert_jax.__version__
     format: int = FORMAT
 
     @property
     def fingerprints(self) -> dict[str, str]:
-        """What a run that goes on must find unchanged."""
+        """The fingerprints that a resumed run must find unchanged."""
         return {name: getattr(self, name) for name in ("data_fingerprint", "tokenizer_fingerprint")}
 
     def to_json(self) -> dict[str, Any]:
@@ -61,10 +63,10 @@ class Metadata:
 
 
 def from_json(fields: Any, source: str) -> Metadata:
-    """The metadata that `to_json`, of this version or an earlier one, made `fields` of.
+    """The metadata whose JSON is `fields`, written by this version or an earlier one.
 
     source: the checkpoint, for the message. Raises UserError where the format is newer than FORMAT, a field that every
-    checkpoint has is missing, or a field has another type.
+    checkpoint has is missing, or a field is not as it was written.
     """
     if not isinstance(fields, Mapping):
         raise UserError(f"{source}: its metadata is not a JSON object but {type(fields).__name__}; name another one")

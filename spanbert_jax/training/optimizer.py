@@ -1,4 +1,4 @@
-"""AdamW with the reference's choices as options, and its learning rate schedule.
+"""AdamW and its learning rate schedule, with the choices of SpanBERT's code as options.
 
 Invariant: with the defaults an update equals torch.optim.AdamW's on the same gradient, clipped to the global norm.
 """
@@ -14,11 +14,11 @@ from spanbert_jax.config import OptimizerConfig
 
 
 def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Linear warm-up, then linear decay to 0 at `steps`; the argument counts updates already made.
+    """Linear warm-up, then linear decay to 0 at `steps`. The schedule's argument is the number of updates already made.
 
-    The n-th update of the warm-up has n / warmup_steps of the peak. After it the rate is the peak times
-    1 - n / steps with decay_from "start" (code: polynomial_decay_schedule.py), so it steps down a little at the end
-    of the warm-up; with "warmup_end" it starts from the peak.
+    The n-th update of the warm-up has n / warmup_steps of the peak. Afterwards, with decay_from "start" (code:
+    polynomial_decay_schedule.py), the rate after n updates is the peak times 1 - n / steps, so it steps down a little
+    at the end of the warm-up. With "warmup_end" the decay starts from the peak.
     """
 
     def schedule(count: Any) -> jax.Array:
@@ -32,7 +32,7 @@ def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
 
 def decays(path: tuple[Any, ...]) -> bool:
-    """Whether decay_scope "matrices" decays the parameter at this key path: not biases, not LayerNorm."""
+    """Whether decay_scope "matrices" decays the parameter at this key path: all but biases and LayerNorm's scales."""
     return path[-1].key not in ("bias", "scale")
 
 
@@ -47,7 +47,8 @@ def _adam(config: OptimizerConfig) -> optax.GradientTransformation:
     if config.eps_placement == "corrected":
         return optax.scale_by_adam(config.beta1, config.beta2, config.eps)
 
-    # fairseq divides by sqrt(v) + eps before it corrects the bias: the same as eps / sqrt(1 - beta2^t) after.
+    # fairseq divides by sqrt(v) + eps before it corrects the bias. Dividing after the correction by the root plus
+    # eps / sqrt(1 - beta2^t) is the same.
     def eps(count: jax.Array) -> jax.Array:
         return config.eps / jnp.sqrt(1 - config.beta2 ** (count + 1.0))
 
@@ -57,7 +58,8 @@ def _adam(config: OptimizerConfig) -> optax.GradientTransformation:
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """The chain: divide, clip, Adam moments, decoupled weight decay, learning rate."""
+    """The chain of transformations: divide, clip, Adam, decoupled weight decay, learning rate. steps: of the run, for
+    the schedule."""
 
     def matrices(params: Any) -> Any:
         return jax.tree_util.tree_map_with_path(lambda path, _: decays(path), params)

@@ -1,6 +1,6 @@
-"""What a person sees of a run, and what is kept of it: a bar a stage, metrics.jsonl and TensorBoard events.
+"""The display of a run's progress, and the files of its metrics: metrics.jsonl and TensorBoard events.
 
-Invariant: every metric is in metrics.jsonl, once a step, whatever the display and however often the run was resumed.
+Invariant: metrics.jsonl holds every metric of a step once, whatever the display and however often the run was resumed.
 """
 
 import json
@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from spanbert_jax.files import disk_errors, is_remote, written_aside
 
 _SECONDS_BETWEEN_LINES = 10.0
-_SECONDS_BETWEEN_COPIES = 1.0  # to a bucket; Google Cloud Storage takes an object no more often
+_SECONDS_BETWEEN_COPIES = 1.0  # to a bucket: Google Cloud Storage accepts one write of an object a second
 
 
 def clock(seconds: float) -> str:
@@ -31,7 +31,7 @@ class Stage:
     """A stage of work: a bar on a terminal, a line every ten seconds elsewhere, nothing where it is not `enabled`."""
 
     def __init__(self, title: str, start: float = 0.0, enabled: bool = True):
-        """`start` is the fraction already done, by an earlier run say; it does not count in the time left."""
+        """start: the fraction that an earlier run did, which the estimate of the time left leaves out."""
         self._title, self._first, self._enabled = title, start, enabled
         self._console = Console(highlight=False, soft_wrap=True)
         self._bar: Progress | None = None
@@ -55,7 +55,7 @@ class Stage:
         return self
 
     def update(self, fraction: float | None, detail: str) -> None:
-        """Shows how far the stage is: a fraction of it (None: not known) and, in words, what was done."""
+        """Shows the fraction of the stage that is done (None: not known) and `detail`, a few words beside it."""
         now = time.monotonic()
         elapsed = now - self._began
         if fraction is not None and fraction > self._first and elapsed > 1:
@@ -118,11 +118,11 @@ class MetricsWriter:
         self._file = self._path.open("a")
         with disk_errors(self._folder / "tensorboard"):
             self._events = EventFileWriter(str(self._folder / "tensorboard"))
-        started = event_pb2.SessionLog(status=event_pb2.SessionLog.START)  # TensorBoard drops later steps on seeing it
+        started = event_pb2.SessionLog(status=event_pb2.SessionLog.START)  # at which TensorBoard drops later steps
         self._add(self._event(step=step + 1, wall_time=time.time(), session_log=started))
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """One line {"step": ..., name: value} and one event; raises UserError where the disk is full."""
+        """Writes one line {"step": ..., name: value} and one event. Raises UserError where the disk is full."""
         with disk_errors(self._path):
             self._file.write(json.dumps({"step": step, **metrics}) + "\n")
             self._file.flush()
@@ -143,7 +143,7 @@ class MetricsWriter:
         self._copied = time.monotonic()
 
     def close(self) -> None:
-        """Flushes both."""
+        """Writes out both, and copies them to the bucket."""
         with disk_errors(self._path):
             self._file.close()
         with disk_errors(self._folder / "tensorboard"):

@@ -1,8 +1,8 @@
 """The mesh of devices, and the part of the training state that each device holds.
 
-Invariant: each parameter matches exactly one row of axes (`model.parameters`), and no two of its dimensions are divided
-by one mesh axis; anything else fails before the first step. The optimizer's moments are divided as their parameters
-are, and over the data axis too where the configuration says so.
+Invariant: each parameter matches exactly one row of axes (`model.parameters`), and no mesh axis divides two of its
+dimensions; anything else fails before the first step. The optimizer's moments are divided as their parameters are, and
+over the data axis too where the configuration says so.
 """
 
 import math
@@ -21,7 +21,7 @@ from spanbert_jax.model.parameters import parameter_axes
 
 
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
-    """The mesh (data, fsdp, model) over all devices, -1 filled in.
+    """The mesh (data, fsdp, model) over `devices` (default: all). The size -1 takes the devices that are left.
 
     Raises UserError where the sizes do not multiply to the number of devices.
     """
@@ -38,10 +38,11 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
 
 
 def arrange(devices: Sequence[jax.Device], shape: tuple[int, int, int]) -> np.ndarray:
-    """The devices as an array of `shape`; the fastest links join neighbours along the last axes.
+    """The devices as an array of `shape` (data, fsdp, model); the fastest links join neighbours along the last axes.
 
     TPU slices are joined by the data centre's network (DCN) alone and follow each other along the data axis. Other
     devices are in the order of their hosts, so the last axes stay within a host where they fit.
+
     Raises UserError where fsdp x model devices do not fit in a slice.
     """
     _, fsdp, model = shape
@@ -60,7 +61,7 @@ def arrange(devices: Sequence[jax.Device], shape: tuple[int, int, int]) -> np.nd
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows of the global batch over the data and fsdp axes; every other dimension whole."""
+    """The sharding of every array of a batch: rows over the data and fsdp axes, every other dimension whole."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
@@ -94,7 +95,11 @@ def check_batch(batch_size: int, accumulation: int, mesh: Mesh) -> None:
 
 
 def parameter_spec(path: str, shape: tuple[int, ...], mesh: Mesh, family: str) -> PartitionSpec:
-    """The mesh axes of one parameter; raises UserError where a dimension does not divide."""
+    """The mesh axes that divide the parameter at `path`.
+
+    Raises UserError where the mesh does not divide a dimension evenly, and ValueError where no row or several rows name
+    the parameter's axes, or the row does not suit `shape`.
+    """
     logical = parameter_axes(path, family)
     if len(logical) != len(shape):
         raise ValueError(f"parameter {path} has shape {shape}, and the table names {len(logical)} axes")
@@ -126,7 +131,8 @@ def moment_spec(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh) -> Part
 
 
 def parameter_specs(params: Mapping[str, Any], mesh: Mesh, family: str, moments: bool = False) -> Any:
-    """The PartitionSpec of every leaf of abstract parameters; with `moments` that of the leaf's divided moments."""
+    """The PartitionSpec of every leaf of abstract parameters; with `moments`, of the leaf's moments, divided over data
+    too."""
 
     def spec(path: tuple[Any, ...], leaf: Any) -> PartitionSpec:
         found = parameter_spec(path_name(path), leaf.shape, mesh, family)
@@ -139,7 +145,8 @@ def state_shardings(state: Mapping[str, Any], mesh: Mesh, family: str, shard_opt
     """The sharding of every leaf of an abstract {"params", "opt_state", "step"}. Leaves that are neither a parameter
     nor a moment of one are replicated.
 
-    family: of the layers, `config.model.family`. shard_optimizer: whether the moments are divided over data too.
+    family: `config.model.family`. shard_optimizer: whether the moments are divided over the data axis too. Raises as
+    `parameter_spec` does.
     """
     shapes = {path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(state["params"])}
 

@@ -1,7 +1,7 @@
 """The train step and the evaluation step: pure functions of (state, batch), jitted over a mesh.
 
-Invariant: the update depends on the global batch alone. Losses are sums whose normalisers are counted over the whole
-batch first, and dropout is keyed by (seed, step, global row), so that neither the mesh nor the number of
+Invariant: the update depends only on the state and the global batch. Losses are sums whose normalisers are counted over
+the whole batch first, and dropout is keyed by (seed, step, global row), so neither the mesh nor the number of
 microbatches changes the result beyond rounding. Gradients cross the data axis once a step.
 """
 
@@ -30,17 +30,17 @@ Sums = dict[str, jax.Array]  # fp32 scalars that add over rows, devices and micr
 class BatchSize(NamedTuple):
     """How large a batch is, known from the shapes of its arrays."""
 
-    rows: int  # sequences that it counts as
-    flops: float  # model FLOPs of a training step on it
-    words: str  # how the progress display names its shape: "rows of 128 pieces"
+    rows: int  # for the metric of sequences a second
+    flops: float  # model FLOPs of a training step on the batch
+    words: str  # the batch's shape in words, for the progress display: "rows of 128 pieces"
 
 
 class Objective(NamedTuple):
     """What a task minimises.
 
-    totals: batch -> the normalisers of its losses, counted over the whole batch.
-    loss: (params, rows of the batch, totals, dropout key or None, global row numbers or None) -> (loss, sums); the
-        losses of a batch's parts add up to the loss of the batch.
+    totals: batch -> the normalisers of the losses, counted over the whole batch.
+    loss: (params, some rows of the batch, totals, dropout key or None, these rows' numbers in the global batch or None)
+        -> (loss, sums). The losses of a batch's parts add up to the loss of the batch.
     """
 
     totals: Callable[[Batch], Any]
@@ -48,13 +48,13 @@ class Objective(NamedTuple):
 
 
 def stream_key(seed: int, stream: str, step: jax.Array | int) -> jax.Array:
-    """The key of a named stream of randomness at a step: nothing to carry along, nothing to checkpoint."""
+    """The jax.random key of a named stream of randomness at a step: nothing to carry along, nothing to checkpoint."""
     key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(stream.encode()))
     return jax.random.fold_in(key, step)
 
 
 def abstract_state(config: Config, init: Callable[[jax.Array], Any], mesh: Mesh) -> Any:
-    """Shapes, dtypes and shardings of the state, nothing allocated."""
+    """The state as ShapeDtypeStructs with shardings; nothing is allocated. init: key -> params."""
     shapes = jax.eval_shape(_init_state(config, init))
     return jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
@@ -69,8 +69,11 @@ def init_state(config: Config, init: Callable[[jax.Array], Any], abstract: State
 
 
 def with_params(state: State, params: dict[str, Any]) -> State:
-    """The state with `params`, nested dicts of NumPy arrays that may lack whole groups, in the place of its own; every
-    process has all of them. Raises ValueError where a name or a shape is not the state's."""
+    """The state with `params` in the place of its own parameters.
+
+    params: nested dicts of whole NumPy arrays, the same in every process. Groups of the top level that `params` lacks
+    keep the state's own. Raises ValueError where a name or a shape is not the state's.
+    """
 
     def place(path: tuple[Any, ...], array: np.ndarray) -> jax.Array:
         old = current.get(path)
@@ -94,13 +97,14 @@ def _init_state(config: Config, init: Callable[[jax.Array], Any]) -> Callable[[]
 
 
 def _microbatches(batch: Batch, count: int) -> Batch:
-    """[batch, ...] -> [count, batch / count, ...], each microbatch spread over all devices as the batch is."""
+    """[batch, ...] -> [count, batch / count, ...]. A microbatch takes every count-th row, so it is spread over the
+    devices as the batch is."""
     return jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), batch)
 
 
 def _summed_gradients(objective: Objective, count: int) -> Callable[..., tuple[Any, Sums]]:
-    """(params, batch, totals, key, rows) -> the gradients of the batch's loss and its sums, added over `count`
-    microbatches one after another."""
+    """(params, batch, totals, key, rows) -> (gradients, sums) of the batch, added over `count` microbatches one after
+    another."""
     grad = jax.grad(objective.loss, has_aux=True)
 
     def summed(params: Any, batch: Batch, totals: Any, key: jax.Array, rows: jax.Array) -> tuple[Any, Sums]:
@@ -120,12 +124,12 @@ def _summed_gradients(objective: Objective, count: int) -> Callable[..., tuple[A
 
 
 def _reduced_gradients(config: Config, objective: Objective, mesh: Mesh, specs: Any) -> Callable[..., tuple[Any, Sums]]:
-    """`_summed_gradients` of the global batch, laid out as `specs` say.
+    """`_summed_gradients` of the global batch. specs: the PartitionSpec of each gradient.
 
-    Each data shard adds up its microbatches by itself, and one reduction follows: left to the compiler, gradients would
-    cross the data axis in every microbatch. Where there is one microbatch, each layer's are reduced in the midst of the
-    backward pass, which can hide that. The axes of one device are manual too, so that nothing is left to the compiler
-    where data alone is used.
+    Each data shard adds up its own microbatches, and one reduction follows. Left to the compiler, gradients would cross
+    the data axis in every microbatch. Where there is one microbatch, each layer's gradients are reduced within the
+    backward pass, whose arithmetic can hide the reduction. Mesh axes of size 1 are manual too, so that nothing is left
+    to the compiler where only the data axis has several devices.
     """
     local = _summed_gradients(objective, config.train.accumulation)
     if mesh.shape["data"] == 1:
@@ -167,7 +171,8 @@ def _only_data(spec: PartitionSpec) -> PartitionSpec:
 
 
 def make_train_step(config: Config, objective: Objective, abstract: State) -> Any:
-    """The jitted step (state, batch) -> (state, sums), laid out as `abstract`; it donates the state."""
+    """The jitted step (state, batch) -> (state, sums). The state is laid out as `abstract` and is donated; the sums
+    include the "gradient_norm" and the "learning_rate", which do not add."""
     optimizer = make_optimizer(config.optimizer, config.train.steps)
     schedule = learning_rate(config.optimizer, config.train.steps)
     layout = jax.tree.map(lambda leaf: leaf.sharding, abstract)
@@ -180,7 +185,7 @@ def make_train_step(config: Config, objective: Objective, abstract: State) -> An
         key = jax.random.bits(stream_key(config.train.seed, "dropout", state["step"]), dtype=jnp.uint32)
         rows = jnp.arange(next(iter(batch.values())).shape[0], dtype=jnp.uint32)
         grads, sums = gradients(state["params"], batch, objective.totals(batch), key, rows)
-        # Each device updates the part whose moments it has; the result's layout gathers the parameters again.
+        # Each device updates the part whose moments it holds; out_shardings gathers the parameters again.
         grads, params = (jax.lax.with_sharding_constraint(tree, divided) for tree in (grads, state["params"]))
         updates, opt_state = optimizer.update(grads, state["opt_state"], params)
         params = jax.lax.with_sharding_constraint(optax.apply_updates(params, updates), divided)

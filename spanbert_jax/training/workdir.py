@@ -21,7 +21,8 @@ _FILE = "config.json"
 def open_workdir(config: Config, path: str) -> epath.Path:
     """Makes the directory, or checks that it belongs to this configuration.
 
-    Raises UserError where it belongs to another one, naming every field that differs, or cannot be written.
+    Raises UserError where the directory belongs to another configuration, naming every field that differs; where it
+    cannot be made; and where it is in a bucket, for fine-tuning or without Google's client.
     """
     if not is_remote(path):
         make_directory(Path(path), "--workdir")
@@ -37,7 +38,8 @@ def open_workdir(config: Config, path: str) -> epath.Path:
 
 
 def _check_client(path: str) -> None:
-    """Orbax asks Google's client about the bucket, only after hours of preparation."""
+    """Raises UserError where Google's client is missing. Orbax would ask the client about the bucket only at the first
+    checkpoint, after hours of preparation."""
     try:
         importlib.import_module("google.cloud.storage")
     except ImportError as error:
@@ -58,8 +60,8 @@ def claim_workdir(config: Config, workdir: epath.Path) -> None:
 
 
 def read_config(file: epath.Path) -> Config:
-    """The configuration in a workdir's config.json, of this version or an earlier one; raises UserError where it is
-    none."""
+    """The configuration in a workdir's config.json, written by this version or an earlier one. Raises UserError where
+    the file holds none that can be read."""
     return config_from_json(file.read_text(), str(file))
 
 
