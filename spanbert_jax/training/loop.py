@@ -30,6 +30,7 @@ from spanbert_jax.training.progress import MetricsWriter, Stage
 from spanbert_jax.training.step import (
     BatchSize,
     Objective,
+    State,
     Sums,
     abstract_state,
     init_state,
@@ -38,22 +39,22 @@ from spanbert_jax.training.step import (
     with_params,
 )
 
-_STEPS_AHEAD = 3  # dispatched and not yet finished: the device is never idle, and few batches are held
+_STEPS_AHEAD = 3  # steps dispatched and not yet finished: the device is never idle, and few batches are held
 
 
 class Recipe(NamedTuple):
-    """What the loop needs to know of what it trains."""
+    """A task, as the loop needs it."""
 
     init: Callable[[jax.Array], Any]  # key -> params
     objective: Objective
     train_batches: Callable[[NamedSharding, int, int], Iterator[Batch]]  # (layout, first step, last step)
     evaluate: Callable[[Any, NamedSharding], dict[str, float]]  # (params, layout) -> "held_out/..." metrics
-    metrics: Callable[[Mapping[str, float]], dict[str, float]]  # a window's summed sums -> what they mean
+    metrics: Callable[[Mapping[str, float]], dict[str, float]]  # the sums of a window's steps, added up -> metrics
     describe: Callable[[Mapping[str, float]], str]  # metrics -> a few words for the progress display
     batch_size: Callable[[Batch], BatchSize]
     metadata: Metadata  # saved with every checkpoint, with its step
     initial_params: Callable[[], Any] | None = None  # NumPy arrays, for some groups of the tree or all; else `init`'s
-    best: str = ""  # the evaluation's metric whose highest value is kept, as parameters alone, under best/
+    best: str = ""  # a metric of `evaluate`: parameters are kept under best/ where it is highest; "": none are
 
 
 class Result(NamedTuple):
@@ -84,51 +85,28 @@ def run(config: Config, recipe: Recipe, workdir: epath.Path) -> Result:
 
 def _run(config: Config, recipe: Recipe, workdir: epath.Path) -> Result:
     mesh = jax.sharding.get_mesh()
-    layout = sharding.batch_sharding(mesh)
+    layout, last = sharding.batch_sharding(mesh), config.train.steps
     abstract = abstract_state(config, recipe.init, mesh)
     checkpoints = Checkpoints(workdir / CHECKPOINTS, config.train)
-    found = checkpoints.restore_newest(abstract, lambda saved: _check_same_data(recipe, saved, workdir))
-    if found:
-        first, state = found
-    else:
-        first, state = 0, init_state(config, recipe.init, abstract)
-        if recipe.initial_params:
-            state = with_params(state, recipe.initial_params())
-    last = config.train.steps
+    first, state = _first_state(config, recipe, workdir, checkpoints, abstract)
     train_step = make_train_step(config, recipe.objective, abstract)
-    best = _best_so_far(recipe, workdir)
+    best = _Best(recipe, workdir)
     batches = recipe.train_batches(layout, first, last)
-    primary = jax.process_index() == 0
-    writer = MetricsWriter(workdir, first) if primary else None
     window = _Window(config, recipe, mesh)
     in_flight: collections.deque[jax.Array] = collections.deque()
     evaluation: dict[str, float] = {}
     sizes: dict[tuple[tuple[int, ...], ...], BatchSize] = {}  # by the shapes that are compiled
 
-    with Stage("Training", start=first / last, enabled=primary) as stage, _StopSignals() as signals:
-        stage.say(f"Step {first:,} of {last:,}, {mesh.size} x {mesh.devices.flat[0].device_kind}; compiling")
+    with _Log(recipe, workdir, first, last) as log, _StopSignals() as signals:
+        log.say(f"Step {first:,} of {last:,}, {mesh.size} x {mesh.devices.flat[0].device_kind}; compiling")
         step = first
-
-        def log(windows: list[tuple[int, dict[str, float]]]) -> None:
-            for at, metrics in windows:
-                if writer:
-                    writer.write(at, metrics)
-                stage.update(step / last, f"step {at:,} · {recipe.describe(metrics)}{_speed(metrics)}")
-
         while True:
             if step == last or (step % config.train.eval_every == 0 and step > first):
-                log(window.finish(step))
-                stage.update(step / last, f"step {step:,} · evaluating on held-out blocks")
+                log.windows(window.finish(step))
+                log.at(step, "evaluating on held-out blocks")
                 evaluation = recipe.evaluate(state["params"], layout)
-                if recipe.best and evaluation[recipe.best] > best:  # never of NaN, which a correlation may be
-                    best = evaluation[recipe.best]
-                    saved = dataclasses.replace(recipe.metadata, step=step, evaluation=evaluation)
-                    checkpoints.wait()
-                    write_params(workdir / BEST, state["params"], saved)
-                if writer and step > first:
-                    writer.write(step, evaluation)
-                stage.say(f"Step {step:,}, held out: {recipe.describe(evaluation)}")
-                stage.update(step / last, f"step {step:,}")
+                best.keep(step, state["params"], evaluation, checkpoints)
+                log.evaluation(step, evaluation)
                 window.start()
             stop = signals.asked or checkpoints.preempted(step)
             if step > first:
@@ -143,10 +121,10 @@ def _run(config: Config, recipe: Recipe, workdir: epath.Path) -> Result:
             known = sizes.get(shapes)
             size = known or recipe.batch_size(batch)
             if sizes and not known:
-                stage.update(step / last, f"step {step:,} · compiling for {size.words}")
+                log.at(step, f"compiling for {size.words}")
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
                 state, sums = train_step(state, batch)
-            del batch  # while the device is busy: freed as the next one comes, its arrays would hold that up
+            del batch  # frees its arrays while the device is busy: freed with the next batch, they would hold that up
             if not known:
                 sizes[shapes] = size
                 window.skip(time.monotonic() - began)
@@ -154,12 +132,22 @@ def _run(config: Config, recipe: Recipe, workdir: epath.Path) -> Result:
             in_flight.append(sums["gradient_norm"])
             if len(in_flight) > _STEPS_AHEAD:
                 in_flight.popleft().block_until_ready()
-            log(window.add(step, sums, size))
-        log(window.finish(step))
+            log.windows(window.add(step, sums, size))
+        log.windows(window.finish(step))
         checkpoints.close()
-    if writer:
-        writer.close()
+    log.close()
     return Result(step, step == last, evaluation)
+
+
+def _first_state(
+    config: Config, recipe: Recipe, workdir: epath.Path, checkpoints: Checkpoints, abstract: State
+) -> tuple[int, State]:
+    """(step, state) to begin with: of the newest whole checkpoint, or, where there is none, 0 and a new state."""
+    found = checkpoints.restore_newest(abstract, lambda saved: _check_same_data(recipe, saved, workdir))
+    if found:
+        return found
+    state = init_state(config, recipe.init, abstract)
+    return 0, with_params(state, recipe.initial_params()) if recipe.initial_params else state
 
 
 def _check_same_data(recipe: Recipe, saved: Metadata, workdir: epath.Path) -> None:
@@ -176,9 +164,56 @@ def _check_same_data(recipe: Recipe, saved: Metadata, workdir: epath.Path) -> No
         )
 
 
-def _best_so_far(recipe: Recipe, workdir: epath.Path) -> float:
-    best = newest_step(workdir / BEST)
-    return float(read_metadata(best).evaluation[recipe.best]) if recipe.best and best else -math.inf
+class _Best:
+    """Keeps the parameters with the highest value of `recipe.best` so far in best/, and none where a recipe names no
+    metric."""
+
+    def __init__(self, recipe: Recipe, workdir: epath.Path):
+        self._recipe, self._folder = recipe, workdir / BEST
+        kept = newest_step(self._folder)
+        self._value = float(read_metadata(kept).evaluation[recipe.best]) if recipe.best and kept else -math.inf
+
+    def keep(self, step: int, params: Any, evaluation: dict[str, float], checkpoints: Checkpoints) -> None:
+        """Writes `params` to best/ if the evaluation of `step` is the best so far, after the save under way."""
+        name = self._recipe.best
+        if name and evaluation[name] > self._value:  # never of NaN, which a correlation may be
+            self._value = evaluation[name]
+            checkpoints.wait()
+            metadata = dataclasses.replace(self._recipe.metadata, step=step, evaluation=evaluation)
+            write_params(self._folder, params, metadata)
+
+
+class _Log(Stage):
+    """The progress display of the loop, and the files of its metrics: both in the first process alone."""
+
+    def __init__(self, recipe: Recipe, workdir: epath.Path, first: int, last: int):
+        primary = jax.process_index() == 0
+        super().__init__("Training", start=first / last, enabled=primary)
+        self._recipe, self._first_step, self._last = recipe, first, last
+        self._writer = MetricsWriter(workdir, first) if primary else None
+
+    def at(self, step: int, words: str = "") -> None:
+        """Shows the step, and in words what is done at it."""
+        self.update(step / self._last, f"step {step:,}{' · ' if words else ''}{words}")
+
+    def windows(self, windows: list[tuple[int, dict[str, float]]]) -> None:
+        """Writes and shows the (step, metrics) of windows."""
+        for step, metrics in windows:
+            if self._writer:
+                self._writer.write(step, metrics)
+            self.at(step, f"{self._recipe.describe(metrics)}{_speed(metrics)}")
+
+    def evaluation(self, step: int, metrics: dict[str, float]) -> None:
+        """Writes and shows the metrics of an evaluation. At the step that a run goes on from, they are written already."""
+        if self._writer and step > self._first_step:
+            self._writer.write(step, metrics)
+        self.say(f"Step {step:,}, held out: {self._recipe.describe(metrics)}")
+        self.at(step)
+
+    def close(self) -> None:
+        """Writes out the files."""
+        if self._writer:
+            self._writer.close()
 
 
 def summed_evaluation(

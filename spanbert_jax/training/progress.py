@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from etils import epath
 from rich.console import Console
@@ -38,7 +38,7 @@ class Stage:
         self._began = self._printed = time.monotonic()
         self._detail = ""
 
-    def __enter__(self) -> "Stage":
+    def __enter__(self) -> Self:
         if self._enabled and self._console.is_terminal:
             self._bar = Progress(
                 TextColumn("[bold]{task.description}"),
