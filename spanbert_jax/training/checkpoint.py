@@ -85,10 +85,10 @@ class Checkpoints:
         return self._manager.restore(step, args=ocp.args.Composite(**items))
 
     def _check_shapes(self, step: int, abstract: Any) -> None:
-        """Raises UserError where a checkpoint that could not be restored says that its parameters have other shapes."""
+        """Raises UserError where a checkpoint that could not be restored holds parameters of other names or shapes."""
         try:
             saved = read_shapes(self._manager.directory / str(step))
-        except UserError:  # damaged, as is known
+        except UserError:  # too damaged to tell
             return
         wanted = jax.tree.map(lambda leaf: tuple(leaf.shape), abstract["params"])
         if saved != wanted:
@@ -98,6 +98,7 @@ class Checkpoints:
             )
 
     def _set_aside(self, damaged: Mapping[int, str], step: int) -> None:
+        """Renames each damaged checkpoint to STEP.damaged, with a line on stderr. step: the one to go on from."""
         for number, why in damaged.items():
             there = self._manager.directory / str(number)
             kept = there.with_name(f"{number}.damaged")
@@ -111,7 +112,7 @@ class Checkpoints:
     def save(self, step: int, state: Any, metadata: Metadata, force: bool = False) -> bool:
         """Saves in the background if the step is due, or `force`; True where a save began.
 
-        Raises UserError where the disk is too full for it or for the save before.
+        Raises UserError where the disk is too full for this save or for the one before.
         """
         if step == self._manager.latest_step():
             return False
@@ -124,13 +125,16 @@ class Checkpoints:
         return jax.process_count() > 1 and self._manager.reached_preemption(step)
 
     def wait(self) -> None:
-        """Waits for the save under way. Before another of Orbax's managers writes: processes number their barriers
-        over all managers, and two that finish at once, in another order on each, would wait for each other for ever."""
+        """Waits for the save under way, which must end before another of Orbax's managers writes.
+
+        Processes number their barriers over all managers. Two saves that end at once, in another order on each process,
+        would therefore wait for each other for ever.
+        """
         with disk_errors(self._manager.directory):
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits for the save under way, and ends."""
+        """Waits for the save under way, and releases what Orbax holds."""
         self.wait()
         self._manager.close()
 
@@ -146,8 +150,8 @@ def run_of(checkpoint: epath.Path) -> epath.Path:
 
 
 def find_checkpoint(path: epath.Path) -> epath.Path:
-    """The checkpoint that `path` is, or the newest of those in it; of a workdir the best, where one was kept, or else
-    the newest.
+    """The checkpoint that `path` names. `path` may be a checkpoint itself; a workdir, of which the best checkpoint is
+    taken where one was kept, else the newest; or a folder of checkpoints, of which the newest is taken.
 
     Raises UserError where there is none.
     """
@@ -167,9 +171,9 @@ def newest_step(folder: epath.Path) -> epath.Path | None:
 
 
 def read_metadata(checkpoint: epath.Path) -> Metadata:
-    """What was saved beside a checkpoint that `find_checkpoint` found.
+    """The metadata of a checkpoint that `find_checkpoint` found.
 
-    Raises UserError where it is damaged, or a later version wrote it.
+    Raises UserError where the checkpoint is damaged, or a later version wrote it.
     """
     with _readable(checkpoint), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
         saved = checkpointer.restore(absolute(checkpoint) / _METADATA)
@@ -204,9 +208,10 @@ def _saved_tree(checkpointer: ocp.PyTreeCheckpointer, state: epath.Path) -> Any:
 
 
 def write_params(directory: epath.Path, params: Mapping[str, Any], metadata: Metadata) -> None:
-    """A checkpoint of parameters alone, to predict with or to start other runs from; the only one in `directory`.
+    """Writes a checkpoint of parameters alone, to predict with or to start other runs from: the only one there.
 
-    Written in small chunks and files: buffers of Orbax's default sizes would take as much memory as BERT-base again.
+    It is written in small chunks and files, because buffers of Orbax's default sizes would take as much memory as
+    BERT-base again. Raises UserError where the disk is full.
     """
     chunks = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=2**21), params)
     options = ocp.CheckpointManagerOptions(
@@ -215,9 +220,8 @@ def write_params(directory: epath.Path, params: Mapping[str, Any], metadata: Met
     place = absolute(epath.Path(directory))
     with disk_errors(place), ocp.CheckpointManager(place, options=options) as manager:
         for old in manager.all_steps():
-            if (
-                old >= metadata.step
-            ):  # of a run that went back to an earlier checkpoint; Orbax would keep it, and skip this one
+            # A run that went back to an earlier checkpoint left a later one here. Orbax would keep it, not this one.
+            if old >= metadata.step:
                 manager.delete(old)
         state = ocp.args.PyTreeSave({"params": params}, save_args={"params": chunks}, ocdbt_target_data_file_size=2**24)
         manager.save(
@@ -226,7 +230,7 @@ def write_params(directory: epath.Path, params: Mapping[str, Any], metadata: Met
 
 
 class _Damaged(Exception):
-    """A file of a checkpoint is missing, cut off, or not what was written; the text says which, in one line."""
+    """A file of a checkpoint is missing, cut off, or not as it was written. The text says so in one line."""
 
 
 _LATE = ("Event loop is closed", "Encountered error while reading")  # of reads that nobody waits for any more
@@ -235,9 +239,9 @@ _NO_DAMAGE = ("PERMISSION_DENIED", "UNAUTHENTICATED", "UNAVAILABLE", "DEADLINE_E
 
 @contextlib.contextmanager
 def _orbax_errors() -> Iterator[None]:
-    """Turns what Orbax raises over a damaged checkpoint, of many types, into _Damaged.
+    """Turns the many exceptions that Orbax raises over a damaged checkpoint into _Damaged.
 
-    Errors of the network and of rights pass, and so do a UserError and a lack of memory.
+    Errors of the network and of permissions pass, and so do UserError and a lack of memory.
     """
     # Orbax gives up at the first error and closes its event loop; each read that was under way then prints a traceback.
     hook = sys.unraisablehook

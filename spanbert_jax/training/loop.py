@@ -165,8 +165,7 @@ def _check_same_data(recipe: Recipe, saved: Metadata, workdir: epath.Path) -> No
 
 
 class _Best:
-    """Keeps the parameters with the highest value of `recipe.best` so far in best/, and none where a recipe names no
-    metric."""
+    """Keeps the parameters with the highest `recipe.best` so far in best/; none where a recipe names no metric."""
 
     def __init__(self, recipe: Recipe, workdir: epath.Path):
         self._recipe, self._folder = recipe, workdir / BEST
@@ -204,7 +203,7 @@ class _Log(Stage):
             self.at(step, f"{self._recipe.describe(metrics)}{_speed(metrics)}")
 
     def evaluation(self, step: int, metrics: dict[str, float]) -> None:
-        """Writes and shows the metrics of an evaluation. At the step that a run goes on from, they are written already."""
+        """Writes and shows an evaluation's metrics. A finished run that is started again has written them already."""
         if self._writer and step > self._first_step:
             self._writer.write(step, metrics)
         self.say(f"Step {step:,}, held out: {self._recipe.describe(metrics)}")

@@ -143,7 +143,7 @@ class MetricsWriter:
         self._copied = time.monotonic()
 
     def close(self) -> None:
-        """Writes out both, and copies them to the bucket."""
+        """Writes out both files, and copies them to the bucket where there is one."""
         with disk_errors(self._path):
             self._file.close()
         with disk_errors(self._folder / "tensorboard"):

@@ -342,7 +342,7 @@ def test_layers_of_another_family_than_bert_are_refused_by_name_and_nothing_is_w
     params = random_params({"mlm": 0}, tokenizer.vocab_size)
     model = dataclasses.replace(MODEL, family="modern")
     for encoder_only in (False, True):
-        with pytest.raises(UserError, match="model.family is 'modern'"):
+        with pytest.raises(UserError, match=r"model\.family is 'modern'"):
             write_export(Export(params, model, tokenizer, (), TRAINING, NAME), tmp_path, "float32", encoder_only)
     assert not list(tmp_path.iterdir())
 
