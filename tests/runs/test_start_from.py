@@ -10,7 +10,6 @@ import shutil
 import signal
 import string
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,13 +28,17 @@ from spanbert_jax.files import new_directory
 from spanbert_jax.model import pretraining_heads
 from spanbert_jax.model.encoder import padded_vocab
 from spanbert_jax.model.parameters import parameter_shapes
+from spanbert_jax.runs import pretraining
 from spanbert_jax.runs.prepare import given_tokenizer
 from spanbert_jax.runs.start_from import StartingWeights, adopt, initial_params
 from spanbert_jax.serving.weights import open_weights
 from spanbert_jax.text.tokenizer import SPECIALS, Tokenizer, load_tokenizer
 from spanbert_jax.training.checkpoint import find_checkpoint, write_params
 from spanbert_jax.training.metadata import Metadata
+from spanbert_jax.training.step import with_params
 from tests.support import runs
+from tests.support.devices import on_four_devices
+from tests.support.placement import state_on
 from tools import convert_from_pytorch
 
 PIECES = 600  # in the vocabulary of the source run; its tables have 640 rows
@@ -55,8 +58,6 @@ def configuration(**fields: Any) -> Config:
 
 def train(workdir: Path, **fields: Any) -> str:
     """A run in this process; returns what it prints."""
-    from spanbert_jax.runs import pretraining  # TensorFlow, which the two devices below need not wait for
-
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         assert pretraining.run(configuration(**fields), str(workdir), "")
     return printed.getvalue()
@@ -268,53 +269,18 @@ def test_what_does_not_fit_the_source_is_one_message_and_claims_nothing(
     assert not (tmp_path / "run" / "config.json").exists()  # the mended command may take the same workdir
 
 
+PLACED = """
+from tests.support.placement import assert_placed_on
+
+assert_placed_on({"data": 1, "fsdp": 2})
+assert_placed_on({"data": 1, "model": 2})
+print("placed")
+"""
+
+
 def test_parameters_are_placed_as_the_state_is_and_the_rest_of_it_stays() -> None:
     """On two devices, with every kind of parameter divided."""
-    script = (
-        "import jax\n"
-        "jax.config.update('jax_num_cpu_devices', 2)\n"
-        "from tests.runs.test_start_from import place_on\n"
-        "place_on({'data': 1, 'fsdp': 2})\n"
-        "place_on({'data': 1, 'model': 2})\n"
-        "print(len(jax.devices()), 'devices')\n"
-    )
-    done = subprocess.run([sys.executable, "-c", script], cwd=runs.ROOT, capture_output=True, text=True)
-    assert done.stdout == "2 devices\n", done.stderr
-
-
-def state_on(mesh: dict[str, int]) -> dict[str, Any]:
-    """A state of zeros of tests/support/synthetic.py's small model."""
-    from spanbert_jax.model import pretraining_heads
-    from spanbert_jax.training import sharding
-    from spanbert_jax.training.step import abstract_state
-    from tests.support.synthetic import VOCAB, small_config
-
-    config = small_config(mesh=mesh)
-    model = pretraining_heads.pretraining_model(config, VOCAB, "cpu")
-    abstract = abstract_state(
-        config, lambda key: pretraining_heads.init_params(model, key), sharding.make_mesh(config.mesh)
-    )
-    return jax.tree.map(lambda leaf: jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding), abstract)
-
-
-def place_on(mesh: dict[str, int]) -> None:
-    from spanbert_jax.training.step import with_params
-
-    state, rng = state_on(mesh), np.random.default_rng(0)
-    given = {group: state["params"][group] for group in ("embeddings", "encoder", "mlm")}
-    given = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), given)
-    placed = with_params(state, given)
-    assert placed.keys() == state.keys() and placed["opt_state"] is state["opt_state"]
-    assert placed["params"]["sbo"] is state["params"]["sbo"]
-    assert placed["params"].keys() == state["params"].keys()
-    divided = 0
-    for group, tree in given.items():
-        trees = (tree, state["params"][group], placed["params"][group])
-        for wanted, old, new in zip(*map(jax.tree.leaves, trees), strict=True):
-            assert new.sharding == old.sharding and new.dtype == old.dtype
-            np.testing.assert_array_equal(np.asarray(new), wanted)
-            divided += new.addressable_shards[0].data.shape != new.shape
-    assert divided > 3
+    assert on_four_devices(PLACED) == "placed"
 
 
 @pytest.mark.parametrize(
@@ -325,10 +291,8 @@ def place_on(mesh: dict[str, int]) -> None:
     ],
 )
 def test_a_parameter_that_the_state_lacks_is_not_placed(params: dict[str, Any], message: str) -> None:
-    from spanbert_jax.training.step import with_params
-
     with pytest.raises(ValueError, match=message):
-        with_params(state_on({"data": -1}), params)
+        with_params(state_on({"data": 1}), params)
 
 
 def test_the_newest_checkpoint_is_the_one_of_the_highest_number(tmp_path: Path) -> None:
