@@ -1,7 +1,7 @@
-"""What every test shares: the data that is read from beside the checkout, and what JAX has compiled already.
+"""Fixtures of every test, and the settings of JAX for all of them.
 
-Invariant: the cache of compiled programs is this call's alone: its workers and their processes share it, and it is
-removed at the end.
+Invariant: the cache of compiled programs belongs to one call of pytest. The call's workers and their processes share
+the cache, and it is removed at the end, unless the caller named a cache with JAX_COMPILATION_CACHE_DIR.
 """
 
 import atexit
@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Half the time to compile, and longer to run: tests run little of what they compile.
+# Compiling takes half the time, and running takes longer: tests compile much and run little.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
-# Processes that tests start need not start anew for huge pages (spanbert_jax.cli).
+# Otherwise each process that a test starts would start itself anew for huge pages (spanbert_jax.cli).
 os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # a worker has its parent's
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jax_cache_")
@@ -41,8 +41,8 @@ def shared_data() -> Path:
 def once_a_session(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[[str, Callable[[Path], object]], tuple[Path, object]]:
-    """make(name, work): the folder of that name in which one of the session's workers has done `work(folder)`, and what
-    the work returned, JSON. Tests read it and change nothing."""
+    """make(name, work) -> (folder, result). One of the session's workers has called `work(folder)`, which filled the
+    folder and returned the result, a JSON value. Tests read the folder and change nothing in it."""
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
@@ -69,7 +69,7 @@ def topics(once_a_session: Callable) -> Path:
 
 @pytest.fixture(scope="session")
 def finished(topics: Path, once_a_session: Callable) -> tuple[Path, str]:
-    """The workdir of a pre-training run of 12 steps on `topics` that nothing interrupted, and what the run printed."""
+    """The workdir of an uninterrupted pre-training run of 12 steps on `topics`, and the run's standard output."""
     from tests.support import runs
 
     folder, printed = once_a_session("finished", lambda folder: runs.call(folder / "run", corpus__files=topics).stdout)
@@ -78,7 +78,7 @@ def finished(topics: Path, once_a_session: Callable) -> tuple[Path, str]:
 
 @pytest.fixture
 def openings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """ "opened" and "released", in order, of the weights that runs in this process start from."""
+    """A list that records the events "opened" and "released" of the weights that runs in this process start from."""
     from spanbert_jax.runs import start_from
 
     events: list[str] = []

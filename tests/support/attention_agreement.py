@@ -1,4 +1,4 @@
-"""What the tests of the attention kernels share: random inputs, the comparison with the XLA kernel, and a model."""
+"""Random inputs, the comparison with the XLA kernel, and a small model, for the tests of the attention kernels."""
 
 import dataclasses
 from typing import Any
@@ -22,8 +22,8 @@ def seeds_of(rows: int) -> jax.Array:
 def random_qkv(
     lengths: tuple[int, ...], shape: tuple[int, int, int], dtype: jnp.dtype, seed: int = 0
 ) -> tuple[jax.Array, jax.Array]:
-    """Queries, keys and values [batch, length, 3, heads, head_dim] and the result's cotangents, 0 at padding; `shape`
-    is (length, heads, head_dim)."""
+    """qkv [batch, length, 3, heads, head_dim], and cotangents of the result [batch, length, heads, head_dim], 0 at
+    padding. shape: (length, heads, head_dim)."""
     rng = np.random.default_rng(seed)
     arrays = [rng.normal(size=(len(lengths), *shape)) for _ in range(4)]
     arrays[3] *= (np.arange(shape[0]) < np.array(lengths)[:, None])[:, :, None, None]
@@ -31,7 +31,7 @@ def random_qkv(
 
 
 def with_logits_near_3000(qkv: jax.Array) -> jax.Array:
-    """SpanBERT-large's magnitudes, and to every key one that competes with it."""
+    """`qkv` with SpanBERT-large's magnitudes, where every second key is nearly its neighbour and competes with it."""
     query, key, value = (qkv[:, :, part] for part in range(3))
     logits = np.abs(np.einsum("bqhd,bkhd->bhqk", *np.float64([query, key]))).max() / np.sqrt(qkv.shape[-1])
     query = query * jnp.asarray(3000 / logits, qkv.dtype)
@@ -42,7 +42,7 @@ def with_logits_near_3000(qkv: jax.Array) -> jax.Array:
 def values_and_gradients(
     kernel: str, qkv: jax.Array, cotangent: jax.Array, lengths: tuple[int, ...], rate: float = 0.0
 ) -> tuple[np.ndarray, ...]:
-    """float64: the result and the gradients of queries, keys and values."""
+    """(result, gradients of queries, of keys, of values), float64 [batch, length, heads, head_dim] each."""
 
     @jax.jit
     def run(qkv: jax.Array, cotangent: jax.Array) -> Any:
@@ -66,14 +66,14 @@ def assert_agrees(
     np.testing.assert_allclose(ours[0][valid], expected[0][valid], rtol=0, atol=tolerance)
     for x, y in zip(ours[1:], expected[1:], strict=True):
         np.testing.assert_allclose(x, y, rtol=0, atol=tolerance)
-        assert not np.any(x[~valid])  # a padded piece has no part in what a valid one becomes
+        assert not np.any(x[~valid])  # no valid position depends on a padded one
     assert np.abs(expected[2]).max() > 0.1
-    ones = jnp.ones_like(cotangent)  # whatever comes back to padding
+    ones = jnp.ones_like(cotangent)  # not 0 at padding
     assert all(np.isfinite(x).all() for x in values_and_gradients(kernel, qkv, ones, lengths, rate))
 
 
 def small_model(kernel: str, **fields: Any) -> tuple[Any, dict[str, Any]]:
-    """A float32 model that was resolved for somewhere else, and random parameters."""
+    """A float32 model with `kernel`, even one that `choose_attention` would refuse here, and random parameters."""
     config = Config(model=ModelConfig(layers=2, embed=48, heads=3, mlp=64, max_length=64, **fields))
     model = pretraining_model(dataclasses.replace(config, compute=ComputeConfig(dtype="float32")), 131, "cpu")
     rng, shapes = np.random.default_rng(0), jax.eval_shape(lambda: init_params(model, jax.random.key(0)))

@@ -35,8 +35,8 @@ for line in sys.stdin:
 
 @functools.cache
 def _process() -> tuple[subprocess.Popen, IO[bytes]]:
-    """The process, and the file of what it and its libraries write to standard error."""
-    errors = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the process
+    """The process, and the file that takes its standard error."""
+    errors = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process lives
     process = subprocess.Popen(
         [sys.executable, "-c", _SERVE],
         cwd=ROOT,
@@ -51,7 +51,7 @@ def _process() -> tuple[subprocess.Popen, IO[bytes]]:
 
 
 def on_four_devices(script: str, *arguments: str) -> str:
-    """What a script prints; fails where the script does."""
+    """The standard output of `script`, run with sys.argv[1:] = arguments. Fails where the script raises."""
     process, errors = _process()
     assert process.stdin and process.stdout
     process.stdin.write(json.dumps([script, *arguments]) + "\n")

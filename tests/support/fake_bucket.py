@@ -1,8 +1,8 @@
 """Google Cloud Storage as far as a run needs it, over a local folder: for tests of gs:// paths without a network.
 
-Invariant: what an object store cannot do fails here too: appending, and renaming a directory; an object appears whole.
-Both ways in see the same objects: fsspec's "gs" file system, which epath takes where TensorFlow's is switched off, and
-the JSON interface over HTTP that tensorstore, and so Orbax, speaks (TENSORSTORE_GCS_HTTP_URL).
+Invariant: operations that an object store lacks fail here too: appending, and renaming a directory. An object appears
+whole. There are two interfaces to the same objects: fsspec's "gs" file system, which epath takes where TensorFlow's is
+switched off, and the JSON interface over HTTP, which tensorstore, and so Orbax, speaks (TENSORSTORE_GCS_HTTP_URL).
 
     python -m tests.support.fake_bucket FOLDER MODULE ARGUMENTS...     # the module finds FOLDER/BUCKET as gs://BUCKET
 """
@@ -87,7 +87,7 @@ class Bucket(fsspec.AbstractFileSystem):
 
 
 class _Upload(io.BytesIO):
-    """Bytes that become an object when they are closed without an error."""
+    """A file of bytes, which become an object when the file is closed without an error."""
 
     def __init__(self, place: Path) -> None:
         super().__init__()
@@ -107,7 +107,8 @@ def write(place: Path, content: bytes) -> None:
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
-    """Objects: read (with ranges), write, delete, list; generations are modification times."""
+    """The JSON interface: reads objects (with ranges), writes, deletes and lists them. A generation is a modification
+    time."""
 
     protocol_version = "HTTP/1.1"
     folder: Path
@@ -190,7 +191,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def served(folder: Path) -> Iterator[dict[str, str]]:
-    """Serves FOLDER/BUCKET/... as gs://BUCKET/...; gives the environment in which processes find it."""
+    """Serves folder/BUCKET/... as gs://BUCKET/...; yields the environment variables with which a process finds it."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"folder": folder}))
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever)
@@ -208,7 +209,8 @@ def served(folder: Path) -> Iterator[dict[str, str]]:
 
 
 def install(folder: Path) -> None:
-    """Makes fsspec's gs:// the folder. Orbax asks google-cloud-storage only whether a bucket has real folders."""
+    """Makes fsspec's gs:// of this process the folder, and replaces google-cloud-storage, which Orbax only asks whether
+    a bucket has real folders."""
     Bucket.folder = folder
     for name in ("gs", "gcs"):
         fsspec.register_implementation(name, Bucket, clobber=True)

@@ -24,7 +24,8 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def collectives(hlo: str) -> list[dict[str, Any]]:
-    """Every collective of a compiled program: its kind, the elements it carries, whether a loop runs it."""
+    """Every collective of a compiled program: its kind, the number of elements that it carries, whether a loop runs it,
+    and its replica groups."""
     found, loop = [], False
     for line in hlo.splitlines():
         if line.endswith("{") and not line.startswith(" "):
@@ -38,9 +39,11 @@ def collectives(hlo: str) -> list[dict[str, Any]]:
 
 
 def run(mesh: dict[str, Any]) -> dict[str, Any]:
-    """The losses of each step, the last parameters, the program's collectives and the moments' share of a device."""
+    """The sums of each step, the last parameters, the program's collectives, and the numbers of moments, in all and on
+    the first device."""
     count = mesh.pop("accumulation", 1)
-    # eps is large, so that an update follows its gradient: Adam's sign of a tiny one would be a matter of rounding.
+    # eps is large, so that an update follows its gradient. With a small eps, rounding would decide the sign of Adam's
+    # update for a tiny gradient.
     config = small_config(mesh=mesh, train={"batch_size": 16, "accumulation": count}, optimizer={"eps": 1e-3})
     devices = int(np.prod([mesh.get(axis, 1) for axis in ("data", "fsdp", "model")]))
     where = sharding.make_mesh(config.mesh, jax.devices()[:devices])

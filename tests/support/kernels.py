@@ -1,4 +1,4 @@
-"""Which Pallas kernels a function calls, and which arrays its program has: nothing is compiled or run."""
+"""The Pallas kernels that a function calls, and the arrays of its program. Nothing is compiled or run."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -11,7 +11,7 @@ Shape = tuple[int, ...]
 
 
 def kernel_calls(function: Callable[..., Any], *arguments: Any) -> list[list[Shape]]:
-    """The shapes of the inputs, as one device has them, of each call of a Pallas kernel in a function's program."""
+    """For each call of a Pallas kernel in a function's program, the shapes of the call's inputs on one device."""
     equations = _equations(jax.make_jaxpr(function)(*arguments).jaxpr)
     return [_shapes(equation.invars) for equation in equations if equation.primitive.name == "pallas_call"]
 
@@ -25,7 +25,7 @@ def arrays_between(function: Callable[..., Any], *arguments: Any, dtypes: tuple[
 
 
 def cuda_calls(function: Callable[..., Any], *arguments: Any) -> list[str]:
-    """The targets of the custom calls in a function's program for an NVIDIA GPU, which need not be there."""
+    """The targets of the custom calls in a function's program for an NVIDIA GPU; the machine needs no GPU."""
     text = jax.jit(function).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
     return re.findall(r"custom_call @([^\s(]+)", text)
 
@@ -35,7 +35,7 @@ def _shapes(variables: Any) -> list[Shape]:
 
 
 def _equations(jaxpr: Jaxpr) -> Iterator[Any]:
-    """Those of the program and of the programs in it, kernels apart."""
+    """The equations of a program and of the programs inside it, without those inside kernels."""
     for equation in jaxpr.eqns:
         yield equation
         if equation.primitive.name != "pallas_call":

@@ -15,8 +15,9 @@ from spanbert_jax.corpus import tfds_source
 def prepare_tfds(
     name: str, downloads: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file_format: str = "tfrecord"
 ) -> None:
-    """TFDS's own builder of the set, prepared from our files in place of its downloads, is what readers find."""
-    # TFDS wants the backport to prepare a set; Python's own is the same
+    """Prepares the set with TFDS's own builder, from `downloads` (our files) in place of its downloads, and makes
+    `tfds_source.find_builder` find it."""
+    # To prepare a set TFDS imports the backport importlib_resources; Python's own module is the same.
     monkeypatch.setitem(sys.modules, "importlib_resources", importlib.resources)
     monkeypatch.setattr(tfds.download.DownloadManager, "download_and_extract", lambda self, urls: downloads)
     builder = tfds.builder(name, data_dir=tmp_path / "tfds", file_format=file_format)

@@ -1,4 +1,4 @@
-"""Learning a few examples by heart: what shows that a task's rows, loss and decoding fit together."""
+"""Learning a few examples by heart, which shows that a task's rows, loss and decoding fit together."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +12,8 @@ from spanbert_jax.tasks.rows import make_rows
 
 
 def learn_by_heart(task: FineTuning, examples: Sequence[Any], rate: float, steps: int) -> list[Prediction]:
-    """Predictions for `examples` after full-batch Adam on them, from fresh parameters, without dropout."""
+    """Predictions for `examples` after `steps` of full-batch Adam on them, from fresh parameters, without dropout. The
+    learning rate falls from `rate` to 0."""
     rows = make_rows(task.featuriser("train")(examples))
     batch = rows.collate(np.arange(len(rows)), task.config.data.block_length, task.padding)
     model = task.model("cpu")

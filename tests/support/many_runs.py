@@ -1,4 +1,4 @@
-"""One process of several, which makes several small runs one after another: the libraries are loaded once.
+"""A program, one process of several, that makes several small runs one after another and loads the libraries once.
 
     python -m tests.support.many_runs PLAN PROCESS
 

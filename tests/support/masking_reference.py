@@ -1,6 +1,6 @@
 """Span masking one block and one piece at a time, as SpanBERT's paper (3.1) and code (corpus/masking.py) define it.
 
-Plain Python from the definition, with its own random numbers; knows nothing of the implementation under test.
+This is plain Python with random numbers of its own, written from the definition without the implementation under test.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ PMF = (0.2241, 0.1792, 0.1434, 0.1147, 0.0918, 0.0734, 0.0587, 0.0470, 0.0376, 0
 
 @dataclasses.dataclass
 class Masked:
-    """What was done to a block; positions count its pieces from 0."""
+    """A masked block. Positions count the block's pieces from 0."""
 
     mask: list[bool]
     words: list[int]  # of each accepted draw, before any cut
@@ -22,7 +22,7 @@ class Masked:
 
 
 def choose(starts: Sequence[bool], rate: float, draw: Callable[[], tuple[int, int]]) -> Masked:
-    """Masks spans of a block whose words begin at `starts`; `draw()` gives (words, anchor) again and again."""
+    """Masks spans of a block whose words begin where `starts` is True. Each call of `draw` gives (words, anchor)."""
     length = len(starts)
     budget = math.ceil(rate * length)
     masked: set[int] = set()
@@ -48,7 +48,7 @@ def choose(starts: Sequence[bool], rate: float, draw: Callable[[], tuple[int, in
 
 
 def merged_runs(mask: Sequence[bool]) -> list[tuple[int, int]]:
-    """First and last position of every maximal run."""
+    """First and last position of every maximal run of masked positions."""
     runs: list[tuple[int, int]] = []
     for position, masked in enumerate(mask):
         if masked and runs and runs[-1][1] == position - 1:
@@ -61,7 +61,7 @@ def merged_runs(mask: Sequence[bool]) -> list[tuple[int, int]]:
 def geometric_draws(
     length: int, rng: np.random.Generator, p: float = 0.2, limit: int = 10
 ) -> Callable[[], tuple[int, int]]:
-    """Draws of the paper's law: geometric, renormalised on 1 .. limit words; anchors uniform over the pieces."""
+    """A `draw` by the paper's law: geometric, renormalised on 1 .. limit words; anchors uniform over the pieces."""
     weights = np.array([p * (1 - p) ** (words - 1) for words in range(1, limit + 1)])
     cumulative = np.cumsum(weights / weights.sum()).tolist()
 

@@ -1,4 +1,4 @@
-"""What the training loop needs of a task, over random batches: for tests of the loop and its checkpoints."""
+"""A recipe of the training loop over random batches, for tests of the loop and its checkpoints."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,7 +15,8 @@ from tests.support.synthetic import VOCAB, random_batch
 def recipe_of(config: Config, asked: list[int], before: Callable[[int], None] = lambda step: None) -> loop.Recipe:
     """Pre-training on random batches without an evaluation.
 
-    asked: gets the number of each batch that is asked for. before: called with it, just before the batch is made.
+    asked: a list to which the number of each batch is appended when the loop asks for it. before: is called with that
+    number, just before the batch is made.
     """
     model = pretraining_heads.pretraining_model(config, VOCAB, "cpu")
 

@@ -1,7 +1,7 @@
-"""Small runs on English prose that every Python has: by the command line in processes of their own, or called here.
+"""Small runs on English prose that every Python has: called in this process, or as command lines in their own.
 
-Invariant: `call` does in this process what the command does in its own, from the configuration on; a process of its own
-costs six seconds of imports, and is for what needs one: signals, several processes, flags.
+Invariant: `call` does in this process, from the configuration on, what the command line does in its own. A process of
+its own costs six seconds of imports, and is for tests of signals, of several processes and of flags.
 """
 
 import contextlib
@@ -67,7 +67,7 @@ class Called(NamedTuple):
 
 
 def here(work: Callable[[], int | None], expect: int = 0, stdin: bytes = b"") -> Called:
-    """Does in this process the work of a command line, and checks its exit status."""
+    """Does the work of a command line in this process, with `stdin` as standard input, and checks the exit status."""
     out, err = io.StringIO(), io.StringIO()
     old, sys.stdin = sys.stdin, io.TextIOWrapper(io.BytesIO(stdin))
     try:
@@ -81,7 +81,10 @@ def here(work: Callable[[], int | None], expect: int = 0, stdin: bytes = b"") ->
 
 
 def call_config(config: ConfigDict, workdir: Path, arguments: list[str], expect: int = 0, **values: object) -> Called:
-    """A run of `config` with these fields changed, in this process. arguments: of the command line it stands for."""
+    """A run of `config` in this process, with `values` in the place of its fields; checks the exit status.
+
+    arguments: those of the command line that the run stands for.
+    """
     config.update_from_flattened_dict({name: str(x) if isinstance(x, Path) else x for name, x in values.items()})
 
     def work() -> int:
@@ -93,7 +96,7 @@ def call_config(config: ConfigDict, workdir: Path, arguments: list[str], expect:
 
 
 def call(workdir: Path, expect: int = 0, **fields: object) -> Called:
-    """The run of `command`, in this process; checks the exit status."""
+    """The run of `command`, with the same arguments, in this process; checks the exit status."""
     return call_config(get_config(), workdir, command(workdir, **fields)[3:], expect, **overrides(fields))
 
 
@@ -104,30 +107,30 @@ def tool(name: str, *arguments: object, expect: int = 0, stdin: bytes = b"") -> 
 
 
 def overrides(fields: dict[str, object]) -> dict[str, object]:
-    """SMALL, changed by keywords in which dots are __."""
+    """SMALL with `fields` in the place of its own; a dot of a field's name is __ in the keyword."""
     return SMALL | {name.replace("__", "."): value for name, value in fields.items()}
 
 
 def command(workdir: Path, **fields: object) -> list[str]:
-    """The command line of a small run; keywords (dots as __) override fields of the configuration."""
+    """The command line of a small run; fields: as for `overrides`."""
     flags = [f"--config.{name}={value}" for name, value in overrides(fields).items()]
     return [sys.executable, "-m", "spanbert_jax.main", "--config", "configs/tiny.py", "--workdir", str(workdir), *flags]
 
 
 def environment() -> dict[str, str]:
-    """On the CPU, by code that takes half the time to compile, like this process's own (tests/conftest.py)."""
+    """The environment of a process on the CPU, which compiles as pytest's own process does (tests/conftest.py)."""
     return {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
 
 
 def run(workdir: Path, expect: int = 0, **fields: object) -> subprocess.CompletedProcess[str]:
-    """Runs to the end in a process of its own and checks the exit status."""
+    """Runs `command` to the end in a process of its own, and checks the exit status."""
     done = subprocess.run(command(workdir, **fields), cwd=ROOT, capture_output=True, text=True, env=environment())
     assert done.returncode == expect, done.stdout + done.stderr
     return done
 
 
 def start_two(workdir: Path, **fields: object) -> list[subprocess.Popen[str]]:
-    """Two processes of one run, which find each other as under SLURM."""
+    """Starts the two processes of one run, which find each other as under SLURM."""
     slurm = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
     return [
         subprocess.Popen(
@@ -189,7 +192,7 @@ def wait_for(path: Path, process: subprocess.Popen[str], text: str = "") -> None
 
 
 def params(workdir: Path, step: int) -> dict[str, np.ndarray]:
-    """The parameters in a checkpoint, by name."""
+    """The parameters in checkpoints/STEP, by name."""
     with ocp.StandardCheckpointer() as checkpointer:
         state = checkpointer.restore(workdir.resolve() / "checkpoints" / str(step) / "state")
     leaves = jax.tree_util.tree_leaves_with_path(state["params"])

@@ -1,4 +1,4 @@
-"""SentencePiece models that this program did not train."""
+"""SentencePiece models that this project did not train."""
 
 import io
 from collections.abc import Sequence
@@ -10,7 +10,8 @@ from spanbert_jax.text.tokenizer import Tokenizer
 
 
 def other_model(lines: Sequence[str], kind: str, **options: Any) -> Tokenizer:
-    """A model of about 600 pieces whose special pieces have other ids than ours; options: SentencePiece's."""
+    """A model of about 600 pieces whose special pieces have other ids than those of this project's models. options:
+    further ones of SentencePiece's trainer."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(lines),

@@ -15,7 +15,7 @@ from tests.support.synthetic import VOCAB, random_batch
 
 
 def trained(config: Config, steps: int, seed: int = 0) -> Iterator[tuple[Any, dict[str, float]]]:
-    """(state, sums) after each step on random batches; the state's arrays are gone after the next step."""
+    """(state, sums) after each step on random batches. The next step deletes the state's arrays (donation)."""
     mesh = sharding.make_mesh(config.mesh)
     with jax.set_mesh(mesh):
         model = pretraining_heads.pretraining_model(config, VOCAB, "cpu")
@@ -30,12 +30,13 @@ def trained(config: Config, steps: int, seed: int = 0) -> Iterator[tuple[Any, di
 
 
 def states(config: Config, steps: int, seed: int = 0) -> Iterator[tuple[Any, dict[str, float]]]:
-    """The same, with states of NumPy arrays."""
+    """The pairs of `trained`, with states of NumPy arrays."""
     for state, sums in trained(config, steps, seed):
         yield jax.tree.map(np.asarray, state), sums
 
 
 def losses(config: Config, steps: int) -> list[float]:
+    """The loss of each step: MLM / N + SBO / (M + 1)."""
     return [
         sums["mlm_loss"] / sums["mlm_count"] + sums["sbo_loss"] / (sums["sbo_count"] + 1)
         for _, sums in states(config, steps)

@@ -1,7 +1,8 @@
-"""A second family of layers, unlike BERT's in all that a family may choose: pre-LayerNorm, a table of rotations and no
-table of positions or token types, a gated feed-forward network, every second layer a window, and a final norm.
+"""A second family of layers, which differs from BERT's in everything that a family may choose.
 
-`hidden_states` computes it in NumPy, from its description and not from its modules.
+It has pre-LayerNorm, a table of cosines and no table of positions or token types, a gated feed-forward network, a
+window in every second layer, and a final norm. `hidden_states` computes the same in NumPy, from this description and
+not by the modules.
 """
 
 from typing import Any
@@ -24,7 +25,7 @@ EPS, WINDOW = 1e-5, 2
 
 
 class ToyLayer(nn.Module):
-    """x + the mean over valid positions (of a window) of a rotated linear map, then a gated network."""
+    """x + the mean over the valid positions of a window of a linear map times the table, then a gated network."""
 
     model: ModelConfig
     compute: ComputeConfig
@@ -81,14 +82,14 @@ TOY = Family(
 
 
 def toy_config(**sections: dict[str, Any]) -> Config:
-    """The small configuration with three layers of the toy: a scan over two of them, and one that is left."""
+    """The small configuration with three layers of the toy family: a scan over two of them, and one that is left."""
     model = {"layers": 3, "dropout": 0.0, **sections.pop("model", {})}
     config = small_config(model=model, **sections)
     return Config(**{**vars(config), "model": ModelConfig(**{**vars(config.model), "family": "toy"})})
 
 
 def hidden_states(params: Any, input_ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """float64 [batch, length, embed]."""
+    """The encoder's hidden states, float64 [batch, length, embed]."""
     params = jax.tree.map(np.float64, params)
     encoder, count = params["encoder"], len(params["encoder"]["mix"]["bias"])
     length, embed = input_ids.shape[1], params["embeddings"]["word"].shape[1]

@@ -1,7 +1,7 @@
 """A fine-tuning task with a configuration section and batches of its own: documents of several segments.
 
-A batch is [documents, segments, length], and its label one for each document. `install` makes the task known for
-the time of a test.
+A batch is [documents, segments, length], with a label for each document. `install` registers the task for the time of
+a test.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ class ToyConfig(Config):
 
 
 def install(patch: pytest.MonkeyPatch) -> None:
-    """What adding a task changes: a section of the configuration, and a line of the table of tasks."""
+    """Makes the two changes of an added task: a section of the configuration, and a row of the table of tasks."""
     patch.setattr(config_module, "Config", ToyConfig)
     patch.setitem(config_module.FINETUNING, "toy", "tests.support.toy_task")
 
@@ -72,7 +72,7 @@ class DocumentRows:
 
 
 class DocumentBatches:
-    """Documents in the file's order, cut into batches; the last one of an epoch is filled with documents again."""
+    """Documents in the order of the file, which is repeated without end, cut into batches."""
 
     def __init__(self, task: "Toy", rows: Rows, size: int):
         self._task, self._rows, self._size = task, rows, size
