@@ -1,7 +1,7 @@
-"""Sizes of the model, and pre-training batches made of random pieces: NumPy alone, the same for every side.
+"""Sizes of the model, and pre-training batches of random pieces, made with NumPy alone, the same for every side.
 
-Invariant: a batch is a pure function of its seed; every row is full, with the paper's budget of masked pieces
-in spans.
+Invariant: a batch is a pure function of (configuration, seed). Every row is full, and has the paper's budget of masked
+pieces, in spans.
 """
 
 import dataclasses
@@ -23,8 +23,11 @@ DROPOUT = {"none": (0.0, 0.0), "hidden": (0.1, 0.0), "both": (0.1, 0.1)}  # of h
 
 
 def make_config(spec: dict[str, Any]) -> Config:
-    """The configuration of a step: size, dropout, length, batch (rows over all devices), precision, attention, unroll,
-    remat."""
+    """The configuration of a step.
+
+    spec: "size", "dropout", "length" (pieces), "batch" (rows over all devices), "precision" ("fp32" or "bf16"), and
+    optionally "attention", "unroll" and "remat".
+    """
     hidden, attention = DROPOUT[spec["dropout"]]
     config = Config()
     length = spec["length"]

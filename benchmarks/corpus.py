@@ -1,7 +1,7 @@
-"""Building a corpus: read, split into sentences, tokenise, pack, write; in a process of its own, with two workers.
+"""Building a corpus with two workers: reading, splitting into sentences, tokenising, packing and writing.
 
-Invariant: what is timed is `build_blocks`, from the raw files to complete blocks on disk, workers' start included; MB
-are 10^6 bytes of the raw files.
+Invariant: the time is that of `build_blocks`, from the raw files to complete blocks on disk, with the workers' start.
+MB are 10^6 bytes of the raw files.
 """
 
 import shutil
@@ -18,7 +18,8 @@ _WORKERS = 2
 
 
 def corpus_config(spec: dict[str, Any]) -> Config:
-    """spec: "files" (a file, or a directory of them), "vocab" (a vocab.txt or a SentencePiece .model)."""
+    """The configuration of a corpus. spec: "files" (a file or a directory of files), "vocab" (a vocab.txt or a
+    SentencePiece .model), and optionally "length" (pieces in a block)."""
     files = Path(spec["files"])
     kind = "unigram" if spec["vocab"].endswith(".model") else "wordpiece"
     pattern = str(files / "**" / "*") if files.is_dir() else str(files)
@@ -30,7 +31,8 @@ def corpus_config(spec: dict[str, Any]) -> Config:
 
 
 def start(spec: dict[str, Any]) -> tuple[dict[str, Any], Any]:
-    """Answers {"directory": where, "again": whether to build where complete blocks are} with seconds and counts."""
+    """spec: as for `corpus_config`. A request {"directory": path, "again": bool} builds blocks there, or finds them
+    unless "again" is true, and is answered with seconds, bytes and counts."""
     from spanbert_jax.corpus import blocks
     from spanbert_jax.corpus.build import build_blocks, tokenizer_from_file
     from spanbert_jax.text.documents import find_files
@@ -63,7 +65,7 @@ def start(spec: dict[str, Any]) -> tuple[dict[str, Any], Any]:
 
 
 def prepared(name: str, files: Path, options: Options) -> Path:
-    """Blocks of `files` under options.work, built by the first call that needs them."""
+    """The directory of the blocks of `files` under options.work. The first call that needs them builds them."""
     need_text(files, "--text")
     need_text(options.vocab, "--vocab")
     directory = options.work / name / "blocks"

@@ -1,6 +1,6 @@
-"""All subjects, one after another, in the form that takes minutes on two cores or on one accelerator.
+"""All subjects, one after another, each shortened to minutes on two cores or on one accelerator.
 
-Invariant: a subject that cannot run here, for want of data or of a library, is named with the reason; the others
+Invariant: a subject that cannot run here, because data or a library is missing, is named with the reason; the others
 run.
 """
 
@@ -11,7 +11,7 @@ from benchmarks.measure import Options, Row, SideFailed
 from benchmarks.report import terminal
 from spanbert_jax.errors import UserError
 
-_MINUTES = 4.0  # of a sweep
+_MINUTES = 4.0  # that a sweep may take
 
 
 def run(options: Options) -> list[Row]:
@@ -24,7 +24,9 @@ def run(options: Options) -> list[Row]:
         free = ["attention", "unroll", "batch", "flags"]
         return lambda: step.run(spec, free, "", list(step.PEERS), _MINUTES, options)
 
-    few = options._replace(rounds=min(options.rounds, 2))  # of what takes half a minute each and varies little
+    few = options._replace(
+        rounds=min(options.rounds, 2)
+    )  # for subjects whose rounds take half a minute and vary little
     sizes = ("small", "base") if platform == "cpu" else ("base", "large")
     subjects: dict[str, Callable[[], list[Row]]] = {f"step, {size}": steps(size) for size in sizes}
     subjects |= {

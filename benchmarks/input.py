@@ -1,9 +1,9 @@
-"""The input pipeline of pre-training on one core, beside transformers' whole-word-mask collator on the same blocks.
+"""The input pipeline of pre-training on one core, compared with transformers' whole-word-mask collator.
 
-Invariant: each side's process is pinned to one core before it starts, so wall time is core time, whatever threads it
-makes. Ours is all of corpus/masked_batches.py: permute, read from disk, mask spans, SBO rows, hand over as jax
-arrays. Theirs does less: its blocks are padded lists in memory, with word offsets and special-token masks made
-beforehand, and it neither draws spans nor looks for their boundaries.
+Invariant: each side's process is pinned to one core before it imports anything, so its wall time is core time, however
+many threads it starts. Both read the same blocks. Ours does all of corpus/masked_batches.py: permute, read from disk,
+mask spans, find SBO's boundaries, hand over as jax arrays. Theirs does less: its blocks are padded lists in memory,
+with word offsets and special-token masks made beforehand, and it neither draws spans nor looks for their boundaries.
 """
 
 import contextlib
@@ -20,17 +20,16 @@ from benchmarks.measure import Options, Row, Side, alternate, median, need, star
 from spanbert_jax.config import Config
 from spanbert_jax.text.tokenizer import Tokenizer, word_starts
 
-_BLOCKS = {"ours": 16_384, "theirs": 1024}  # that a round takes
-_ROWS = {"ours": 256, "theirs": 32}  # a batch; transformers' takes memory with the square of the length
-_READY_BATCHES = 16  # at least as many as wait ready when a round begins; they are not counted
+_BLOCKS = {"ours": 16_384, "theirs": 1024}  # that a round reads
+_ROWS = {"ours": 256, "theirs": 32}  # of a batch; the memory of transformers' grows with the square of the length
+_READY_BATCHES = 16  # not counted: at least as many as are made ahead when a round begins
 
 Answer = dict[str, Any]
 
 
 def start(spec: dict[str, Any]) -> tuple[Answer, Any]:
-    """spec: "side" ("ours", "theirs"), "count" of blocks a round, "blocks", and what `corpus_config` takes.
-
-    Answers with blocks and seconds.
+    """spec: "side" ("ours" or "theirs"), "count" (blocks in a round), "blocks" (their directory), and the keys of
+    `corpus_config`. A request is answered with the blocks and seconds of a round.
     """
     from spanbert_jax.corpus.blocks import open_blocks
     from spanbert_jax.corpus.build import tokenizer_from_file
@@ -57,7 +56,7 @@ def _ours(spec: Answer, config: Config, tokenizer: Tokenizer, blocks: Any) -> An
         while count < spec["count"]:
             count += int(np.count_nonzero(next(batches)["lengths"]))
         seconds = time.monotonic() - began
-        time.sleep(0.5)  # the next batches are made ahead now, and not in the other side's turn
+        time.sleep(0.5)  # gives the pipeline time to fill up before the other side's turn
         return {"blocks": count, "seconds": seconds}
 
     return run
@@ -68,7 +67,7 @@ def _theirs(spec: Answer, config: Config, tokenizer: Tokenizer, blocks: Any) -> 
 
     features = [feature_of(pieces, tokenizer, config.data.block_length) for pieces in _pieces_of(blocks, spec["count"])]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that whole words are only ever replaced by [MASK]
+        warnings.simplefilter("ignore")  # transformers warns that it replaces whole words by [MASK] only
         collate = DataCollatorForLanguageModeling(stand_in(tokenizer), whole_word_mask=True)
     rows = _ROWS["theirs"]
 
@@ -91,9 +90,9 @@ def _pieces_of(blocks: Any, count: int) -> list[list[int]]:
 
 
 def feature_of(pieces: list[int], tokenizer: Tokenizer, length: int) -> dict[str, list]:
-    """A block as transformers' collator takes it, padded: it cannot pad offsets itself.
+    """A block as transformers' collator reads it, padded to `length`, since the collator cannot pad offsets.
 
-    Pieces of one word touch; one that begins a word leaves a gap of one character.
+    The offsets of a word's pieces touch; before a piece that begins a word there is a gap of one character.
     """
     starts = np.cumsum(1 + word_starts(tokenizer, pieces)).tolist()
     padding = length - len(pieces) - 2
@@ -106,7 +105,7 @@ def feature_of(pieces: list[int], tokenizer: Tokenizer, length: int) -> dict[str
 
 
 def stand_in(tokenizer: Tokenizer) -> Any:
-    """A tokenizer of transformers' with our special pieces; the collator asks for nothing else."""
+    """A tokenizer of transformers with our special pieces only, since the collator uses no others."""
     import tokenizers
     from transformers import PreTrainedTokenizerFast
 

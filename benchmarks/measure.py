@@ -1,8 +1,8 @@
-"""What the benchmarks share: a side in a process of its own, rounds that alternate, medians, rows of the table.
+"""Shared parts of the benchmarks: a side in a process of its own, alternating rounds, medians, rows of the table.
 
-Invariant: sides run in turn, never at once, each in its own process, with the same cores and as many threads; one that
-waits for its turn sleeps. So the thread pools of XLA, PyTorch and TensorFlow never compete, and a machine that gets
-slower or faster in between does so for all of them.
+Invariant: the sides of a comparison run in turn, never at once, each in its own process, with the same cores and as
+many threads. A side that waits for its turn sleeps. So the thread pools of XLA, PyTorch and TensorFlow never compete,
+and a machine that gets slower or faster does so for all sides.
 """
 
 import contextlib
@@ -34,11 +34,11 @@ class Row:
     """A line of the table.
 
     Attributes:
-      what: what was measured.
-      ours, theirs: in `unit`; no `theirs` where nothing is compared.
-      counted: what is in it, in a sentence.
-      values: ours and theirs of every round, whose medians `ours` and `theirs` are.
-      details: numbers for the JSON file.
+      what: the name of the measurement.
+      ours, theirs: medians over the rounds, in `unit`; `theirs` is None where nothing is compared.
+      counted: a sentence that says what is measured and under which conditions.
+      values: by side, the value of every round.
+      details: more numbers for the JSON file.
     """
 
     what: str
@@ -56,27 +56,27 @@ class Row:
 
 
 class Options(NamedTuple):
-    """What every subject takes from the command line."""
+    """The options of every subject, from the command line."""
 
     rounds: int
-    cores: tuple[int, ...]  # that every side may use
+    cores: tuple[int, ...]  # numbers of the cores that each side may use
     work: Path  # blocks and the like, kept from call to call
     text: Path  # the raw text
-    vocab: Path
+    vocab: Path  # a vocab.txt or a SentencePiece .model
 
 
 class SideFailed(Exception):
-    """A side ended or could not do what was asked; the message is its last line."""
+    """A side's process ended or failed; the message is the last line of its output, or its exception."""
 
 
 class Side:
-    """A process that runs `function(spec)` of a module of this package, and then what that returned, when asked."""
+    """A process that runs `start(spec)` of a module of this package, and then answers requests."""
 
     def __init__(
         self, module: str, spec: Mapping[str, Any], cores: tuple[int, ...], env: Mapping[str, str] | None = None
     ):
-        """The function `start(spec)` of benchmarks/<module>.py returns (facts, run); `run(request)` is asked for
-        by `ask`. Both dicts, plain JSON."""
+        """Starts the process. The function `start(spec)` of benchmarks/<module>.py returns (facts, run), and `ask`
+        calls `run(request)` in the process. Spec, facts, requests and answers are JSON objects."""
         self.facts: dict[str, Any] = {}
         self._errors: IO[str] = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed by `close`
         environment = {**os.environ, **thread_limits(len(cores)), **(env or {})}
@@ -100,18 +100,19 @@ class Side:
         self._answers.put("")
 
     def ready(self, show: Show = lambda: None) -> "Side":
-        """Waits until the side has compiled and warmed up; its facts are then in `facts`. Raises SideFailed."""
+        """Waits until the side has compiled and warmed up, and sets `facts`. Raises SideFailed, or UserError where the
+        side raised one."""
         self.facts = self._answer(show)
         return self
 
     def ask(self, request: Mapping[str, Any], show: Show = lambda: None) -> dict[str, Any]:
-        """What the side's `run` makes of the request; raises SideFailed."""
+        """The answer of the side's `run` to the request; raises SideFailed, or UserError where the side raised one."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps(dict(request)) + "\n")
             self._process.stdin.flush()
         except OSError:
-            pass  # it has ended, which the answer says
+            pass  # the process has ended, which `_answer` reports
         return self._answer(show)
 
     def _answer(self, show: Show) -> dict[str, Any]:
@@ -139,7 +140,7 @@ class Side:
         self._process.wait()
         self._listener.join()
         for file in (self._process.stdin, self._process.stdout, self._errors):
-            with contextlib.suppress(OSError):  # what could not be sent any more
+            with contextlib.suppress(OSError):  # a request that the process no longer reads
                 if file:
                     file.close()
 
@@ -153,14 +154,14 @@ class Side:
 
 
 def thread_limits(threads: int) -> dict[str, str]:
-    """What tells OpenMP, and with it PyTorch, how many threads to use."""
+    """Environment variables that tell OpenMP, MKL and so PyTorch how many threads to use."""
     return {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
 
 
 def alternate(
     sides: Mapping[str, Side], rounds: int, request: Mapping[str, Any], title: str
 ) -> dict[str, list[dict[str, Any]]]:
-    """Asks each side in turn, `rounds` times; the order turns round from one round to the next."""
+    """The answers of each side, which are asked in turn, `rounds` times; every second round reverses the order."""
     answers: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
     with Stage(title) as stage:
         for number in range(rounds):
@@ -173,7 +174,7 @@ def alternate(
 
 
 def started(sides: Mapping[str, Side], title: str) -> None:
-    """Waits for sides that were started; raises SideFailed, naming the side."""
+    """Waits until all sides are ready; raises SideFailed, naming the side."""
     with Stage(title) as stage:
         for name, side in sides.items():
             try:
@@ -190,14 +191,14 @@ def median(values: list[float]) -> float:
 def need(module: str) -> None:
     """Raises UserError where a peer's library is not installed."""
     if importlib.util.find_spec(module) is None:
-        raise UserError(f"{module} is missing, which this comparison needs; pip install -r requirements-torch.txt")
+        raise UserError(f"{module} is missing, and this comparison needs it; pip install -r requirements-torch.txt")
 
 
 def need_text(path: Path, flag: str) -> list[Path]:
-    """The files in a directory (or the one file); raises UserError where there are none."""
+    """The files in a directory, or the one file; raises UserError, naming the flag, where there is no file."""
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
     if not files:
         raise UserError(
-            f"{path}: no text there, which this benchmark reads; name a directory of text files with {flag}"
+            f"{path}: no text there, and this benchmark reads some; name a file or a directory of files with {flag}"
         )
     return files

@@ -1,9 +1,10 @@
-"""Work that is not spent on padding: rows in length buckets against the same step on rows all padded to block_length.
+"""How much time length buckets save: the train step on rows in buckets, and on rows all padded to block_length.
 
-Invariant: both sides take blocks of the same corpus through `input_data.train_batches`, with as many positions a step,
-and differ in config.data.lengths alone. A batch's padding is its positions from each row's length on; [CLS] and [SEP]
-are not padding. The share of what the padding saved allows is (positions a second in buckets) / (positions a second
-padded), which is the ratio of real pieces a second over the ratio of positions that a real piece takes.
+Invariant: both sides read the same corpus through `masked_batches.train_batches`, with as many positions in a step, and
+differ in config.data.lengths alone. A batch's padding is its positions from each row's length on; [CLS] and [SEP] are
+not padding. "Share of what the padding saved allows" is the speed-up in real pieces a second, divided by the speed-up
+that the smaller number of positions would bring by itself. It equals (positions a second in buckets) / (positions a
+second padded).
 """
 
 import contextlib
@@ -22,24 +23,23 @@ from configs import base
 from spanbert_jax.config import Config
 from spanbert_jax.files import written_aside
 
-_WORDS = 250  # of an article, in the second corpus
+_WORDS = 250  # of each article, in the second corpus
 _STEP = {"size": "small", "dropout": "both", "length": 512, "batch": 8}
 _LENGTHS = base.get_config().data.lengths
-_BATCHES = 8  # a round; the first of an epoch, whose order is random
+_BATCHES = 8  # in a round: the first of an epoch, whose order is random
 
 Answer = dict[str, Any]
 
 
 def start(spec: dict[str, Any]) -> tuple[Answer, Any]:
-    """spec: that of a step, "blocks", "batches" a round, "lengths" and what `corpus_config` takes. Facts: padding and
-    blocks of an epoch.
-
-    Answers with the seconds, pieces and positions of a round.
+    """spec: the keys of `make_config` and `corpus_config`, "blocks" (their directory), "batches" (in a round) and
+    "lengths" (config.data.lengths). Facts: the padding and the blocks of an epoch, and the shapes of a round's batches.
+    A request is answered with the seconds, pieces and positions of a round.
     """
     import jax
 
     from spanbert_jax.corpus import blocks as block_data
-    from spanbert_jax.corpus import masked_batches as input_data
+    from spanbert_jax.corpus import masked_batches
     from spanbert_jax.corpus.build import tokenizer_from_file
     from spanbert_jax.model import pretraining_heads
     from spanbert_jax.tasks.pretraining_loss import objective
@@ -53,7 +53,7 @@ def start(spec: dict[str, Any]) -> tuple[Answer, Any]:
     mesh = sharding.mesh_of(config)
     batches: list[dict[str, jax.Array]] = []
     real, positions, rows = 0, 0, 0
-    for batch in input_data.train_batches(config, blocks, tokenizer, sharding.batch_sharding(mesh), 0, 10**9):
+    for batch in masked_batches.train_batches(config, blocks, tokenizer, sharding.batch_sharding(mesh), 0, 10**9):
         if len(batches) < spec["batches"]:
             batches.append(batch)
         lengths = np.asarray(batch["lengths"])
@@ -104,7 +104,8 @@ def cut_articles(source: Path, target: Path, words: int) -> None:
 
 
 def share_of_allowed(ours: Answer, theirs: Answer) -> float:
-    """The gain in real pieces a second over the gain that fewer positions a piece would bring by themselves."""
+    """The speed-up in real pieces a second, divided by the speed-up that fewer positions a piece bring by
+    themselves."""
     gain = (ours["pieces"] / ours["seconds"]) / (theirs["pieces"] / theirs["seconds"])
     return gain / ((theirs["positions"] / theirs["pieces"]) / (ours["positions"] / ours["pieces"]))
 
@@ -134,7 +135,7 @@ def run(options: Options, precision: str = "fp32") -> list[Row]:
 
 
 def corpus_rows(name: str, facts: dict[str, Answer], answers: dict[str, list[Answer]], lengths: int) -> list[Row]:
-    """The two rows of a corpus."""
+    """The two rows of the table for a corpus. lengths: config.data.lengths of the buckets."""
     shares = [100 * share_of_allowed(*pair) for pair in zip(answers["buckets"], answers["padded"], strict=True)]
     speeds = {side: [answer["pieces"] / answer["seconds"] for answer in found] for side, found in answers.items()}
     fast, slow = median(speeds["buckets"]), median(speeds["padded"])

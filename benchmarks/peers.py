@@ -1,9 +1,9 @@
-"""The PyTorch sides of the train step: transformers' BertForMaskedLM, and the best that we can write.
+"""The PyTorch sides of the train step: transformers' BertForMaskedLM, and the fastest that we can write.
 
-Invariant: both train on the very batches of `batches.make_batch`, in rows without padding, on as many threads as ours
-has cores, clip the gradient and update with fused AdamW. "transformers" does less: no SBO. "pytorch" does all that ours
-does: one product for queries, keys and values, PyTorch's own attention kernel, masked positions gathered, one decoder
-product for MLM and SBO.
+Invariant: both train on the batches of `batches.make_batch`, whose rows have no padding, with as many threads as our
+side has cores. Both clip the gradient and update with fused AdamW. "transformers" does less than ours: it has no SBO.
+"pytorch" does all that ours does: one product for queries, keys and values, PyTorch's own attention kernel, masked
+positions gathered, one decoder product for MLM and SBO.
 """
 
 import contextlib
@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from benchmarks.batches import VOCAB, make_batch, make_config
 from spanbert_jax.config import Config
 
-_BATCHES = 4
-_PADDED_VOCAB = -(-VOCAB // 128) * 128  # as ours
+_BATCHES = 4  # that the steps take in turn
+_PADDED_VOCAB = -(-VOCAB // 128) * 128  # as in our model
 
 Batch = dict[str, Tensor]
 Answer = dict[str, Any]
@@ -49,7 +49,7 @@ class Layer(nn.Module):
 
 
 class Best(nn.Module):
-    """BERT with both heads, as fast as plain PyTorch makes it."""
+    """BERT with the heads MLM and SBO, as fast as we can write it in plain PyTorch."""
 
     def __init__(self, config: Config):
         super().__init__()
@@ -90,7 +90,8 @@ class Best(nn.Module):
 
 
 def flat(config: Config, seed: int, device: torch.device) -> Batch:
-    """A batch for `Best`: int64 [pieces] of the rows laid end to end, unused slots left out."""
+    """A batch for `Best`. "input_ids" is int64 [rows, length]. The other arrays are int64 [pieces], of the used slots:
+    "masked", "left" and "right" count positions in the rows laid end to end; "offset" and "labels" do not."""
     batch = {name: torch.from_numpy(value) for name, value in make_batch(config, seed).items()}
     used = batch["masked_weights"] > 0
     start = torch.arange(len(used))[:, None] * config.data.block_length
@@ -101,9 +102,9 @@ def flat(config: Config, seed: int, device: torch.device) -> Batch:
 
 
 def transformers_side(config: Config, device: torch.device) -> tuple[nn.Module, list[Batch]]:
-    """BertForMaskedLM with attention by SDPA, and its batches: labels at every position, -100 where nothing is masked.
+    """BertForMaskedLM with SDPA attention, and its batches, whose labels are -100 at positions that are not masked.
 
-    No attention mask, for no row is padded: its fastest path.
+    Batches have no attention mask, since no row is padded. This is the model's fastest path.
     """
     from transformers import BertConfig, BertForMaskedLM
 
@@ -129,9 +130,9 @@ def transformers_side(config: Config, device: torch.device) -> tuple[nn.Module, 
 
 
 def start(spec: dict[str, Any]) -> tuple[Answer, Any]:
-    """spec: that of our step, with "peer" ("transformers" or "pytorch") and "compile" (torch.compile).
+    """spec: the keys of `make_config`, "peer" ("transformers" or "pytorch") and "compile" (whether to torch.compile).
 
-    Answers {"steps": n} with the seconds that n steps took.
+    A request {"steps": n} is answered with the seconds that n steps took, the last loss, and the peak of GPU memory.
     """
     config, cuda = make_config(spec), torch.cuda.is_available()
     device = torch.device("cuda" if cuda else "cpu")

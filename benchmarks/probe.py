@@ -1,6 +1,6 @@
-"""Which devices JAX sees.
+"""Tells which devices JAX sees.
 
-Invariant: it ends before anything else uses them.
+Invariant: the process ends before another side uses the devices.
 """
 
 from typing import Any
@@ -9,7 +9,8 @@ import jax
 
 
 def start(spec: dict[str, Any]) -> tuple[dict[str, Any], Any]:
-    """Answers nothing; the facts are all."""
+    """Facts: the platform ("cpu", "gpu" or "tpu"), the kind and the number of devices, JAX's version. No request is
+    needed."""
     device = jax.devices()[0]
     facts = {
         "platform": {"cuda": "gpu", "rocm": "gpu"}.get(device.platform, device.platform),

@@ -1,6 +1,6 @@
-"""Rows of the table, for a terminal, as markdown, as JSON, as a plot.
+"""Shows the rows of the table in a terminal, as Markdown, as JSON and as a plot.
 
-Invariant: all four show the same numbers; the JSON has each round's besides.
+Invariant: all four show the same numbers; the JSON also has those of each round.
 """
 
 import dataclasses
@@ -23,24 +23,24 @@ _COLUMNS = ("what", "ours", "theirs", "ratio")
 
 
 def number(value: float) -> str:
-    """Three significant digits at least, thousands set apart."""
+    """The value with at least three significant digits, and a comma between thousands."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}" if abs(value) < 100 else f"{value:.1f}"
 
 
 def with_unit(value: float, unit: str) -> str:
-    """ "12.3 s", "1.2%"."""
+    """The value with its unit: "12.3 s", "1.2%"."""
     return f"{number(value)}{'' if unit == '%' else ' '}{unit}".rstrip()
 
 
 def cells(row: Row) -> tuple[str, ...]:
-    """What the table shows of a row, in the order of its columns."""
+    """The cells of a row, in the order of the table's columns."""
     theirs = "" if row.theirs is None else with_unit(row.theirs, row.unit)
     ratio = "" if row.ratio is None else f"{row.ratio:.2f}x"
     return (row.what, with_unit(row.ours, row.unit), theirs, ratio)
 
 
 def terminal() -> Console:
-    """Where results are printed; a file has no width to fit."""
+    """A console for results, 200 columns wide where it is no terminal, so that a file's lines are not cut."""
     console = Console(highlight=False, soft_wrap=True)
     if not console.is_terminal:
         console.width = 200
@@ -48,7 +48,7 @@ def terminal() -> Console:
 
 
 def table(rows: Iterable[Row]) -> Table:
-    """For a terminal; what each counted is printed by `show`."""
+    """The table for a terminal, without the rows' `counted`."""
     out = Table(*_COLUMNS, box=None)
     for row in rows:
         out.add_row(*cells(row))
@@ -67,7 +67,7 @@ def show(rows: list[Row]) -> None:
 
 
 def machine() -> str:
-    """The machine and the versions, in a line."""
+    """The processor, the cores that this process may use, and the libraries' versions, in one line."""
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -84,14 +84,14 @@ def machine() -> str:
 
 
 def markdown(rows: Iterable[Row]) -> str:
-    """The table of docs/speed.md."""
+    """The table as docs/speed.md shows it."""
     lines = ["| " + " | ".join(_COLUMNS) + " |", "|" + "---|" * len(_COLUMNS)]
     lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in cells(row)) + " |" for row in rows]
     return "\n".join([*lines, "", machine(), ""])
 
 
 def as_json(rows: Iterable[Row]) -> dict[str, Any]:
-    """Everything."""
+    """All rows with all their fields, and the machine."""
     return {
         "machine": machine(),
         "rows": [{**dataclasses.asdict(row), "ratio": row.ratio} for row in rows],
@@ -99,7 +99,10 @@ def as_json(rows: Iterable[Row]) -> dict[str, Any]:
 
 
 def plot(rows: list[Row], path: Path) -> None:
-    """A bar for each comparison, from 1 to the ratio of ours to theirs."""
+    """Draws a bar for each comparison, from 1 to the ratio of ours to theirs.
+
+    Raises UserError where matplotlib is missing, or no row compares two sides.
+    """
     try:
         import matplotlib
     except ImportError as error:
@@ -126,7 +129,7 @@ def plot(rows: list[Row], path: Path) -> None:
 
 
 def write(path: Path, text: str) -> None:
-    """Writes aside, then renames; raises UserError where it cannot."""
+    """Writes the text aside, then renames the file; raises UserError where the file cannot be written."""
     try:
         with written_aside(path) as aside:
             aside.write_text(text, encoding="utf-8")
@@ -135,7 +138,7 @@ def write(path: Path, text: str) -> None:
 
 
 def save(rows: list[Row], json_file: Path | None, plot_file: Path | None, markdown_file: Path | None) -> None:
-    """Writes the files that were asked for."""
+    """Writes the files whose paths are given."""
     if json_file:
         write(json_file, json.dumps(as_json(rows), indent=2) + "\n")
     if markdown_file:

@@ -1,7 +1,8 @@
-"""An asynchronous checkpoint: how long the loop stands still.
+"""How long the training loop stands still for an asynchronous checkpoint.
 
-Invariant: what is timed is `Checkpoints.save` of the whole state after a step, from the call to its return, with no
-earlier save under way; writing goes on in the background, and is waited for, untimed, before the next.
+Invariant: the time is that of the call `Checkpoints.save` with the whole state after a step, while no earlier save is
+under way. Writing goes on in the background; the end of writing is awaited before the next save, and is timed
+separately.
 """
 
 import tempfile
@@ -18,7 +19,8 @@ Answer = dict[str, Any]
 
 
 def start(spec: dict[str, Any]) -> tuple[Answer, Any]:
-    """spec: that of a step, and "work". Answers with seconds: of a step, of a save's call, of all of it."""
+    """spec: the keys of `make_config`, and "work" (the directory to write in). A request is answered with the seconds
+    of a step ("step"), of the call ("still") and until all is written ("written"), and the bytes on disk."""
     import jax
     from etils import epath
 

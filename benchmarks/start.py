@@ -1,7 +1,7 @@
-"""From the start of a run's process to its first step, its wait for input, and its memory: real runs of main.
+"""Real runs of main: the time from a process's start to its first step, its wait for input, and its memory.
 
-Invariant: each run is the command line that a user types, in a process of its own, on the cores that are given; what it
-says of itself is read from its metrics.jsonl. Seconds to the first step end when that step's metrics are in the file.
+Invariant: each run is the command line that a user types, in a process of its own, on the given cores. Its metrics are
+read from its metrics.jsonl. Seconds to the first step end when that step's metrics are in the file.
 """
 
 import json
@@ -25,8 +25,9 @@ from spanbert_jax.errors import UserError
 from spanbert_jax.model import pretraining_heads
 from spanbert_jax.training.progress import Stage
 
-_WINDOWS = 4  # of a tiny run's metrics, of which the last is taken: in the first ones lengths are new
-_BASE_ROWS, _BASE_STEPS, _BASE_WINDOW = 16, 6, 3  # the first is no part of a window: it compiles
+# Windows of a tiny run's metrics, of which the last one counts. In the first ones, rows of new lengths are compiled.
+_WINDOWS = 4
+_BASE_ROWS, _BASE_STEPS, _BASE_WINDOW = 16, 6, 3  # the first step compiles, and is in no window
 _BASE = {
     "tokenizer.kind": "wordpiece",
     "corpus.held_out": 0.25,
@@ -45,7 +46,7 @@ class Run:
     """A run of spanbert_jax.main."""
 
     def __init__(self, config: str, workdir: Path, fields: dict[str, Any], options: Options):
-        """Starts it, with a compilation cache in options.work."""
+        """Starts the run, with a compilation cache in options.work. fields: config field -> value, set by flags."""
         shutil.rmtree(workdir, ignore_errors=True)
         workdir.parent.mkdir(parents=True, exist_ok=True)
         self._metrics = workdir / "metrics.jsonl"
@@ -71,7 +72,10 @@ class Run:
             os.sched_setaffinity(self._process.pid, options.cores)
 
     def until(self, name: str, windows: int, show: Callable[[], None]) -> float:
-        """Seconds from the process's start until so many windows of its metrics have the metric `name`."""
+        """Seconds from the process's start until `windows` windows of its metrics have the metric `name`.
+
+        Raises UserError where the process ends before.
+        """
         shown = time.monotonic()
         while len(self.metrics(name)) < windows:
             if (status := self._process.poll()) is not None:
@@ -84,7 +88,7 @@ class Run:
         return time.monotonic() - self._began
 
     def finish(self, show: Callable[[], None]) -> int:
-        """Waits for the end; returns the most memory the process had, in bytes."""
+        """Waits for the process to end; returns its peak memory in bytes. Raises UserError where the run failed."""
         while True:
             pid, status, usage = os.wait4(self._process.pid, os.WNOHANG)
             if pid:
@@ -96,7 +100,7 @@ class Run:
         return usage.ru_maxrss * 1024
 
     def metrics(self, name: str) -> list[float]:
-        """A metric at every window that has it."""
+        """The metric's value in every window that has the metric."""
         text = self._metrics.read_text() if self._metrics.exists() else ""
         rows = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
         return [row[name] for row in rows if name in row]
@@ -111,12 +115,12 @@ class Run:
     def _check(self, status: int) -> None:
         if status:
             self._output.seek(0)
-            lines = [line for line in self._output.read().splitlines() if line.strip()] or ["it printed nothing"]
+            lines = [line for line in self._output.read().splitlines() if line.strip()] or ["the run printed nothing"]
             raise UserError(f"a run of spanbert_jax.main ended with status {status}: {lines[-1]}")
 
 
 def first_steps(options: Options) -> tuple[list[float], float]:
-    """(seconds to the first step of warm starts, share of its time that a tiny run spends waiting for input)."""
+    """(seconds to the first step, of every warm start; the share of its time that a tiny run waits for input)."""
     fields = {"data.dir": options.work / "docstrings"}
     seconds: list[float] = []
     with Stage("Starts of configs/tiny.py") as stage:
@@ -135,7 +139,7 @@ def first_steps(options: Options) -> tuple[list[float], float]:
 
 
 def base_run(options: Options) -> tuple[int, float]:
-    """(the most memory of a base run's process in bytes, the share of its time spent waiting for input)."""
+    """(the peak memory of a base run's process in bytes; the share of its time that the run waits for input)."""
     file = need_text(options.text, "--text")[0]
     need_text(options.vocab, "--vocab")
     fields = {
@@ -155,11 +159,11 @@ def base_run(options: Options) -> tuple[int, float]:
 
 
 def computed_bytes(config: Config, rows: int, vocab_size: int) -> dict[str, int]:
-    """What a step holds in float32: parameters, Adam's two moments, and what plain backpropagation keeps.
+    """Bytes of a step's float32 arrays: parameters, Adam's two moments, and activations for plain backpropagation.
 
-    That is: a layer keeps its input, queries, keys and values, mixed values, the inputs of both LayerNorms and of the
-    feed-forward half (8 x embed a position), the product before GELU (mlp), and the attention probabilities; the heads
-    their logits.
+    Each layer keeps its input, queries, keys and values, mixed values, and the inputs of both LayerNorms and of the
+    feed-forward half (8 x embed for each position), the product before GELU (mlp), and the attention probabilities.
+    Each head keeps its logits.
     """
     model, length = config.model, config.data.block_length
     layer = rows * length * (8 * model.embed + model.mlp) + rows * model.heads * length**2
@@ -172,7 +176,7 @@ def computed_bytes(config: Config, rows: int, vocab_size: int) -> dict[str, int]
 
 
 def run(options: Options, base: bool = True) -> list[Row]:
-    """The subject `start`; `base`: with a run of configs/base.py, a minute or two on two cores."""
+    """The subject `start`. base: whether to run configs/base.py too, for a minute or two on two cores."""
     seconds, waited = first_steps(options)
     rows = [
         Row(

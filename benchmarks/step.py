@@ -1,8 +1,8 @@
-"""The train step: sequences a second, alone, beside PyTorch's, or over a sweep of how it can be computed.
+"""Sequences a second of the train step: alone, compared with PyTorch's, or over a sweep of ways to compute the step.
 
-Invariant: "sequences" are full rows of `length` pieces with the paper's budget of masked ones; model FLOPs are those of
-spanbert_jax/training/flops.py (the products that the definition needs, 3 x forward, heads on the gathered positions),
-and MFU divides them by the device's dense bf16 peak.
+Invariant: "sequences" are full rows of `length` pieces with the paper's budget of masked pieces. Model FLOPs are those
+of spanbert_jax/training/flops.py: the matrix products of the model's definition, 3 x forward, with heads on the
+gathered positions. MFU divides them by the device's dense bf16 peak.
 """
 
 import contextlib
@@ -23,13 +23,13 @@ from spanbert_jax.training.progress import Stage
 
 Spec = dict[str, Any]
 PEERS = ("transformers", "pytorch")
-ROWS = {  # a device, where --batch does not say
+ROWS = {  # on one device, the default of --batch
     "cpu": {"tiny": 8, "small": 8, "base": 4, "large": 2},
     "gpu": {"tiny": 512, "small": 512, "base": 256, "large": 128},
     "tpu": {"tiny": 128, "small": 128, "base": 32, "large": 16},
 }
 KERNELS = {"cpu": ("xla",), "gpu": ("triton", "cudnn", "xla"), "tpu": ("splash", "xla")}
-FLAGS = {  # reference: XLA's debug options; each alone, then those that help together
+FLAGS = {  # of XLA: a sweep tries each alone, then those that help together
     "cpu": (),
     "gpu": (
         "--xla_gpu_enable_latency_hiding_scheduler=true",
@@ -38,24 +38,24 @@ FLAGS = {  # reference: XLA's debug options; each alone, then those that help to
     ),
     "tpu": ("--xla_tpu_scoped_vmem_limit_kib=65536", "--xla_tpu_scoped_vmem_limit_kib=98304"),
 }
-_ROUND_SECONDS = 2.0  # of each side, at least
-_HELPS = 1.005  # a choice is taken where it is faster by more than that
+_ROUND_SECONDS = 2.0  # least time of a side's round
+_HELPS = 1.005  # a sweep takes a choice where its speed is above this factor
 
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """One way to compute the step, and what came of it."""
+    """One way to compute the step, with its measurements."""
 
     spec: Spec
-    flags: str = ""  # of XLA, read when a process starts
-    speed: float = 0.0  # sequences a second on all devices; 0: it failed
-    rounds: tuple[float, ...] = ()  # of which that is the median
+    flags: str = ""  # of XLA, which reads them when a process starts
+    speed: float = 0.0  # the median, in sequences a second on all devices; 0 where the variant failed
+    rounds: tuple[float, ...] = ()  # sequences a second of every round
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)
     peak_bytes: int = 0
     failure: str = ""
 
     def changed(self, flags: str | None = None, **fields: Any) -> "Variant":
-        """The same with other fields, not measured yet."""
+        """The variant with other fields, not measured yet."""
         return Variant({**self.spec, **fields}, self.flags if flags is None else flags)
 
 
@@ -63,7 +63,7 @@ Measure = Callable[[Variant], Variant]
 
 
 def probe() -> dict[str, Any]:
-    """The platform and its devices, asked of a process of its own: one that has used a GPU would keep its memory."""
+    """The facts of benchmarks/probe.py, from another process: a process that has used a GPU keeps the GPU's memory."""
     with Stage("Looking for devices") as stage, Side("probe", {}, ()) as side:
         facts = side.ready(lambda: stage.update(None, "starting JAX")).facts
         stage.update(None, f"{facts['devices']} x {facts['device']}, jax {facts['jax']}")
@@ -71,7 +71,7 @@ def probe() -> dict[str, Any]:
 
 
 def model_flops(spec: Spec) -> float:
-    """Of training on one row."""
+    """Model FLOPs of training on one row."""
     config = make_config(spec)
     return pretraining_row_flops(config, VOCAB, config.data.block_length)
 
@@ -83,7 +83,7 @@ def mfu(speed: float, spec: Spec, device: str, devices: int) -> float | None:
 
 
 def environment(flags: str, platform: str) -> dict[str, str]:
-    """What a side starts with."""
+    """Environment variables of our side's process."""
     if platform == "cpu":
         return {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags} if flags else {"JAX_PLATFORMS": "cpu"}
     if platform == "tpu":
@@ -97,7 +97,7 @@ def steps_for(seconds: float, least: float = _ROUND_SECONDS) -> int:
 
 
 def measure(variant: Variant, options: Options, platform: str, title: str) -> Variant:
-    """Starts a process for the variant and times it; one that fails says why, in `failure`."""
+    """The variant with its measurements, from a process of its own; `failure` says why a variant failed."""
     with Stage(title) as stage:
         try:
             with Side("train_side", variant.spec, options.cores, environment(variant.flags, platform)) as side:
@@ -117,9 +117,9 @@ def measure(variant: Variant, options: Options, platform: str, title: str) -> Va
 
 
 def sweep(first: Variant, platform: str, free: Iterable[str], run: Measure, deadline: float) -> list[Variant]:
-    """Tries what is `free` ("attention", "batch", "unroll", "flags"), one choice after the other, each with the best of
-    those before; stops at the deadline (of time.monotonic). Returns all variants, measured. Scanned layers come first:
-    they compile in a fraction of the time."""
+    """Tries the choices that are `free` ("attention", "batch", "unroll", "flags"), one after the other, each with the
+    best of those before. Scanned layers come first, since they compile in a fraction of the time. Starts nothing new
+    after the deadline, a time of time.monotonic. Returns all measured variants."""
     tried: list[Variant] = []
     best = first
 
@@ -159,7 +159,8 @@ def sweep(first: Variant, platform: str, free: Iterable[str], run: Measure, dead
 
 
 def with_attention_dropout(best: Variant, run: Measure) -> list[Variant]:
-    """The paper's model: the best variant with attention dropout too; with half of the rows where they are too many."""
+    """Measures the paper's model: the best variant with attention dropout too; if that fails, also with half the
+    rows."""
     found = [run(best.changed(dropout="both", attention="auto"))]
     if found[0].failure:
         found.append(run(best.changed(dropout="both", attention="auto", batch=max(best.spec["batch"] // 2, 1))))
@@ -175,7 +176,7 @@ def fastest(variants: Iterable[Variant]) -> Variant:
 
 
 def variants_table(variants: list[Variant]) -> Table:
-    """Every variant that was measured, the best first."""
+    """A table of all measured variants, the fastest first."""
     columns = ("rows", "attention", "layers", "dropout", "XLA flags", "sequences/s", "MFU", "memory", "compiled in")
     table = Table(*columns, box=None)
     for variant in sorted(variants, key=lambda variant: -variant.speed):
@@ -197,7 +198,7 @@ def variants_table(variants: list[Variant]) -> Table:
 
 
 def step_row(variant: Variant, what: str) -> Row:
-    """The row of one variant."""
+    """The table's row for one variant. what: the row's name."""
     spec, facts = variant.spec, variant.facts
     devices, flops = facts["devices"], model_flops(spec)
     share = mfu(variant.speed, spec, facts["device"], devices)
@@ -211,17 +212,19 @@ def step_row(variant: Variant, what: str) -> Row:
 
 
 def name_of(spec: Spec) -> str:
-    """ "BERT-base" or "4 x 256"."""
+    """The model's name: "BERT-base" or "4 x 256"."""
     model = make_config(spec).model
     return f"BERT-{spec['size']}" if spec["size"] in ("base", "large") else f"{model.layers} x {model.embed}"
 
 
 def compare(variant: Variant, peers: list[str], options: Options, facts: dict[str, Any]) -> list[Row]:
-    """Our step beside PyTorch's, on the same batches.
+    """Rows that compare our step with PyTorch's on the same batches.
 
-    On CPU all sides live at once and take turns, round by round. On a GPU, whose memory one side fills, each lives
-    alone, and its rounds are one after another, ours those of `variant`; a peer whose memory does not suffice gets
-    fewer rows.
+    On CPU all sides live at once and take turns, round by round. On a GPU one side fills the memory, so each peer lives
+    alone and runs its rounds one after another, and our rounds are those of `variant`. A peer that runs out of memory
+    gets a half, then a quarter of the rows.
+
+    Raises UserError where torch or transformers is missing, or there are several devices or a TPU.
     """
     for module in ("torch", "transformers"):
         need(module)
@@ -262,7 +265,7 @@ def compare(variant: Variant, peers: list[str], options: Options, facts: dict[st
 
 
 def peer_row(spec: Spec, peer: str, ours: list[float], theirs: list[float], platform: str, cores: int) -> Row:
-    """The row of a comparison; `spec` is theirs. Sequences a second of every round."""
+    """The row of a comparison. spec: the peer's. ours, theirs: sequences a second of every round."""
     less = "which computes no SBO" if peer == "transformers" else "with gathered positions, SDPA and SBO"
     where = f"{cores} threads each" if platform == "cpu" else "torch.compile"
     counted = (
@@ -282,7 +285,11 @@ def peer_row(spec: Spec, peer: str, ours: list[float], theirs: list[float], plat
 
 
 def run(spec: Spec, free: list[str], flags: str, peers: list[str], minutes: float, options: Options) -> list[Row]:
-    """The subject `step`. spec: without what is None, which the platform decides; `free`: what a sweep may choose."""
+    """The subject `step`.
+
+    spec: as for `make_config`; the platform decides fields that are None or missing. free: the choices of a sweep.
+    flags: XLA's, for our side. minutes: after which a sweep starts nothing new.
+    """
     facts = probe()
     platform = facts["platform"]
     defaults = {
@@ -317,12 +324,12 @@ def run(spec: Spec, free: list[str], flags: str, peers: list[str], minutes: floa
     console.print(variants_table(tried))
     try:
         return rows + (compare(best, peers, options, facts) if peers else [])
-    except SideFailed as failed:  # what was measured before is worth more than an error
+    except SideFailed as failed:  # the rows measured before are worth more than an error
         console.print(f"beside {', '.join(peers)}: left out: {failed}", markup=False)
         return rows
 
 
 def paper_row(paper: Variant, best: Variant) -> Row:
-    """The step with attention dropout as a share of that without."""
+    """The row that compares the step with attention dropout (ours) with the step without (theirs)."""
     row = step_row(paper, f"train step, {name_of(paper.spec)}, attention dropout too (the paper's), over without")
     return dataclasses.replace(row, theirs=best.speed)

@@ -1,7 +1,7 @@
-"""Our train step in a process of its own; makes its batches, needs no TensorFlow.
+"""Our side of the train step, in a process of its own that needs no TensorFlow.
 
-Invariant: it is the step of a run, training/step.py's, over all devices, its state donated; it is compiled before it is
-timed.
+Invariant: the step is that of a run (training/step.py), over all devices, with its state donated. The step is compiled
+before it is timed.
 """
 
 import resource
@@ -30,7 +30,8 @@ class TrainStep:
     """The compiled step with its state and batches."""
 
     def __init__(self, spec: dict[str, Any]):
-        """Makes the state, compiles and takes one step; the keys of `spec` are those of `batches.make_config`."""
+        """Makes the state, compiles the step and takes one. spec: as for `make_config`, but "batch" is rows on one
+        device."""
         config = self.config = make_config({**spec, "batch": spec["batch"] * jax.device_count()})
         self.mesh = sharding.mesh_of(config)
         layout = sharding.batch_sharding(self.mesh)
@@ -43,10 +44,10 @@ class TrainStep:
             step = make_train_step(config, objective(model, 0), abstract)
             self.compiled = step.lower(self.state, self.batches[0]).compile()
             self.compile_seconds = time.monotonic() - began
-        self.seconds(1)  # the first step of all pays for what is allocated once
+        self.seconds(1)  # the very first step also allocates memory
 
     def seconds(self, steps: int) -> float:
-        """The time that so many steps take, together."""
+        """The seconds that `steps` steps take together."""
         began = time.monotonic()
         in_flight: list[Any] = []
         for number in range(steps):
@@ -59,7 +60,7 @@ class TrainStep:
         return time.monotonic() - began
 
     def facts(self) -> Answer:
-        """What it is, JSON."""
+        """The side's facts, as JSON: devices, sizes in bytes, FLOPs and the time of compiling."""
         device, memory = jax.devices()[0], self.compiled.memory_analysis()
         state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(self.state))
         return {
@@ -78,7 +79,7 @@ class TrainStep:
 
 
 def peak_bytes() -> int:
-    """The most memory used so far: the first device's, or on CPU the process's."""
+    """The peak memory so far, in bytes: the first device's, or on CPU the process's."""
     stats = jax.local_devices()[0].memory_stats()
     if stats and "peak_bytes_in_use" in stats:
         return int(stats["peak_bytes_in_use"])
@@ -86,7 +87,8 @@ def peak_bytes() -> int:
 
 
 def start(spec: dict[str, Any]) -> tuple[Answer, Run]:
-    """Answers {"steps": n} with the seconds that n steps took."""
+    """spec: as for `TrainStep`. A request {"steps": n} is answered with the seconds that n steps took, the peak memory
+    and the last MLM loss."""
     step = TrainStep(spec)
 
     def run(request: dict[str, Any]) -> Answer:

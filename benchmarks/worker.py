@@ -1,7 +1,8 @@
-"""One side of a comparison, in a process of its own: python -m benchmarks.worker MODULE SPEC CORES.
+"""The process of one side: python -m benchmarks.worker MODULE SPEC CORES.
 
-Invariant: it may use CORES alone, from before any library is imported; a line of JSON on stdin is a request, and each
-has one line of JSON as its answer on stdout, where nothing else is printed.
+Invariant: the process is pinned to CORES before it imports any library. Each line on stdin is a request, a JSON object.
+The first line on stdout holds the facts, and each further one the answer to a request, or an error. Nothing else is
+there.
 """
 
 import contextlib
@@ -16,7 +17,7 @@ def main() -> None:
     if cores and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print goes to stderr
+    os.dup2(2, 1)  # output of libraries goes to stderr
 
     def answer(value: dict) -> None:
         answers.write(json.dumps(value) + "\n")

@@ -1,9 +1,9 @@
 """SpanBERT-large: 24 layers of width 1024, the recipe of the paper's section 4.2.
 
 Command:   python -m spanbert_jax.main --config configs/large.py --workdir /mnt/shared/large
-           --config.corpus.files='data/*.txt' takes your text instead of Wikipedia.
-Compute:   1.0356 TFLOP a row, so 636 EFLOP; the paper took 15 days of 32 V100.
-Expect:    after fine-tuning, SQuAD 1.1 / 2.0 test F1 94.6 / 88.7 and OntoNotes 79.6 (the paper's tables 1 and 3).
+           --config.corpus.files='data/*.txt' trains on your text instead of Wikipedia.
+Compute:   1.0356 TFLOP a row, 636 EFLOP in all; the paper's run took 15 days on 32 V100.
+Expect:    after fine-tuning, test F1 of SQuAD 1.1 / 2.0 94.6 / 88.7 and of OntoNotes 79.6 (the paper's tables 1 and 3).
 """
 
 from ml_collections import ConfigDict

@@ -2,11 +2,11 @@
 
 Command:   python -m spanbert_jax.main --config configs/ner.py --config.init_from=runs/base
            --config.data.train=train.conll --config.data.dev=dev.conll --workdir runs/ner
-           --config.tagging.head=span scores spans instead of words, --config.tagging.document_context=True shows the
-           model the sentences around, and --config.data.train=conll2003 --config.data.dev=conll2003 takes TFDS's.
-           Prediction takes such columns, or plain text in a .txt with a sentence on each line.
+           --config.tagging.head=span scores spans instead of words. --config.tagging.document_context=True adds the
+           sentences around to a row. --config.data.train=conll2003 --config.data.dev=conll2003 reads TFDS's set.
+           tools/predict.py takes such columns too, or plain text in a .txt with a sentence on each line.
 Recipe:    the fine-tuning of the SpanBERT paper's appendix B: AdamW without bias correction, 10% warm-up, linear decay.
-Hardware:  with BERT-base one GPU of 16 GB, minutes for CoNLL-2003, and hours on CPU cores alone.
+Hardware:  for BERT-base one GPU of 16 GB: minutes for CoNLL-2003. CPU cores alone take hours.
 Expect:    on CoNLL-2003 a base model reaches test F1 92.4 with the token head and document context (Devlin et al. 2018,
            table 7).
 """
@@ -17,7 +17,7 @@ from spanbert_jax.config import default_config
 
 
 def get_config() -> ConfigDict:
-    """The token head on rows of up to 256 pieces, 10 epochs."""
+    """The token head, rows of up to 256 pieces, 10 epochs."""
     config = default_config()
     config.task = "token_classification"
     config.data.block_length = 256

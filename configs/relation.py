@@ -1,4 +1,4 @@
-"""Relation extraction, as SpanBERT's run_tacred.py trains it: TACRED's JSON, or SemEval-2010 Task 8's text.
+"""Relation extraction on TACRED's JSON or SemEval-2010 Task 8's text, as SpanBERT's run_tacred.py does.
 
 Command:   python -m spanbert_jax.main --config configs/relation.py --config.init_from=DIRECTORY
            --config.data.train=train.json --config.data.dev=dev.json --workdir runs/tacred
@@ -14,7 +14,8 @@ from configs import glue
 
 
 def get_config(kind: str = "tacred") -> ConfigDict:
-    """Learning rate 2e-5, 32 rows of up to 128 pieces, 10 epochs; entities masked in TACRED, marked in SemEval."""
+    """Learning rate 2e-5, batches of 32 rows of up to 128 pieces, 10 epochs; entities are masked in TACRED, and marked
+    in SemEval. kind: "tacred" or "semeval"."""
     config = glue.get_config("sst2")
     config.task = "relation_extraction"
     config.relation.format = kind

@@ -4,7 +4,7 @@ Command:   python -m spanbert_jax.main --config configs/squad.py --config.init_f
            --config.data.train=train-v1.1.json --config.data.dev=dev-v1.1.json reads files instead of TFDS's "squad".
 Recipe:    the authors' (SpanBERT's README, run_squad.py): 4 epochs of 32 rows, learning rate 2e-5, linear warm-up over
            10% of the steps and linear decay, no weight decay on biases and LayerNorm, Adam without bias correction,
-           evaluation 10 times an epoch, the best F1 kept. Their search: 5e-6 to 5e-5, 16 and 32 rows.
+           10 evaluations an epoch; the checkpoint with the best F1 is kept. Their search: 5e-6 to 5e-5, 16 and 32 rows.
 Hardware:  one GPU or TPU chip for base and large. 11,000 steps of 32 rows of 167 pieces on average: 31 PFLOP for base.
 Expect:    dev F1 92.4 with base (the authors' README); test EM / F1 88.8 / 94.6 with large (the paper).
 """
@@ -15,7 +15,7 @@ from spanbert_jax.config import default_config
 
 
 def get_config() -> ConfigDict:
-    """The defaults for fine-tuning, in windows of 512 pieces, 128 from one to the next."""
+    """The authors' recipe, in windows of 512 pieces that begin 128 pieces apart."""
     config = default_config()
     config.task = "question_answering"
     config.data.update(train="squad", dev="squad", block_length=512)

@@ -1,11 +1,11 @@
 """A small SpanBERT on the documentation strings of this machine's Python: minutes on two cores, no network.
 
 Command:   make pretrain, or python -m spanbert_jax.main --config configs/tiny.py
-           --config.corpus.files='data/*.txt' takes your text instead.
+           --config.corpus.files='data/*.txt' trains on your text instead.
 Hardware:  two CPU cores, 4 GB; about 10 minutes.
-Expect:    held-out accuracy of MLM on pieces that became [MASK] 9%, where always the commonest piece scores 8% and the
-           best guess from the two pieces beside a span 11%: two layers and 2,000 steps learn little more than which
-           pieces are common. On pieces that were kept it is 97%, since they are visible.
+Expect:    MLM's held-out accuracy on pieces that became [MASK] is 9%. Always naming the commonest piece scores 8%, and
+           the best guess from the two pieces beside a span 11%: two layers and 2,000 steps learn little more than which
+           pieces are common. On pieces that were kept the accuracy is 97%, since they are visible.
 """
 
 from ml_collections import ConfigDict
@@ -14,7 +14,7 @@ from spanbert_jax.config import default_config
 
 
 def get_config() -> ConfigDict:
-    """Two layers of width 128 over rows of up to 128 pieces; no dropout, since no block comes twice."""
+    """Two layers of width 128, rows of up to 128 pieces; no dropout, since no block comes twice."""
     config = default_config()
     config.corpus.name = "docstrings"
     config.corpus.held_out = 0.02

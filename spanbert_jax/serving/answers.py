@@ -73,7 +73,7 @@ class Answerer:
     """A fine-tuned model in memory, which is opened once and answers many requests."""
 
     def __init__(self, task: AnyTask, params: Params, tuned: Mapping[str, float]):
-        """tuned: as for `FineTuning.decode`."""
+        """params: the task's parameters, which are put on every device. tuned: as for `FineTuning.decode`."""
         self.task, self._tuned = task, tuned
         mesh = sharding.make_mesh(Config().mesh)
         self._predictor: TaskPredictor[Any, Any] = TaskPredictor(task, sharding.batch_sharding(mesh))
@@ -122,7 +122,7 @@ class Answerer:
 
 
 def open_answerer(weights: Weights) -> Answerer:
-    """The model of fine-tuned weights, which are still open; raises UserError where they were not fine-tuned."""
+    """An `Answerer` with the weights, which must still be open; raises UserError where they were not fine-tuned."""
     task = trained_task(weights)
     return Answerer(task, weights.load()[0], kept_metrics(weights.metadata))
 

@@ -1,6 +1,6 @@
-"""Trained weights for use from Python: what `spanbert_jax.load` returns.
+"""Trained weights for use from Python, as `spanbert_jax.load` returns them.
 
-Invariant: predictions are those of tools/predict.py, and hidden states those that exports are compared with.
+Invariant: predictions are those of tools/predict.py, and hidden states are those of an export.
 """
 
 import functools
@@ -28,10 +28,10 @@ class Loaded:
 
     Attributes:
       source: the checkpoint, or the path of others' weights.
-      task: what the weights were fine-tuned for, such as "question_answering"; "" where they were not.
+      task: the task that the weights were fine-tuned for, such as "question_answering", or "".
       labels: of a classifier, in its order.
       tokenizer: the weights' vocabulary.
-      config: of the run; for others' weights the defaults with their model and vocabulary.
+      config: the run's; for others' weights the defaults, with these weights' model and vocabulary.
     """
 
     def __init__(self, path: Path, vocab: Path | None = None):
@@ -46,16 +46,16 @@ class Loaded:
         self.tokenizer, self.config = self._weights.tokenizer, self._weights.config
 
     def predict(self, records: Sequence[Record]) -> list[Prediction]:
-        """One prediction a record, in their order, each a dict as a line of tools/predict.py's JSON lines.
+        """One prediction for each record, in their order: the objects that tools/predict.py writes as JSON lines.
 
-        records: texts, where the task reads texts, or its fields: {"question": ..., "context": ...}, {"words": [...]},
-        {"text": ...}; "id" may be among them. Raises UserError where the weights were not fine-tuned, or a record is
-        not what the task reads.
+        records: texts, where the task reads texts, or objects with the task's fields: {"question": ..., "context":
+        ...}, {"words": [...]}, {"text": ...}. A record may have an "id". Raises UserError where the weights were not
+        fine-tuned, or the task cannot read a record.
         """
         return self._answerer.answer(_listed(records))
 
     def encode(self, texts: Sequence[str]) -> list[Encoding]:
-        """(pieces, offsets, hidden states, cut) of each text, in their order; see `Encoding`."""
+        """The `Encoding` of each text, in their order: pieces, offsets, hidden states, and whether the text was cut."""
         return self._encoder.encode(_listed(texts))
 
     @functools.cached_property
@@ -68,7 +68,7 @@ class Loaded:
 
 
 def _listed(values: Sequence[_T]) -> Sequence[_T]:
-    """The values; raises UserError for one text or object, of which each character or name would be taken for one."""
+    """The values; raises UserError for a single text or object, whose characters or names would be read as values."""
     if isinstance(values, str | Mapping):
         raise UserError(f"expected a list, found one {type(values).__name__} ({str(values)[:40]!r}); put it in a list")
     return values

@@ -1,7 +1,7 @@
-"""Texts to the encoder's hidden states, with the place of each piece in its text.
+"""Computes the encoder's hidden states of texts, with the place of each piece in its text.
 
-Invariant: a text's pieces, offsets and hidden states have one order and one length, [CLS] and [SEP] included. All is
-computed in float32, by the function that is exported and compared with PyTorch.
+Invariant: a text's pieces, offsets and hidden states have one order and one length, [CLS] and [SEP] included. Hidden
+states are computed in float32, by the function that is exported and compared with PyTorch.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,16 +25,16 @@ class Encoding(NamedTuple):
     """A text as the encoder sees it: [CLS], pieces, [SEP]."""
 
     pieces: list[str]  # as the vocabulary writes them: "##ing", "▁the"
-    offsets: np.ndarray  # int32 [pieces, 2]: the characters [start, end) of each in the text; 0, 0 of [CLS] and [SEP]
+    offsets: np.ndarray  # int32 [pieces, 2]: each piece's characters [start, end) in the text; 0, 0 of [CLS] and [SEP]
     hidden_states: np.ndarray  # float32 [pieces, embed], of the last layer
-    cut: bool  # the text has more pieces than the model takes; those after the first ones are left out
+    cut: bool  # whether the text has more pieces than the model takes; the last ones are then left out
 
 
 class TextEncoder:
     """The encoder of any weights, with or without a head."""
 
     def __init__(self, weights: Weights, params: Params, layout: NamedSharding):
-        """layout: of a batch's rows over the devices."""
+        """layout: divides the rows of a batch among the devices."""
         self._tokenizer, self._longest = weights.tokenizer, weights.config.model.max_length
         encode = functions(weights.config, _GROUPS, weights.tokenizer.vocab_size, 0)["encode"]
 
