@@ -1,7 +1,7 @@
-"""Sentences of words with entity tags in CoNLL's columns, set apart by any delimiter.
+"""Reads sentences of words with entity tags in CoNLL's columns, set apart by any delimiter.
 
 Invariant: every line of a file is a word of a sentence, a blank, a -DOCSTART- line, a comment, or an error that names
-it; and a sentence's tags keep the rules of a tagging scheme, or a warning counts those that don't.
+the line. Tags keep the rules of a tagging scheme, or a warning counts the tags that do not.
 """
 
 import re
@@ -12,10 +12,10 @@ from pathlib import Path
 from spanbert_jax.errors import UserError
 from spanbert_jax.tasks.example_files import Contents, Lines, Warnings
 
-SCHEMES = ("auto", "IOB1", "IOB2", "BILOU")  # BILOU is the same as IOBES: E and S for L and U
+SCHEMES = ("auto", "IOB1", "IOB2", "BILOU")  # BILOU includes IOBES, which writes E and S for L and U
 _TAG = re.compile(r"O|[BILUES](-.+)?")
 _GAP = re.compile(r"[ \t]+")
-_BLANKS = " \t\r\n"  # not Python's own: a no-break space may be a word's
+_BLANKS = " \t\r\n"  # not all of Python's white space: a word may have a no-break space
 _COMMENT = re.compile(r"#\s+((id|newdoc|newpar|sent_id|text)\b|\S+\s*=)")  # CoNLL-U's and MultiCoNER's
 
 
@@ -23,26 +23,26 @@ _COMMENT = re.compile(r"#\s+((id|newdoc|newpar|sent_id|text)\b|\S+\s*=)")  # CoN
 class Layout:
     """Where a file's columns are."""
 
-    delimiter: str = ""  # between columns; "": any number of spaces and tabs
-    word_column: int = 0  # from 0, or from the end: -1 is the last
+    delimiter: str = ""  # between columns; "" for any number of spaces and TABs
+    word_column: int = 0  # counted from 0, or from the end: -1 is the last column
     tag_column: int = -1
 
 
 @dataclass(frozen=True)
 class Sentence:
-    """Words with their tags, as the file spells them; `tags` is empty where none were asked for."""
+    """Words with their tags, as the file spells them; `tags` is empty where tags were not read."""
 
     words: tuple[str, ...]
     tags: tuple[str, ...]
-    document: int  # from 0; of a file without -DOCSTART- lines all are 0
-    line: int  # of the first word, from 1; TFDS: the number of the sentence
+    document: int  # the document's number, from 0; 0 in a file without -DOCSTART- lines
+    line: int  # the first word's line, from 1; in TFDS the sentence's number
 
 
 def has_columns(head: Sequence[tuple[int, str]], layout: Layout) -> bool:
-    """Whether a file's first lines that are not blank are columns and no text, as their content shows.
+    """Whether `head`, a file's first lines that are not blank, are columns and not text.
 
-    They are where one of them is a -DOCSTART- line, where half of them have a tag in its column, or where TABs or the
-    layout's delimiter part all of them into the same number of columns.
+    The lines are columns where one of them is a -DOCSTART- line, where at least half of them have a tag in the tag's
+    column, or where TABs (or the layout's delimiter) divide each of them into the same number of columns.
     """
     lines = [line for _, line in head if not line.startswith("# ")]
     rows = [_split(line, layout.delimiter) for line in lines]
@@ -54,20 +54,20 @@ def has_columns(head: Sequence[tuple[int, str]], layout: Layout) -> bool:
 
 
 def has_one_width(head: Sequence[tuple[int, str]], layout: Layout) -> bool:
-    """Whether all of a file's first lines, comments apart, have the same number of columns."""
+    """Whether all lines of `head`, apart from comments, have the same number of columns."""
     return len({len(_split(line, layout.delimiter)) for _, line in head if not line.startswith("# ")}) == 1
 
 
 def read_columns(
     file: Path | Contents, lines: Lines, layout: Layout, tagged: bool, warnings: Warnings
 ) -> list[Sentence]:
-    """The sentences of a file; without tags unless `tagged`.
+    """The sentences of a file. tagged: whether to read the tags.
 
-    Blank lines end sentences, -DOCSTART- lines documents. A line before a sentence that begins with "# " is a comment
-    where it has another number of columns than the words, or no tag in a file whose words have tags.
+    A blank line ends a sentence, and a -DOCSTART- line ends a document. A line that begins with "# " before a sentence
+    is a comment where it has another number of columns than the words, or where it has no tag and the words have tags.
 
-    Raises UserError, naming file and line, for lines with more or fewer columns than others, and a column that is not
-    there.
+    Raises UserError, naming file and line, where a line has more or fewer columns than others, where the layout's
+    columns do not exist, and where a word is empty.
     """
     rows = [(number, _split(line, layout.delimiter)) for number, line in lines]
     words = [(number, row) for number, row in rows if row and row[0] != "-DOCSTART-"]
@@ -107,11 +107,12 @@ def _sentence(rows: Sequence[tuple[int, list[str]]], layout: Layout, tagged: boo
 
 
 def _width(file: Path | Contents, number: int, row: list[str], layout: Layout, tagged: bool) -> int:
-    """The number of columns of the first word's line; raises UserError if those asked for are not among them."""
+    """The number of columns in the first word's line; raises UserError where the layout's columns are not among
+    them."""
     width = len(row)
     for column in (layout.word_column, *([layout.tag_column] if tagged else [])):
         if not -width <= column < width:
-            raise UserError(f"{file}, line {number}: no column {column}; columns are counted from 0, here are {width}")
+            raise UserError(f"{file}, line {number}: no column {column}; the line has {width} columns, counted from 0")
     if tagged and layout.tag_column % width == layout.word_column % width:
         raise UserError(
             f"{file}, line {number}: column {layout.word_column % width} of {width} would be both word and tag; give "
@@ -121,7 +122,7 @@ def _width(file: Path | Contents, number: int, row: list[str], layout: Layout, t
 
 
 def _is_tagged(row: list[str], layout: Layout) -> bool:
-    """Whether a line has a tag in its column, beside the word."""
+    """Whether a line has a tag in the tag's column, and that column is not the word's."""
     width = len(row)
     if not -width <= layout.tag_column < width or layout.tag_column % width == layout.word_column % width:
         return False
@@ -129,18 +130,18 @@ def _is_tagged(row: list[str], layout: Layout) -> bool:
 
 
 def _may_be_comment(row: list[str]) -> bool:
-    return (row[0] == "#" and len(row) > 1) or row[0].startswith("# ")  # and no hashtag
+    return (row[0] == "#" and len(row) > 1) or row[0].startswith("# ")  # a hashtag is no comment
 
 
 def _is_comment(row: list[str], width: int, has_tags: bool, layout: Layout) -> bool:
-    """Whether a line before a sentence that begins with "# " is a comment, and no word "#"."""
+    """Whether a line that begins with "# " before a sentence is a comment, and not the word "#"."""
     if len(row) != width:
         return True
     return not _is_tagged(row, layout) if has_tags else bool(_COMMENT.match(" ".join(row)))
 
 
 def _split(line: str, delimiter: str) -> list[str]:
-    """The columns, none for a line of blanks and delimiters alone."""
+    """A line's columns; [] for a line of blanks and delimiters alone."""
     if not delimiter:
         line = line.strip(_BLANKS)
         return _GAP.split(line) if line else []
@@ -149,10 +150,10 @@ def _split(line: str, delimiter: str) -> list[str]:
 
 
 def check_tags(name: str, sentences: list[Sentence], scheme: str, warnings: Warnings) -> None:
-    """Holds tags to the rules of one of `SCHEMES`; "auto" finds the scheme, and warns where none is kept.
+    """Checks that tags keep the rules of `scheme`, one of `SCHEMES`; "auto" finds the scheme.
 
-    B- and I- tags that keep neither IOB2's nor IOB1's rules are in real data. Raises UserError, naming file and line,
-    for what is no tag, and for tags that break the rules of another scheme.
+    Real data have B- and I- tags that keep neither IOB2's nor IOB1's rules: for "auto" these are a warning. Raises
+    UserError, naming file and line, where a column's text is no tag, and where tags break the rules of another scheme.
     """
     letters = _find_letters(name, sentences, scheme)
     if scheme != "auto" or not letters <= set("OBI"):
@@ -175,7 +176,7 @@ def check_tags(name: str, sentences: list[Sentence], scheme: str, warnings: Warn
 
 
 def _find_letters(name: str, sentences: list[Sentence], scheme: str) -> set[str]:
-    """The first letters of all tags; raises UserError for what is no tag, or not of the scheme."""
+    """The first letters of all tags; raises UserError where a text is no tag, or a letter is not the scheme's."""
     allowed = {"IOB1": ["OBI"], "IOB2": ["OBI"], "BILOU": ["OBILU", "OBIES"], "auto": ["OBI", "OBILU", "OBIES"]}[scheme]
     seen: set[str] = set()
     for sentence in sentences:
@@ -204,14 +205,15 @@ def _breaches(name: str, sentences: list[Sentence], scheme: str) -> list[str]:
 
 
 def _find_breaches(tags: Sequence[str], scheme: str) -> Iterator[int]:
-    """The words at which tags break the scheme's rules; an entity without an end breaks them at the last word."""
+    """The numbers of the words at which tags break the scheme's rules; an entity without an end breaks them at the last
+    word."""
     before = "O"
     for i, tag in enumerate((*tags, "O")):
         is_open = before[0] in "BI"
         goes_on = is_open and before[2:] == tag[2:]
         if scheme == "IOB2":
             wrong = tag[0] == "I" and not goes_on
-        elif scheme == "IOB1":  # where a B- sets apart neighbours of one type, and does nothing else
+        elif scheme == "IOB1":  # in IOB1 a B- tag only separates neighbouring entities of one type
             wrong = tag[0] == "B" and not goes_on
         else:
             wrong = not goes_on if tag[0] in "ILE" else is_open

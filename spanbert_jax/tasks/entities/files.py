@@ -1,7 +1,7 @@
-"""Sentences with entities: CoNLL's columns, JSON with entities that may nest, plain text, CoNLL-2003 from TFDS.
+"""Reads sentences with entities: CoNLL's columns, JSON with entities that may nest, plain text, CoNLL-2003 from TFDS.
 
-Invariant: a file is read the same way whatever its name and whatever it is read for; entities that training or
-prediction cannot have are counted in a warning, or refused.
+Invariant: the same content is read the same way in every role. Entities that a head cannot learn or predict are counted
+in a warning, or are an error.
 """
 
 import itertools
@@ -40,8 +40,8 @@ from spanbert_jax.tasks.example_files import (
     unrecognised,
 )
 
-_WORD_FIRST = Layout()  # and the tag last
-_RECORD = '{"words": ["Anna", "sings"], "entities": [[0, 1, "PER"]]}'  # first word, the one after the last, type
+_WORD_FIRST = Layout()  # the word in the first column, the tag in the last
+_RECORD = '{"words": ["Anna", "sings"], "entities": [[0, 1, "PER"]]}'  # the words [0, 1) are a PER
 
 
 def read(
@@ -53,20 +53,20 @@ def read(
     context: int = 0,
     style: WordStyle = NO_STYLE,
 ) -> tuple[list[WordExample], list[str]]:
-    """The sentences of a file or of a TFDS name ("conll2003", "conll2003:test"), and warnings.
+    """(sentences, warnings) of a file or of a TFDS name ("conll2003", "conll2003:test").
 
-    A file has a word and its tag on every line; or objects that `parse` reads, in JSON lines or a JSON list; or, to
-    predict for, is plain text with a sentence on every line.
+    A file is one of three: columns with a word and its tag on every line; objects that `parse` reads, in JSON lines or
+    a JSON list; or, to predict for, plain text with a sentence on every line.
 
     Args:
-      layout: of columns.
-      scheme: of columns, one of `SCHEMES`.
-      context: words of its document that a sentence in columns brings along on either side.
+      layout: where the columns are.
+      scheme: of the tags in columns, one of `SCHEMES`.
+      context: how many words of its document a sentence in columns gets on either side.
       style: how plain text is cut into words.
 
     Raises:
-      UserError: naming file and line, for what `read_columns`, `check_tags` and `parse` refuse, for a file that is none
-        of these, and a file without words.
+      UserError: naming file and line, for the faults that `read_columns`, `check_tags` and `parse` name, for a file of
+        another form, and for a file without words.
     """
     if scheme not in SCHEMES:
         raise UserError(f"unknown tagging scheme {scheme!r}; it is one of {', '.join(SCHEMES)}")
@@ -94,7 +94,7 @@ def read(
 
 
 def _is_text(file: Path | Contents, head: Sequence[tuple[int, str]], role: Role, layout: Layout) -> bool:
-    """Whether a file is plain text; raises UserError for what is neither text nor columns."""
+    """Whether a file is plain text, or else columns; raises UserError where it can be neither."""
     may_be_text = role == "predict" and is_plain_text(file)
     if may_be_text and len(head) == 1 and "-" not in head[0][1]:  # "the blood group O"
         return True
@@ -109,15 +109,15 @@ def _is_text(file: Path | Contents, head: Sequence[tuple[int, str]], role: Role,
 
 
 def parse(record: Record, place: str, name: str, role: Role = "predict", style: WordStyle = NO_STYLE) -> WordExample:
-    """The sentence of {"words", "entities", "id"?}, or, to predict for, of a text, {"text", "id"?}, or words alone.
+    """The sentence of {"words", "entities", "id"?} or, to predict for, of a text, {"text", "id"?} or {"words", "id"?}.
 
     Args:
-      record: its entities are [first word, the one after the last, type] each, and may nest.
-      place: what errors name, such as "standard input, line 3".
+      record: the text or object. Each entity is [first word, the word after its last, type]; entities may nest.
+      place: the record's name in errors, such as "standard input, line 3".
       name: the id where the record has none.
       style: how a text is cut into words.
 
-    Raises UserError, naming place, where a field is missing or of another kind, or an entity is none of the words.
+    Raises UserError, naming `place`, where a field is missing or of another kind, or an entity is outside the words.
     """
     if isinstance(record, str) or (role == "predict" and "words" not in record and "text" in record):
         if role != "predict":
@@ -144,7 +144,7 @@ def _span(span: object, count: int, place: str) -> Span:
         start, end, kind = span
         if 0 <= start < end <= count:
             return start, end, str(kind)
-    raise UserError(f"{place}: entity {span} is none of {count} words; expected [first, end, type]")
+    raise UserError(f"{place}: entity {span} does not fit the {count} words; expected [first, end, type]")
 
 
 def _from_text(file: Path | Contents, lines: Lines, style: WordStyle) -> list[WordExample]:
@@ -162,7 +162,7 @@ def _from_tfds(name: Source, role: Role) -> Iterator[Sentence]:
 
 
 def _with_context(sentences: Iterable[Sentence], room: int) -> list[WordExample]:
-    """The examples of documents, each with up to `room` words of its document on either side."""
+    """The examples of the sentences, each with up to `room` words of its document on either side."""
     examples = []
     for _, group in itertools.groupby(sentences, lambda one: one.document):
         document = list(group)
@@ -178,16 +178,17 @@ def _with_context(sentences: Iterable[Sentence], room: int) -> list[WordExample]
 
 
 def check_entities(examples: Sequence[WordExample], source: str, max_width: int) -> list[str]:
-    """Warnings of entities that are lost to a head that scores spans of up to `max_width` words, or, 0, tags words.
+    """Warnings of the entities that a head cannot find.
 
-    Raises UserError where entities overlap and words are tagged: a word has one tag.
+    max_width: of the span head, the most words in a span that it scores; 0 for the token head. Raises UserError where
+    entities overlap and the head is the token head, since a word has one tag.
     """
     warnings = Warnings()
     for example in examples:
         place = f"{source}, sentence {example.id}"
         for start, end, kind in example.spans if max_width else ():
             if end - start > max_width:
-                kind = f"entities are over config.tagging.max_width {max_width} words, and can not be found"
+                kind = f"entities are longer than config.tagging.max_width {max_width} words, and cannot be found"
                 warnings.add(kind, f"{place}, words {start} to {end - 1}")
         for a, b in itertools.combinations(sorted(example.spans), 2):
             if b[0] >= a[1]:

@@ -1,7 +1,7 @@
-"""Rows of sentences whose words are tagged, or whose spans of words are.
+"""Rows of sentences for the token head, which tags words, and the span head, which labels spans of words.
 
-Invariant: each word of a sentence is tagged in exactly one row, and begins spans in that row alone, however long the
-sentence is; a word always has a piece.
+Invariant: each word of a sentence is tagged in exactly one row, and spans that begin with the word are labelled in that
+row alone, however long the sentence is. Every word has at least one piece.
 """
 
 import abc
@@ -16,23 +16,23 @@ Span = tuple[int, int, str]  # first word, word after the last, type
 
 @dataclasses.dataclass(frozen=True)
 class WordExample:
-    """A sentence with its entities, and the words around it that a row may be filled with."""
+    """A sentence with its entities, and with words around the sentence that may fill up a row."""
 
     id: str
     words: tuple[str, ...]
-    spans: tuple[Span, ...] = ()  # may nest; one type a span
-    before: tuple[str, ...] = ()
-    after: tuple[str, ...] = ()
-    text: str = ""  # that the words were found in, if it is not the words with a space between them
-    places: tuple[tuple[int, int], ...] = ()  # in `text`: first character of each word, the one after its last
+    spans: tuple[Span, ...] = ()  # the entities, which may nest
+    before: tuple[str, ...] = ()  # words of the document before the sentence
+    after: tuple[str, ...] = ()  # and after it
+    text: str = ""  # from which the words were cut; "" where it is the words joined by spaces
+    places: tuple[tuple[int, int], ...] = ()  # the characters [start, end) of each word in `text`
 
 
 @dataclasses.dataclass(frozen=True)
 class WordRows(abc.ABC):
-    """Makes the rows of each `WordExample`: [CLS], a run of its words with the words around them, [SEP].
+    """Makes the rows of each `WordExample`: [CLS], consecutive words of the sentence and words around them, [SEP].
 
-    Every word is encoded by itself. A row tags the words [start, end) of the sentence; most rows tag all of them.
-    Columns of every head are input_ids and token_type_ids; a subclass adds its head's.
+    Every word is encoded by itself. A row tags the words [start, end) of the sentence, which in most rows are all of
+    them. Rows have the columns input_ids and token_type_ids; a subclass adds the columns of its head.
     """
 
     tokenizer: Tokenizer
@@ -44,7 +44,7 @@ class WordRows(abc.ABC):
         """The rows of each example."""
         words = list(dict.fromkeys(word for e in examples for word in (*e.before, *e.words, *e.after)))
         encoded = self.tokenizer.encode_batch(words)
-        # A word of nothing but control characters has no pieces. What a row has no room for is cut from a word's end.
+        # A word of control characters alone has no pieces, and gets [UNK]. A word longer than a row loses its end.
         pieces = {
             word: ids[: self.length - 2] or [self.tokenizer.unk_id] for word, ids in zip(words, encoded, strict=True)
         }
@@ -71,12 +71,13 @@ class WordRows(abc.ABC):
     ) -> Row:
         """The head's columns of a row of `length` pieces that tags the words [start, end).
 
-        first, last: of the words from `start` to the row's end, the first and the last piece.
+        first, last: the positions of the first and the last piece of each word from `start` to the row's end.
         """
 
     def _cuts(self, sizes: list[int]) -> Iterator[tuple[int, int, int]]:
-        """(start, end, reach) of each row: it tags the words [start, end), and has those up to `reach`, where spans
-        that begin in it may end. Of several rows each keeps a quarter free for the words around."""
+        """(start, end, reach) of each row. A row tags the words [start, end), and has the words up to `reach`, in which
+        spans that begin before `end` may end. Where a sentence needs several rows, each keeps a quarter free for the
+        words around."""
         room = self.length - 2
         if sum(sizes) <= room:
             yield 0, len(sizes), len(sizes)
@@ -95,7 +96,8 @@ class WordRows(abc.ABC):
 
 
 class TokenRows(WordRows):
-    """For the token head: "label" and "word", the word's number, at the first piece of a tagged word; -1 elsewhere."""
+    """Rows for the token head. Their columns "label" and "word" (the word's number) have values at the first piece of
+    each tagged word, and -1 elsewhere."""
 
     def _columns(
         self, example: WordExample, start: int, end: int, first: list[int], last: list[int], length: int
@@ -108,11 +110,12 @@ class TokenRows(WordRows):
 
 
 class SpanRows(WordRows):
-    """For the span head, whose slots are the words of the sentence from `start` to the row's end.
+    """Rows for the span head. Their slots are the words of the sentence from `start` to the row's end.
 
-    "first" and "last": the pieces at a slot's ends, or -1. "span_1" to "span_N": the label of the span of so many words
-    that begins at a slot, 0 where the span is no entity. One a row: "starts", how many slots begin spans, and
-    "first_word", the number of slot 0's word.
+    Columns with a value for each slot: "first" and "last", the positions of the slot's first and last piece, or -1;
+    "span_1" to "span_N", the label of the span of 1 to N words that begins at the slot, 0 where the span is no entity.
+    Columns with one number: "starts", the number of slots at which spans are scored, and "first_word", the number of
+    the first slot's word.
     """
 
     def _columns(
@@ -134,7 +137,7 @@ class SpanRows(WordRows):
 
 
 def _tags(example: WordExample) -> list[str]:
-    """IOB2; raises ValueError where spans overlap, since a word has one tag."""
+    """The words' tags in IOB2; raises ValueError where spans overlap, since a word has one tag."""
     tags = ["O"] * len(example.words)
     for start, end, kind in example.spans:
         if any(tag != "O" for tag in tags[start:end]):

@@ -1,7 +1,7 @@
-"""The words of plain text, cut as the words of the training data are.
+"""Cuts plain text into words as the training data are cut.
 
-Invariant: words are slices of the text, in order and apart; every character that is no white space is in exactly one; a
-combining mark is in the word of the character before it.
+Invariant: words are slices of the text, in order, that do not overlap. Every character that is no white space is in
+exactly one word. A combining mark is in the word of the character before it.
 """
 
 import bisect
@@ -11,20 +11,20 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-Place = tuple[int, int]  # first character, the one after the last
+Place = tuple[int, int]  # the characters [start, end)
 
 
 @dataclasses.dataclass(frozen=True)
 class WordStyle:
-    """How data that is cut into words has cut them. The default is the cut without such data.
+    """How a data set cuts text into words. The default is the cut without a data set.
 
     Attributes:
-      apart: punctuation marks that are words of their own even between letters: "-" of "drug - induced".
-      leading: marks that belong to the letters after them: "@" of "@user".
-      repeated: marks of which several in a row are one word: "." of "...".
-      endings: words that are the ends of others in a text: "'s", "n't".
-      unspaced: words of two characters and more in scripts without spaces. Where a text has none of them, and where the
-        data cuts such scripts into characters, every character is a word.
+      apart: punctuation marks that are words of their own even between letters: "-" in "drug - induced".
+      leading: marks that belong to the letters after them: "@" in "@user".
+      repeated: marks of which several in a row are one word: "." in "...".
+      endings: words that are the ends of other words in plain text: "'s", "n't".
+      unspaced: the data's words of two or more characters in scripts without spaces. A character that begins none of
+        them is a word. Empty where the data cut such scripts into characters.
     """
 
     apart: str = ""
@@ -35,12 +35,12 @@ class WordStyle:
 
     @classmethod
     def from_json(cls, saved: Mapping[str, Any]) -> "WordStyle":
-        """The style that `dataclasses.asdict` and JSON made `saved` of."""
+        """The style of `saved`, which is the JSON of `dataclasses.asdict(style)`."""
         fields: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in saved.items()}
         return cls(**fields)
 
 
-NO_STYLE = WordStyle()  # of no data
+NO_STYLE = WordStyle()  # without a data set
 
 # First and last code points of scripts that are written without spaces between words.
 _UNSPACED = (
@@ -65,31 +65,33 @@ _UNSPACED = (
     (0x20000, 0x323AF),  # Han
 )
 _FIRST = [first for first, _ in _UNSPACED]
-_JOINERS = "\u200c\u200d"  # zero width: the characters around them are one
-_MODIFIERS = range(0x1F3FB, 0x1F400)  # an emoji's skin
+_JOINERS = "\u200c\u200d"  # of zero width; they join the characters around them
+_MODIFIERS = range(0x1F3FB, 0x1F400)  # skin tones of emoji
 _ENDINGS = {mark + letters for mark in "'\u2019" for letters in ("s", "m", "d", "re", "ve", "ll")} | {"n't", "n\u2019t"}
-# The least count that says something; and a mark is apart that is so many times oftener a word than inside of one.
+# A mark is in `apart` where it is a word at least this many times as often as it is inside a word. A mark is in
+# `leading` where it leads letters more often than this, and more often than it is a word.
 _RARE = 20
-_KEPT = 20_000  # words of scripts without spaces that a style has at most
-_LONGEST = 8  # characters of such a word
+_KEPT = 20_000  # most words of scripts without spaces in a style
+_LONGEST = 8  # most characters of such a word
 
 
 def find_words(text: str, style: WordStyle = NO_STYLE) -> tuple[Place, ...]:
-    """The place of each word: of letters and digits with all between them, of a mark of punctuation, or of a character
-    of a script that is written without spaces; and what else `style` has as a word."""
+    """The place of each word. A word is a run from a first to a last letter or digit, a punctuation mark, a character
+    of a script without spaces, or another word of `style`."""
     known = frozenset(style.unspaced)
     return tuple(place for run in _runs(text) for place in _words_of(text, run, style, known))
 
 
 def learn_style(sentences: Iterable[Sequence[str]]) -> WordStyle:
-    """The style of sentences of words; where the words are of two minds, that of the most, and in doubt the default."""
+    """The style of sentences that are cut into words. Where words disagree, the majority decides; where there are too
+    few, the default holds."""
     counts = Counter(word for words in sentences for word in words)
     alone: Counter[str] = Counter()
     inside: Counter[str] = Counter()
     before: Counter[str] = Counter()
     repeated: Counter[str] = Counter()
     endings: Counter[str] = Counter()
-    characters: Counter[int] = Counter()  # words of a script without spaces, by their number of characters
+    characters: Counter[int] = Counter()  # counts of words in scripts without spaces, by length: 1, or 2 and more
     unspaced: Counter[str] = Counter()
     for word, count in counts.items():
         if word.isascii() and word.isalnum():
@@ -110,7 +112,7 @@ def learn_style(sentences: Iterable[Sequence[str]]) -> WordStyle:
             for mark in {word[i] for i in range(letters[0], letters[-1]) if kinds[i] == "mark"}:
                 inside[mark] += count
     glued = Counter({e: sum(n for word, n in counts.items() if word.endswith(e) and word != e) for e in endings})
-    cuts_words = 10 * characters[2] > characters[1]  # of Chinese words, about half are a character
+    cuts_words = 10 * characters[2] > characters[1]  # about half of the words of Chinese are one character
     kept = [word for word, _ in unspaced.most_common(_KEPT)] if cuts_words else []
     return WordStyle(
         apart="".join(sorted(mark for mark in alone if alone[mark] >= _RARE * max(inside[mark], 1))),
@@ -122,7 +124,7 @@ def learn_style(sentences: Iterable[Sequence[str]]) -> WordStyle:
 
 
 def _runs(text: str) -> Iterator[list[Place]]:
-    """The characters of each run without white space, every one with the marks that belong to it."""
+    """For each run without white space, the places of its characters, each with the marks that belong to it."""
     run: list[Place] = []
     for place, character in enumerate(text):
         if character.isspace():
@@ -161,7 +163,7 @@ def _words_of(text: str, run: list[Place], style: WordStyle, known: frozenset[st
 
 
 def _leads(text: str, run: list[Place], kinds: list[str], place: int, style: WordStyle) -> bool:
-    """Whether a mark belongs to the letters after it, or is the first of an ending that stands alone."""
+    """Whether a mark belongs to the letters after it, or begins an ending that stands alone."""
     if kinds[place + 1 : place + 2] != ["letter"]:
         return False
     return text[run[place][0]] in style.leading or text[run[place][0] : run[-1][1]] in style.endings
@@ -172,14 +174,14 @@ def _ends_word(character: str, kind: str, style: WordStyle) -> bool:
 
 
 def _longest_known(text: str, run: list[Place], place: int, known: frozenset[str]) -> int:
-    """The end of the longest known word at a place, or of the character there."""
+    """The end of the longest known word that begins at `place`, or of the character there."""
     longest = min(len(run), place + _LONGEST) if known else place + 1
     ends = range(longest, place, -1)
     return next((end for end in ends if text[run[place][0] : run[end - 1][1]] in known), place + 1)
 
 
 def _kind(character: str) -> str:
-    """ "letter", "unspaced", or "mark" for punctuation and symbols."""
+    """The kind of a character: "letter", "unspaced" (of a script without spaces), or "mark" (punctuation, symbols)."""
     if not (character.isalnum() or character == "_" or unicodedata.category(character)[0] == "M"):
         return "mark"
     row = bisect.bisect_right(_FIRST, ord(character)) - 1

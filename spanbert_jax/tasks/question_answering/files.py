@@ -1,6 +1,7 @@
-"""Questions with answers in a text: SQuAD's JSON, MRQA's and plain JSON lines, SQuAD and MRQA from TFDS.
+"""Reads questions with answers in a text: SQuAD's JSON, MRQA's or plain JSON lines, SQuAD and MRQA from TFDS.
 
-Invariant: context[start : start + len(text)] == text for every answer that is returned; what is left out is counted.
+Invariant: context[start : start + len(text)] == text for every answer that `read` returns. Warnings count
+the answers and questions that are left out.
 """
 
 import re
@@ -35,9 +36,9 @@ class Question:
     """A question about a context.
 
     Attributes:
-      answers: (first character, text) each; SQuAD's in the order of the file, MRQA's by position, each once.
-      impossible: marked as having no answer in the context (SQuAD 2.0).
-      gold_texts: what a scorer compares with: all answers as the file gives them, also those not found in the context.
+      answers: (first character, text) of each; SQuAD's in the order of the file, MRQA's by position and each once.
+      impossible: whether the question has no answer in the context (SQuAD 2.0).
+      gold_texts: the answers that a scorer compares with: all that the file gives, also those not in the context.
     """
 
     id: str
@@ -50,18 +51,18 @@ class Question:
 
 
 def read(source: Source, role: Role = "train", unanswerable: bool = True) -> tuple[list[Question], list[str]]:
-    """The questions of a file or of a TFDS name ("squad", "squad/v2.0:train[:10%]", "mrqa/news_qa"), and warnings.
+    """(questions, warnings) of a file or of a TFDS name ("squad", "squad/v2.0:train[:10%]", "mrqa/news_qa").
 
     A file is SQuAD's JSON, MRQA's JSON lines, or objects that `parse` reads, in JSON lines or a JSON list. In "train",
-    a question whose answers are none at their offset is left out. A question with an empty list of answers has no
-    answer in its context, whether or not it is marked impossible.
+    a question is left out where none of its answers is at its offset. A question with an empty list of answers counts
+    as impossible, marked or not.
 
     Args:
       unanswerable: whether questions without an answer are allowed.
 
     Raises:
-      UserError: naming file and place, for JSON of another shape, an id that comes twice, no questions, and, unless
-        they are allowed, for questions without an answer.
+      UserError: naming file and place, for JSON of another shape, an id that comes twice, a file without questions,
+        and questions without an answer where they are not allowed.
     """
     warnings = Warnings()
     examples: list[Question] = []
@@ -89,15 +90,16 @@ def read(source: Source, role: Role = "train", unanswerable: bool = True) -> tup
 
 
 def parse(record: Record, place: str, name: str, role: Role = "predict") -> Question:
-    """The question of {"question", "context", "id"?, "title"?}; unless it is to predict for, with "answers" too.
+    """The question of an object {"question", "context", "id"?, "title"?}, which has "answers" too unless role is
+    "predict".
 
     Args:
-      record: its "answers" are SQuAD's, [{"text", "answer_start"}, ...], or Hugging Face's, {"text": [...],
-        "answer_start": [...]}; "is_impossible" may mark that there are none.
-      place: what errors name, such as "standard input, line 3".
+      record: the object. "answers" are SQuAD's, [{"text", "answer_start"}, ...], or Hugging Face's, {"text": [...],
+        "answer_start": [...]}; "is_impossible" may mark a question without answers.
+      place: the record's name in errors, such as "standard input, line 3".
       name: the id where the record has none.
 
-    Raises UserError, naming place, where a field is missing or of another kind.
+    Raises UserError, naming `place`, where a field is missing or of another kind.
     """
     if isinstance(record, str):
         raise UserError(f"{place}: {record[:60]!r} is no question with its text; {_EXPECTED}")
@@ -128,7 +130,7 @@ def _found(source: Source, role: Role) -> Iterator[tuple[str, Question]]:
 
 
 def _checked(example: Question, role: Role, place: str, warnings: Warnings) -> Question:
-    """The example with the answers that are at their offsets; impossible where the file gives no answer."""
+    """The question with those answers that are at their offsets; impossible where the file gives no answer."""
     if not example.gold_texts and not example.impossible:
         warnings.add("question(s) have no answers and no mark is_impossible: they count as without an answer", place)
         return replace(example, impossible=True)
@@ -200,9 +202,10 @@ def _with_detected(example: Question, qa: Mapping[str, Any], place: str) -> Ques
 
 
 def _detected(context: str, spans: Iterable[tuple[int, int, str]]) -> tuple[tuple[int, str], ...]:
-    """The context's own text at spans whose ends are included; MRQA's text of them is normalised.
+    """(first character, the context's text) of spans (first, last, text), sorted and each once.
 
-    Where the two are different words, the offsets are wrong: those get an offset of -1.
+    MRQA normalises the texts. Where the context has other words at a span, the span's offsets are wrong, and the first
+    character becomes -1.
     """
     found = set()
     for first, last, text in spans:
@@ -212,7 +215,7 @@ def _detected(context: str, spans: Iterable[tuple[int, int, str]]) -> tuple[tupl
 
 
 def _letters(text: str) -> str:
-    """What is left to compare when case, accents, punctuation, white space and articles do not count."""
+    """The text without case, accents, punctuation, white space and articles, for a comparison."""
     text = _ARTICLES.sub(" ", unicodedata.normalize("NFKD", text).casefold())
     return "".join(filter(str.isalnum, text))
 
@@ -250,5 +253,5 @@ def _mrqa_answers(example: Question, row: dict[str, Any]) -> Question:
 
 
 def _as_lists(ragged: Any) -> list[list[int]]:
-    """A list of lists, of what TFDS gives for a sequence of sequences: a ragged tensor, or arrays."""
+    """A list of lists from TFDS's form of a sequence of sequences: a ragged tensor, or arrays."""
     return ragged.to_list() if hasattr(ragged, "to_list") else [[int(one) for one in row] for row in ragged]

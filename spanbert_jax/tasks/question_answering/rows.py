@@ -1,7 +1,7 @@
-"""Rows of a question with a text: [CLS] question [SEP] window of the text [SEP], token type 1 from the window on.
+"""Rows of a question and a window of its text: [CLS] question [SEP] window [SEP], token type 1 from the window on.
 
-Invariant: every piece of a text is in at least one of its windows, and in exactly one of them `max_context` is 1: the
-window in which the piece has most text on its poorer side (code: run_squad.py, _check_is_max_context).
+Invariant: every piece of a text is in at least one window. In exactly one window its `max_context` is 1: the one that
+has the most context of the piece, counted on the side that has less (code: run_squad.py, _check_is_max_context).
 """
 
 import dataclasses
@@ -13,29 +13,30 @@ from spanbert_jax.tasks.question_answering.files import Question
 from spanbert_jax.tasks.rows import Row
 from spanbert_jax.text.tokenizer import Tokenizer
 
-Offsets = list[tuple[int, int]]  # of each piece: its first character, and the one after its last
+Offsets = list[tuple[int, int]]  # the characters [start, end) of each piece
 
 
 @dataclasses.dataclass(frozen=True)
 class QuestionWindows:
     """Makes one row or more of each question.
 
-    A row's lists, one value a piece: "input_ids"; "token_type_ids"; "start_char" and "end_char", the piece's characters
-    in the context, -1 outside the window; "max_context". Its numbers: "answer_start" and "answer_end", the positions of
-    the answer's first and last piece, 0 where the window has not all of it.
+    A row has lists with one value for each piece: "input_ids"; "token_type_ids"; "start_char" and "end_char", the
+    piece's characters [start, end) in the context, -1 outside the window; "max_context". And it has numbers:
+    "answer_start" and "answer_end", the positions of the answer's first and last piece, both 0 where the window lacks a
+    part of the answer; "cut", 1 where the question was cut.
     """
 
     tokenizer: Tokenizer
     length: int  # pieces of a row, special ones included; at least max_question + 3 + stride
     stride: int  # pieces from one window to the next
-    max_question: int  # pieces; the rest is cut
-    labelled: bool  # with answers; else they are 0
+    max_question: int  # pieces; longer questions lose their end
+    labelled: bool  # whether rows have the answers' positions; otherwise these are 0
     token_types: int = 2  # the model's; where it is 1, question and text have type 0
 
     def __call__(self, examples: Sequence[Question]) -> list[list[Row]]:
-        """The rows of each example, in the order of their windows; an empty text has one."""
+        """The rows of each question, in the order of their windows; an empty text has one window."""
         questions = self.tokenizer.encode_batch([example.question for example in examples])
-        contexts = dict.fromkeys(example.context for example in examples)  # several questions have the same
+        contexts = dict.fromkeys(example.context for example in examples)  # several questions share one
         encoded = {context: self.tokenizer.encode_with_offsets(context) for context in contexts}
         return [
             self._rows(example, question, *encoded[example.context])
@@ -67,15 +68,16 @@ class QuestionWindows:
 
 
 def windows(pieces: int, room: int, stride: int) -> list[tuple[int, int]]:
-    """(first piece, the one after the last) of each window of `room` pieces; only the last one is shorter."""
+    """The pieces [first, end) of each window of `room` pieces; only the last window may be shorter."""
     last = max(-(-(pieces - room) // stride), 0)  # the number of the first window that reaches the end
     return [(i * stride, min(i * stride + room, pieces)) for i in range(last + 1)]
 
 
 def max_context(spans: Sequence[tuple[int, int]]) -> list[list[int]]:
-    """For each window, 1 at its pieces that have most context there, else 0; the first one of equal windows.
+    """For each window, 1 at the pieces that have their most context in this window, 0 at the others.
 
-    The context is that on the poorer side; windows' lengths, times 0.01, decide between near equals (as in BERT).
+    A piece's context in a window is the number of pieces on the side that has fewer, plus 0.01 of the window's length
+    (as in BERT). Of equal windows the first one counts.
     """
     pieces = spans[-1][1]
     best, owner = np.full(pieces, -1.0), np.zeros(pieces, np.int64)
@@ -88,7 +90,8 @@ def max_context(spans: Sequence[tuple[int, int]]) -> list[list[int]]:
 
 
 def answer_pieces(example: Question, offsets: Offsets) -> tuple[int, int] | None:
-    """(first, last) piece that has characters of the first answer; None where there is no answer, or no such piece."""
+    """The first and the last piece with characters of the question's first answer; None where there is no answer or no
+    such piece."""
     if not example.answers:
         return None
     first, text = example.answers[0]

@@ -1,6 +1,6 @@
-"""Sentences with two entities and their relation: TACRED's JSON, SemEval-2010 Task 8's own text.
+"""Reads sentences with two entities and their relation, from TACRED's JSON or SemEval-2010 Task 8's own text.
 
-Invariant: subject and object are ranges of whole words, not empty, within the sentence, and apart from each other.
+Invariant: subject and object are ranges of whole words, not empty, within the sentence, without words in common.
 """
 
 import re
@@ -52,16 +52,16 @@ class RelationSentence:
 
 
 def read(source: Source, role: Role = "train", format: str = "tacred") -> tuple[list[RelationSentence], list[str]]:
-    """The examples of a file, and warnings (none so far: every fault is an error).
+    """(examples, warnings) of a file. There are no warnings so far, since every fault is an error.
 
-    A file is TACRED's JSON, a list of objects or one a line; or SemEval's text.
+    A file is TACRED's JSON, as a list of objects or as one object on each line, or SemEval's text.
 
     Args:
-      format: one of `FORMATS`, by whose metric the labels are judged: a file with labels is in this format. To predict
-        for, a file may be in either.
+      format: one of `FORMATS`, which chooses the metric. A file with labels must have this format; a file to predict
+        for may have either.
 
     Raises:
-      UserError: naming file and id, for unknown or missing keys, entities outside of the sentence or over each other,
+      UserError: naming file and id, for unknown or missing keys, entities outside the sentence or with words in common,
         marks that do not match, an id that comes twice, labels in the other format, and a file without sentences.
     """
     if format not in FORMATS:
@@ -98,16 +98,16 @@ def _found(file: Path | Contents, role: Role, format: str) -> Iterator[RelationS
 
 
 def parse(record: Record, place: str, name: str, role: Role = "predict") -> RelationSentence:
-    """The sentence of TACRED's fields, or, to predict for, of a text with SemEval's marks.
+    """The sentence of an object with TACRED's fields or, to predict for, of a text with SemEval's marks.
 
-    Of the fields, the ends of entities are included, and brackets are the Penn Treebank's ("-LRB-"), which become
-    brackets again. A text is split at white space and before and after entities.
+    In TACRED's fields an entity's end is its last word, and the Penn Treebank's brackets ("-LRB-") become brackets. A
+    text is split at white space and at both ends of each entity.
 
     Args:
-      place: what errors name, such as "standard input, line 3".
+      place: the record's name in errors, such as "standard input, line 3".
       name: the id where the record has none.
 
-    Raises UserError, naming place, for unknown or missing keys, and for entities that are outside of the sentence or
+    Raises UserError, naming `place`, for unknown or missing keys, and for entities that are outside the sentence or
     have words in common.
     """
     if isinstance(record, str):
@@ -136,7 +136,7 @@ def _entity(record: Mapping[str, Any], role: str, length: int, place: str) -> En
     first, last = (field(record, f"{role}_{end}", int, place) for end in ("start", "end"))
     if not 0 <= first <= last < length:
         raise UserError(
-            f"{place}: {role}_start {first} and {role}_end {last} are no words of the sentence, which has 0 to "
+            f"{place}: {role}_start {first} and {role}_end {last} are not a range within the sentence's words 0 to "
             f"{length - 1}"
         )
     return first, last + 1, field(record, f"{role}_type", str, place) if f"{role}_type" in record else None
@@ -151,7 +151,8 @@ def _is_semeval(line: str) -> bool:
 
 
 def _from_semeval(file: Path | Contents, lines: Lines, role: Role) -> Iterator[RelationSentence]:
-    """The examples of SemEval's blocks: sentence, relation, comment; to predict for, also of marked sentences."""
+    """The examples of SemEval's blocks of sentence, relation and comment; to predict for, also of marked sentences
+    alone."""
     example: RelationSentence | None = None
     for number, line in lines:
         line, place = line.strip(), f"{file}, line {number}"

@@ -1,8 +1,8 @@
-"""Rows of sentences with two entities, which special pieces stand for or stand around.
+"""Rows of sentences with two entities, each replaced by a special piece (mask) or put between two (markers).
 
-Invariant: both entities are in the row. Of a sentence that is too long, the words farthest from them are cut, then what
-lies between them; of an entity that takes over half of a row, its middle. Facts: SpanBERT's run_tacred.py, feature
-modes "ner" (mask) and "text" (markers).
+Invariant: both entities are in the row. A sentence that is too long loses the words farthest from the entities, then
+the words between them; an entity that takes over half of a row loses its middle. The two ways are the feature modes
+"ner" (mask) and "text" (markers) of SpanBERT's run_tacred.py.
 """
 
 import dataclasses
@@ -15,12 +15,13 @@ from spanbert_jax.tasks.rows import Row, widen
 from spanbert_jax.text.tokenizer import Tokenizer
 
 MARKERS = ("SUBJ_START", "SUBJ_END", "OBJ_START", "OBJ_END")
-# Bytes that text never has: control characters, without the white space among them.
+# Control characters, which text never has; control characters that are white space are left out.
 _CONTROL_BYTES = [f"<0x{byte:02X}>" for byte in range(1, 32) if byte not in range(9, 14) and byte not in range(28, 32)]
 
 
 def special_names(examples: Sequence[RelationSentence], entities: str) -> list[str]:
-    """What needs a special piece: the markers, or every role with every type, "SUBJ" and "OBJ" for unseen types."""
+    """The names that need a special piece. entities: "markers", with four names, or "mask", with "ROLE=TYPE" for every
+    role and type in the examples, and "SUBJ" and "OBJ" for unseen types."""
     if entities == "markers":
         return list(MARKERS)
     types = {("SUBJ", example.subject[2]) for example in examples} | {
@@ -30,9 +31,10 @@ def special_names(examples: Sequence[RelationSentence], entities: str) -> list[s
 
 
 def assign_special(names: Sequence[str], tokenizer: Tokenizer) -> dict[str, int]:
-    """Name -> an id that no text gets: [unused1], [unused2], ... of a WordPiece, control bytes of a SentencePiece.
+    """Name -> the id of a piece that no text has: [unused1], [unused2], ... of WordPiece, control bytes of
+    SentencePiece.
 
-    Raises UserError where the vocabulary has too few.
+    Raises UserError where the vocabulary has too few such pieces.
     """
     ids = {tokenizer.piece(i): i for i in range(tokenizer.vocab_size)}
     unused = sorted(
@@ -42,19 +44,20 @@ def assign_special(names: Sequence[str], tokenizer: Tokenizer) -> dict[str, int]
     if len(free) < len(names):
         raise UserError(
             f"the data needs {len(names)} special pieces ({', '.join(names[:3])}, ...), and the vocabulary has "
-            f"{len(free)} that no text uses ([unusedN], or byte pieces); use --config.relation.entities=markers: 4"
+            f"{len(free)} that no text uses ([unusedN], or byte pieces); use --config.relation.entities=markers, which "
+            "needs 4"
         )
     return dict(zip(names, free, strict=False))
 
 
 @dataclasses.dataclass(frozen=True)
 class RelationRows:
-    """Makes the row of each example; a label that is None gives 0."""
+    """Makes one row of each example. A label that is None becomes 0."""
 
     tokenizer: Tokenizer
     length: int  # pieces, [CLS] and [SEP] included
-    labels: tuple[str, ...]
-    special: Mapping[str, int]
+    labels: tuple[str, ...]  # in the classifier's order
+    special: Mapping[str, int]  # of `assign_special`
     entities: str  # "mask" or "markers"
 
     def __call__(self, examples: Sequence[RelationSentence]) -> list[list[Row]]:
@@ -64,7 +67,7 @@ class RelationRows:
         return [[self._row(example, [next(pieces) for _ in example.words])] for example in examples]
 
     def _row(self, example: RelationSentence, words: list[list[int]]) -> Row:
-        chunks: list[list[int]] = []  # a word's pieces, or an entity with what stands for it
+        chunks: list[list[int]] = []  # the pieces of a word, or of a masked or marked entity
         entity_chunks = []
         entities = sorted([("SUBJ", *example.subject), ("OBJ", *example.object)], key=lambda entity: entity[1])
         place = 0
@@ -92,7 +95,7 @@ class RelationRows:
 
 
 def _window(chunks: list[list[int]], first: int, second: int, room: int) -> list[int]:
-    """The pieces of chunks first .. second with as many around them, on both sides alike, as there is room for."""
+    """The pieces of the chunks from `first` to `second`, and of as many chunks on both sides as `room` pieces allow."""
     start, end = widen([len(chunk) for chunk in chunks], first, second + 1, room)
     pieces = [piece for chunk in chunks[start:end] for piece in chunk]
     over = len(pieces) - room

@@ -1,6 +1,6 @@
-"""One or two texts with a label or a number: GLUE's files, a user's own TSV, CSV or JSON, plain text, GLUE from TFDS.
+"""Reads texts or pairs of texts with labels: GLUE's files, a user's TSV, CSV or JSON, plain text, GLUE from TFDS.
 
-Invariant: every row of a file becomes an example, is counted in a warning, or is an error that names its line.
+Invariant: every row of a file becomes an example, is counted in a warning, or is an error that names the row's line.
 """
 
 import csv
@@ -30,7 +30,7 @@ from spanbert_jax.tasks.example_files import (
     unrecognised,
 )
 
-# GLUE's own columns: text, second text, label. Its tasks' names are those of TFDS.
+# The columns in GLUE's files: text, second text, label. The names of the tasks are those of TFDS.
 GLUE = {
     "cola": ("sentence", "", "label"),
     "sst2": ("sentence", "", "label"),
@@ -42,16 +42,16 @@ GLUE = {
     "rte": ("sentence1", "sentence2", "label"),
     "wnli": ("sentence1", "sentence2", "label"),
 }
-_COLA_HEADER = ["source", "label", "mark", "sentence"]  # which train.tsv and dev.tsv leave out, test.tsv not
-_NUMBERED = ("cola", "sst2", "mrpc", "qqp", "wnli")  # labels are "0" and "1" in GLUE's files, words in TFDS
+_COLA_HEADER = ["source", "label", "mark", "sentence"]  # train.tsv and dev.tsv have no header; test.tsv has another
+_NUMBERED = ("cola", "sst2", "mrpc", "qqp", "wnli")  # labels are "0" and "1" in GLUE's files, and words in TFDS
 
 
 class Columns(NamedTuple):
-    """A task of `GLUE` or "custom", and the names of its columns or fields."""
+    """A task of `GLUE`, or "custom", and the names of the task's columns or fields."""
 
     task: str
     text: str
-    second: str  # "": one text
+    second: str  # "" where a row has one text
     label: str
 
 
@@ -60,9 +60,9 @@ csv.field_size_limit(10**9)  # a text may be a whole book
 
 @dataclass(frozen=True)
 class LabelledText:
-    """A row: `label` is a number for STS-B, a string for all others, None where none was asked for."""
+    """A text, or a pair of texts. The label is a number in STS-B, a string in other tasks, and None in "predict"."""
 
-    id: str  # of the column "id" (GLUE: or "index"), else the row's number from 0
+    id: str  # from the column "id" (GLUE: or "index"); otherwise the row's number, from 0
     text: str
     second: str | None
     label: str | float | None
@@ -77,19 +77,20 @@ def read(
     second: str = "",
     label: str = "label",
 ) -> tuple[list[LabelledText], list[str]]:
-    """The examples of a file or a TFDS name ("glue/sst2", "glue/mnli:validation_mismatched"), and warnings.
+    """(examples, warnings) of a file or a TFDS name ("glue/sst2", "glue/mnli:validation_mismatched").
 
-    A file is JSON lines or a JSON list of objects; or has a header with the columns, set apart by TABs (without quotes)
-    or commas (with RFC 4180's quotes); or is GLUE's CoLA, without a header. To predict for one text, it may be plain
-    text, an example a line.
+    A file is one of four: JSON lines or a JSON list of objects; a table with a header, whose columns are set apart by
+    TABs (without quotes) or commas (with RFC 4180's quotes); GLUE's CoLA, without a header; or, to predict with a task
+    of one text, plain text with one example on each line.
 
     Args:
       task: one of `GLUE`, which fixes the columns, or "custom".
-      text, second, label: custom: names of columns in the header, or of JSON fields; a `second` of "" is one text.
+      text, second, label: for "custom", the names of the columns or JSON fields; `second` is "" where there is one
+        text.
 
     Raises:
       UserError: naming file and line, for a missing column, a row with more or fewer columns than the header, a missing
-        label, a number that is none, an id that comes twice, and a file without rows.
+        label, a label of STS-B that is no number, an id that comes twice, and a file without rows.
     """
     columns = columns_of(task, text, second, label)
     warnings = Warnings()
@@ -112,17 +113,18 @@ def read(
 
 
 def columns_of(task: str, text: str, second: str, label: str) -> Columns:
-    """The columns of a task of `GLUE`, or, for "custom", those that are given; raises UserError for another task."""
+    """The columns of a task of `GLUE`, or the given ones for "custom"; raises UserError for any other task."""
     if task not in (*GLUE, "custom"):
         raise UserError(f"unknown classification task {task!r}; it is one of {', '.join(GLUE)}, custom")
     return Columns(task, *((text, second, label) if task == "custom" else GLUE[task]))
 
 
 def parse(record: Record, place: str, name: str, columns: Columns, role: Role = "predict") -> LabelledText:
-    """The example of a text (to predict for, where a task has one text), or of named fields.
+    """The example of an object with named fields or, to predict with a task of one text, of a text.
 
-    place: what errors name, such as "standard input, line 3". name: the id where the record has none. Raises UserError,
-    naming place, where a field is missing or of another kind.
+    place: the record's name in errors, such as "standard input, line 3". name: the id where the record has none.
+
+    Raises UserError, naming `place`, where a field is missing or of another kind.
     """
     task, text, second, label = columns
     if isinstance(record, str):
@@ -181,9 +183,9 @@ def _label(value: str | float, task: str, column: str, place: str) -> str | floa
 
 
 def _delimiter(file: Path | Contents, head: Sequence[tuple[int, str]], columns: Columns) -> str:
-    """What sets the columns of a table apart, TAB or comma; "" where the first line is no header of the task's.
+    """The delimiter of a table's columns, TAB or comma; "" where the first line is no header with the task's columns.
 
-    One column alone has neither; then quotes that the lines begin and end with are a CSV's.
+    A header of one column has no delimiter. Its table is a CSV where every other line begins and ends with a quote.
     """
     if not head:
         return ""
@@ -201,7 +203,8 @@ def _delimiter(file: Path | Contents, head: Sequence[tuple[int, str]], columns: 
 
 
 def _is_table(head: Sequence[tuple[int, str]]) -> bool:
-    """Whether lines that are no table of the task's look like another's: the same columns in each, by TAB or comma."""
+    """Whether lines without the task's columns look like a table all the same: each line has as many columns, by TAB or
+    by comma."""
     lines = [line.rstrip("\r\n") for _, line in head]
     tabs = {line.count("\t") for line in lines}
     try:
@@ -216,7 +219,7 @@ def _is_table(head: Sequence[tuple[int, str]]) -> bool:
 def _table_rows(
     file: Path | Contents, lines: Lines, delimiter: str, task: str, warnings: Warnings
 ) -> Iterator[tuple[str, dict[str, str]]]:
-    """(place, columns by name) of each row."""
+    """(place, {column: cell}) of each row."""
     rows = _csv_rows(file, lines) if delimiter == "," else _tsv_rows(lines)
     first = next(rows, None)
     assert first is not None  # the header's
@@ -236,7 +239,7 @@ def _named(
     for number, row in rows:
         if len(row) == len(header):
             yield f"{file}, line {number}", dict(zip(header, row, strict=True))
-        elif task == "qqp" and len(row) < len(header):  # GLUE's train.tsv has a few that a line break tears apart
+        elif task == "qqp" and len(row) < len(header):  # in GLUE's train.tsv, line breaks split a few rows
             warnings.add("row(s) have too few columns and are left out", f"{file}, line {number}")
         else:
             raise UserError(
@@ -277,7 +280,7 @@ def _from_tfds(name: Source, role: Role, task: str) -> Iterator[tuple[str, Label
         texts = [to_text(row[key]) for key in sorted(row) if key not in ("idx", "label")]
         label: str | float | None = None
         if role != "predict":
-            label = float(str(row["label"]))  # not float32's 4.800000190734863 for a file's 4.8
+            label = float(str(row["label"]))  # 4.8, as in a file; float() of a float32 is 4.800000190734863
             if label == -1:
                 raise UserError(f"{place} has no label (-1), as GLUE's test sets; name another split")
             if task in _NUMBERED:

@@ -14,16 +14,16 @@ from spanbert_jax.text.tokenizer import Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class TextRows:
-    """Makes one row of each example with `text`, `second` (or None) and `label`."""
+    """Makes one row of each example. A label that is None becomes 0."""
 
     tokenizer: Tokenizer
     length: int  # pieces, special ones included
-    labels: tuple[str, ...]
-    regression: bool
+    labels: tuple[str, ...]  # in the classifier's order
+    regression: bool  # whether the labels are numbers
     token_types: int = 2  # the model's; where it is 1, both texts have type 0
 
     def __call__(self, examples: Sequence[LabelledText]) -> list[list[Row]]:
-        """The rows of each example; a label that is None gives 0."""
+        """The row of each example, in a list."""
         first = self.tokenizer.encode_batch([example.text for example in examples])
         second = self.tokenizer.encode_batch([example.second or "" for example in examples])
         return [[self._row(*parts)] for parts in zip(examples, first, second, strict=True)]
