@@ -1,1 +1,1 @@
-"""What a command runs, from files to a report."""
+"""The runs of spanbert_jax.main, from files to a report: pre-training and fine-tuning."""

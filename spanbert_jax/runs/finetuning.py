@@ -1,4 +1,4 @@
-"""A fine-tuning run: data to rows, training with the best checkpoint kept, predictions and a table, for each trial.
+"""A fine-tuning run: makes rows of the data; for each trial trains, keeps the best checkpoint and predicts; reports.
 
 Invariant: as in pre-training, a batch is a pure function of (seed, step), and a run goes on from its last checkpoint.
 """
@@ -41,18 +41,22 @@ from spanbert_jax.training.workdir import claim_workdir, open_workdir
 
 @dataclasses.dataclass(frozen=True)
 class Data(Generic[ExampleT, ModelT]):
-    """A task with its examples and rows."""
+    """A task with its dev examples, and with the rows of training and dev data."""
 
     task: FineTuning[ExampleT, ModelT]
     train: Rows
     examples: list[ExampleT]  # of dev
     dev: Rows
     baseline: dict[str, float]  # the metrics of a guess without a model
-    fingerprint: str
+    fingerprint: str  # of the contents of training and dev data
 
 
 def run(kind: type[FineTuning[ExampleT, ModelT]], config: Config, path: str) -> bool:
-    """Trains every trial from where its workdir stands, and reports; False where it was asked to stop."""
+    """Trains every trial, each from its newest checkpoint, and reports. kind: the task; path: the workdir.
+
+    Returns False where the run was asked to stop. Raises UserError where configuration, data, weights or workdir do not
+    fit together or cannot be read.
+    """
     with StartingWeights(config) as start:
         config = adopt(config, epath.Path(path), start)
         sharding.mesh_of(config)
@@ -69,7 +73,7 @@ def run(kind: type[FineTuning[ExampleT, ModelT]], config: Config, path: str) -> 
 def _train(
     config: Config, workdir: epath.Path, tokenizer: Tokenizer, data: Data[ExampleT, ModelT], start: StartingWeights
 ) -> list[dict[str, float]]:
-    """Runs every trial; the metrics of each, or none where the run was asked to stop."""
+    """Runs every trial; returns the metrics of each, or [] where the run was asked to stop."""
     results = []
     for trial in range(config.trials):
         place = workdir / f"trial_{trial}" if config.trials > 1 else workdir
@@ -97,14 +101,15 @@ def _train(
 
 
 def _tokenizer(config: Config, workdir: Path, start: StartingWeights) -> Tokenizer:
-    """The weights' or the given vocabulary, kept in the workdir, from where a run that goes on takes it.
+    """The vocabulary of the weights in `init_from`, or the given one, copied into the workdir.
 
-    One that was left by a start which failed before it claimed the workdir is made anew.
+    A run that goes on reads the copy. A copy that was left by a start that failed before it claimed the workdir is
+    replaced.
     """
     kept = workdir / "tokenizer"
     if not (kept.exists() and (workdir / "config.json").exists()):
-        tokenizer = given_tokenizer(config, start)  # in every process, so that a mistake ends all of them
-        assert tokenizer is not None  # config_check
+        tokenizer = given_tokenizer(config, start)  # in every process, so that a mistake ends every process
+        assert tokenizer is not None  # config_check requires one
         if jax.process_index() == 0:
             shutil.rmtree(kept, ignore_errors=True)
             with new_directory(kept, "--workdir") as aside:
@@ -127,7 +132,7 @@ def _prepare(
     read = {role: kind.read(declared(config, kind.settings), getattr(config.data, role), role) for role in roles}
     for role, (examples, warnings) in read.items():
         if not examples:
-            raise UserError(f"config.data.{role} {getattr(config.data, role)}: no examples in it")
+            raise UserError(f"config.data.{role} {getattr(config.data, role)} has no examples; name another file")
         for warning in warnings if jax.process_index() == 0 else ():
             print(f"warning: {warning}")
     train, dev = read["train"][0], read["dev"][0]
@@ -147,7 +152,7 @@ def _prepare(
 
 
 def _resolve(config: Config, per_epoch: int) -> Config:
-    """The configuration of one trial, its epochs of `per_epoch` steps turned into steps."""
+    """The configuration of one trial, with steps in place of epochs. per_epoch: the steps of an epoch."""
     tuning = config.finetuning
     steps = max(round(tuning.epochs * per_epoch), 1)
     every = max(round(tuning.eval_every_epochs * per_epoch), 1) if tuning.eval_every_epochs else config.train.eval_every
@@ -167,7 +172,7 @@ def _recipe(
     model: ModelT,
     taken: Callable[[], Any] | None,
 ) -> loop.Recipe:
-    """taken: reads the parameters that the run starts with, for some groups of the tree or all."""
+    """The recipe of one trial for the training loop. taken: as `loop.Recipe.initial_params`."""
     task = data.task
     predictors: dict[NamedSharding, TaskPredictor[ExampleT, ModelT]] = {}
 
@@ -214,7 +219,7 @@ def _recipe(
 
 
 def _predict(config: Config, data: Data[ExampleT, ModelT], place: Path) -> dict[str, float]:
-    """Predictions of the best checkpoint, written; its metrics."""
+    """Writes the dev predictions of the best checkpoint; returns their metrics."""
     checkpoint = find_checkpoint(epath.Path(place))
     tuned = kept_metrics(read_metadata(checkpoint))
     predictor = TaskPredictor(data.task, sharding.batch_sharding(sharding.mesh_of(config)))
@@ -230,7 +235,8 @@ def _predict(config: Config, data: Data[ExampleT, ModelT], place: Path) -> dict[
 def _report(
     task: FineTuning[ExampleT, ModelT], results: list[dict[str, float]], baseline: dict[str, float], workdir: Path
 ) -> None:
-    """Prints the metrics of every trial, and keeps them in results.json, which says that the run is finished."""
+    """Writes the metrics of every trial as results.json, whose presence means that the run is finished, and prints
+    them."""
     with written_aside(workdir / "results.json") as aside:
         aside.write_text(json.dumps({"best": task.best, "trials": results, "baseline": baseline}, indent=2) + "\n")
     table = Table("metric", *([f"trial {i}" for i in range(len(results))] if len(results) > 1 else ["dev"]), box=None)

@@ -1,7 +1,7 @@
-"""A run's vocabulary and blocks: found where an earlier start left them, or made.
+"""Finds a run's vocabulary and blocks where an earlier start left them, or makes them.
 
-Invariant: a vocabulary is reused only for the text and the settings it was made from, and blocks only for theirs; both
-appear under their names when they are complete. With several processes the first does the work.
+Invariant: vocabulary and blocks are reused only for the text and the settings that they were made from. Both appear
+under their names when they are complete. With several processes, process 0 does the work.
 """
 
 import concurrent.futures
@@ -39,12 +39,13 @@ _T = TypeVar("_T")
 
 
 def prepare(config: Config, workdir: Path | epath.Path, start: StartingWeights) -> tuple[Tokenizer, Path]:
-    """Finds or makes the tokenizer and the blocks; returns the tokenizer and the directory of both.
+    """Finds or makes the tokenizer and the blocks; returns (the tokenizer, the directory of both).
 
-    Of a directory in a bucket it returns this host's copy. A run that has a checkpoint goes on with the blocks that it
-    began with also where their files have changed since, and says so.
-    Raises UserError where the text cannot be read, or what is there was made for another configuration or from other
-    text; in the other processes, where one failed.
+    For a directory in a bucket, the returned one is this host's copy. Where the text has changed since the blocks were
+    built, a run that has a checkpoint goes on with these blocks and prints a warning.
+
+    Raises UserError where the text cannot be read, or where tokenizer or blocks exist that were made for another
+    configuration or from other text. If one process fails, every other process raises UserError too.
     """
     data = epath.Path(config.data.dir) if config.data.dir else epath.Path(workdir) / "data"
     cache = cache_directory(config.data.cache_dir)
@@ -73,7 +74,8 @@ def prepare(config: Config, workdir: Path | epath.Path, start: StartingWeights) 
 
 
 def _together(work: Callable[[], _T], here: bool = True) -> _T:
-    """Does the work where `here` is true, waits for the other processes; raises UserError where one of them failed."""
+    """Does the work where `here` is true, and waits for the other processes. Returns the result, None elsewhere. Raises
+    UserError where another process failed."""
     result: Any = None
     failure: BaseException | None = None
     try:
@@ -83,7 +85,7 @@ def _together(work: Callable[[], _T], here: bool = True) -> _T:
     if jax.process_count() > 1:
         failed = np.flatnonzero(multihost_utils.process_allgather(np.int32(failure is not None)))
         if len(failed) and failure is None:
-            raise UserError(f"process {failed[0]} could not prepare the data; its own message says why")
+            raise UserError(f"process {failed[0]} could not prepare the data; that process prints the reason")
     if failure is not None:
         raise failure
     return result
@@ -110,7 +112,7 @@ def _prepare(config: Config, data: Path, resumed: bool, start: StartingWeights) 
 
 
 def _prepare_remote(config: Config, data: epath.Path, cache: Path, resumed: bool, start: StartingWeights) -> None:
-    """Checks what is in the bucket, or builds it on this host's disk and copies it there."""
+    """Checks the blocks in the bucket, or builds them on this host's disk and copies them there."""
     with (
         bucket_errors(data, "--config.data.dir"),
         block_cache.staging(data, cache, lambda _, words: print(f"Preparing {data}: {words}")) as local,
@@ -140,14 +142,14 @@ def _check(
         return
     found = f"{data}/blocks: since these blocks were built, {changes}"
     if resumed:
-        print(f"warning: {found}; the run goes on with the text as it was. For the new text, choose another --workdir")
+        print(f"warning: {found}; the run goes on with the old text. For the new text, choose another --workdir")
     else:
         where = "--config.data.dir" if config.data.dir else "--workdir"
         raise UserError(f"{found}; put the files back as they were, or choose another {where} to build new blocks")
 
 
 def _reporter(stage: Stage) -> Callable[[float | None, int, int], None]:
-    """Shows counts and speeds."""
+    """A function that shows the counts and speeds of documents and pieces in the progress display."""
     began = time.monotonic()
 
     def show(fraction: float | None, documents: int, pieces: int) -> None:
@@ -161,7 +163,7 @@ def _reporter(stage: Stage) -> Callable[[float | None, int, int], None]:
 
 
 def _make_tokenizer(config: Config, directory: Path, start: StartingWeights) -> Tokenizer:
-    """The tokenizer of a build that did not finish, if it was for the same text and settings, or a new one."""
+    """The tokenizer of an unfinished build, where that build had the same text and settings; otherwise a new one."""
     settings = {**dataclasses.asdict(config.tokenizer), "vocab_file": ""}
     given = given_tokenizer(config, start)
     files = [(str(path), path.stat().st_size) for path in match_files(config.corpus.files)]
@@ -173,7 +175,7 @@ def _make_tokenizer(config: Config, directory: Path, start: StartingWeights) -> 
         return tokenizers.load_tokenizer(directory)
     if directory.exists() and not note.exists():
         raise UserError(
-            f"{directory} exists and holds no tokenizer of ours; give another --config.data.dir, or move it"
+            f"{directory} exists and holds no tokenizer of this program; give another --config.data.dir, or move it"
         )
     tokenizer = given or _train_tokenizer(config)
     shutil.rmtree(directory, ignore_errors=True)
@@ -188,10 +190,10 @@ def _check_tokenizer(config: Config, found: Tokenizer, directory: Path | epath.P
     elsewhere = "choose another --config.data.dir or --workdir"
     source = wanted.vocab_file or config.init_from
     if source:
-        # On another machine it may be gone: the directory has all that it said.
+        # On another machine the source may be missing. The directory has everything from it.
         given = given_tokenizer(config, start) if Path(source).exists() else None
         if given and found.fingerprint != given.fingerprint:
-            raise UserError(f"{directory}: not the vocabulary of {source}; {elsewhere}")
+            raise UserError(f"{directory} holds another vocabulary than {source}; {elsewhere}")
     elif (found.kind, found.vocab_size) != (wanted.kind, wanted.vocab_size):
         raise UserError(
             f"{directory} holds a {found.kind} vocabulary of {found.vocab_size} pieces, and config.tokenizer asks for "
@@ -200,7 +202,7 @@ def _check_tokenizer(config: Config, found: Tokenizer, directory: Path | epath.P
 
 
 def given_tokenizer(config: Config, start: StartingWeights) -> Tokenizer | None:
-    """The tokenizer that the configuration names; None where one is to be trained."""
+    """The tokenizer of `config.init_from` or of `config.tokenizer.vocab_file`; None where one is to be trained."""
     if config.init_from:
         return start.open().tokenizer
     return building.tokenizer_from_file(config.tokenizer)
@@ -224,11 +226,11 @@ def _copy_tokenizer(source: Path, target: epath.Path) -> None:
         if (target / tokenizers.METADATA_FILE).exists():
             if (target / tokenizers.METADATA_FILE).read_text() != described:
                 raise UserError(
-                    f"{target}: another vocabulary than that of the blocks, {source}; choose another --workdir"
+                    f"{target} holds another vocabulary than the blocks', {source}; choose another --workdir"
                 )
             return
         target.mkdir(parents=True, exist_ok=True)
         files = [path for path in source.iterdir() if path.name != _NOTE]
-        for path in sorted(files, key=lambda path: path.name == tokenizers.METADATA_FILE):  # it says that all are there
+        for path in sorted(files, key=lambda path: path.name == tokenizers.METADATA_FILE):  # last
             with written_aside(target / path.name) as aside:
                 aside.write_bytes(path.read_bytes())

@@ -1,6 +1,6 @@
-"""SpanBERT pre-training, from raw text to a report.
+"""A pre-training run, from raw text to a report.
 
-Invariant: every stage finds what an earlier start finished and goes on from it: vocabulary, blocks, checkpoint.
+Invariant: a run goes on from the vocabulary, the blocks and the checkpoint that an earlier start has finished.
 """
 
 import functools
@@ -31,13 +31,15 @@ from spanbert_jax.training.workdir import claim_workdir, open_workdir
 
 
 def run(config: Config, path: str, arguments: str) -> bool:
-    """Prepares what is missing, trains from where the workdir stands, reports; False where it was asked to stop.
+    """Makes missing vocabulary and blocks, trains from the newest checkpoint, and reports.
 
-    `arguments` are those of the command line, for the commands that the report ends with.
+    path: the workdir. arguments: those of the command line, for the commands at the end of the report. Returns False
+    where the run was asked to stop. Raises UserError where configuration, text, weights or workdir do not fit together
+    or cannot be read.
     """
     with StartingWeights(config) as start:
         config = adopt(config, epath.Path(path), start)
-        sharding.mesh_of(config)  # before hours of preparation, not after them
+        sharding.mesh_of(config)  # so a mesh that does not fit fails before hours of preparation
         workdir = open_workdir(config, path)
         tokenizer, data = prepare(config, workdir, start)
         claim_workdir(config, workdir)
@@ -52,7 +54,7 @@ def run(config: Config, path: str, arguments: str) -> bool:
 def make_recipe(
     config: Config, tokenizer: Tokenizer, train: Blocks, held_out: Blocks, start: StartingWeights
 ) -> loop.Recipe:
-    """Pre-training on the blocks `train`, evaluated on `held_out`."""
+    """The training loop's recipe for pre-training on the blocks `train` and evaluating on the blocks `held_out`."""
     model = pretraining_heads.pretraining_model(config, tokenizer.vocab_size, jax.default_backend())
     commonest = int(np.argmax(train.metadata.piece_counts))
     goal = objective(model, commonest)
@@ -70,7 +72,7 @@ def make_recipe(
     guessed = functools.cache(lambda: neighbour_metrics(config, tokenizer, train, held_out))  # the masks never change
 
     def evaluate(params: Any, layout: jax.sharding.NamedSharding) -> dict[str, float]:
-        beside = guessed() if jax.process_index() == 0 else {}  # which alone reports
+        beside = guessed() if jax.process_index() == 0 else {}  # only process 0 reports
         return summed(params, layout) | {f"held_out/{name}": value for name, value in beside.items()}
 
     return loop.Recipe(
@@ -96,8 +98,10 @@ def make_recipe(
 
 
 def neighbour_metrics(config: Config, tokenizer: Tokenizer, train: Blocks, held_out: Blocks) -> dict[str, float]:
-    """Of the guess from a span's two neighbours (corpus/neighbours.py), on the held-out pieces that became [MASK]: for
-    each head NAME that is trained the accuracy, NAME_neighbours_mask, and the nats, NAME_neighbours_loss_mask."""
+    """Metrics of the guess from a span's two neighbours (corpus/neighbours.py) on held-out pieces that became [MASK].
+
+    For each trained head NAME there are NAME_neighbours_mask, the accuracy, and NAME_neighbours_loss_mask, in nats.
+    """
     heads = pretraining_heads.trained_heads(config)
     limit = evaluated_blocks(held_out, config.train.eval_blocks)
     batches = input_data.local_eval_batches(config, held_out, tokenizer, limit)
@@ -111,7 +115,7 @@ def neighbour_metrics(config: Config, tokenizer: Tokenizer, train: Blocks, held_
 
 
 def report(config: Config, workdir: epath.Path, arguments: str, result: loop.Result) -> str:
-    """What a run ends with: where everything is, how good it is, what to do next."""
+    """The text at the end of a run: the checkpoint, the held-out metrics, and commands to go on with."""
     lines = ["", f"Checkpoint:  {workdir}/checkpoints/{result.step}" if result.step else "No checkpoint yet."]
     if not result.finished:
         return "\n".join(
@@ -137,7 +141,8 @@ def report(config: Config, workdir: epath.Path, arguments: str, result: loop.Res
 
 
 def _head_lines(head: pretraining_heads.Head, held_out: Mapping[str, float]) -> list[str]:
-    """How good a head is on the pieces that became [MASK] (on all where none did), and two guesses without a model."""
+    """A head's held-out loss and accuracy on pieces that became [MASK], or on all pieces where none did; and those of
+    two guesses without a model."""
     kind, of = ("_mask", " on [MASK] pieces") if f"{head.name}_loss_mask" in held_out else ("", "")
 
     def value(measure: str) -> float:

@@ -1,10 +1,11 @@
-"""How the processes of a run find each other: they meet at the coordinator's address before JAX starts.
+"""Lets the processes of a run meet at the coordinator's address before JAX starts.
 
-Invariant: while one of them is missing, every process that can say so says which; a process that waits in vain ends
-with one message. JAX's own start waits without a word, and where it waits in vain it aborts the process.
+Invariant: while a process is missing, every process that knows which one says so. A process that waits in vain ends
+with one message. (JAX's own start waits silently, and aborts the process where it waits in vain.)
 
-They meet by lines over TCP, at the address that JAX's coordinator takes over afterwards. A process sends "PROCESS COUNT
-NAME"; process 0 answers with the numbers that are missing, at least once a second, and with "go" when none is.
+Processes exchange lines over TCP, at the address that JAX's coordinator uses afterwards. A process sends "PROCESS COUNT
+NAME" to process 0. Process 0 answers with the numbers of missing processes, at least once a second, and with "go" when
+no process is missing.
 """
 
 import contextlib
@@ -19,12 +20,12 @@ import jax
 from spanbert_jax.errors import UserError
 
 _EVERY = 10.0  # seconds between two messages of a process that waits
-_TICK = 1.0  # seconds between two looks at the time, and between two attempts to connect
+_TICK = 1.0  # most seconds between two looks at the time, and of an attempt to connect
 _GO = "go"
 
 
 class _Waiting:
-    """Says for whom a process waits, from time to time, and ends the wait."""
+    """Says from time to time for which processes this one waits, and ends the wait when the time is up."""
 
     def __init__(self, address: str, count: int, process: int, seconds: float, say: Callable[[str], None]):
         self._place = f"process {process} of {count}"
@@ -39,7 +40,7 @@ class _Waiting:
         return f"{self._place} waits for {names}; {self._count - len(self.missing)} have come to {self._address}"
 
     def check(self) -> None:
-        """Raises UserError when the time is up."""
+        """Reports the wait where 10 seconds have passed since the last report; raises UserError when the time is up."""
         now = time.monotonic()
         left = self._began + self._seconds - now
         if left <= 0:
@@ -56,11 +57,11 @@ class _Waiting:
 def start(
     address: str | None, count: int | None, process: int | None, seconds: float, say: Callable[[str], None]
 ) -> None:
-    """Starts `jax.distributed` in process `process` of `count` when all of them have come to `address`, the "host:port"
-    of process 0. All three None: the cluster says what they are (TPU VM, GKE, SLURM, Open MPI).
+    """Waits until all `count` processes have come to `address`, then starts `jax.distributed` as process `process`.
 
-    say: what to do with a line about the wait. Raises UserError after `seconds` in vain, where the three are not given
-    together or the cluster is unknown, and where the processes contradict each other.
+    address: "host:port" of process 0. Where address, count and process are all None, the cluster names them (TPU VM,
+    GKE, SLURM, Open MPI). say: prints a line about the wait. Raises UserError after `seconds` in vain, where only some
+    of the three are given, where the cluster is unknown, and where the processes contradict each other.
     """
     given = {"--coordinator": address, "--processes": count, "--process": process}
     absent = [name for name, value in given.items() if value is None]
@@ -83,8 +84,8 @@ def start(
 
 
 def _detect(seconds: float) -> tuple[str, int, int]:
-    """(address, count, process) as `jax.distributed.initialize()` would find them; it tells nobody."""
-    from jax._src.clusters import ClusterEnv  # not public, but needed before initialize() waits without a word
+    """(address, count, process) as `jax.distributed.initialize()` finds them, which does not return them."""
+    from jax._src.clusters import ClusterEnv  # not public; initialize() would wait silently
 
     address = os.environ.get("JAX_COORDINATOR_ADDRESS")
     try:
@@ -102,7 +103,7 @@ def _detect(seconds: float) -> tuple[str, int, int]:
 
 
 def _receive(port: int, count: int, waiting: _Waiting) -> None:
-    """Process 0: waits until the others have come, and sends them on."""
+    """In process 0: waits until the other processes have come, then tells them to go."""
     with contextlib.ExitStack() as stack, selectors.DefaultSelector() as selector:
         try:
             server = stack.enter_context(_listen(port))
@@ -127,24 +128,25 @@ def _receive(port: int, count: int, waiting: _Waiting) -> None:
             waiting.missing = set(range(1, count)) - set(present)
             line = " ".join(map(str, sorted(waiting.missing))) or _GO
             for _, held in present.values():
-                with contextlib.suppress(OSError):  # gone; the selector will tell
+                with contextlib.suppress(OSError):  # the process has gone, which the selector reports
                     held.sendall(f"{line}\n".encode("ascii"))
 
 
 def _listen(port: int) -> socket.socket:
-    """A server on every interface, of both families where the machine has both, as JAX's own."""
+    """A server on every interface, for IPv4 and IPv6 where the machine has both, like JAX's own."""
     both = socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if both else socket.AF_INET
     return socket.create_server(("", port), family=family, dualstack_ipv6=both)
 
 
 def _arrive(connection: socket.socket, count: int, present: dict[int, tuple[str, socket.socket]]) -> bool:
-    """Notes who came on a readable connection; False where it went away, or is nobody of a run.
+    """Adds the process on a readable connection to `present`. Returns False where the process has gone, or the line is
+    not from a process of a run.
 
-    Raises UserError where the other says that it is one that is there already, or that their number is another.
+    Raises UserError where the process has a number that is present already, or another count of processes.
     """
     for number, (_, held) in list(present.items()):
-        if held is connection:  # they speak once, so this is its end
+        if held is connection:  # a process sends one line, so this is the end of the connection
             del present[number]
             return False
     try:
@@ -164,7 +166,7 @@ def _arrive(connection: socket.socket, count: int, present: dict[int, tuple[str,
 
 
 def _report(host: str, port: int, count: int, process: int, waiting: _Waiting) -> None:
-    """Another process: goes to process 0 and waits until it says that all have come."""
+    """In any other process: connects to process 0, and waits until process 0 says that all have come."""
     name = f"{socket.gethostname()}/{os.getpid()}".encode("ascii", "replace").decode("ascii").replace(" ", "_")
     while True:
         with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=_TICK) as connection:
@@ -181,7 +183,7 @@ def _report(host: str, port: int, count: int, process: int, waiting: _Waiting) -
 
 
 def _ranges(numbers: set[int]) -> str:
-    """ "process 3", "processes 1-4 and 6": those numbers."""
+    """The numbers in words: "process 3", "processes 1-4 and 6"."""
     ordered = sorted(numbers)
     starts = [n for n in ordered if n - 1 not in numbers]
     ends = [n for n in ordered if n + 1 not in numbers]

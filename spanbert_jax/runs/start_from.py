@@ -1,7 +1,7 @@
-"""What a run starts with when `config.init_from` names trained weights.
+"""Starts a run from the trained weights that `config.init_from` names.
 
-Invariant: the encoder's sizes and the vocabulary are those of the weights, always; what the weights lack is freshly
-initialised and said to be. A run opens the weights at most once.
+Invariant: the encoder's sizes and the vocabulary are always those of the weights. Parameters that the weights lack are
+initialised anew, and a line says which. A run opens the weights at most once.
 """
 
 import contextlib
@@ -19,13 +19,18 @@ from spanbert_jax.errors import UserError
 from spanbert_jax.serving.weights import Weights, open_weights
 from spanbert_jax.training.workdir import read_config
 
-_OWN = ("dropout", "attention_dropout", "init_std", "span_offset_embed")  # of ModelConfig: the run's, not the weights'
+_OWN = (
+    "dropout",
+    "attention_dropout",
+    "init_std",
+    "span_offset_embed",
+)  # not from the weights
 
 
 class StartingWeights(contextlib.AbstractContextManager["StartingWeights"]):
-    """The weights in `config.init_from`: opened when they are first needed, and kept open until they are released.
+    """The weights in `config.init_from`, which are opened when they are first needed and kept open until `release`.
 
-    To open them may mean to unpack an archive or to load a whole pickle, which is held in memory meanwhile.
+    Opening may unpack an archive, or load a whole pickle, which then stays in memory.
     """
 
     def __init__(self, config: Config):
@@ -39,7 +44,7 @@ class StartingWeights(contextlib.AbstractContextManager["StartingWeights"]):
         return self._weights
 
     def release(self) -> None:
-        """Gives up what is open: memory, and files of an unpacked archive."""
+        """Closes the weights, which frees their memory and deletes the files of an unpacked archive."""
         self._weights = None
         self._stack.close()
 
@@ -48,10 +53,10 @@ class StartingWeights(contextlib.AbstractContextManager["StartingWeights"]):
 
 
 def adopt(config: Config, workdir: epath.Path, start: StartingWeights) -> Config:
-    """The configuration with the encoder's sizes and the vocabulary of `init_from`; itself where there is none.
+    """The configuration with the encoder's sizes and the vocabulary of the weights; unchanged without `init_from`.
 
-    A run that goes on takes them from its own workdir, so the weights it began with may be gone by then.
-    Raises UserError where they cannot be read, or do not fit the rest of the configuration.
+    A run that goes on takes both from its own workdir, so the weights may be gone by then. Raises UserError where the
+    weights cannot be read, or do not fit the rest of the configuration.
     """
     if not config.init_from:
         return config
@@ -94,10 +99,11 @@ def initial_params(
     labels: tuple[str, ...] = (),
     release: bool = True,
 ) -> Callable[[], Any] | None:
-    """Reads those of the weights in `init_from` that a model made by `init` has; None where there is no `init_from`.
+    """A function that reads the parameters which a run takes from the weights; None without `init_from`.
 
-    A head is taken where its sizes are the same, a classifier where its labels are `labels` besides. release: nobody
-    needs the weights afterwards.
+    The function returns those groups of the weights' parameters whose shapes are those of `init`'s. A classifier must
+    also have the labels `labels`. init: makes the model's parameters; only its shapes are used. release: whether to
+    close the weights afterwards.
     """
     if not config.init_from:
         return None

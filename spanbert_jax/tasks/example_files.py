@@ -1,8 +1,8 @@
-"""What the readers of labelled data share: files, JSON in any form, TFDS sets, counted warnings.
+"""Shared parts of the readers of labelled data: files, JSON in any form, TFDS sets, counted warnings.
 
-Invariant: a file's content decides how the file is read, alike in every role. Only plain text, which any lines could
-be, has to be claimed: by a name in .txt, or by standard input. Every error names the file and the line, or the place in
-its JSON; nothing is downloaded.
+Invariant: a file's content decides how the file is read, in every role alike. The one exception is plain text, since
+any lines could be plain text: only a name in .txt or standard input is read as such. Every error names the file and the
+line, or the place in the file's JSON. Nothing is downloaded.
 """
 
 import io
@@ -17,18 +17,18 @@ from typing import Any, Literal
 from spanbert_jax.errors import UserError
 from spanbert_jax.text import lines
 
-Role = Literal["train", "dev", "predict"]  # "predict" reads no labels, and needs none
-Record = str | Mapping[str, Any]  # an example as a user writes it: a text, or named fields
+Role = Literal["train", "dev", "predict"]  # in "predict" no labels are read
+Record = str | Mapping[str, Any]  # an example as a user writes it: a text, or an object
 Lines = Iterator[tuple[int, str]]  # (number from 1, line with its end)
 
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _JSON_BEGINS = re.compile(r"\s*(\{\s*(\"|\}|$)|\[\s*(\{|\]|$))")
-_HEAD = 200  # lines from which a file's format is told
+_HEAD = 200  # first lines, which decide a file's format
 
 
 @dataclass(frozen=True)
 class Contents:
-    """A file's bytes in memory; errors say `name` where they would say a path."""
+    """A file's bytes in memory. Errors name the file `name`, such as "standard input"."""
 
     name: str
     data: bytes
@@ -37,7 +37,7 @@ class Contents:
         return self.name
 
 
-Source = str | Contents  # a path or a name of TFDS; or what came another way, such as by standard input
+Source = str | Contents  # a path, a TFDS name, or bytes that came another way
 
 
 class Warnings:
@@ -47,29 +47,29 @@ class Warnings:
         self._kinds: dict[str, tuple[int, str]] = {}
 
     def add(self, kind: str, place: str) -> None:
-        """One more of the kind."""
+        """Counts one more fault of the kind. place: where the fault is."""
         count, first = self._kinds.get(kind, (0, place))
         self._kinds[kind] = count + 1, first
 
     def lines(self) -> list[str]:
-        """A line a kind: "3 answer(s) are not at their offset; the first: FILE, question 17"."""
+        """A line for each kind: "3 answer(s) are not at their offset; the first: FILE, question 17"."""
         return [f"{count:,} {kind}; the first: {first}" for kind, (count, first) in self._kinds.items()]
 
 
 def warn_of_one_type(token_types: int, pairs: int, source: str) -> list[str]:
-    """The warning of examples with two texts for a model that has one token type; none where there are no such."""
+    """The warning of examples with two texts, `pairs` in number, for a model with one token type; else none."""
     if token_types > 1 or not pairs:
         return []
     return [
-        f"{source}: {pairs:,} example(s) have two texts, and config.model.token_types is {token_types}: both get the "
-        "same type, and [SEP] alone stands between them"
+        f"{source}: {pairs:,} example(s) have two texts, and config.model.token_types is {token_types}: both texts get "
+        "the same type, and only [SEP] separates them"
     ]
 
 
 def find_source(source: Source, tfds_names: Sequence[str]) -> Path | Contents | None:
-    """The file, or None for a name of TFDS; raises UserError for what is neither.
+    """The file, or None for a TFDS name; raises UserError where `source` is neither.
 
-    tfds_names: the TFDS sets, without their config, that the caller reads.
+    tfds_names: the names of the TFDS sets, without a config, that the caller can read.
     """
     if isinstance(source, Contents):
         return source
@@ -85,7 +85,8 @@ def find_source(source: Source, tfds_names: Sequence[str]) -> Path | Contents | 
 
 
 def read_lines(source: Path | Contents) -> Lines:
-    """The lines of a UTF-8 file, as `text.lines.read_lines` gives them; raises UserError naming the line."""
+    """The lines of a UTF-8 file, as of `text.lines.read_lines`. Raises UserError, naming the line, where the file is
+    not UTF-8."""
     if isinstance(source, Contents):
         raw: Any = io.BytesIO(source.data)
         return lines.numbered_lines(source.name, raw, whole=source.data)
@@ -93,35 +94,35 @@ def read_lines(source: Path | Contents) -> Lines:
 
 
 def split_head(found: Lines) -> tuple[list[tuple[int, str]], Lines]:
-    """(the first lines that are not blank, for telling the format; all lines)."""
+    """(the lines among the first 200 that are not blank, which tell the format; all lines)."""
     first = list(itertools.islice(found, _HEAD))
     return [(number, line) for number, line in first if line.strip()], itertools.chain(first, found)
 
 
 def is_json(head: Sequence[tuple[int, str]]) -> bool:
-    """Whether lines begin as a JSON object, or a list of objects, does; a text such as "[laughs]" does not."""
+    """Whether lines begin like a JSON object or a list of objects. A text such as "[laughs]" does not."""
     return bool(_JSON_BEGINS.match("".join(line for _, line in head)))
 
 
 def is_plain_text(source: Path | Contents) -> bool:
-    """Whether a file may be plain text, an example a line: standard input, or a name in .txt (.txt.gz, ...).
+    """Whether a file may be plain text with one example on each line: standard input, or a name in .txt (.txt.gz, ...).
 
-    Any lines could be plain text, so a reader asks this when the content is nothing else.
+    Any lines could be plain text, so a reader asks this only where the content has no other format.
     """
     name = re.sub(r"\.(gz|bz2|xz)$", "", str(source))
     return isinstance(source, Contents) or name.endswith(".txt")
 
 
 def unrecognised(source: Path | Contents, head: Sequence[tuple[int, str]], expected: str) -> UserError:
-    """The error of a file in no form that a task reads; `expected` says which forms those are, and the cure."""
+    """The error for a file in a format that the task does not read. expected: the formats that it reads."""
     shown = " and ".join(f"line {number} {line.strip()[:60]!r}" for number, line in head[:2])
     return UserError(f"{source} has {shown or 'nothing in it'}; expected {expected}")
 
 
 def read_records(source: Path | Contents, found: Lines) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, object) of each object in JSON lines, in a JSON list, or of the one object that a JSON file is.
+    """(place, object) of each object in JSON lines, in a JSON list, or in a JSON file of one object.
 
-    The place is "FILE, line N" or "FILE, [i]", or FILE for the one object. Raises UserError for what is no object.
+    The place is "FILE, line N", "FILE, [i]", or FILE. Raises UserError where a value is no object.
     """
     first = next(((number, line) for number, line in found if line.strip()), None)
     if first is None:
@@ -129,7 +130,7 @@ def read_records(source: Path | Contents, found: Lines) -> Iterator[tuple[str, d
     try:
         is_one = isinstance(json.loads(first[1]), dict)
     except (ValueError, RecursionError):
-        is_one = False  # a value goes on in the next line, or is broken
+        is_one = False  # the value goes on in the next line, or is damaged
     if is_one:
         for number, line in itertools.chain([first], found):
             if line.strip():
@@ -145,7 +146,7 @@ def read_records(source: Path | Contents, found: Lines) -> Iterator[tuple[str, d
 
 
 def load_json(text: str, place: str) -> Any:
-    """The value that a text of JSON is; raises UserError naming place, and the line where the text has several."""
+    """The value of a JSON text; raises UserError, naming `place` and, in a text of several lines, the line."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
@@ -164,9 +165,9 @@ def _object(record: Any, place: str) -> dict[str, Any]:
 
 
 def field(record: Any, name: str, kind: type | tuple[type, ...], place: str) -> Any:
-    """record[name], which must be of that kind; raises UserError naming the place and the value found instead.
+    """record[name], which must have the type `kind`; otherwise raises UserError, naming the place and the value.
 
-    Half characters, which JSON allows and UTF-8 doesn't, become U+FFFD: one character as before.
+    Lone surrogates, which JSON allows and UTF-8 does not, become U+FFFD. So the number of characters stays the same.
     """
     kinds = kind if isinstance(kind, tuple) else (kind,)
     value = record.get(name) if isinstance(record, Mapping) else None
@@ -181,15 +182,15 @@ def field(record: Any, name: str, kind: type | tuple[type, ...], place: str) -> 
     else:
         found = f"no {name!r}, only {', '.join(map(repr, record))}"
     expected = " or ".join("text" if one is str else one.__name__ for one in kinds)
-    raise UserError(f"{place}: {found}; {name!r} must be there, as {expected}")
+    raise UserError(f"{place}: {found}; expected {name!r} with a value of type {expected}")
 
 
 def tfds_examples(source: Source, role: Role) -> tuple[Any, Iterable[dict[str, Any]]]:
-    """The TFDS builder of the source "name" or "name:split", and the split's examples as NumPy.
+    """(the TFDS builder, the examples as NumPy) of the source "name" or "name:split".
 
-    Without a split it is "train", or else "validation" (matched, mismatched), "dev", "test", whichever is first there.
-    Nothing is downloaded; raises UserError where the set is neither on this machine (TFDS's directory, or
-    $TFDS_DATA_DIR) nor in TFDS's public bucket.
+    Without a split the role decides: "train", or for other roles the first that exists of "validation" (then matched,
+    mismatched), "dev" and "test". Nothing is downloaded to this machine. Raises UserError where the set is neither on
+    this machine (TFDS's directory, or $TFDS_DATA_DIR) nor in TFDS's public bucket, or has no such split.
     """
     import tensorflow_datasets as tfds
 
@@ -206,11 +207,11 @@ def tfds_examples(source: Source, role: Role) -> tuple[Any, Iterable[dict[str, A
     split = split or next((one for one in natural if one in splits), "")
     if split.partition("[")[0] not in splits:
         raise UserError(f"the TFDS dataset {name} has no split {split or natural[0]!r}, only {', '.join(splits)}")
-    if builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD:  # which has no as_dataset
+    if builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD:  # as_dataset cannot read this format
         return builder, iter(builder.as_data_source(split))
     return builder, iter(tfds.as_numpy(builder.as_dataset(split=split)))
 
 
 def to_text(value: str | bytes) -> str:
-    """A text of TFDS, which gives bytes."""
+    """The text of a value from TFDS, which gives bytes."""
     return value if isinstance(value, str) else value.decode("utf-8", "replace")

@@ -1,7 +1,7 @@
-"""What a fine-tuning task supplies: its reader, rows, batches, head, loss, decoding and metrics.
+"""The interface of a fine-tuning task: its reader, rows, batches, head, loss, decoding and metrics.
 
-Invariant: the runner, the predictor and the evaluator know a task by this class alone; none asks which task it is. Rows
-are a function of the examples, the vocabulary, `Learnt`, the role and the declared settings, and of nothing else.
+Invariant: the runner, the predictor and the evaluator use a task through this class alone, and never ask which task it
+is. Rows are a function of the examples, the vocabulary, `Learnt`, the role and the declared settings alone.
 """
 
 import abc
@@ -35,7 +35,7 @@ class Identified(Protocol):
 
     @property
     def id(self) -> str:
-        """What predictions and messages name the example by."""
+        """The example's name in predictions and messages."""
 
 
 class TrainBatches(Protocol):
@@ -43,27 +43,27 @@ class TrainBatches(Protocol):
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches in which every row comes once."""
+        """The number of batches in which every row comes once."""
 
     def batch(self, step: int) -> NumpyBatch:
-        """The batch of a step, a pure function of the step; called by one thread, in any order of steps.
+        """The batch of a step, which is a pure function of the step. One thread calls this, in any order of steps.
 
-        The first axis of every array is the batch's: devices and microbatches divide that axis.
+        Devices and microbatches divide the first axis of every array.
         """
 
 
 @dataclasses.dataclass(frozen=True)
 class Learnt:
-    """What a task takes from its training examples before training, and a checkpoint keeps."""
+    """Facts that a task takes from its training examples before training, and that a checkpoint keeps."""
 
-    labels: tuple[str, ...] = ()  # in the classifier's order; none where a task has no labels
-    special: Mapping[str, int] = dataclasses.field(default_factory=dict)  # relations: name -> the piece that means it
-    nested: bool = False  # span head: entities lie within entities, so predicted ones may
+    labels: tuple[str, ...] = ()  # in the classifier's order; () for a task without labels
+    special: Mapping[str, int] = dataclasses.field(default_factory=dict)  # relations: name -> id of its special piece
+    nested: bool = False  # span head: whether entities lie within entities, so that predicted ones may
     words: WordStyle = NO_STYLE  # entities: how plain text is cut into words
 
     @classmethod
     def from_metadata(cls, saved: Metadata) -> "Learnt":
-        """What a checkpoint kept."""
+        """The facts that a checkpoint kept."""
         return cls(saved.labels, saved.special, saved.nested, WordStyle.from_json(saved.words))
 
 
@@ -74,19 +74,20 @@ ModelT = TypeVar("ModelT")
 
 
 class FineTuning(abc.ABC, Generic[ExampleT, ModelT]):
-    """What one task supplies; an instance is a task with its configuration, vocabulary and what it has learnt.
+    """A fine-tuning task with its configuration, its vocabulary, and the facts learnt from its training examples.
 
-    The defaults are those of a task whose batches are [rows, length]. A task whose batches have other axes overrides
+    The default methods are for batches of [rows, length]. A task whose batches have other axes overrides
     `train_batches`, `eval_batches`, `eval_shapes` and `batch_size` together.
     """
 
-    task: ClassVar[str]  # config.task, and the checkpoint's
-    # Config fields ("data.block_length") and sections on which `read` and `row_maker` depend: the rows' cache has a key
-    # that is made from them.
+    task: ClassVar[str]  # the task's name in config.task and in checkpoints
+    # The config fields ("data.block_length") and sections on which `read` and `row_maker` depend. The key of the rows'
+    # cache is made from them.
     settings: ClassVar[tuple[str, ...]]
-    best: str  # the metric of which the highest value is kept
-    padding: ClassVar[Mapping[str, int]] = {}  # of ragged columns, where it is not 0
-    # What `outputs` reads of a batch, int32 all: a field -> its number of axes, 1 of [batch], 2 of [batch, length].
+    best: str  # the metric whose highest value decides which checkpoint is kept
+    padding: ClassVar[Mapping[str, int]] = {}  # ragged column -> padding that is not 0
+    # The fields of a batch that `outputs` reads, all int32: name -> number of axes, 1 for [batch], 2 for [batch,
+    # length].
     inputs: ClassVar[Mapping[str, int]] = {"input_ids": 2, "lengths": 1, "token_type_ids": 2}
 
     def __init__(self, config: Config, tokenizer: Tokenizer, learnt: Learnt):
@@ -97,31 +98,36 @@ class FineTuning(abc.ABC, Generic[ExampleT, ModelT]):
     def read(
         cls, config: Config, source: Source, role: Role, learnt: Learnt = NOTHING
     ) -> tuple[list[ExampleT], list[str]]:
-        """(examples, warnings) of a file, of its contents, or of a TFDS name.
+        """(examples, warnings) of a file, of a file's contents, or of a TFDS name.
 
-        The same source gives the same examples in every role; "predict" reads no labels, and needs none. config: a run
-        gives the declared `settings` of it alone. learnt: what a trained task knows, to read what it has to predict.
+        The same source gives the same examples in every role, without labels in "predict". config: only the declared
+        `settings` of it may be read. learnt: the facts that a trained task keeps, for reading examples to predict for.
+        Raises UserError, naming the place, where the data cannot be read.
         """
 
     @abc.abstractmethod
     def parse(self, record: Record, place: str, name: str) -> ExampleT:
-        """The example of one record to predict for: an object with the task's fields, or a text where it reads such.
+        """The example of one record to predict for: an object with the task's fields or, where the task reads texts, a
+        text.
 
-        place: what errors name, such as "standard input, line 3". name: the example's id where the record has none.
+        place: the record's name in errors, such as "standard input, line 3". name: the example's id where the record
+        has none. Raises UserError, naming `place`, where the task cannot read the record.
         """
 
     @classmethod
     def learn(cls, config: Config, tokenizer: Tokenizer, examples: Sequence[ExampleT]) -> Learnt:
-        """What the task takes from the training examples; raises UserError where they lack something."""
+        """The facts that the task takes from the training examples; raises UserError where examples lack one."""
         return Learnt()
 
     def check(self, examples: Sequence[ExampleT], source: str) -> None:
-        """Raises UserError, naming `source`, where dev's examples do not fit what was learnt from train's."""
+        """Raises UserError, naming `source`, where dev examples do not fit the facts learnt from the training examples,
+        such as labels that training lacks."""
 
     @classmethod
     @abc.abstractmethod
     def row_maker(cls, settings: Config, tokenizer: Tokenizer, learnt: Learnt, role: Role) -> Featurise[ExampleT]:
-        """Makes rows of examples, in worker processes: without JAX or TensorFlow. settings: the declared ones alone."""
+        """A function from examples to rows, which worker processes call without JAX or TensorFlow. settings: a view of
+        the configuration in which only the declared settings can be read."""
 
     @final
     def featuriser(self, role: Role) -> Featurise[ExampleT]:
@@ -129,20 +135,20 @@ class FineTuning(abc.ABC, Generic[ExampleT, ModelT]):
         return self.row_maker(declared(self.config, self.settings), self.tokenizer, self.learnt, role)
 
     def train_batches(self, rows: Rows, config: Config) -> TrainBatches:
-        """The training batches of a run; config: the task's, with the seed of the trial."""
+        """The training batches of a run. config: the task's configuration with the seed of the trial."""
         return RowBatches(rows, config, self.padding)
 
     def eval_shapes(self, multiple: int) -> list[dict[str, jax.ShapeDtypeStruct]]:
-        """Every shape that a batch of `eval_batches` may have, whatever the rows are."""
+        """Every shape that a batch of `eval_batches` may have, for any rows. multiple: as there."""
         return [
             {name: jax.ShapeDtypeStruct(shape[:axes], np.int32) for name, axes in self.inputs.items()}
             for shape in self._shape_table(multiple)
         ]
 
     def eval_batches(self, rows: Rows, multiple: int) -> Iterator[tuple[np.ndarray, NumpyBatch]]:
-        """Every row once: (int64 row numbers, -1 for none; the batch of these rows, and nothing else, in this order).
+        """Batches in which every row comes once: (int64 [batch] row numbers, -1 for an empty row; the batch).
 
-        A batch has the `inputs` alone, and `multiple` divides the number of its rows.
+        A batch has the fields of `inputs` alone. The number of its rows is a multiple of `multiple`.
         """
         for indices, shape in plan_batches(rows.lengths, self._shape_table(multiple)):
             batch = rows.collate(indices, shape.length, self.padding)
@@ -152,13 +158,13 @@ class FineTuning(abc.ABC, Generic[ExampleT, ModelT]):
         return shape_table(self.config.data.block_length, self.config.data.lengths, multiple)
 
     def batch_size(self, batch: Batch) -> BatchSize:
-        """How large a training batch is; depends on its shapes alone."""
+        """The size of a training batch, which depends on the batch's shapes alone."""
         rows, length = batch["input_ids"].shape
         return BatchSize(rows, rows * flops.encoder_flops(self.config.model, length), f"rows of {length} pieces")
 
     @abc.abstractmethod
     def model(self, platform: str) -> ModelT:
-        """The model, for `jax.Device.platform`."""
+        """The model for a platform, a `jax.Device.platform`."""
 
     @abc.abstractmethod
     def init_params(self, model: ModelT, key: jax.Array) -> dict[str, Any]:
@@ -166,11 +172,11 @@ class FineTuning(abc.ABC, Generic[ExampleT, ModelT]):
 
     @abc.abstractmethod
     def objective(self, model: ModelT) -> Objective:
-        """The loss, whose sums have "loss", "count" and "pieces"."""
+        """The training objective, whose sums have the keys "loss", "count" and "pieces"."""
 
     @abc.abstractmethod
     def outputs(self, model: ModelT, params: dict[str, Any], batch: Batch) -> dict[str, jax.Array]:
-        """What decoding needs: arrays [batch, ...], without dropout."""
+        """The arrays [batch, ...] that `decode` needs, computed without dropout."""
 
     @abc.abstractmethod
     def decode(
@@ -180,19 +186,20 @@ class FineTuning(abc.ABC, Generic[ExampleT, ModelT]):
         outputs: Sequence[Mapping[str, np.ndarray]],
         tuned: Mapping[str, float],
     ) -> list[Prediction]:
-        """One prediction an example. outputs: of each row. tuned: the kept evaluation's metrics; empty in the first."""
+        """One prediction for each example. outputs: of each row. tuned: the metrics of the evaluation for which the
+        checkpoint was kept, such as a threshold; {} while there is none."""
 
     @abc.abstractmethod
     def metrics(self, examples: Sequence[ExampleT], predictions: Sequence[Prediction]) -> dict[str, float]:
-        """The community's metrics, by name, `best` among them."""
+        """The task's usual metrics by name, `best` among them."""
 
     @abc.abstractmethod
     def baseline(self, train: Sequence[ExampleT], examples: Sequence[ExampleT]) -> list[Prediction]:
-        """A guess without a model, from the training examples: what the metrics are to be compared with."""
+        """Predictions without a model, from the training examples alone, for comparison with a model's metrics."""
 
     @abc.abstractmethod
     def write(self, examples: Sequence[ExampleT], predictions: Sequence[Prediction], directory: Path) -> Path:
-        """Writes the community's own file of predictions; returns its path."""
+        """Writes the predictions in the official scorer's format; returns the file's path."""
 
 
 def row_logits(
@@ -202,19 +209,24 @@ def row_logits(
     key: jax.Array | None = None,
     rows: jax.Array | None = None,
 ) -> jax.Array:
-    """`linear_heads.apply` to a batch of rows."""
+    """The logits of a linear head for a batch of rows, by `linear_heads.apply`."""
     return linear_heads.apply(model, params, batch["input_ids"], batch["lengths"], batch["token_type_ids"], key, rows)
 
 
 def cross_entropy_sum(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> jax.Array:
-    """The weighted sum of the cross-entropy; float32 [..., classes], int32 [...], float32 [...]."""
-    # A comparison, not a lookup: it fuses, where a lookup's gradient is a scatter over all of the logits.
+    """The weighted sum of the cross-entropy. logits: float32 [..., classes]; labels: int32 [...]; weights: float32
+    [...]."""
+    # The label's logit is found by a comparison, which XLA fuses. The gradient of a lookup would be a scatter.
     is_label = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) == labels[..., None]
     chosen = jnp.sum(jnp.where(is_label, logits, 0.0), axis=-1)
     return jnp.sum((jax.nn.logsumexp(logits, axis=-1) - chosen) * weights)
 
 
 def mean_loss(summed: jax.Array, weights: jax.Array, count: jax.Array, batch: Batch) -> tuple[jax.Array, Sums]:
-    """What an objective's `loss` returns: summed over `weights`, divided by the whole batch's `count`; and the sums."""
+    """The return value of an objective's `loss`: (the loss, the sums).
+
+    summed: the loss summed over the weighted items of this microbatch. count: the weights' sum over the whole batch, by
+    which `summed` is divided.
+    """
     pieces = jnp.sum(batch["lengths"]).astype(jnp.float32)
     return summed / jnp.maximum(count, 1.0), {"loss": summed, "count": jnp.sum(weights), "pieces": pieces}

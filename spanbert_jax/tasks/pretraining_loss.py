@@ -1,9 +1,9 @@
-"""The pre-training objective: the losses of all heads, as sums and what they mean.
+"""The pre-training objective: the losses of all heads as sums, and the metrics that follow from the sums.
 
 Invariant: loss = the sum over heads of loss_weight * sum(losses) / normaliser, with the normaliser counted over the
-global batch. For SpanBERT: sum(MLM) / N + sbo_weight * sum(SBO) / (M + 1), N and M the pieces with each loss (code:
-criterions/spanbert_loss.py; there per worker of about 8 rows). Natural logarithms. Like model/ and training/, this runs
-where TensorFlow is not installed.
+global batch. For SpanBERT: sum(MLM) / N + sbo_weight * sum(SBO) / (M + 1), where N and M are the numbers of pieces with
+each loss (code: criterions/spanbert_loss.py, which counts them per worker of about 8 rows). Logarithms are natural.
+Like model/ and training/, this module runs where TensorFlow is not installed.
 """
 
 from collections.abc import Mapping
@@ -20,8 +20,8 @@ from spanbert_jax.training.step import Objective, Sums
 
 
 def objective(model: pretraining_heads.PretrainingModel, commonest: int) -> Objective:
-    """The heads that the model's configuration trains; `commonest` is the piece that a guess without a model would
-    always name."""
+    """The objective of the heads that the model's configuration trains. commonest: the id of the corpus's commonest
+    piece, which a guess without a model always names."""
     heads = trained_heads(model.config)
     loss_weights = [head.loss_weight(model.config) for head in heads]
 
@@ -45,10 +45,10 @@ def objective(model: pretraining_heads.PretrainingModel, commonest: int) -> Obje
 
 
 def _sums(name: str, head: HeadLoss, batch: Batch, weights: jax.Array, commonest: int) -> Sums:
-    """Sums over the slots that `weights` counts: over all of them, and by what replaced the piece.
+    """Sums over a head's slots, weighted by `weights`: over all slots, and over those of each kind of replacement.
 
-    A piece that was kept is visible, and copying it is right. So a head's accuracy on kept pieces says nothing of what
-    it has learnt, and the one on [MASK] everything.
+    A piece that was kept is visible, and a copy of it is right. So the accuracy on kept pieces says nothing about the
+    head, and the accuracy on [MASK] says everything.
     """
     of_kind = {"": weights}
     of_kind |= {f"_{kind}": weights * (batch["replacement"] == value) for kind, value in REPLACEMENTS.items()}
@@ -62,12 +62,13 @@ def _sums(name: str, head: HeadLoss, batch: Batch, weights: jax.Array, commonest
 
 
 def metrics(totals: Mapping[str, float], config: Config) -> dict[str, float]:
-    """What the summed sums of `objective` mean, for each head NAME that `config` trains:
+    """The metrics of each head NAME that `config` trains, from the sums of `objective`, added over batches.
 
     NAME_loss, NAME_accuracy and NAME_commonest (the accuracy of always naming the commonest piece) are means over the
-    pieces that it predicts; with _mask over those that became [MASK]. NAME_accuracy_random and _kept are means over
-    the pieces that a random one replaced and over those that were kept; NAME_share_mask, _random and _kept are the
-    shares of the three. Where there is no piece of a kind, it has a share and no mean.
+    pieces that the head predicts. With the ending _mask they are means over the pieces that became [MASK].
+    NAME_accuracy_random and NAME_accuracy_kept are means over the pieces that a random piece replaced, and over those
+    that were kept. NAME_share_mask, _random and _kept are the shares of the three kinds. A kind without pieces has a
+    share and no means. "padding" is the share of the batches' positions that is padding.
     """
     out = {}
     for head in trained_heads(config):
@@ -87,8 +88,8 @@ def metrics(totals: Mapping[str, float], config: Config) -> dict[str, float]:
 
 
 def describe(values: Mapping[str, float]) -> str:
-    """ "MLM 4.123 (31.2% of [MASK]), SBO 4.541 (24.0% of [MASK])": the loss, and the accuracy on pieces that became
-    [MASK]; on all pieces where none did."""
+    """A line "MLM 4.123 (31.2% of [MASK]), SBO 4.541 (24.0% of [MASK])": each head's loss, and its accuracy on the
+    pieces that became [MASK], or on all pieces where none did."""
     named = {name.split("/")[-1]: value for name, value in values.items()}
     parts = []
     for head in pretraining_heads.HEADS:

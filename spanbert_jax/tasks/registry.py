@@ -1,7 +1,6 @@
-"""The fine-tuning tasks by the names that `config.task` and checkpoints have for them.
+"""Finds a fine-tuning task by its name in `config.task` and in checkpoints.
 
-Invariant: `config.FINETUNING` is the one list of tasks. A task's module is imported when the task is asked for, and no
-other task's.
+Invariant: `config.FINETUNING` is the one list of tasks. Only the module of the task that is asked for is imported.
 """
 
 import importlib
@@ -11,11 +10,11 @@ from spanbert_jax.config import FINETUNING, Config
 from spanbert_jax.errors import UserError
 from spanbert_jax.tasks.finetuning import FineTuning
 
-AnyTask = FineTuning[Any, Any]  # where tasks of different examples and models stand side by side
+AnyTask = FineTuning[Any, Any]  # for code that handles tasks of any examples and models
 
 
 def finetuning_task(name: str, config: Config) -> type[AnyTask]:
-    """The class of a fine-tuning task for this configuration; raises UserError where `name` is no such task."""
+    """The class of the fine-tuning task `name` for this configuration; raises UserError where there is none."""
     if name not in FINETUNING:
         raise UserError(f"task {name!r} is none of {', '.join(FINETUNING)}; give the checkpoint of a fine-tuned model")
     found: type[AnyTask] = importlib.import_module(FINETUNING[name]).task_class(config)

@@ -1,7 +1,7 @@
-"""Rows of a fine-tuning task: ragged lists of pieces with what belongs to them, built in parallel and kept in a file.
+"""Rows of a fine-tuning task: lists of pieces with more columns, built in parallel and kept in a file.
 
-Invariant: a file of rows is used again only for the data, the vocabulary and the settings that it was made from, and by
-the version of this module that wrote it.
+Invariant: a file of rows is used again only for the data, the vocabulary and the settings that it was made from, and
+only by the version of this module that wrote it.
 """
 
 import hashlib
@@ -20,22 +20,23 @@ from spanbert_jax.config import Config
 from spanbert_jax.files import written_aside
 from spanbert_jax.text.worker_pool import Workers, call
 
-# "input_ids" and other lists, one value a piece; numbers and arrays of one shape, one a row. "cut", if it is there: the
-# row lacks some of its text.
+# Lists with one value for each piece, such as "input_ids"; numbers, and arrays of one shape in all rows. "cut", which
+# is optional, is not 0 where the row lacks some of its text.
 Row = dict[str, Any]
 _ExampleT = TypeVar("_ExampleT")
 Featurise = Callable[[Sequence[_ExampleT]], list[list[Row]]]  # examples -> the rows of each; picklable
 
-VERSION = 2  # of the files that `save_rows` writes; raised when rows of the same settings would differ
+VERSION = 2  # of the files that `save_rows` writes; raise it when the same settings give other rows
 
-_CHUNK = 64  # examples a worker takes at once
+_CHUNK = 64  # examples that a worker gets at once
 
 
 class Rows:
-    """Columns of a number a row, and columns of a list a row."""
+    """Rows as columns. A plain column has a number (or an array) for each row, a ragged column a list."""
 
     def __init__(self, plain: Mapping[str, np.ndarray], ragged: Mapping[str, tuple[np.ndarray, np.ndarray]]):
-        """plain: [rows, ...] each. ragged: (all lists joined, int64 [rows + 1] where each begins and the last ends)."""
+        """plain: name -> [rows, ...]. ragged: name -> (the lists joined, int64 [rows + 1] with the start of each list
+        and the end of the last)."""
         self.plain, self.ragged = dict(plain), dict(ragged)
         self.lengths = np.diff(self.ragged["input_ids"][1])  # int64 [rows]
         self.example = self.plain["example"]  # int64 [rows], ascending: the example that each row belongs to
@@ -44,15 +45,16 @@ class Rows:
         return len(self.lengths)
 
     def column(self, name: str, row: int) -> np.ndarray:
-        """The list of a ragged column in a row."""
+        """The list of a row in a ragged column."""
         values, starts = self.ragged[name]
         return values[starts[row] : starts[row + 1]]
 
     def collate(self, indices: np.ndarray, length: int, padding: Mapping[str, int]) -> NumpyBatch:
-        """A batch of the rows at `indices` (-1: an empty row, of length 0 and weight 0).
+        """A batch of the rows at `indices`, where -1 stands for an empty row with length 0 and weight 0.
 
-        Every ragged column is int32 [batch, length], padded with `padding` (else 0); plain ones are [batch, ...]; there
-        are "lengths" int32 [batch] and "weights" float32 [batch] besides.
+        Ragged columns become int32 [batch, length], padded with padding[name] or 0. Plain columns become [batch, ...],
+        apart from "example" and "cut", which are left out. The batch also has "lengths" int32 [batch] and "weights"
+        float32 [batch].
         """
         present = indices >= 0
         chosen = np.maximum(indices, 0)
@@ -72,7 +74,7 @@ class Rows:
 
 
 class RowBatches:
-    """Training batches of rows, [rows, length]: in every epoch each row once, in the order that the seed draws."""
+    """Training batches of [rows, length]. Each epoch has every row once, in an order that the seed draws."""
 
     def __init__(self, rows: Rows, config: Config, padding: Mapping[str, int]):
         """Raises ValueError where a row is longer than config.data.block_length."""
@@ -83,13 +85,13 @@ class RowBatches:
         self.steps_per_epoch = self._order.steps_per_epoch
 
     def batch(self, step: int) -> NumpyBatch:
-        """`Rows.collate` of the step's rows."""
+        """The batch of a step, as of `Rows.collate`."""
         indices, length = self._order.batch(step)
         return self._rows.collate(indices, length, self._padding)
 
 
 def widen(sizes: Sequence[int], low: int, high: int, room: int) -> tuple[int, int]:
-    """The range [low, high) of things of these sizes, widened on both sides alternately, as far as `room` allows."""
+    """The range [low, high) of items with these sizes, widened on both sides in turn while the sum is within `room`."""
     used = sum(sizes[low:high])
     left = right = True
     while left or right:
@@ -105,7 +107,7 @@ def widen(sizes: Sequence[int], low: int, high: int, room: int) -> tuple[int, in
 
 
 def make_rows(per_example: Sequence[Sequence[Row]]) -> Rows:
-    """The rows of all examples, in order; every row has the same columns."""
+    """The rows of all examples, in order, as `Rows`. Every row must have the same columns."""
     rows = [row for rows in per_example for row in rows]
     counts = [len(rows) for rows in per_example]
     plain: dict[str, np.ndarray] = {"example": np.repeat(np.arange(len(per_example)), counts)}
@@ -122,7 +124,8 @@ def make_rows(per_example: Sequence[Sequence[Row]]) -> Rows:
 def build_rows(
     examples: Sequence[_ExampleT], featurise: Featurise[_ExampleT], workers: int, show: Callable[[float], None]
 ) -> Rows:
-    """The rows of `examples`, made by `workers` processes (0: one a core); few examples are not worth a process."""
+    """The rows of `examples`, made by `workers` processes (0: one for each core), or in this process where examples are
+    few. show: takes the fraction that is done."""
     chunks = [examples[i : i + _CHUNK] for i in range(0, len(examples), _CHUNK)]
     per_example: list[list[Row]] = []
     if len(chunks) <= 4:
@@ -135,7 +138,8 @@ def build_rows(
 
 
 def fingerprint(source: str, settings: Mapping[str, Any]) -> str:
-    """Of a data file's content (a name that is no file stands for itself) and of the settings its rows depend on."""
+    """The SHA-256, in hexadecimal, of a data file's content and of the settings that its rows depend on. A name that is
+    no file stands for its content."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     path = Path(source).expanduser()
     digest.update(path.read_bytes() if path.is_file() else source.encode())
@@ -153,7 +157,7 @@ def save_rows(rows: Rows, path: Path) -> None:
 
 
 def load_rows(path: Path) -> Rows | None:
-    """The rows that `save_rows` wrote; None where there is no file, another version's, or a damaged one."""
+    """The rows that `save_rows` wrote; None where the file is missing, damaged, or of another version."""
     try:
         with path.open("rb") as opened, np.load(opened) as file:  # np.load leaves a damaged file open
             arrays = {name: file[name] for name in file.files}

@@ -1,6 +1,6 @@
-"""What tasks share whose model gives one label, or one number, to a whole row.
+"""Shared parts of the tasks whose model gives one label or one number to a whole row.
 
-Invariant: a row has the column "label": the number of its label in `Learnt.labels`, or the number itself.
+Invariant: rows have a column "label": the index of the label in `Learnt.labels` or, in a regression, the number itself.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from spanbert_jax.training.step import Objective, Sums
 class SequenceTask(FineTuning[ExampleT, TaskModel]):
     """A task whose model is BERT's pooler with a linear map to labels, or to one number."""
 
-    regression = False  # to a number
+    regression = False  # whether the model gives a number
 
     def model(self, platform: str) -> TaskModel:
         labels, vocab_size = len(self.learnt.labels), self.tokenizer.vocab_size
@@ -33,13 +33,16 @@ class SequenceTask(FineTuning[ExampleT, TaskModel]):
         return sequence_objective(model, self.regression)
 
     def outputs(self, model: TaskModel, params: dict[str, Any], batch: Batch) -> dict[str, jax.Array]:
-        """ "scores" float32 [batch, labels]: the labels' probabilities, or the number."""
+        """ "scores": float32 [batch, labels], the labels' probabilities; in a regression float32 [batch, 1], the
+        number."""
         logits = row_logits(model, params, batch)
         return {"scores": logits if self.regression else jax.nn.softmax(logits)}
 
     def refuse_new_labels(self, labels: Sequence[tuple[str, str]], source: str, name: str) -> None:
-        """Raises UserError where one of (example's id, its label) has a label that training had not; name: of a label,
-        in the message."""
+        """Raises UserError where a label is not among those of the training data.
+
+        labels: (id of an example, its label) of each example. name: the word for a label in the message.
+        """
         unseen = [(id, label) for id, label in labels if label not in self.learnt.labels]
         if unseen:
             id, label = unseen[0]
@@ -51,7 +54,7 @@ class SequenceTask(FineTuning[ExampleT, TaskModel]):
 
 
 def sequence_objective(model: TaskModel, regression: bool) -> Objective:
-    """Mean cross-entropy, or mean squared error, over the rows that are not empty."""
+    """The mean cross-entropy or, in a regression, the mean squared error over the rows that are not empty."""
 
     def totals(batch: Batch) -> jax.Array:
         return jnp.sum(batch["weights"])

@@ -1,7 +1,7 @@
 """The part of a configuration that a task's rows depend on.
 
-Invariant: rows can be made from declared settings alone: reading any other field through `declared` fails. So a cache's
-key that is made from `values` never lacks a setting.
+Invariant: rows are made from declared settings alone, since reading any other field through `declared` fails. So the
+key of a cache, which is made from `values`, never lacks a setting.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,8 @@ def declared(config: Config, names: Sequence[str]) -> Config:
 
 
 def values(config: Config, names: Sequence[str]) -> dict[str, Any]:
-    """{"data.block_length": 512, ...}: the fields that `declared` lets a task read; raises KeyError for no field."""
+    """The fields that `declared` lets a task read, as {"data.block_length": 512, ...}; raises KeyError where a name is
+    neither a field nor a section."""
     flat = flatten(config)
     chosen: dict[str, Any] = {}
     for name in names:

@@ -45,7 +45,7 @@ def test_other_text_is_refused_and_a_run_that_began_goes_on(
 
     (workdir / "checkpoints" / "30").mkdir(parents=True)
     assert prepare(config, epath.Path(workdir))[1] == built
-    assert "warning: " in (said := capsys.readouterr().out) and "goes on with the text as it was" in said
+    assert "warning: " in (said := capsys.readouterr().out) and "goes on with the old text" in said
 
     for path in (tmp_path / "text").iterdir():
         path.unlink()

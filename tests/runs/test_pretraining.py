@@ -169,7 +169,7 @@ def test_blocks_of_another_tokenizer_are_refused(finished: tuple[Path, str], top
         tokenizer__kind="wordpiece",
         tokenizer__vocab_file=vocab,
     )
-    assert f"not the vocabulary of {vocab}" in done.stderr and "Traceback" not in done.stderr
+    assert f"holds another vocabulary than {vocab}" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_a_checkpoint_of_other_data_is_refused_by_its_fingerprint(topics: Path, tmp_path: Path) -> None:
@@ -236,5 +236,5 @@ def test_a_folder_of_the_user_s_own_is_never_deleted(tmp_path: Path) -> None:
     (tmp_path / "data" / "tokenizer" / "thesis.tex").write_text("years of work")
     runs.write_corpus(tmp_path / "topics.txt", topics=20)
     done = runs.call(tmp_path / "run", 1, corpus__files=tmp_path / "topics.txt", data__dir=tmp_path / "data")
-    assert "holds no tokenizer of ours" in done.stderr
+    assert "holds no tokenizer of this program" in done.stderr
     assert (tmp_path / "data" / "tokenizer" / "thesis.tex").read_text() == "years of work"

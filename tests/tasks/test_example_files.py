@@ -84,7 +84,7 @@ def test_plain_text_is_claimed_by_a_name_or_standard_input() -> None:
 def test_two_texts_for_a_model_with_one_token_type_are_told() -> None:
     assert warn_of_one_type(2, 5, "dev.tsv") == warn_of_one_type(1, 0, "dev.tsv") == []
     (line,) = warn_of_one_type(1, 1200, "dev.tsv")
-    assert line.startswith("dev.tsv: 1,200 example(s) have two texts, and config.model.token_types is 1: both get the")
+    assert line.startswith("dev.tsv: 1,200 example(s) have two texts, and config.model.token_types is 1: both texts")
 
 
 def test_warnings_are_one_line_a_kind_with_count_and_first_place() -> None:

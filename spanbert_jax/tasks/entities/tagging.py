@@ -1,7 +1,7 @@
-"""Named-entity recognition, what both heads share: reading, metrics, a guess without a model, files of predictions.
+"""Named-entity recognition, shared by both heads: reading, metrics, a guess without a model, files of predictions.
 
-Invariant: inside are spans of words, and IOB2 where there must be tags, whatever the file's scheme; an entity's text is
-exactly what its offsets cut out of the sentence, its words joined by a space.
+Invariant: entities are spans of words, and tags are IOB2, whatever the file's scheme. An entity's text is the slice of
+the sentence's text at the entity's offsets.
 """
 
 import abc
@@ -27,7 +27,7 @@ Found = tuple[float, Span]  # an entity with its score
 
 
 class Tagging(FineTuning[WordExample, ModelT]):
-    """Entities in sentences; a head says how labels stand for them."""
+    """Finds entities in sentences. A subclass for each head says how labels stand for entities."""
 
     task = "token_classification"
     settings: ClassVar[tuple[str, ...]] = ("data.block_length", "tagging")
@@ -38,7 +38,7 @@ class Tagging(FineTuning[WordExample, ModelT]):
     def read(
         cls, config: Config, source: Source, role: Role, learnt: Learnt = NOTHING
     ) -> tuple[list[WordExample], list[str]]:
-        """`files.read` with the configuration's columns; entities that its head cannot have are counted, or refused."""
+        """`files.read` with the configuration's columns. Warnings count the entities that the head cannot find."""
         tagging = config.tagging
         layout = Layout(tagging.delimiter, tagging.word_column, tagging.tag_column)
         room = config.data.block_length if tagging.document_context else 0
@@ -53,14 +53,14 @@ class Tagging(FineTuning[WordExample, ModelT]):
     @classmethod
     @abc.abstractmethod
     def widest(cls, config: Config) -> int:
-        """The words of the widest entity that may overlap others; 0 where entities have any width and none overlap."""
+        """The most words in an entity that the head finds; 0 for a head that finds any, but none that overlap."""
 
     @abc.abstractmethod
     def types(self) -> set[str]:
         """The types of entities that the labels stand for."""
 
     def check(self, examples: Sequence[WordExample], source: str) -> None:
-        """Raises UserError where dev has types that train has not."""
+        """Raises UserError where dev data have types of entities that training data lack."""
         known = self.types()
         unseen = [(example.id, kind) for example in examples for _, _, kind in example.spans if kind not in known]
         if unseen:
@@ -72,8 +72,8 @@ class Tagging(FineTuning[WordExample, ModelT]):
             )
 
     def metrics(self, examples: Sequence[WordExample], predictions: Sequence[Prediction]) -> dict[str, float]:
-        """In percent: precision, recall and F1 over all entities, as seqeval's default mode and conlleval have them;
-        F1 in seqeval's strict mode; F1 of each type."""
+        """Metrics in percent: precision, recall and F1 over all entities, by the definition of seqeval's default mode
+        and conlleval; F1 in seqeval's strict mode ("strict_f1"); F1 of each type ("f1/TYPE")."""
         golds = [example.spans for example in examples]
         found = [_spans_of(prediction) for prediction in predictions]
         scores = entities.evaluate(golds, found)
@@ -87,7 +87,8 @@ class Tagging(FineTuning[WordExample, ModelT]):
         return {name: 100 * value for name, value in values.items()}
 
     def baseline(self, train: Sequence[WordExample], examples: Sequence[WordExample]) -> list[Prediction]:
-        """What training has as an entity, with the type it has most often; longest first, from the left."""
+        """Word sequences that are entities in training, with their most frequent type; the longest first, from the
+        left."""
         types: dict[tuple[str, ...], collections.Counter[str]] = collections.defaultdict(collections.Counter)
         for one in train:
             for start, end, kind in one.spans:
@@ -98,7 +99,8 @@ class Tagging(FineTuning[WordExample, ModelT]):
         ]
 
     def write(self, examples: Sequence[WordExample], predictions: Sequence[Prediction], directory: Path) -> Path:
-        """conlleval's input: "word gold predicted", tags in IOB2; of nested entities the outermost."""
+        """Writes conlleval's input, lines of "word gold predicted" with tags in IOB2. Of nested entities the outermost
+        is written."""
         path = directory / "predictions.conll"
         with path.open("w", encoding="utf-8") as file:
             for example, prediction in zip(examples, predictions, strict=True):
@@ -145,7 +147,8 @@ def _spans_of(prediction: Prediction) -> list[Span]:
 
 
 def located(example: WordExample, found: Iterable[Found]) -> dict[str, Any]:
-    """The sentence's text and its entities, with the characters they are at."""
+    """A prediction's "text" and "entities". Each entity has its characters [start, end), words, type, text and
+    score."""
     text, places = example.text, example.places
     if not places:
         text = " ".join(example.words)

@@ -1,6 +1,6 @@
 """Named-entity recognition with either head: a tag for each word, or a type for each span of words.
 
-Invariant: `task_class` alone asks which head it is.
+Invariant: only `task_class` asks which head the configuration names.
 """
 
 import itertools
@@ -43,7 +43,7 @@ class TokenTagging(Tagging[TaskModel]):
 
     @classmethod
     def learn(cls, config: Config, tokenizer: Tokenizer, examples: Sequence[WordExample]) -> Learnt:
-        """The labels: "O" and the tags of IOB2, sorted; and how words are cut."""
+        """The labels, which are "O" and the tags of IOB2, sorted; and how the data cut text into words."""
         tags = [f"{letter}-{kind}" for letter in "BI" for kind in types_in(config, examples)]
         return Learnt(tuple(sorted(["O", *tags])), words=learn_style(one.words for one in examples))
 
@@ -65,7 +65,7 @@ class TokenTagging(Tagging[TaskModel]):
         return token_objective(model)
 
     def outputs(self, model: TaskModel, params: dict[str, Any], batch: Batch) -> dict[str, jax.Array]:
-        """The best label of each position [batch, length], and its probability."""
+        """ "label" int32 and "score" float32 [batch, length]: the best label of each position, and its probability."""
         return _best(row_logits(model, params, batch), batch["word"] >= 0)
 
     def decode(
@@ -78,8 +78,8 @@ class TokenTagging(Tagging[TaskModel]):
         """{"id", "text", "entities": [{"type", "start", "end", "start_word", "end_word", "text", "score"}, ...]},
         and "tags".
 
-        Ends are exclusive, offsets count characters. An entity's score is the mean over its words; "tags" are as they
-        came from the model.
+        Ends are exclusive, and offsets count characters. An entity's score is the mean of its words' scores. "tags" are
+        the model's tags, which may break the rules of IOB2.
         """
         found: list[list[tuple[int, str, float]]] = [[] for _ in examples]  # (word, tag, score)
         for row, output in enumerate(outputs):
@@ -98,7 +98,8 @@ class TokenTagging(Tagging[TaskModel]):
 
 
 class SpanTagging(Tagging[SpanModel]):
-    """The task of configs/ner.py with `tagging.head` "span": a type, or none, for each span of words; they may nest."""
+    """The task of configs/ner.py with `tagging.head` "span": a type, or none, for each span of words. Entities may
+    nest."""
 
     inputs: ClassVar[Mapping[str, int]] = {**Tagging.inputs, "first": 2, "last": 2, "starts": 1}
 
@@ -108,7 +109,8 @@ class SpanTagging(Tagging[SpanModel]):
 
     @classmethod
     def learn(cls, config: Config, tokenizer: Tokenizer, examples: Sequence[WordExample]) -> Learnt:
-        """The labels: "O", and the types, sorted; whether entities lie within entities; and how words are cut."""
+        """The labels, which are "O" and the sorted types; whether any entities share words; and how the data cut text
+        into words."""
         nested = any(
             b[0] < a[1] for example in examples for a, b in itertools.pairwise(sorted(example.spans, key=outer_first))
         )
@@ -132,7 +134,8 @@ class SpanTagging(Tagging[SpanModel]):
         return span_objective(model)
 
     def outputs(self, model: SpanModel, params: dict[str, Any], batch: Batch) -> dict[str, jax.Array]:
-        """The best label of each span [batch, words, max_width], and its probability."""
+        """ "label" int32 and "score" float32 [batch, words, max_width]: the best label of each span, and its
+        probability."""
         logits = span_head.apply(model, params, batch)
         return _best(logits, span_head.valid_spans(batch["first"], batch["starts"], model.max_width))
 
@@ -145,7 +148,7 @@ class SpanTagging(Tagging[SpanModel]):
     ) -> list[Prediction]:
         """{"id", "text", "entities": [{"type", "start", "end", "start_word", "end_word", "text", "score"}, ...]}.
 
-        Ends are exclusive, offsets count characters.
+        Ends are exclusive, and offsets count characters.
         """
         found: list[list[Found]] = [[] for _ in examples]
         for row, output in enumerate(outputs):
@@ -161,7 +164,7 @@ class SpanTagging(Tagging[SpanModel]):
 
 
 def _best(logits: jax.Array, valid: jax.Array) -> dict[str, jax.Array]:
-    """[..., labels]; bool [...]: the best label, 0 where not valid, and its probability; [...] each."""
+    """The best label, or 0 where `valid` is false, and its probability. logits: [..., labels]; valid: bool [...]."""
     return {
         "label": jnp.where(valid, jnp.argmax(logits, axis=-1), 0),
         "score": jnp.max(jax.nn.softmax(logits), axis=-1),
@@ -169,7 +172,7 @@ def _best(logits: jax.Array, valid: jax.Array) -> dict[str, jax.Array]:
 
 
 def token_objective(model: TaskModel) -> Objective:
-    """Mean cross-entropy over the first pieces of words."""
+    """The mean cross-entropy over the first pieces of words."""
 
     def totals(batch: Batch) -> jax.Array:
         return jnp.sum(batch["label"] >= 0).astype(jnp.float32)
@@ -184,7 +187,7 @@ def token_objective(model: TaskModel) -> Objective:
 
 
 def span_objective(model: SpanModel) -> Objective:
-    """Mean cross-entropy over spans, most of which are no entity."""
+    """The mean cross-entropy over all spans of up to `max_width` words, most of which are no entity."""
 
     def totals(batch: Batch) -> jax.Array:
         return jnp.sum(span_head.valid_spans(batch["first"], batch["starts"], model.max_width)).astype(jnp.float32)
@@ -209,8 +212,8 @@ def _mean(
 
 
 def resolve(found: Iterable[Found], may_nest: bool) -> list[Found]:
-    """The entities, in order, that are left where the one with the highest score goes first and keeps out all that
-    cross it, or, unless they may nest, overlap it."""
+    """The entities that remain, in the order of the text, when they are taken from the highest score to the lowest. One
+    is left out where it crosses an entity taken before or, unless entities may nest, shares a word with one."""
     kept: list[Found] = []
     for score, span in sorted(found, key=lambda one: (-one[0], one[1])):
         if not any(_in_conflict(span, other, may_nest) for _, other in kept):

@@ -1,7 +1,7 @@
 """Extractive question answering: the span of a text that answers a question, or none (SQuAD 1.1, 2.0, MRQA).
 
-Invariant: an answer is context[start:end] to the character, whatever the text and the vocabulary. Facts: SpanBERT's
-run_squad.py and run_mrqa.py, which join pieces again instead.
+Invariant: an answer is exactly context[start:end], for every text and vocabulary. The facts are those of SpanBERT's
+run_squad.py and run_mrqa.py, but these join pieces to get an answer's text.
 """
 
 import functools
@@ -44,7 +44,7 @@ _AT_ONCE = 256  # rows whose spans are searched together
 
 
 class Spans(NamedTuple):
-    """Spans of rows: the row of each, its first and last position, and its score; [n] each."""
+    """n spans of rows, as arrays [n]: each span's row, first and last position, and score."""
 
     row: np.ndarray  # int64
     first: np.ndarray  # int64
@@ -66,7 +66,7 @@ class QuestionAnswering(FineTuning[Question, TaskModel]):
     def read(
         cls, config: Config, source: Source, role: Role, learnt: Learnt = NOTHING
     ) -> tuple[list[Question], list[str]]:
-        """`files.read`; questions without an answer are allowed where the configuration says so."""
+        """`files.read`, where the configuration says whether questions may have no answer."""
         examples, warnings = files.read(source, role, config.question_answering.unanswerable)
         return examples, warnings + warn_of_one_type(config.model.token_types, len(examples), str(source))
 
@@ -99,11 +99,12 @@ class QuestionAnswering(FineTuning[Question, TaskModel]):
         outputs: Sequence[Mapping[str, np.ndarray]],
         tuned: Mapping[str, float],
     ) -> list[Prediction]:
-        """{"id", "text", "start", "end", "score", "n_best"}: the best span of all windows; characters; summed logits.
+        """{"id", "text", "start", "end", "score", "n_best"} of each question: the best span of all windows.
 
-        n_best: the best spans, of those with the same text the best one, and their probabilities among themselves. With
-        questions that have no answer there are also "no_answer_score", by how much no answer is better than the best
-        answer, and no answer among n_best; where that score is over tuned["best_f1_thresh"] the text is "".
+        "start" and "end" count characters of the context, and "end" is exclusive. "score" is the sum of two logits.
+        "n_best" has the best spans, each text once, with probabilities that add up to 1. Where questions may have no
+        answer, "n_best" has the text "" too, and there is "no_answer_score": the score of no answer minus that of the
+        best span. "text" is "" where "no_answer_score" is above tuned["best_f1_thresh"].
         """
         wanted = self.config.question_answering
         spans = find_spans(rows, outputs, wanted.max_answer, wanted.n_best)
@@ -126,9 +127,10 @@ class QuestionAnswering(FineTuning[Question, TaskModel]):
         return predictions
 
     def metrics(self, examples: Sequence[Question], predictions: Sequence[Prediction]) -> dict[str, float]:
-        """What the official script says of the texts: SQuAD 1.1's, which is MRQA's, or 2.0's.
+        """The metrics of the official script of SQuAD 1.1 (which is MRQA's too) or 2.0 for the predictions' texts.
 
-        2.0's best_* are over all thresholds of the no-answer score, so of the best answers and not of the texts.
+        SQuAD 2.0's best_* are maxima over all thresholds of "no_answer_score". They are computed from the best answer
+        of each question, even where the text is "".
         """
         golds = {example.id: example.gold_texts for example in examples}
         texts = {prediction["id"]: prediction["text"] for prediction in predictions}
@@ -144,12 +146,14 @@ class QuestionAnswering(FineTuning[Question, TaskModel]):
         return table if texts == answers else table | squad.evaluate_v2(golds, texts)
 
     def baseline(self, train: Sequence[Question], examples: Sequence[Question]) -> list[Prediction]:
-        """The first run of two words or more with capitals, as names have them, or the first word."""
+        """The context's first run of two or more capitalised words, which is often a name; without one its first
+        word."""
         texts = ((one, _NAME.search(one.context) or re.match(r"\S*", one.context)) for one in examples)
         return [{"id": one.id, "text": found[0] if found else ""} for one, found in texts]
 
     def write(self, examples: Sequence[Question], predictions: Sequence[Prediction], directory: Path) -> Path:
-        """SQuAD's predictions.json, {id: text}; where questions may have no answer, null_odds.json, {id: score} too."""
+        """Writes SQuAD's predictions.json, {id: text}; where questions may have no answer also null_odds.json, {id:
+        no_answer_score}. Returns the path of predictions.json."""
         path = directory / "predictions.json"
         texts = {prediction["id"]: prediction["text"] for prediction in predictions}
         path.write_text(json.dumps(texts, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
@@ -164,7 +168,7 @@ def _no_answer_scores(predictions: Sequence[Prediction]) -> dict[str, float]:
 
 
 def _distinct(context: str, spans: Iterable[tuple[int, int, float]]) -> list[Prediction]:
-    """Of (start, end, score), best first, those with a text that none before has (code: the n-best list)."""
+    """The spans (start, end, score), best first, whose text no span before has (code: the n-best list)."""
     found: dict[str, Prediction] = {}
     for start, end, score in spans:
         text = context[start:end]
@@ -174,7 +178,11 @@ def _distinct(context: str, spans: Iterable[tuple[int, int, float]]) -> list[Pre
 
 
 def _prediction(id: str, found: list[Prediction], no_answer: float | None, threshold: float) -> Prediction:
-    """no_answer: its score; None where every question has an answer. A text without pieces has "" at score 0 (code)."""
+    """The prediction from `found`, the question's distinct spans, best first.
+
+    no_answer: the score of no answer; None where every question has an answer. Where there is no span the answer is ""
+    with score 0 (code).
+    """
     nothing: Prediction = {"text": "", "start": 0, "end": 0, "score": 0.0 if no_answer is None else no_answer}
     best = found[0] if found else {**nothing, "score": 0.0}
     prediction = {"id": id, **best}
@@ -190,14 +198,15 @@ def _prediction(id: str, found: list[Prediction], no_answer: float | None, thres
 
 
 def find_spans(rows: Rows, outputs: Sequence[Mapping[str, np.ndarray]], max_answer: int, n_best: int) -> Spans:
-    """The `n_best` spans of each row, in any order: of all those that begin where `max_context` is 1."""
+    """The `n_best` best spans of each row that begin where `max_context` is 1, in any order."""
     parts = []
     for begin in range(0, len(rows), _AT_ONCE):
         numbers = range(begin, min(begin + _AT_ONCE, len(rows)))
         shape = (len(numbers), int(max(rows.lengths[number] for number in numbers)))
         start, end = np.full(shape, -np.inf), np.full(shape, -np.inf)
         for place, number in enumerate(numbers):
-            # A piece without characters (a SentencePiece space, all but the last byte of a character) is no end.
+            # No span begins or ends at a piece without characters: a SentencePiece space, or a byte piece that is not
+            # the last one of its character.
             inside = rows.column("end_char", number) > rows.column("start_char", number)
             may_start = inside & (rows.column("max_context", number) == 1)
             length = rows.lengths[number]
@@ -209,11 +218,11 @@ def find_spans(rows: Rows, outputs: Sequence[Mapping[str, np.ndarray]], max_answ
 
 
 def best_spans(start: np.ndarray, end: np.ndarray, max_answer: int, n_best: int) -> Spans:
-    """The `n_best` spans of each row, of at most `max_answer` positions, with the highest start + end, in any order.
+    """The `n_best` spans of each row with the highest start + end, of at most `max_answer` positions, in any order.
 
-    start, end: float64 [rows, length], -inf where a span may not begin or end. Exact: the starts of the n best spans
-    are among the n starts whose best span is highest. (The code combines the 20 best starts with the 20 best ends,
-    and so finds none where these do not fit together.)
+    start, end: float64 [rows, length], -inf where a span may not begin or end. The search is exact, since the starts of
+    the n best spans are among the n starts whose best span is highest. The authors' code combines the 20 best starts
+    with the 20 best ends, and finds no span where none of them fit together.
     """
     rows, length = start.shape
     width = min(max_answer, length)
@@ -230,14 +239,14 @@ def best_spans(start: np.ndarray, end: np.ndarray, max_answer: int, n_best: int)
 
 
 def _highest(values: np.ndarray, count: int) -> np.ndarray:
-    """[rows, columns] -> the columns of the `count` highest in each row, or of all of them; int64 [rows, count]."""
+    """The columns of the `count` highest values in each row of [rows, columns], in any order; int64 [rows, count]."""
     if count >= values.shape[1]:
         return np.broadcast_to(np.arange(values.shape[1]), values.shape)
     return np.argpartition(-values, count - 1, axis=1)[:, :count]
 
 
 def span_objective(model: TaskModel) -> Objective:
-    """Mean over the rows of (cross-entropy of the first position + cross-entropy of the last) / 2."""
+    """The mean over rows of (cross-entropy of the answer's first position + cross-entropy of its last) / 2."""
 
     def totals(batch: Batch) -> jax.Array:
         return jnp.sum(batch["weights"])

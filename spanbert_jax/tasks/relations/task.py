@@ -1,7 +1,7 @@
 """Relation extraction: which relation, if any, holds between two entities of a sentence.
 
-Invariant: the special pieces that stand for entities are chosen once, from the training data, and kept with the
-checkpoint; in the authors' code they depend on the order of the data and are lost. Facts: SpanBERT's run_tacred.py.
+Invariant: the special pieces of entities are chosen once, from the training data, and the checkpoint keeps them. In the
+authors' code, SpanBERT's run_tacred.py, they depend on the order of the data and are not saved.
 """
 
 import collections
@@ -22,11 +22,11 @@ from spanbert_jax.tasks.rows import Featurise, Rows
 from spanbert_jax.tasks.sequences import SequenceTask
 from spanbert_jax.text.tokenizer import Tokenizer
 
-_NONE = ("no_relation", "Other")  # what TACRED and SemEval call it
+_NONE = ("no_relation", "Other")  # the label "no relation" of TACRED and of SemEval
 
 
 class RelationExtraction(SequenceTask[RelationSentence]):
-    """The task of configs/relation.py: classification of a sentence in which two entities are marked."""
+    """The task of configs/relation.py: classifies a sentence in which two entities are masked or marked."""
 
     task = "relation_extraction"
     settings: ClassVar[tuple[str, ...]] = ("data.block_length", "relation")
@@ -39,7 +39,7 @@ class RelationExtraction(SequenceTask[RelationSentence]):
     def read(
         cls, config: Config, source: Source, role: Role, learnt: Learnt = NOTHING
     ) -> tuple[list[RelationSentence], list[str]]:
-        """`files.read`; labels are in the configuration's format."""
+        """`files.read` with the configuration's format."""
         return files.read(source, role, config.relation.format)
 
     def parse(self, record: Record, place: str, name: str) -> RelationSentence:
@@ -47,13 +47,13 @@ class RelationExtraction(SequenceTask[RelationSentence]):
 
     @classmethod
     def learn(cls, config: Config, tokenizer: Tokenizer, examples: Sequence[RelationSentence]) -> Learnt:
-        """Labels: no relation first, the others sorted. Special: the ids that stand for, or around, entities."""
+        """The labels, with "no relation" first and the others sorted; and the ids of the special pieces of entities."""
         names = {str(example.label) for example in examples}
         labels = tuple(sorted(names, key=lambda name: (name not in _NONE, name)))
         return Learnt(labels, assign_special(special_names(examples, config.relation.entities), tokenizer))
 
     def check(self, examples: Sequence[RelationSentence], source: str) -> None:
-        """Raises UserError where dev has a relation that train has not."""
+        """Raises UserError where dev data have a relation that training data lack."""
         self.refuse_new_labels([(example.id, str(example.label)) for example in examples], source, "relation")
 
     @classmethod
@@ -87,14 +87,15 @@ class RelationExtraction(SequenceTask[RelationSentence]):
         return (metrics.tacred if self.config.relation.format == "tacred" else metrics.semeval2010_task8)(golds, found)
 
     def baseline(self, train: Sequence[RelationSentence], examples: Sequence[RelationSentence]) -> list[Prediction]:
-        """Always the commonest relation that is one."""
+        """Always the commonest relation in training, "no relation" apart."""
         counts = collections.Counter(one.label for one in train if one.label not in _NONE)
         return [
             {"id": e.id, "relation": next(iter(dict(counts.most_common(1))), self.learnt.labels[0])} for e in examples
         ]
 
     def write(self, examples: Sequence[RelationSentence], predictions: Sequence[Prediction], directory: Path) -> Path:
-        """What the official scorers read: SemEval's "id TAB relation"; for TACRED one relation a line."""
+        """Writes the official scorer's input: lines "id TAB relation" for SemEval, or one relation on each line for
+        TACRED."""
         path = directory / "predictions.txt"
         semeval = self.config.relation.format == "semeval"
         lines = [f"{p['id']}\t{p['relation']}" if semeval else p["relation"] for p in predictions]

@@ -1,7 +1,6 @@
-"""Text classification: one or two texts to a label, or to a number (STS-B).
+"""Text classification: a label, or a number (STS-B), for a text or a pair of texts, as SpanBERT's run_glue.py does.
 
-Invariant: labels are numbered as `learn` orders them, and the checkpoint keeps that order. Facts: SpanBERT's
-run_glue.py; GLUE's metrics.
+Invariant: labels are numbered in the order of `learn`, and the checkpoint keeps this order.
 """
 
 import collections
@@ -52,13 +51,13 @@ class SequenceClassification(SequenceTask[LabelledText]):
 
     @classmethod
     def learn(cls, config: Config, tokenizer: Tokenizer, examples: Sequence[LabelledText]) -> Learnt:
-        """The labels, sorted; one nameless score for a regression."""
+        """The sorted labels; for a regression the one label "score"."""
         if config.classification.name == "stsb":
             return Learnt(("score",))
         return Learnt(tuple(sorted({str(example.label) for example in examples})))
 
     def check(self, examples: Sequence[LabelledText], source: str) -> None:
-        """Raises UserError where dev has a label that train has not."""
+        """Raises UserError where dev data have a label that training data lack."""
         if not self.regression:
             self.refuse_new_labels([(example.id, str(example.label)) for example in examples], source, "label")
 
@@ -87,7 +86,7 @@ class SequenceClassification(SequenceTask[LabelledText]):
         return predictions
 
     def metrics(self, examples: Sequence[LabelledText], predictions: Sequence[Prediction]) -> dict[str, float]:
-        """GLUE's metrics of the configuration's task, times 100."""
+        """GLUE's metrics of the configuration's task, or accuracy and macro-F1 for "custom", times 100."""
         return {name: 100 * value for name, value in self._metrics(examples, predictions).items()}
 
     def _metrics(self, examples: Sequence[LabelledText], predictions: Sequence[Prediction]) -> dict[str, float]:
@@ -105,14 +104,14 @@ class SequenceClassification(SequenceTask[LabelledText]):
         return classification.glue(self.config.classification.name, golds, found)
 
     def baseline(self, train: Sequence[LabelledText], examples: Sequence[LabelledText]) -> list[Prediction]:
-        """Always the commonest label; of scores their mean."""
+        """Always the commonest label in training; for a regression the mean of its numbers."""
         if self.regression:
             return [{"id": e.id, "score": float(np.mean([one.label for one in train]))} for e in examples]
         commonest, count = collections.Counter(one.label for one in train).most_common(1)[0]
         return [{"id": e.id, "label": commonest, "score": count / len(train)} for e in examples]
 
     def write(self, examples: Sequence[LabelledText], predictions: Sequence[Prediction], directory: Path) -> Path:
-        """GLUE's submission format: index, TAB, prediction."""
+        """Writes GLUE's submission format: a header, then lines "index TAB prediction"."""
         path = directory / "predictions.tsv"
         lines = [f"{i}\t{prediction.get('label', prediction['score'])}" for i, prediction in enumerate(predictions)]
         path.write_text("\n".join(["index\tprediction", *lines]) + "\n", encoding="utf-8")

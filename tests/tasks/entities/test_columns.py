@@ -254,7 +254,7 @@ def test_auto_warns_of_mixed_iob_and_names_the_first_of_the_fewer(tmp_path: Path
         ("a O\nb\n", {}, "line 2: 1 columns"),
         ("a O\n# no comment here\n", {}, "line 2: 4 columns"),
         ("a\tO\n\tO\n", {"delimiter": "\t"}, "line 2: the word is empty"),
-        ("a\tO\nb\tO\n", {"tag_column": 2}, "line 1: no column 2; columns are counted from 0, here are 2"),
+        ("a\tO\nb\tO\n", {"tag_column": 2}, "line 1: no column 2; the line has 2 columns, counted from 0"),
         ("a\tO\nb\tO\n", {"tag_column": -3}, "line 1: no column -3"),
         ("a O\n", {"scheme": "IOBX"}, "unknown tagging scheme 'IOBX'"),
     ],

@@ -80,7 +80,11 @@ def test_one_record_is_parsed_with_its_place_in_errors() -> None:
         ({"words": ["Anna"]}, "dev", "request 1: no 'entities', only 'words'"),
         ({"words": [""]}, "predict", r"request 1: 'words' is \[''\]; expected the sentence's words"),
         ({"words": ["a", 1]}, "predict", "request 1: 'word' is 1"),
-        ({"words": ["a"], "entities": [[0, True, "X"]]}, "dev", r"request 1: entity \[0, True, 'X'\] is none of 1"),
+        (
+            {"words": ["a"], "entities": [[0, True, "X"]]},
+            "dev",
+            r"request 1: entity \[0, True, 'X'\] does not fit the 1 words",
+        ),
     ):
         with pytest.raises(UserError, match=message):
             parse(record, "request 1", "7", role)
@@ -113,5 +117,5 @@ def test_entities_that_the_span_head_cannot_have_are_counted() -> None:
         "(2, 4, 'B')"
     ]
     assert check_entities([nested], "a.jsonl", 2)[0].startswith(
-        "2 entities are over config.tagging.max_width 2 words, and can not be found; the first: a.jsonl, sentence s, w"
+        "2 entities are longer than config.tagging.max_width 2 words, and cannot be found; the first: a.jsonl"
     )

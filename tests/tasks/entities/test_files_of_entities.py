@@ -14,7 +14,7 @@ from spanbert_jax.tasks.example_files import Contents, Role
 from spanbert_jax.tasks.finetuning import Learnt
 from spanbert_jax.tasks.registry import AnyTask
 from spanbert_jax.training.metadata import Metadata, from_json
-from tests.tasks.entities.test_task import TOKENIZER, config_of, rows_of, task_of
+from tests.support.tagging_tasks import TOKENIZER, config_of, rows_of, task_of
 
 
 def read(config: Config, source: str, role: Role) -> tuple[list[WordExample], list[str]]:
@@ -62,7 +62,7 @@ def test_entities_too_wide_for_the_span_head_are_counted(tmp_path: Path) -> None
     path = tmp_path / "x.conll"
     path.write_text("a O\nb B-X\nc I-X\nd I-X\n\ne B-X\nf I-X\ng I-X\nh I-X\n")
     _, warnings = read(config_of("span", max_width=2), str(path), "train")
-    assert len(warnings) == 1 and warnings[0].startswith("2 entities are over config.tagging.max_width 2 words")
+    assert len(warnings) == 1 and warnings[0].startswith("2 entities are longer than config.tagging.max_width 2 words")
     assert f"{path}, sentence 1, words 1 to 3" in warnings[0]
     assert read(config_of("token", max_width=2), str(path), "train")[1] == []
 
@@ -109,7 +109,7 @@ def test_real_files_are_read_whole(shared_data: Path, name: str, sentences: int,
     task = task_of("span", examples[:40])
     rows = rows_of(task, examples[:40])
     assert rows.lengths.max() == 32 and sum(rows.plain["starts"]) == sum(len(e.words) for e in examples[:40])
-    assert sum("over config.tagging.max_width" in warning for warning in warnings) == 1
+    assert sum("longer than config.tagging.max_width" in warning for warning in warnings) == 1
 
 
 def test_columns_may_be_anywhere_between_any_delimiter(tmp_path: Path) -> None:

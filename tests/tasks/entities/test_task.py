@@ -16,49 +16,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spanbert_jax.config import Config
 from spanbert_jax.errors import UserError
 from spanbert_jax.metrics import entities
 from spanbert_jax.serving.prediction_files import write_jsonl
 from spanbert_jax.tasks.entities.rows import Span, WordExample
 from spanbert_jax.tasks.entities.tagging import Tagging
-from spanbert_jax.tasks.entities.task import resolve, task_class
-from spanbert_jax.tasks.rows import Rows, make_rows
-from spanbert_jax.text.tokenizer import SPECIALS, Tokenizer
-from tests.support.synthetic import small_config
-
-LETTERS = "abcdefghijklmnop"
-VOCABULARY = "".join(f"{piece}\n" for piece in (*SPECIALS, *LETTERS, "😀", *(f"##{char}" for char in LETTERS)))
-TOKENIZER = Tokenizer("wordpiece", VOCABULARY.encode())
-
-
-def config_of(head: str, **more: Any) -> Config:
-    model = {
-        "layers": 1,
-        "embed": 32,
-        "heads": 2,
-        "mlp": 64,
-        "max_length": 32,
-        "dropout": 0.0,
-        "attention_dropout": 0.0,
-    }
-    config = small_config(
-        model=model,
-        data={"block_length": 32, "train": "train.conll"},
-        compute={"dtype": "float32"},
-        tagging={"head": head, **more},
-    )
-    return dataclasses.replace(config, task="token_classification")
-
-
-def task_of(head: str, examples: list[WordExample], **more: Any) -> Tagging[Any]:
-    config = config_of(head, **more)
-    kind = task_class(config)
-    return kind(config, TOKENIZER, kind.learn(config, TOKENIZER, examples))
-
-
-def rows_of(task: Tagging[Any], examples: list[WordExample]) -> Rows:
-    return make_rows(task.featuriser("train")(examples))
+from spanbert_jax.tasks.entities.task import resolve
+from spanbert_jax.tasks.rows import Rows
+from tests.support.tagging_tasks import LETTERS, TOKENIZER, rows_of, task_of
 
 
 def batch_of(task: Tagging[Any], rows: Rows) -> dict[str, np.ndarray]:

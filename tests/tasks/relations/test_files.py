@@ -116,12 +116,12 @@ def test_sentences_without_relations_are_read_to_predict_and_refused_to_train(tm
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"subj_end": 7}, "subj_start 4 and subj_end 7 are no words of the sentence, which has 0 to 6"),
-        ({"subj_start": -1}, "subj_start -1 and subj_end 5 are no words"),
-        ({"obj_start": 4}, "obj_start 4 and obj_end 3 are no words"),
+        ({"subj_end": 7}, "subj_start 4 and subj_end 7 are not a range within the sentence's words 0 to 6"),
+        ({"subj_start": -1}, "subj_start -1 and subj_end 5 are not a range"),
+        ({"obj_start": 4}, "obj_start 4 and obj_end 3 are not a range"),
         ({"obj_end": 4}, "the subject is words 4 to 5, the object 1 to 4; they must not have words in common"),
         ({"obj_start": 5, "obj_end": 6}, "the subject is words 4 to 5, the object 5 to 6"),
-        ({"obj_end": "3"}, "'obj_end' is \"3\"; 'obj_end' must be there, as int"),
+        ({"obj_end": "3"}, "'obj_end' is \"3\"; expected 'obj_end' with a value of type int"),
         ({"subject_type": "PERSON", "e1": 1}, "unknown keys subject_type, e1; TACRED has id, docid"),
         ({"token": "At the"}, "'token' is \"At the\""),
         ({"token": ["At", None]}, "'token' is null"),

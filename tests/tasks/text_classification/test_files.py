@@ -178,7 +178,7 @@ def test_ids_come_from_the_file_and_integers_are_labels(tmp_path: Path) -> None:
         ("a.tsv", "text\tlabel\na\t\n", "custom", "line 2: the label in 'label' is ''"),
         ("a.jsonl", '{"text": "a", "label": 0.5}', "custom", "line 1: the label in 'label' is 0.5"),
         ("a.jsonl", '{"text": "a", "label": true}', "custom", "line 1: 'label' is true"),
-        ("a.jsonl", '{"text": 3, "label": "b"}', "custom", "line 1: 'text' is 3; 'text' must be there, as text"),
+        ("a.jsonl", '{"text": 3, "label": "b"}', "custom", "line 1: 'text' is 3; expected 'text' with a value of "),
         ("a.jsonl", '{"text": "a", "label": "b"}\n{', "custom", "line 2: not JSON"),
         ("a.jsonl", '{"text": "a", "label": "b"}\n[1]', "custom", "line 2: a list in JSON; expected objects"),
         ("a.jsonl", '{"text": "a", "label": ', "custom", "a.jsonl: not JSON"),
