@@ -16,7 +16,7 @@ from etils import epath
 
 from spanbert_jax.config import Config
 from spanbert_jax.corpus import blocks as block_data
-from spanbert_jax.corpus import masked_batches as input_data
+from spanbert_jax.corpus import masked_batches
 from spanbert_jax.corpus.blocks import Blocks
 from spanbert_jax.corpus.neighbours import count_neighbours, evaluated_blocks, guess_masked
 from spanbert_jax.model import pretraining_heads
@@ -66,7 +66,7 @@ def make_recipe(
 
     summed = loop.summed_evaluation(
         goal,
-        lambda layout: input_data.eval_batches(config, held_out, tokenizer, layout, config.train.eval_blocks),
+        lambda layout: masked_batches.eval_batches(config, held_out, tokenizer, layout, config.train.eval_blocks),
         lambda totals: metrics(totals, config),
     )
     guessed = functools.cache(lambda: neighbour_metrics(config, tokenizer, train, held_out))  # the masks never change
@@ -78,7 +78,7 @@ def make_recipe(
     return loop.Recipe(
         init=lambda key: pretraining_heads.init_params(model, key),
         objective=goal,
-        train_batches=lambda layout, first, last: input_data.train_batches(
+        train_batches=lambda layout, first, last: masked_batches.train_batches(
             config, train, tokenizer, layout, first, last
         ),
         evaluate=evaluate,
@@ -104,7 +104,7 @@ def neighbour_metrics(config: Config, tokenizer: Tokenizer, train: Blocks, held_
     """
     heads = pretraining_heads.trained_heads(config)
     limit = evaluated_blocks(held_out, config.train.eval_blocks)
-    batches = input_data.local_eval_batches(config, held_out, tokenizer, limit)
+    batches = masked_batches.local_eval_batches(config, held_out, tokenizer, limit)
     fields = {head.name: head.weights for head in heads}
     guessed = guess_masked(count_neighbours(train, tokenizer), batches, set(fields.values()))
     found = {}
