@@ -19,12 +19,8 @@ from spanbert_jax.errors import UserError
 from spanbert_jax.serving.weights import Weights, open_weights
 from spanbert_jax.training.workdir import read_config
 
-_OWN = (
-    "dropout",
-    "attention_dropout",
-    "init_std",
-    "span_offset_embed",
-)  # not from the weights
+# Fields of ModelConfig that a run takes from its own configuration, and not from the weights.
+_OWN = ("dropout", "attention_dropout", "init_std", "span_offset_embed")
 
 
 class StartingWeights(contextlib.AbstractContextManager["StartingWeights"]):

@@ -100,9 +100,9 @@ class FineTuning(abc.ABC, Generic[ExampleT, ModelT]):
     ) -> tuple[list[ExampleT], list[str]]:
         """(examples, warnings) of a file, of a file's contents, or of a TFDS name.
 
-        The same source gives the same examples in every role, without labels in "predict". config: only the declared
-        `settings` of it may be read. learnt: the facts that a trained task keeps, for reading examples to predict for.
-        Raises UserError, naming the place, where the data cannot be read.
+        Every role reads a source in the same way, but "predict" reads no labels, and so leaves no example out for its
+        label. config: only its declared `settings` may be read. learnt: the facts that a trained task keeps, for
+        reading examples to predict for. Raises UserError, naming the place, where the data cannot be read.
         """
 
     @abc.abstractmethod
@@ -116,7 +116,7 @@ class FineTuning(abc.ABC, Generic[ExampleT, ModelT]):
 
     @classmethod
     def learn(cls, config: Config, tokenizer: Tokenizer, examples: Sequence[ExampleT]) -> Learnt:
-        """The facts that the task takes from the training examples; raises UserError where examples lack one."""
+        """The facts that the task takes from the training examples; raises UserError where they do not suffice."""
         return Learnt()
 
     def check(self, examples: Sequence[ExampleT], source: str) -> None:

@@ -1,7 +1,7 @@
 """Reads questions with answers in a text: SQuAD's JSON, MRQA's or plain JSON lines, SQuAD and MRQA from TFDS.
 
-Invariant: context[start : start + len(text)] == text for every answer that `read` returns. Warnings count
-the answers and questions that are left out.
+Invariant: context[start : start + len(text)] == text for every answer that `read` returns. Warnings count the
+answers and questions that are left out.
 """
 
 import re

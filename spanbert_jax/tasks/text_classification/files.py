@@ -147,7 +147,7 @@ def _from_file(
     head, lines = split_head(read_lines(file))
     if is_json(head):
         rows: Iterator[tuple[str, Mapping[str, Any]]] = read_records(file, lines)
-    elif delimiter := _delimiter(file, head, columns):
+    elif delimiter := _delimiter(head, columns):
         rows = _table_rows(file, lines, delimiter, columns.task, warnings)
     elif role == "predict" and not columns.second and is_plain_text(file) and not _is_table(head):
         for number, line in lines:
@@ -182,7 +182,7 @@ def _label(value: str | float, task: str, column: str, place: str) -> str | floa
     return number
 
 
-def _delimiter(file: Path | Contents, head: Sequence[tuple[int, str]], columns: Columns) -> str:
+def _delimiter(head: Sequence[tuple[int, str]], columns: Columns) -> str:
     """The delimiter of a table's columns, TAB or comma; "" where the first line is no header with the task's columns.
 
     A header of one column has no delimiter. Its table is a CSV where every other line begins and ends with a quote.
