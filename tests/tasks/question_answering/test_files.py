@@ -241,7 +241,7 @@ def test_plain_questions_are_read_to_predict_alone(tmp_path: Path) -> None:
         ("a.json", {"data": ["x"]}, r"a.json, data\[0\]: str instead of an object with 'paragraphs'"),
         ("a.json", {"data": [{"paragraphs": [{}]}]}, r"data\[0\]\.paragraphs\[0\]: no 'context'"),
         ("a.json", squad({"answers": [{"text": "Rome"}]}), r"qas\[0\]\.answers: no 'answer_start', only 'text'"),
-        ("a.json", squad({"answers": [answer(0.0, "Rome")]}), "'answer_start' is 0.0; .* as int"),
+        ("a.json", squad({"answers": [answer(0.0, "Rome")]}), "'answer_start' is 0.0; .* type int"),
         ("a.json", squad({"answers": [answer(True, "Rome")]}), "'answer_start' is true"),
         ("a.json", squad({"answers": [answer(0, "Rome")], "is_impossible": True}), "is_impossible, but has answers"),
         ("a.json", squad({"answers": [], "is_impossible": "yes"}), "'is_impossible' is \"yes\""),
