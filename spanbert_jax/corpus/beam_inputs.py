@@ -12,16 +12,14 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from apache_beam.io.filesystems import FileSystems
-from array_record.python.array_record_module import ArrayRecordReader
 from tensorflow_datasets.proto import tf_example_pb2
 
 from spanbert_jax.config import CorpusConfig
 from spanbert_jax.corpus import tfds_source
+from spanbert_jax.corpus.blocks import read_records
 from spanbert_jax.corpus.sources import describe_file
 from spanbert_jax.errors import UserError
-from spanbert_jax.text.documents import Document, find_files, make_documents, read_files
-
-_READ_AHEAD = 1000  # records of an array_record file
+from spanbert_jax.text.documents import Document, find_files, make_documents, read_files, split_globs
 
 
 class Input(NamedTuple):
@@ -51,7 +49,7 @@ def find_inputs(corpus: CorpusConfig) -> tuple[list[Input], list[dict[str, Any]]
 
 def _text_files(globs: str) -> dict[str, int]:
     """path -> size in bytes of the files that comma-separated globs match, in order of name."""
-    patterns = [pattern for part in globs.split(",") if (pattern := part.strip())]
+    patterns = split_globs(globs)
     remote = [pattern for pattern in patterns if "://" in pattern]
     local = [pattern for pattern in patterns if "://" not in pattern]
     sizes = {str(path): path.stat().st_size for path in find_files(",".join(local))} if local or not remote else {}
@@ -74,7 +72,7 @@ def read_input(file: Input, document_break: str, contents: list[str]) -> Iterato
     with tempfile.TemporaryDirectory() as aside:
         path = _local(file.path, Path(aside))
         if file.kind == "array_record":
-            yield from make_documents((_text(record), None) for record in _array_records(path))
+            yield from make_documents((_text(record), None) for record in read_records(path))
             return
         try:
             hashes: dict[Path, str] = {}
@@ -108,10 +106,3 @@ def _tfrecords(path: str, stream: IO[bytes]) -> Iterator[bytes]:
         if len(header) < 12 or len(record) < size + 4:
             raise UserError(f"{path} ends within a record; copy it again")
         yield record[:size]
-
-
-def _array_records(path: Path) -> Iterator[bytes]:
-    reader = ArrayRecordReader(str(path), "readahead_buffer_size:0,max_parallelism:0")
-    count = reader.num_records()
-    for start in range(0, count, _READ_AHEAD):
-        yield from reader.read(range(start, min(start + _READ_AHEAD, count)))

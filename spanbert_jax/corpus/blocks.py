@@ -10,7 +10,7 @@ A record is a serialised tf.train.Example with one int64 feature, input_ids: the
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +74,7 @@ class Blocks:
         self.metadata = metadata
         self._count = metadata.counts[split]["blocks"]
         paths = _record_files(directory, split)
-        options = "readahead_buffer_size:0,max_parallelism:0"  # array_record's advice for random access
-        self._readers = [ArrayRecordReader(str(path), options) for path in paths]
+        self._readers = [_open_records(path) for path in paths]
         self._ends = np.cumsum([reader.num_records() for reader in self._readers])
         found = int(self._ends[-1]) if paths else 0
         if found != self._count:
@@ -200,12 +199,21 @@ def _record_files(directory: Path, split: str) -> list[Path]:
 def _digest(path: Path) -> str:
     """sha256, in hex, of the records of a file one after another."""
     digest = hashlib.sha256()
-    reader = ArrayRecordReader(str(path), "readahead_buffer_size:0,max_parallelism:0")
+    for record in read_records(path):
+        digest.update(record)
+    return digest.hexdigest()
+
+
+def read_records(path: Path) -> Iterator[bytes]:
+    """The records of an array_record file, in order."""
+    reader = _open_records(path)
     count = reader.num_records()
     for start in range(0, count, _READ_AHEAD):
-        for record in reader.read(range(start, min(start + _READ_AHEAD, count))):
-            digest.update(record)
-    return digest.hexdigest()
+        yield from reader.read(range(start, min(start + _READ_AHEAD, count)))
+
+
+def _open_records(path: Path) -> ArrayRecordReader:
+    return ArrayRecordReader(str(path), "readahead_buffer_size:0,max_parallelism:0")  # its advice for random access
 
 
 def check_blocks(metadata: Metadata, config: Config, tokenizer: Tokenizer) -> None:

@@ -50,7 +50,7 @@ SHARD_RECORDS = 262_144  # about 300 MB
 _TASK_CHARS = 400_000  # of the documents in one task of a process
 _REPORT_SECONDS = 0.5
 
-Report = Callable[[float | None, int, int], None]  # (share of the corpus read or None, documents, pieces) so far
+BuildProgress = Callable[[float | None, int, int], None]  # (share of the corpus read or None, documents, pieces) so far
 
 
 class Shard(NamedTuple):
@@ -61,7 +61,7 @@ class Shard(NamedTuple):
     lengths: np.ndarray  # int32[records]
 
 
-def sample_sentences(config: Config, report: Report = lambda *_: None) -> Iterator[str]:
+def sample_sentences(config: Config, report: BuildProgress = lambda *_: None) -> Iterator[str]:
     """Sentences to train a tokenizer on, from documents of `config.tokenizer.sample_bytes` in all, none held out.
 
     The sample is the documents with the largest hashes, as many as fit. So the sample and its order do not depend on
@@ -89,7 +89,9 @@ def sample_sentences(config: Config, report: Report = lambda *_: None) -> Iterat
         yield from split_sentences(text.decode(), corpus.language, corpus.sentences)
 
 
-def build_blocks(config: Config, tokenizer: Tokenizer, directory: Path, report: Report = lambda *_: None) -> None:
+def build_blocks(
+    config: Config, tokenizer: Tokenizer, directory: Path, report: BuildProgress = lambda *_: None
+) -> None:
     """Builds the blocks of `config` in `directory`, which appears when it is complete.
 
     `report` is called about twice a second. Raises UserError where the corpus cannot be read, is empty or has too few
@@ -102,7 +104,7 @@ def build_blocks(config: Config, tokenizer: Tokenizer, directory: Path, report: 
         _write(config, tokenizer, build, report)
 
 
-def _write(config: Config, tokenizer: Tokenizer, build: Path, report: Report) -> None:
+def _write(config: Config, tokenizer: Tokenizer, build: Path, report: BuildProgress) -> None:
     """Writes the whole dataset to `build`."""
     counts = {split: np.zeros(3, dtype=np.int64) for split in SPLITS}
     piece_counts = np.zeros(tokenizer.vocab_size, dtype=np.int64)
@@ -337,7 +339,7 @@ def _built_aside(directory: Path) -> Iterator[Path]:
 class _Clock:
     """Calls `report` about twice a second, however often `tick` is called."""
 
-    def __init__(self, report: Report) -> None:
+    def __init__(self, report: BuildProgress) -> None:
         self._report, self._next = report, 0.0
 
     def tick(self, fraction: float | None, documents: int, pieces: int) -> None:

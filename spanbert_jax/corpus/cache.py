@@ -27,7 +27,7 @@ _AT_ONCE = 8  # files that are copied at the same time
 _CHUNK = 2**22  # bytes
 _REPORT_SECONDS = 0.5
 
-Report = Callable[[float | None, str], None]  # (share done or None, the state in words)
+CopyProgress = Callable[[float | None, str], None]  # (share done or None, the state in words)
 _Copy = tuple[epath.Path, epath.Path, int]  # from, to, bytes
 
 
@@ -41,7 +41,7 @@ def copy_of(data: epath.Path, cache: Path) -> Path:
     return cache / read_metadata(data / "blocks").fingerprint
 
 
-def fetch(data: epath.Path, cache: Path, report: Report) -> Path:
+def fetch(data: epath.Path, cache: Path, report: CopyProgress) -> Path:
     """The local copy of a data directory (tokenizer/ and blocks/) under `cache`, made if it is not there.
 
     Where another process of this host is making the copy, this one waits. Raises UserError where the disk is too small,
@@ -76,7 +76,7 @@ def fetch_tokenizer(data: epath.Path) -> Tokenizer:
 
 
 @contextlib.contextmanager
-def staging(data: epath.Path, cache: Path, report: Report) -> Iterator[Path]:
+def staging(data: epath.Path, cache: Path, report: CopyProgress) -> Iterator[Path]:
     """The directory in which this host builds the data that `publish` then copies to `data`.
 
     The files of a stopped build are still there. Where another process of this host is building, this one waits.
@@ -86,7 +86,7 @@ def staging(data: epath.Path, cache: Path, report: Report) -> Iterator[Path]:
         yield directory
 
 
-def publish(built: Path, data: epath.Path, cache: Path, report: Report) -> None:
+def publish(built: Path, data: epath.Path, cache: Path, report: CopyProgress) -> None:
     """Copies a local data directory to the bucket, and makes it this host's copy.
 
     Raises UserError where `data` holds files that are not of blocks, or another vocabulary.
@@ -129,7 +129,7 @@ def _files(source: Path | epath.Path, target: Path | epath.Path) -> list[_Copy]:
     return [(file, target / file.name, file.stat().length) for file in sorted(source.iterdir()) if not file.is_dir()]
 
 
-def _copy_all(copies: Sequence[_Copy], report: Report) -> None:
+def _copy_all(copies: Sequence[_Copy], report: CopyProgress) -> None:
     """Copies files, several at a time, and checks their sizes."""
     total, done, lock = sum(size for *_, size in copies), 0, threading.Lock()
 
@@ -162,7 +162,7 @@ def _copy_all(copies: Sequence[_Copy], report: Report) -> None:
 
 
 @contextlib.contextmanager
-def _locked(directory: Path, report: Report) -> Iterator[None]:
+def _locked(directory: Path, report: CopyProgress) -> Iterator[None]:
     """Lets one process of this host in at a time, for a directory; others wait, and report that they wait."""
     make_directory(directory.parent, "--config.data.cache_dir")
     with locked(

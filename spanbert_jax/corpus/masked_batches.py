@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import tensorflow as tf
 
+from spanbert_jax.batch import Batch, NumpyBatch
 from spanbert_jax.batches.feed import HeldRows, feed
 from spanbert_jax.batches.lengths import BucketedOrder, choose_lengths, equal_sizes, sorted_batches
 from spanbert_jax.config import Config
@@ -42,7 +43,7 @@ def train_batches(
     sharding: jax.sharding.Sharding,
     start_step: int,
     stop_step: int,
-) -> Iterator[dict[str, jax.Array]]:
+) -> Iterator[Batch]:
     """The batches of steps start_step .. stop_step - 1: arrays of `batch.FIELDS`.
 
     Every value is a global array with its first axis laid out by `sharding`, for instance
@@ -56,7 +57,7 @@ def train_batches(
 
 def described_batches(
     config: Config, blocks: Blocks, tokenizer: Tokenizer, start_step: int, stop_step: int
-) -> Iterator[dict[str, np.ndarray]]:
+) -> Iterator[NumpyBatch]:
     """The batches of `train_batches` on one device, in NumPy, with the field that `Masker.mask_batch` adds for
     `describe`."""
     return _local_batches(_train_batch(config, blocks, tokenizer, describe=True), start_step, stop_step)
@@ -64,7 +65,7 @@ def described_batches(
 
 def eval_batches(
     config: Config, blocks: Blocks, tokenizer: Tokenizer, sharding: jax.sharding.Sharding, limit: int
-) -> Iterator[dict[str, jax.Array]]:
+) -> Iterator[Batch]:
     """Each held-out block exactly once, always with the same masks, as arrays of `batch.FIELDS`.
 
     limit: the number of blocks, always the same ones; 0: all. A batch has about the positions of a microbatch of
@@ -76,9 +77,7 @@ def eval_batches(
     return feed(_local_batches(batch, 0, count), sharding, held)
 
 
-def local_eval_batches(
-    config: Config, blocks: Blocks, tokenizer: Tokenizer, limit: int
-) -> Iterator[dict[str, np.ndarray]]:
+def local_eval_batches(config: Config, blocks: Blocks, tokenizer: Tokenizer, limit: int) -> Iterator[NumpyBatch]:
     """The batches of `eval_batches` on one device, in NumPy."""
     batch, count = _eval_batch(config, blocks, tokenizer, limit)
     return _local_batches(batch, 0, count)
@@ -156,7 +155,7 @@ def _read(
     return tf.cast(tf.maximum(parsed, 0), tf.int32), tf.reduce_sum(tf.cast(present, tf.int32), axis=1), indices
 
 
-def _local_batches(batch: _MakeBatch, start: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
+def _local_batches(batch: _MakeBatch, start: int, stop: int) -> Iterator[NumpyBatch]:
     """The batch of each step, in order, computed ahead in the background."""
     graph = tf.autograph.experimental.do_not_convert(batch)  # has no Python to convert; tracing takes half the time
     dataset = tf.data.Dataset.range(start, stop).map(graph, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)

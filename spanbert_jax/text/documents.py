@@ -56,7 +56,7 @@ def find_files(globs: str) -> list[Path]:
 
     Every file is opened once, so that a missing, unreadable or empty one is found before hours of work.
     """
-    for pattern in _patterns(globs):
+    for pattern in split_globs(globs):
         if not match_files(pattern):
             folders = glob.glob(os.path.expanduser(pattern), recursive=True)
             found = "only directories; name the files in them: " + pattern.rstrip("/") + "/*" if folders else "no file"
@@ -79,11 +79,12 @@ def find_files(globs: str) -> list[Path]:
 
 def match_files(globs: str) -> list[Path]:
     """The files that comma-separated globs match, in order of name, each once."""
-    matches = (glob.glob(os.path.expanduser(pattern), recursive=True) for pattern in _patterns(globs))
+    matches = (glob.glob(os.path.expanduser(pattern), recursive=True) for pattern in split_globs(globs))
     return [Path(path) for path in sorted({path for found in matches for path in found}) if not os.path.isdir(path)]
 
 
-def _patterns(globs: str) -> list[str]:
+def split_globs(globs: str) -> list[str]:
+    """The patterns of a comma-separated list, without the white space around them."""
     return [pattern for part in globs.split(",") if (pattern := part.strip())]
 
 

@@ -102,7 +102,7 @@ def test_a_copy_that_stops_leaves_none_and_the_next_is_whole(
 ) -> None:
     read = block_cache._copy_all
 
-    def stop(copies: list[block_cache._Copy], report: block_cache.Report) -> None:
+    def stop(copies: list[block_cache._Copy], report: block_cache.CopyProgress) -> None:
         read(copies[: len(copies) // 2], report)
         raise KeyboardInterrupt
 
@@ -123,7 +123,7 @@ def test_two_at_once_make_one_copy(
     copy_all = block_cache._copy_all
     inside = threading.Event()
 
-    def slowly(jobs: list[block_cache._Copy], report: block_cache.Report) -> None:
+    def slowly(jobs: list[block_cache._Copy], report: block_cache.CopyProgress) -> None:
         copies.append(len(jobs))
         inside.set()
         second.start()
