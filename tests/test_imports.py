@@ -1,6 +1,7 @@
-"""The house: imports go one way, and the heavy libraries stay in their rooms."""
+"""The house: imports go one way, the heavy libraries stay in their rooms, and tests share through tests/support/."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -73,6 +74,17 @@ def test_heavy_libraries_stay_in_their_rooms(path: Path) -> None:
     for name in imported(path):
         rooms = ROOMS.get(name.split(".")[0])
         assert rooms is None or any(place.startswith(room) for room in rooms), f"{place} imports {name}"
+
+
+def test_tests_take_from_each_other_through_tests_support_alone() -> None:
+    """Test modules can be moved and renamed freely. A script in a string, for a process of its own, counts too."""
+    other = re.compile(r"\b(?:from|import) (?:test_\w|tests(?: import (?!support\b)|\.(?!support\b)\w)).*")
+    found = {
+        f"{path.relative_to(ROOT)}: {line[0]}"
+        for path in (ROOT / "tests").rglob("*.py")
+        for line in other.finditer(path.read_text())
+    }
+    assert found == set()
 
 
 def test_model_training_and_the_objective_run_a_step_without_tensorflow() -> None:
