@@ -2,8 +2,8 @@
 
 Invariant: one table of views serves both directions. `named_views` shows every parameter of ours as the tensors that
 transformers has for it. An export copies out of those views and an import copies into them, so both are bitwise, and
-neither can lose a value that the other one finds. Names and shapes: transformers 5.23, models/bert/modeling_bert.py; of
-the span-boundary head: the authors' models/pair_bert.py:338-402.
+neither can lose a value that the other one finds. Names and shapes are those of transformers 5.23,
+models/bert/modeling_bert.py, and for the span-boundary head those of the authors' models/pair_bert.py:338-402.
 """
 
 import re

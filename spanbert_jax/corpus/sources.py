@@ -123,9 +123,9 @@ def _how_to_split(corpus: CorpusConfig) -> str:
 def changed_sources(sources: list[dict[str, Any]], corpus: CorpusConfig, built_at: float) -> str:
     """How the files of a corpus differ from those that blocks were made from; "" where they are the same, or all gone.
 
-    Where all files are gone, the blocks were brought to a machine without them. A file's content is compared only where
-    the file was touched after `built_at` (seconds since 1970). No change escapes this, because users can set back the
-    time of modification, but not that of the last change of the file's status (ctime).
+    Where all files are gone, the blocks were brought to a machine without them. Sizes are always compared. A hash in
+    `sources` is compared only where the file was touched after `built_at` (seconds since 1970). No change escapes this,
+    because users can set back a file's time of modification, but not that of the last change of its status (ctime).
     """
     recorded = {source["file"]: source for source in sources if "file" in source}
     found = [str(path) for path in match_files(corpus.files)] if recorded else []
