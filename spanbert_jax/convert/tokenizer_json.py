@@ -162,8 +162,8 @@ def listed_pieces(described: TokenizerFiles) -> Iterator[tuple[AddedPiece, int |
                     yield _added_piece({"content": content, "special": content in names}), int(i), _ADDED_FILE
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
-            f"{described.directory}: its files have added pieces that cannot be read ({error!r}); correct them, or give "
-            "the vocabulary in a directory of its own (--vocab)"
+            f"{described.directory}: its files have added pieces that cannot be read ({error!r}); correct them, or "
+            "give the vocabulary in a directory of its own (--vocab)"
         ) from error
     for token in special:
         if _content(token) not in known:
