@@ -16,8 +16,8 @@ from etils import epath
 from spanbert_jax.config import Config
 from spanbert_jax.convert.huggingface import Coverage, Params
 from spanbert_jax.convert.published_weights import open_published_weights
+from spanbert_jax.model import pretraining_heads
 from spanbert_jax.model.parameters import parameter_shapes
-from spanbert_jax.model.pretraining_heads import HEADS, SBO
 from spanbert_jax.text.tokenizer import Tokenizer, load_tokenizer
 from spanbert_jax.training.checkpoint import (
     TOKENIZER,
@@ -88,7 +88,8 @@ def _open_run(path: Path) -> Weights:
 
     def load() -> tuple[Params, Coverage]:
         params = read_params(checkpoint)
-        return params, Coverage(tuple(params), tuple(head.name for head in HEADS if head.name not in params), ())
+        missing = tuple(head.name for head in pretraining_heads.HEADS if head.name not in params)
+        return params, Coverage(tuple(params), missing, ())
 
     return Weights(
         source=str(checkpoint),
@@ -97,7 +98,7 @@ def _open_run(path: Path) -> Weights:
         tokenizer=load_tokenizer(Path(run_of(checkpoint)) / TOKENIZER),
         load=load,
         labels=metadata.labels,
-        span_boundary=shapes[SBO.name]["offset"] if SBO.name in shapes else None,
+        span_boundary=shapes[pretraining_heads.SBO.name]["offset"] if pretraining_heads.SBO.name in shapes else None,
         metadata=metadata,
     )
 
