@@ -233,7 +233,8 @@ class _Damaged(Exception):
     """A file of a checkpoint is missing, cut off, or not as it was written. The text says so in one line."""
 
 
-_LATE = ("Event loop is closed", "Encountered error while reading")  # of reads that nobody waits for any more
+# Errors of reads that nobody waits for any more.
+_LATE = ("Event loop is closed", "Encountered error while reading", "was never awaited")
 _NO_DAMAGE = ("PERMISSION_DENIED", "UNAUTHENTICATED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "Permission denied")
 
 
