@@ -43,7 +43,7 @@ def evaluate(checkpoint: Path, data: str, predictions: Path | None) -> tuple["An
     try:
         return task, examples, task.metrics(examples, made)
     except (KeyError, ValueError) as error:
-        raise UserError(f"{predictions}: not what predict.py writes for {task.task} ({error!r})") from error
+        raise UserError(f"{predictions} lacks the fields that predict.py writes for {task.task} ({error!r})") from error
 
 
 def main(argv: list[str] | None = None) -> int:

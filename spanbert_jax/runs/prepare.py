@@ -226,7 +226,7 @@ def _copy_tokenizer(source: Path, target: epath.Path) -> None:
         if (target / tokenizers.METADATA_FILE).exists():
             if (target / tokenizers.METADATA_FILE).read_text() != described:
                 raise UserError(
-                    f"{target} holds another vocabulary than the blocks', {source}; choose another --workdir"
+                    f"{target} holds another vocabulary than the blocks in {source.parent}; choose another --workdir"
                 )
             return
         target.mkdir(parents=True, exist_ok=True)

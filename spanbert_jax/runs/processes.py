@@ -109,8 +109,8 @@ def _receive(port: int, count: int, waiting: _Waiting) -> None:
             server = stack.enter_context(_listen(port))
         except OSError as error:
             raise UserError(
-                f"--distributed: process 0 cannot listen on port {port} ({error.strerror}); another program has it, "
-                "or another run's process 0: choose another port"
+                f"--distributed: process 0 cannot listen on port {port} ({error.strerror}); another program or "
+                "another run uses it; choose another port"
             ) from error
         selector.register(server, selectors.EVENT_READ)
         present: dict[int, tuple[str, socket.socket]] = {}

@@ -170,7 +170,7 @@ def warn_of_cuts(rows: Rows, examples: Sequence[Identified], source: str) -> Non
     cut = sorted(set(rows.example[rows.plain["cut"] > 0])) if "cut" in rows.plain else []
     if cut:
         print(
-            f"warning: {source}: {len(cut):,} of {len(examples):,} examples are longer than a row takes and were cut; "
+            f"warning: {source}: {len(cut):,} of {len(examples):,} examples are longer than a row and were cut; "
             f"the first: {examples[cut[0]].id}",
             file=sys.stderr,
         )

@@ -54,7 +54,7 @@ def read_predictions(path: Path, examples: Sequence[Identified], may_lack: bool)
     if missing and (not may_lack or len(missing) == len(wanted)):
         raise UserError(
             f"{path}: lacks {len(missing):,} of the {len(wanted):,} ids in the data, the first {missing[0]!r}; give "
-            "the predictions that were made for it"
+            "predictions that were made for this data"
         )
     others = sorted(set(found) - set(wanted))
     for what, ids in (("no prediction", missing), ("a prediction, and are not in the data", others)):

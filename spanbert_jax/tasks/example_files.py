@@ -159,7 +159,8 @@ def load_json(text: str, place: str) -> Any:
 def _object(record: Any, place: str) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise UserError(
-            f"{place}: a {type(record).__name__} in JSON; expected objects with named fields, in a list or one a line"
+            f"{place}: found a JSON {type(record).__name__}; expected objects with named fields, in a list or one "
+            "on each line"
         )
     return record
 

@@ -47,9 +47,9 @@ class SequenceTask(FineTuning[ExampleT, TaskModel]):
         if unseen:
             id, label = unseen[0]
             raise UserError(
-                f"{source}: {len(unseen):,} of {len(labels):,} examples have a {name} that config.data.train has not, "
-                f"the first is {id} with {label!r}; its {name}s are {', '.join(self.learnt.labels)}; train on examples "
-                "of it too, or take these examples out"
+                f"{source}: {len(unseen):,} of {len(labels):,} examples have a {name} that config.data.train lacks, "
+                f"the first is {id} with {label!r}; config.data.train has {', '.join(self.learnt.labels)}; train on "
+                f"examples of every {name}, or take these examples out"
             )
 
 

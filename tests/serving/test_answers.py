@@ -173,4 +173,4 @@ def test_errors_name_standard_input_and_its_line(
 
 def test_texts_that_were_cut_are_counted(tuned: Callable[[str], Path], capsys: pytest.CaptureFixture[str]) -> None:
     opened(tuned("sequence_classification")).answer(["a", "a " * 40, "b " * 40])
-    assert "warning: the records: 2 of 3 examples are longer than a row takes and were cut" in capsys.readouterr().err
+    assert "warning: the records: 2 of 3 examples are longer than a row and were cut" in capsys.readouterr().err

@@ -56,9 +56,9 @@ def test_objects_are_read_from_lines_a_list_and_one_alone_with_their_places(text
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[1]", r"^x, \[0\]: a int in JSON; expected objects with named fields, in a list or one a line"),
-        ("3", "^x: a int in JSON"),
-        ('{"a": 1}\n[]', "^x, line 2: a list in JSON"),
+        ("[1]", r"^x, \[0\]: found a JSON int; expected objects with named fields, in a list or one on each line"),
+        ("3", "^x: found a JSON int"),
+        ('{"a": 1}\n[]', "^x, line 2: found a JSON list"),
         ('{"a": 1}\n{"a"', "^x, line 2: not JSON"),
         ('{\n"a": 1\n"b"}', "^x, line 3: not JSON"),
     ],

@@ -126,7 +126,7 @@ def parse(record: Record, place: str, name: str, role: Role = "predict", style: 
         name = name if isinstance(record, str) else _id(record, name, place)
         places = find_words(text, style)
         if not places:
-            raise UserError(f"{place}: a text without words; leave it out")
+            raise UserError(f"{place}: the text has no words; leave it out")
         return WordExample(name, tuple(text[start:end] for start, end in places), text=text, places=places)
     words = tuple(field({"word": word}, "word", str, place) for word in field(record, "words", (list, tuple), place))
     if not all(words) or not words:

@@ -66,9 +66,9 @@ class Tagging(FineTuning[WordExample, ModelT]):
         if unseen:
             types = ", ".join(sorted({kind for _, kind in unseen}))
             raise UserError(
-                f"{source}: {len(unseen):,} entities are of types that config.data.train has not ({types}), the first "
-                f"is in sentence {unseen[0][0]}; its types are {', '.join(sorted(known))}; train on examples of them "
-                "too, or take these entities out"
+                f"{source}: {len(unseen):,} entities are of types that config.data.train lacks ({types}), the first "
+                f"is in sentence {unseen[0][0]}; config.data.train has {', '.join(sorted(known))}; train on examples "
+                "of them too, or take these entities out"
             )
 
     def metrics(self, examples: Sequence[WordExample], predictions: Sequence[Prediction]) -> dict[str, float]:
@@ -115,7 +115,9 @@ def types_in(config: Config, examples: Sequence[WordExample]) -> list[str]:
     """The types of the training examples' entities, sorted; raises UserError where there is no entity."""
     types = sorted({kind for example in examples for _, _, kind in example.spans})
     if not types:
-        raise UserError(f"config.data.train {config.data.train} has no entities in it: all tags are O")
+        raise UserError(
+            f"config.data.train {config.data.train} has no entities, since all tags are O; give a file with entities"
+        )
     return types
 
 

@@ -265,7 +265,7 @@ def _csv_rows(file: Path | Contents, lines: Lines) -> Iterator[tuple[int, list[s
             before = reader.line_num
     except csv.Error as error:
         raise UserError(
-            f"{file}, line {before + 1}: no CSV ({error}); texts with commas, quotes or line breaks must be quoted, "
+            f"{file}, line {before + 1}: not CSV ({error}); texts with commas, quotes or line breaks must be quoted, "
             "and quotes within them doubled"
         ) from error
 

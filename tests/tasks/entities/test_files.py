@@ -74,7 +74,7 @@ def test_one_record_is_parsed_with_its_place_in_errors() -> None:
     text = WordExample("7", ("Anna", "."), text=" Anna.", places=((1, 5), (5, 6)))
     assert parse(" Anna.", "request 1", "7") == parse({"text": " Anna."}, "request 1", "7") == text
     for record, role, message in (
-        (" ", "predict", "request 1: a text without words; leave it out"),
+        (" ", "predict", "request 1: the text has no words; leave it out"),
         ("Anna", "dev", "request 1: 'Anna' has no entities; give an object such as"),
         ({"text": "Anna"}, "train", "request 1: no 'words', only 'text'"),
         ({"words": ["Anna"]}, "dev", "request 1: no 'entities', only 'words'"),

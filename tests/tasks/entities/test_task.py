@@ -272,7 +272,7 @@ def test_a_type_that_train_has_not_is_named_with_its_line(head: str) -> None:
     task.check(dev[:1], "dev.conll")
     with pytest.raises(
         UserError,
-        match=r"2 entities are of types .*train has not \(X\), the first is in sentence 7; .*PER; train on exa",
+        match=r"2 entities are of types .*train lacks \(X\), the first is in sentence 7; .*PER; train on exa",
     ):
         task.check(dev, "dev.conll")
     with pytest.raises(UserError, match=r"train.conll has no entities"):

@@ -235,7 +235,7 @@ def test_plain_questions_are_read_to_predict_alone(tmp_path: Path) -> None:
         ("a.json", '{"data": [\n\n{]', "a.json, line 3: not JSON"),
         ("a.json", '{"a": 1}\n{"a": 2}', "a.json, line 1: no 'question', only 'a'"),
         ("a.json", "[]", "a.json has no questions"),
-        ("a.json", '[{"header": {}}, 1]', r"a.json, \[1\]: a int in JSON; expected objects with named fields"),
+        ("a.json", '[{"header": {}}, 1]', r"a.json, \[1\]: found a JSON int; expected objects with named fields"),
         ("a.json", {"data": []}, "a.json has no questions"),
         ("a.json", {"version": "1"}, "a.json, line 1: no 'question', only 'version'"),
         ("a.json", {"data": ["x"]}, r"a.json, data\[0\]: str instead of an object with 'paragraphs'"),

@@ -164,7 +164,7 @@ def test_ids_come_from_the_file_and_integers_are_labels(tmp_path: Path) -> None:
         ("a.tsv", "id\tquestion1\nx\ty\tz\n", "qqp", "line 2: 3 columns"),
         ("a.tsv", "id\tqid1\nx\ty\tz\n", "qqp", "names the columns 'question1', 'question2', 'is_duplicate', set"),
         ("a.csv", 'text,label\n"a\nb",1\nc\n', "custom", "line 4: 1 columns, but the header has 2"),
-        ("a.csv", 'text,label\na,1\n"b,1\nc,2\n', "custom", "line 3: no CSV"),
+        ("a.csv", 'text,label\na,1\n"b,1\nc,2\n', "custom", "line 3: not CSV"),
         ("a.tsv", "body\tlabel\na\tb\n", "custom", r"line 1 'body.tlabel' and line 2 'a.tb'; expected a header"),
         (
             "a.csv",
@@ -180,7 +180,7 @@ def test_ids_come_from_the_file_and_integers_are_labels(tmp_path: Path) -> None:
         ("a.jsonl", '{"text": "a", "label": true}', "custom", "line 1: 'label' is true"),
         ("a.jsonl", '{"text": 3, "label": "b"}', "custom", "line 1: 'text' is 3; expected 'text' with a value of "),
         ("a.jsonl", '{"text": "a", "label": "b"}\n{', "custom", "line 2: not JSON"),
-        ("a.jsonl", '{"text": "a", "label": "b"}\n[1]', "custom", "line 2: a list in JSON; expected objects"),
+        ("a.jsonl", '{"text": "a", "label": "b"}\n[1]', "custom", "line 2: found a JSON list; expected objects"),
         ("a.jsonl", '{"text": "a", "label": ', "custom", "a.jsonl: not JSON"),
         ("a.tsv", '[{"a": ' + "[" * 100_000, "custom", "a.tsv: not JSON that can be read"),
         ("a.tsv", "id\ttext\tlabel\n1\ta\tb\n1\tc\td\n", "custom", "line 3: the id '1' has come before"),

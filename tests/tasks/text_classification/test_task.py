@@ -99,7 +99,7 @@ def test_a_label_that_training_did_not_have_is_an_error_that_names_it() -> None:
     examples = random_texts(9, False)
     task = make(SequenceClassification, config_of("sequence_classification"), TOKENIZER, examples)
     with pytest.raises(
-        UserError, match=r"dev.tsv: 1 of 1 examples .*, the first is 7 with 'new'; its labels are a, b, c; "
+        UserError, match=r"dev.tsv: 1 of 1 examples .*, the first is 7 with 'new'; config.data.train has a, b, c; "
     ):
         task.check([LabelledText("7", "w1", None, "new")], "dev.tsv")
     related = [files.RelationSentence("1", ("w1", "w2"), (0, 1, "A"), (1, 2, "B"), "no_relation")]
