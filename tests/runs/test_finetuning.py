@@ -261,7 +261,7 @@ def test_the_predictor_names_what_it_cannot_read_or_write(finished: tuple[Path, 
 def test_a_label_that_only_dev_has_is_named(data: Path, tmp_path: Path) -> None:
     (tmp_path / "dev.csv").write_text("text,label\nw1 w2,perhaps\n")
     done = call(data, tmp_path / "x", data__dev=tmp_path / "dev.csv", expect=1)
-    assert "has label 'perhaps'" in done.stderr and "Traceback" not in done.stderr
+    assert "the first is 0 with 'perhaps'" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_an_interrupted_sweep_goes_on_and_ends_in_a_table(data: Path, tmp_path: Path) -> None:
