@@ -12,7 +12,7 @@ from etils import epath
 
 from spanbert_jax.errors import UserError
 from spanbert_jax.runs import start_from
-from spanbert_jax.serving.answers import Answerer
+from spanbert_jax.serving.answers import open_answerer
 from spanbert_jax.serving.functions import functions
 from spanbert_jax.serving.weights import open_weights
 from spanbert_jax.training.workdir import open_workdir, read_config
@@ -53,7 +53,7 @@ def test_a_classifier_gives_every_text_the_label_and_the_score_it_gave_then(revi
     run = RECORDED / revision / "classifier"
     then = read(run / "predictions.json")
     with open_weights(run) as weights:
-        _, now = Answerer(weights).answer_source(str(RECORDED / "dev.jsonl"), "predict", False)
+        _, now = open_answerer(weights).answer_source(str(RECORDED / "dev.jsonl"), "predict", False)
     assert len({answer["label"] for answer in then}) == 2
     assert [(answer["id"], answer["label"]) for answer in now] == [(a["id"], a["label"]) for a in then]
     scores = ([answer["score"] for answer in answers] for answers in (now, then))
