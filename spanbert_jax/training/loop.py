@@ -95,7 +95,7 @@ def _run(config: Config, recipe: Recipe, workdir: epath.Path) -> Result:
     window = _Window(config, recipe, mesh)
     in_flight: collections.deque[jax.Array] = collections.deque()
     evaluation: dict[str, float] = {}
-    sizes: dict[tuple[tuple[int, ...], ...], BatchSize] = {}  # by the shapes that are compiled
+    sizes: dict[tuple[tuple[int, ...], ...], BatchSize] = {}  # shapes of a batch that are compiled -> its size
 
     with _Log(recipe, workdir, first, last) as log, _StopSignals() as signals:
         log.say(f"Step {first:,} of {last:,}, {mesh.size} x {mesh.devices.flat[0].device_kind}; compiling")
@@ -159,7 +159,7 @@ def _check_same_data(recipe: Recipe, saved: Metadata, workdir: epath.Path) -> No
     ]
     if differing:
         raise UserError(
-            f"{workdir}/checkpoints: these were trained on other data ({'; '.join(differing)}); "
+            f"{workdir}/checkpoints: these checkpoints were trained on other data ({'; '.join(differing)}); "
             "bring the old data back, or choose another --workdir"
         )
 
@@ -271,7 +271,7 @@ class _Window:
         self._began, self.waited = time.monotonic(), 0.0
 
     def skip(self, seconds: float) -> None:
-        """Leaves time just past out of the window."""
+        """Leaves the last `seconds` out of the window's time."""
         self._began += seconds
 
     def add(self, step: int, sums: Sums, size: BatchSize) -> list[tuple[int, dict[str, float]]]:
@@ -291,7 +291,8 @@ class _Window:
         return [(full[0], self._metrics(*full[1:])) for full in ready]
 
     def finish(self, step: int) -> list[tuple[int, dict[str, float]]]:
-        """Ends the window under way at `step`, waits for it, and returns what is not yet handed out."""
+        """Ends the window under way at `step`, waits for its steps, and returns (step, metrics) of the windows that
+        are not yet handed out."""
         if self._sums:
             jax.block_until_ready(self._sums[-1])
             self._close(step)

@@ -180,7 +180,10 @@ def test_a_checkpoint_of_other_data_is_refused_by_its_fingerprint(topics: Path, 
         file.write("\n\nOne more document.\n")
     shutil.rmtree(workdir / "data" / "blocks")
     done = runs.call(workdir, 1, corpus__files=corpus, train__eval_blocks=8)
-    assert "these were trained on other data (data_fingerprint" in done.stderr and "Traceback" not in done.stderr
+    assert (
+        "these checkpoints were trained on other data (data_fingerprint" in done.stderr
+        and "Traceback" not in done.stderr
+    )
 
 
 @pytest.mark.parametrize(
