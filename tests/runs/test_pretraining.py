@@ -172,14 +172,18 @@ def test_blocks_of_another_tokenizer_are_refused(finished: tuple[Path, str], top
     assert f"holds another vocabulary than {vocab}" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_a_checkpoint_of_other_data_is_refused_by_its_fingerprint(topics: Path, tmp_path: Path) -> None:
-    """The same file name with another text in it, and blocks built anew."""
+def test_a_checkpoint_of_other_data_is_refused_by_its_fingerprint(
+    finished: tuple[Path, str], topics: Path, tmp_path: Path
+) -> None:
+    """The same file name with another text in it, and blocks built anew, with the same vocabulary."""
     corpus, workdir = shutil.copy(topics, tmp_path), tmp_path / "run"
-    runs.call(workdir, corpus__files=corpus, train__eval_blocks=8)
+    fields = {"corpus__files": corpus, "train__eval_blocks": 8}
+    fields |= {"tokenizer__vocab_file": finished[0] / "tokenizer" / "spiece.model"}
+    runs.call(workdir, **fields)
     with Path(corpus).open("a") as file:
         file.write("\n\nOne more document.\n")
     shutil.rmtree(workdir / "data" / "blocks")
-    done = runs.call(workdir, 1, corpus__files=corpus, train__eval_blocks=8)
+    done = runs.call(workdir, 1, **fields)
     assert (
         "these checkpoints were trained on other data (data_fingerprint" in done.stderr
         and "Traceback" not in done.stderr
@@ -193,7 +197,7 @@ def test_a_checkpoint_of_other_data_is_refused_by_its_fingerprint(topics: Path, 
         ({"corpus__files": "{tmp}/empty.txt"}, "empty.txt"),
         ({"corpus__files": "{tmp}/binary.txt"}, "binary.txt"),
         ({"corpus__files": "{tmp}/latin1.txt"}, "latin1.txt"),
-        ({"corpus__files": "{tmp}/one.txt", "tokenizer__vocab_size": 335}, "held_out"),
+        ({"corpus__files": "{tmp}/one.txt", "tokenizer__vocab_size": 335}, "hold out"),
         ({"corpus__files": "{tmp}/short.txt", "tokenizer__vocab_size": 20_000}, "vocab_size"),
         ({"train__batch_size": 250, "mesh__data": 1, "train__accumulation": 4}, "use 248 or 252"),
         ({"data__block_length": 128}, "over the position table's 64 rows"),
