@@ -5,6 +5,7 @@ ends with STOPPED_EARLY. This module imports no heavy library.
 """
 
 import argparse
+import logging as python_logging
 import os
 import sys
 import threading
@@ -32,6 +33,7 @@ def status(work: Callable[[], int | None]) -> int:
     logging.set_verbosity(logging.FATAL)  # Orbax logs 30 lines a checkpoint, and a traceback before it raises an error
     threading.excepthook = _Quiet.over(threading.excepthook)  # TensorBoard's writer raises in its thread as well
     sys.unraisablehook = _Quiet.over(sys.unraisablehook)  # a file that is closed at exit fails once more
+    python_logging.getLogger("asyncio").addFilter(_is_no_full_disk)  # writes of Orbax that nobody waits for any more
     try:
         done = work() or 0
         sys.stdout.flush()
@@ -60,6 +62,11 @@ def _drop_output() -> None:
         sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _is_no_full_disk(record: python_logging.LogRecord) -> bool:
+    error = record.exc_info[1] if record.exc_info else None
+    return error is None or not full_disk(error)
 
 
 class _Quiet:
