@@ -140,7 +140,7 @@ def test_a_bad_tacred_object_is_told_with_its_id(tmp_path: Path, change: dict[st
         ("[]", "a.json has no sentences"),
         ("EU rejects\nGerman call\n", "line 1 'EU rejects' and line 2 'German call'; expected TACRED's JSON, "),
         ({"token": []}, "a.json, line 1: no 'id', only 'token'"),
-        ([TACRED, "x"], r"a.json, \[1\]: a str in JSON"),
+        ([TACRED, "x"], r"a.json, \[1\]: found a JSON str"),
         ([{"token": []}], r"a.json, \[0\]: no 'id', only 'token'"),
         ([TACRED, TACRED], "a.json, id e7798fb926b9403cfcd2: this id has come before"),
         ('[{"id": 1}\n{', "a.json, line 2: not JSON"),
