@@ -217,7 +217,7 @@ def test_bfloat16_compute_stays_close_to_float32_with_float32_parameters_and_gra
     bfloat16 = pretraining_model(Config(model=two, compute=ComputeConfig(dtype="bfloat16")), 131, "cpu")
     params = jax.tree.map(lambda x: x / 2, random_params(float32, 9))
     (_, exact, expected), (_, ours, result) = (loss_and_gradient(m, params, inputs, 3) for m in (float32, bfloat16))
-    for x, y in zip(result, expected, strict=True):
+    for x, y in zip(jax.tree.leaves(result), jax.tree.leaves(expected), strict=True):
         assert x.dtype == jnp.float32
         np.testing.assert_allclose(x, y, rtol=0, atol=0.02)
     for x, y in zip(jax.tree.leaves(ours), jax.tree.leaves(exact), strict=True):
