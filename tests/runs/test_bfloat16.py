@@ -9,24 +9,24 @@ from tests.support import runs
 # The layers of configs/tiny.py over a smaller vocabulary and shorter rows of one length, with fewer rows a step and a
 # shorter warm-up.
 TINY = {
-    "tokenizer__vocab_size": 1_000,
-    "data__lengths": 1,
-    "model__embed": 128,
-    "model__mlp": 512,
-    "optimizer__warmup_steps": 50,
-    "train__steps": 500,
-    "train__log_every": 25,
-    "train__eval_every": 500,
-    "train__checkpoint_every": 500,
+    "tokenizer.vocab_size": 1_000,
+    "data.lengths": 1,
+    "model.embed": 128,
+    "model.mlp": 512,
+    "optimizer.warmup_steps": 50,
+    "train.steps": 500,
+    "train.log_every": 25,
+    "train.eval_every": 500,
+    "train.checkpoint_every": 500,
 }
 
 
 def test_over_500_steps_of_the_tiny_model_bfloat16_stays_within_two_percent_of_float32(
     topics: Path, tmp_path: Path
 ) -> None:
-    for dtype in ("float32", "bfloat16"):
-        fields = {**TINY, "corpus__files": topics, "data__dir": tmp_path / "data", "compute__dtype": dtype}
-        runs.call(tmp_path / dtype, **fields)
+    fields = {**TINY, "corpus.files": str(topics), "data.dir": str(tmp_path / "data")}
+    both = [[str(tmp_path / dtype), {**fields, "compute.dtype": dtype}] for dtype in ("float32", "bfloat16")]
+    runs.run_together(both, count=1, devices=1, optimised=True)
     for name in ("train/mlm_loss", "train/sbo_loss"):
         wide, narrow = (runs.metrics(tmp_path / dtype, name) for dtype in ("float32", "bfloat16"))
         assert list(wide) == list(narrow) == [1, *range(25, 501, 25)]

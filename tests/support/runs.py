@@ -152,15 +152,18 @@ def free_port() -> int:
         return taken.getsockname()[1]
 
 
-def run_together(planned: list[list[Any]], count: int, devices: int) -> None:
-    """Runs of `many_runs`, [[workdir, {field: value}], ...], in `count` processes of `devices` CPU devices each."""
+def run_together(planned: list[list[Any]], count: int, devices: int, optimised: bool = False) -> None:
+    """Runs of `many_runs`, [[workdir, {field: value}], ...], in `count` processes of `devices` CPU devices each.
+
+    optimised: by code that takes longer to compile, for runs of many steps.
+    """
     plan = {"coordinator": f"localhost:{free_port()}", "count": count, "devices": devices, "runs": planned}
     command = [sys.executable, "-m", "tests.support.many_runs", json.dumps(plan)]
     started = [
         subprocess.Popen(
             [*command, str(number)],
             cwd=ROOT,
-            env=environment(),
+            env=environment() | ({"XLA_FLAGS": ""} if optimised else {}),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
