@@ -1,9 +1,9 @@
-"""A guess without a model that looks at the text: each masked piece from the two visible pieces beside its span.
+"""A guess without a model that looks at the text: each masked piece from the visible pieces beside the piece.
 
-Invariant: between the pieces l and r, the guess gives a piece x the probability
-(count(l, x) + 5) (count(x, r) + 5) / Z: the bigram distributions given either neighbour, each smoothed by 5, multiplied
-and renormalised over the vocabulary. Every piece of a span has the same neighbours, l before the span and r behind it
-([CLS] and [SEP] at the ends of a block). Counts are those of the training blocks.
+Invariant: between the pieces l and r, the guess gives a piece x a probability proportional to
+f(x) [p(x | l) / f(x)] [p(x | r) / f(x)]. f is the frequency of x in the training blocks, with 1 added to every count.
+p(x | l) is (count(l, x) + 5 f(x)) / (count(l) + 5), and p(x | r) likewise. The factor of a neighbour that is masked as
+well is left out, so f alone guesses a piece in the middle of a span. Counts are those of the training blocks.
 """
 
 from collections.abc import Iterable, Mapping
@@ -17,7 +17,7 @@ from spanbert_jax.batch import MASK
 from spanbert_jax.corpus.blocks import Blocks
 from spanbert_jax.text.tokenizer import Tokenizer
 
-SMOOTHING = 5.0  # added to every count
+SMOOTHING = 5.0  # observations of f that are added to those of each neighbour
 MOST_COUNTED = 10_000_000  # pieces of the training blocks; where there are more, blocks at equal distances are counted
 MOST_GUESSED = 500_000  # pieces of the held-out blocks, masked or not: `evaluated_blocks`
 
@@ -33,34 +33,50 @@ class Guess(NamedTuple):
 
 
 class Neighbours:
-    """The guess, made from `counts`: int64 [vocab, vocab], sparse, how often the second piece follows the first."""
+    """The guess, made from counts of the training blocks."""
 
-    def __init__(self, counts: scipy.sparse.csr_array) -> None:
+    def __init__(self, counts: scipy.sparse.csr_array, piece_counts: np.ndarray) -> None:
+        """counts: int64 [vocab, vocab], sparse, how often the second piece follows the first. piece_counts: int64
+        [vocab]."""
         self._following = counts.astype(np.float64)
         self._preceding = scipy.sparse.csr_array(self._following.T)
+        self._frequency = (piece_counts + 1.0) / (piece_counts + 1.0).sum()
 
     def guess(self, left: np.ndarray, right: np.ndarray, pieces: np.ndarray) -> Guess:
-        """The guess for `pieces` between `left` and `right`; int [n] each. Of equally likely ids, the lowest wins."""
-        vocab = self._following.shape[0]
+        """The guess for `pieces` between `left` and `right`; int [n] each, -1 for a neighbour that is masked."""
         pairs, place = np.unique(np.stack([left, right], 1), axis=0, return_inverse=True)
         place = place.reshape(-1)
         order = np.argsort(place, kind="stable")
         guess = Guess(np.zeros(len(pieces)), np.zeros(len(pieces), bool))
         for first in range(0, len(pairs), _PAIRS):
-            chunk = pairs[first : first + _PAIRS]
-            before, behind = self._following[chunk[:, 0]], self._preceding[chunk[:, 1]]
-            # For every piece (a + 5) (b + 5) - 25. It is 0 where neither neighbour was seen beside the piece, so the
-            # table is sparse.
-            scores = scipy.sparse.csr_array(before * behind + SMOOTHING * before + SMOOTHING * behind)
-            scores.sort_indices()
-            total = scores.sum(axis=1) + SMOOTHING**2 * vocab
-            likeliest = scores.argmax(axis=1)
-            bounds = np.searchsorted(place[order], [first, first + len(chunk)])
+            scores, rest, likeliest = self._scores(pairs[first : first + _PAIRS])
+            bounds = np.searchsorted(place[order], [first, first + len(rest)])
             chosen = order[slice(*bounds)]
-            row = place[chosen] - first
-            guess.probability[chosen] = (scores[row, pieces[chosen]] + SMOOTHING**2) / total[row]
-            guess.right[chosen] = likeliest[row] == pieces[chosen]
+            row, piece = place[chosen] - first, pieces[chosen]
+            total = scores.sum(axis=1) + rest
+            guess.probability[chosen] = (scores[row, piece] + rest[row] * self._frequency[piece]) / total[row]
+            guess.right[chosen] = likeliest[row] == piece
         return guess
+
+    def _scores(self, pairs: np.ndarray) -> tuple[scipy.sparse.csr_array, np.ndarray, np.ndarray]:
+        """For pairs of neighbours, int [pairs, 2], with f for `_frequency`: scores [pairs, vocab], sparse, and rest
+        [pairs], so that scores + rest * f is proportional to the guess; and the likeliest piece of each pair.
+
+        (a + 5 f) (b + 5 f) / f = a b / f + 5 a + 5 b + 25 f, where a and b count the piece beside either neighbour. A
+        masked neighbour has the factor 1, which is a count of 0 with a smoothing of 1.
+        """
+        known = pairs >= 0
+        smoothing = np.where(known, SMOOTHING, 1.0)
+        before = self._following[np.maximum(pairs[:, 0], 0)].multiply(known[:, :1])
+        behind = self._preceding[np.maximum(pairs[:, 1], 0)].multiply(known[:, 1:])
+        both = before.multiply(behind).multiply(1 / self._frequency)
+        scores = both + before.multiply(smoothing[:, 1:]) + behind.multiply(smoothing[:, :1])
+        scores, rest = scipy.sparse.csr_array(scores), smoothing.prod(axis=1)
+        whole = scores.copy()
+        whole.data += np.repeat(rest, np.diff(whole.indptr)) * self._frequency[whole.indices]
+        commonest = int(np.argmax(self._frequency))
+        is_beside = whole.max(axis=1).toarray().ravel() > rest * self._frequency[commonest]
+        return scores, rest, np.where(is_beside, whole.argmax(axis=1), commonest)
 
 
 def count_neighbours(blocks: Blocks, tokenizer: Tokenizer) -> Neighbours:
@@ -81,7 +97,7 @@ def count_neighbours(blocks: Blocks, tokenizer: Tokenizer) -> Neighbours:
         pairs = left[together] * vocab + right[together]
         pairs, found = np.unique(pairs, return_counts=True)
         counts = counts + scipy.sparse.csr_array((found, (pairs // vocab, pairs % vocab)), shape=(vocab, vocab))
-    return Neighbours(counts)
+    return Neighbours(counts, blocks.metadata.piece_counts)
 
 
 def evaluated_blocks(blocks: Blocks, limit: int) -> int:
@@ -105,19 +121,15 @@ def _rows(blocks: Blocks, indices: np.ndarray, tokenizer: Tokenizer) -> np.ndarr
     return rows
 
 
-def span_neighbours(batch: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """int32 [rows, slots]: the visible pieces beside each masked piece's span, left and right; anything in unused
-    slots."""
-    places, used = batch["masked_positions"].astype(np.int64), batch["masked_weights"] > 0
-    last = batch["input_ids"].shape[1] - 1
-    starts = np.diff(places, prepend=-1, axis=1) != 1
-    ends = used & (np.diff(places, append=-1, axis=1) != 1)
-    first = np.maximum.accumulate(np.where(starts, places, 0), axis=1)
-    final = np.minimum.accumulate(np.where(ends, places, last)[:, ::-1], axis=1)[:, ::-1]
-    ids = batch["input_ids"]
-    beside = (np.maximum(first - 1, 0), np.minimum(final + 1, last))
-    left, right = (np.take_along_axis(ids, np.where(used, place, 0), axis=1) for place in beside)
-    return left, right
+def visible_neighbours(batch: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """int32 [rows, slots]: the pieces left and right of each masked piece; -1 where the neighbour is masked as well.
+    Anything in unused slots."""
+    places, ids = batch["masked_positions"].astype(np.int64), batch["input_ids"]
+    begins = np.diff(places, prepend=-1, axis=1) != 1  # no masked piece lies just before it
+    ends = np.diff(places, append=-1, axis=1) != 1
+    left = np.take_along_axis(ids, np.maximum(places - 1, 0), axis=1)
+    right = np.take_along_axis(ids, np.minimum(places + 1, ids.shape[1] - 1), axis=1)
+    return np.where(begins, left, -1), np.where(ends, right, -1)
 
 
 def guess_masked(
@@ -134,7 +146,7 @@ def guess_masked(
     pieces, counted = [], []
     for batch in batches:
         masked = (batch["replacement"] == MASK) & (batch["masked_weights"] > 0)
-        for values, found in zip((left, right), span_neighbours(batch), strict=True):
+        for values, found in zip((left, right), visible_neighbours(batch), strict=True):
             values.append(found[masked])
         pieces.append(batch["masked_ids"][masked])
         counted.append(np.stack([batch[name][masked] for name in weights]))

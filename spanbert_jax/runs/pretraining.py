@@ -150,7 +150,7 @@ def _head_lines(head: pretraining_heads.Head, held_out: Mapping[str, float]) -> 
 
     guesses = f"always the commonest piece: {value('commonest'):.1%}"
     if f"{head.name}_neighbours{kind}" in held_out:
-        guesses += f"; from the span's two neighbours: {value('neighbours'):.1%}, loss {value('neighbours_loss'):.3f}"
+        guesses += f"; from the visible neighbours: {value('neighbours'):.1%}, loss {value('neighbours_loss'):.3f}"
     return [
         f"Held-out {head.title}{of}: loss {value('loss'):.3f}, accuracy {value('accuracy'):.1%}",
         f"  without a model: {guesses}",

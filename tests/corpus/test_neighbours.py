@@ -1,4 +1,4 @@
-"""The guess from a span's two visible neighbours, against a dense computation of the same in plain NumPy."""
+"""The guess from visible neighbours, against a dense computation of the same in plain NumPy."""
 
 import itertools
 from collections import Counter
@@ -9,7 +9,7 @@ import pytest
 from spanbert_jax.batch import KEPT, MASK, RANDOM
 from spanbert_jax.corpus import neighbours as module
 from spanbert_jax.corpus.masked_batches import local_eval_batches
-from spanbert_jax.corpus.neighbours import count_neighbours, evaluated_blocks, guess_masked, span_neighbours
+from spanbert_jax.corpus.neighbours import count_neighbours, evaluated_blocks, guess_masked, visible_neighbours
 from tests.support.fake_blocks import TOKENIZER, FakeBlocks, make_config
 
 VOCAB = TOKENIZER.vocab_size
@@ -37,42 +37,45 @@ def dense_counts(blocks: FakeBlocks) -> np.ndarray:
     return counts
 
 
-def dense_guess(counts: np.ndarray, left: int, right: int) -> np.ndarray:
-    """The distribution over the vocabulary, from the two conditional ones."""
-    given_left = (counts[left] + 5) / (counts[left] + 5).sum()
-    given_right = (counts[:, right] + 5) / (counts[:, right] + 5).sum()
-    return given_left * given_right / (given_left * given_right).sum()
+def dense_guess(blocks: FakeBlocks, counts: np.ndarray, left: int, right: int) -> np.ndarray:
+    """The distribution over the vocabulary; -1 for a neighbour that is not seen."""
+    frequency = (blocks.metadata.piece_counts + 1) / (blocks.metadata.piece_counts + 1).sum()
+    law = frequency.copy()
+    for seen, beside in ((left >= 0, counts[left]), (right >= 0, counts[:, right])):
+        if seen:
+            law *= (beside + 5 * frequency) / (beside.sum() + 5) / frequency
+    return law / law.sum()
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 256])
-def test_the_guess_is_the_renormalised_product_of_the_two_smoothed_conditional_distributions(
-    chunk: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_guess_has_a_factor_for_each_neighbour_that_is_seen(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = FakeBlocks(40)
     monkeypatch.setattr(module, "_PAIRS", chunk)
     monkeypatch.setattr(module, "_RECORDS", 16)
     counts, neighbours = dense_counts(blocks), count_neighbours(blocks, TOKENIZER)  # type: ignore[arg-type]
     rng = np.random.default_rng(0)
-    left, right, pieces = rng.integers(0, VOCAB, (3, 300))  # [PAD] and [UNK] too, which no block has
+    pieces = rng.integers(0, VOCAB, 300)
+    left, right = rng.integers(-1, VOCAB, (2, 300))  # [PAD] and [UNK] too, which no block has
+    left[:40], right[20:60] = -1, -1
     guess = neighbours.guess(left, right, pieces)
-    assert len({*zip(left, right, strict=True)}) < 300  # pairs come again
     for place in range(300):
-        law = dense_guess(counts, left[place], right[place])
-        assert guess.probability[place] == pytest.approx(law[pieces[place]], rel=1e-12)
-        scores = (counts[left[place]] + 5) * (counts[:, right[place]] + 5)  # integers, in which ties are exact
-        assert guess.right[place] == (np.argmax(scores) == pieces[place])
-    assert 0 < guess.right.sum() < 300
+        law = dense_guess(blocks, counts, left[place], right[place])
+        assert guess.probability[place] == pytest.approx(law[pieces[place]], rel=1e-9)
+        if guess.right[place]:
+            assert law[pieces[place]] == pytest.approx(law.max(), rel=1e-9)
+    likeliest = [dense_guess(blocks, counts, *pair).argmax() for pair in zip(left, right, strict=True)]
+    certain = neighbours.guess(left, right, np.array(likeliest))
+    assert certain.right.mean() > 0.9  # the others are ties
 
 
-def test_every_piece_of_a_span_has_the_visible_pieces_beside_the_span() -> None:
+def test_a_neighbour_that_is_masked_too_is_not_seen() -> None:
     batch = {
         "input_ids": np.array([[2, 4, 11, 4, 4, 4, 12, 3, 0], [2, 10, 4, 4, 3, 0, 0, 0, 0], [0] * 9]),
         "masked_positions": np.array([[1, 3, 4, 5], [2, 3, 0, 0], [0] * 4]),
-        "masked_weights": np.array([[1, 1, 1, 1], [1, 1, 0, 0], [0] * 4]),
     }
-    left, right = span_neighbours(batch)
-    assert left[0].tolist() == [2, 11, 11, 11] and right[0].tolist() == [11, 12, 12, 12]
-    assert left[1, :2].tolist() == [10, 10] and right[1, :2].tolist() == [3, 3]
+    left, right = visible_neighbours(batch)
+    assert left[0].tolist() == [2, 11, -1, -1] and right[0].tolist() == [11, -1, -1, 12]
+    assert left[1, :2].tolist() == [10, -1] and right[1, :2].tolist() == [-1, 3]
 
 
 @pytest.mark.parametrize("granularity", ["span", "piece"])
@@ -92,13 +95,13 @@ def test_accuracy_and_nats_on_held_out_masks_equal_a_walk_over_their_rows(granul
                 kinds[int(batch["replacement"][row, slot])] += 1
                 if batch["replacement"][row, slot] != MASK:
                     continue
-                left = next(place for place in range(position, -1, -1) if place not in masked)
-                right = next(place for place in range(position, 10**6) if place not in masked)
-                law = dense_guess(counts, *batch["input_ids"][row, [left, right]])
+                ids = batch["input_ids"][row]
+                seen = [-1 if place in masked else ids[place] for place in (position - 1, position + 1)]
+                law = dense_guess(blocks, counts, *seen)
                 piece = batch["masked_ids"][row, slot]
                 for name, total in sums.items():
                     weight = batch[name][row, slot]
-                    total += weight * np.array([1, law[piece] == law.max(), -np.log(law[piece])])
+                    total += weight * np.array([1, law[piece] >= law.max() * (1 - 1e-12), -np.log(law[piece])])
     assert {KEPT, RANDOM, MASK} <= set(kinds)
     for name, (count, right, nats) in sums.items():
         accuracy, mean = found[name]
