@@ -98,7 +98,7 @@ def make_recipe(
 
 
 def neighbour_metrics(config: Config, tokenizer: Tokenizer, train: Blocks, held_out: Blocks) -> dict[str, float]:
-    """Metrics of the guess from a span's two neighbours (corpus/neighbours.py) on held-out pieces that became [MASK].
+    """Metrics of the guess from visible neighbours (corpus/neighbours.py) on held-out pieces that became [MASK].
 
     For each trained head NAME there are NAME_neighbours_mask, the accuracy, and NAME_neighbours_loss_mask, in nats.
     """

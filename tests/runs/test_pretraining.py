@@ -45,7 +45,7 @@ def test_a_run_leaves_everything_in_its_workdir(finished: tuple[Path, str]) -> N
     of_mask, whole = (runs.metrics(workdir, f"held_out/mlm_accuracy{kind}")[12] for kind in ("_mask", ""))
     (line,) = [line for line in printed.splitlines() if line.startswith("Held-out MLM")]
     assert of_mask != whole and line.endswith(f"accuracy {of_mask:.1%}") and "on [MASK] pieces" in line
-    assert "always the commonest piece" in printed and "from the span's two neighbours" in printed
+    assert "always the commonest piece" in printed and "from the visible neighbours" in printed
 
 
 def test_the_configuration_of_make_pretrain_runs_from_docstrings_to_a_report(

@@ -92,7 +92,9 @@ def test_the_comparison_notices_another_weight_decay() -> None:
     """A guard on the test above: what it compares is sensitive to the optimizer."""
     from tests.support.synthetic import VOCAB, random_batch
 
-    config = small_config(model={"dropout": 0.0, "attention_dropout": 0.0}, optimizer={"weight_decay": 0.5})
+    config = small_config(
+        model={"dropout": 0.0, "attention_dropout": 0.0}, optimizer={"weight_decay": 0.5}, train={"sbo_weight": 0.0}
+    )
     batches = [random_batch(config, seed) for seed in range(8)]
     ours, params = our_losses(config, VOCAB, batches)
     other = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, weight_decay=0.0))
