@@ -90,7 +90,7 @@ def differing(tokenizer: Tokenizer, directory: Path, lines: Sequence[str]) -> li
     except Exception as error:  # the library raises nothing narrower
         raise UserError(f"cannot read {path} ({error}); it should be a tokenizer of Hugging Face's library") from error
     theirs = [encoding.ids for encoding in exported.encode_batch_fast(lines, add_special_tokens=False)]
-    ours = tokenizer.encode_batch(lines)
+    ours = tokenizer.tokenize_batch(lines)
     return [(line, a, b) for line, a, b in zip(lines, ours, theirs, strict=True) if a != b]
 
 

@@ -45,11 +45,11 @@ tokenizer.enable_truncation($max_length)
 tokenizer.enable_padding(pad_id=$pad_id)
 
 texts = $texts
-rows = tokenizer.encode_batch(texts)
+encodings = tokenizer.encode_batch(texts)
 inputs = (
-    np.array([row.ids for row in rows], np.int32),
-    np.array([sum(row.attention_mask) for row in rows], np.int32),
-    np.array([row.type_ids for row in rows], np.int32),
+    np.array([encoding.ids for encoding in encodings], np.int32),
+    np.array([sum(encoding.attention_mask) for encoding in encodings], np.int32),
+    np.array([encoding.type_ids for encoding in encodings], np.int32),
 )
 hidden_states = np.asarray(functions["encode"](params, *inputs))
 print(hidden_states.shape)
@@ -60,13 +60,13 @@ STABLEHLO_ANSWER = {
 print(tokenizer.id_to_token(int(logits[row, position].argmax())))
 """,
     "BertForQuestionAnswering": """scores = logits[0, :, 0][:, None] + logits[0, :, 1][None, :]  # [first, last]
-in_text = np.array([part == 1 for part in rows[0].sequence_ids])
+in_text = np.array([part == 1 for part in encodings[0].sequence_ids])
 allowed = np.tril(np.triu(np.ones_like(scores, bool)), 29) & in_text[:, None] & in_text[None, :]
 first, last = np.unravel_index(np.where(allowed, scores, -np.inf).argmax(), scores.shape)
-print(texts[0][1][rows[0].offsets[first][0] : rows[0].offsets[last][1]])
+print(texts[0][1][encodings[0].offsets[first][0] : encodings[0].offsets[last][1]])
 """,
     "BertForTokenClassification": """labels = $labels
-print([(piece, labels[label]) for piece, label in zip(rows[0].tokens, logits[0].argmax(-1))])
+print([(piece, labels[label]) for piece, label in zip(encodings[0].tokens, logits[0].argmax(-1))])
 """,
     "BertForSequenceClassification": """labels = $labels
 print([labels[label] for label in logits.argmax(-1)])
@@ -94,16 +94,16 @@ def lines_of_python(model: Model, kind: str, directory: Path, name: str) -> str:
     tokenizer = tokenizers.Tokenizer.from_file(str(directory / TOKENIZER_FILE))
     tokenizer.enable_truncation(model.max_length)
     tokenizer.enable_padding(pad_id=model.tokenizer.pad_id)
-    rows = tokenizer.encode_batch(texts)
+    encodings = tokenizer.encode_batch(texts)
     values = {
         "name": name,
         "max_length": model.max_length,
         "pad_id": model.tokenizer.pad_id,
         "texts": texts,
         "labels": list(model.labels),
-        "input_ids": [row.ids for row in rows],
-        "lengths": [sum(row.attention_mask) for row in rows],
-        "token_type_ids": [row.type_ids for row in rows],
+        "input_ids": [encoding.ids for encoding in encodings],
+        "lengths": [sum(encoding.attention_mask) for encoding in encodings],
+        "token_type_ids": [encoding.type_ids for encoding in encodings],
     }
     code = STABLEHLO if kind == "stablehlo" else SAVED_MODEL
     if "predict" in model.functions:

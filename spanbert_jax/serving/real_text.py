@@ -32,7 +32,7 @@ def real_lines(path: Path | None) -> list[str]:
 
 def rows_of_lines(tokenizer: Tokenizer, lines: list[str], length: int) -> tuple[np.ndarray, np.ndarray]:
     """(input_ids int32 [ROWS, length], lengths int32 [ROWS]): pieces of the joined lines, cut anywhere."""
-    pieces = [piece for ids in tokenizer.encode_batch(lines[: ROWS * length]) for piece in ids]
+    pieces = [piece for ids in tokenizer.tokenize_batch(lines[: ROWS * length]) for piece in ids]
     ids = np.full((ROWS, length), tokenizer.pad_id, np.int32)
     lengths = np.linspace(min(4, length), length, ROWS).astype(np.int32)
     for row, count in enumerate(lengths):

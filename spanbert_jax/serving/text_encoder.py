@@ -50,7 +50,7 @@ class TextEncoder:
         if not texts:
             return []
         tokenizer, room = self._tokenizer, self._longest - 2
-        found = [tokenizer.encode_with_offsets(text) for text in texts]
+        found = [tokenizer.tokenize_with_offsets(text) for text in texts]
         ids = [[tokenizer.cls_id, *pieces[:room], tokenizer.sep_id] for pieces, _ in found]
         rows = make_rows([[{"input_ids": row, "token_type_ids": [0] * len(row)}] for row in ids])
         outputs = self._predictor.outputs(self._params, self._batches(rows), len(rows))

@@ -36,7 +36,7 @@ class BlockMaker:
     def __call__(self, documents: Sequence[tuple[str, bool]]) -> MadeBlocks:
         """The blocks of documents, each given as (text, whether it is held out)."""
         sentences = [split_sentences(text, self.language, self.splitter) for text, _ in documents]
-        pieces = iter(self.tokenizer.encode_batch([sentence for document in sentences for sentence in document]))
+        pieces = iter(self.tokenizer.tokenize_batch([sentence for document in sentences for sentence in document]))
         records: dict[bool, list[bytes]] = {False: [], True: []}
         lengths: dict[bool, list[int]] = {False: [], True: []}
         counts = {side: np.zeros(3, dtype=np.int64) for side in records}

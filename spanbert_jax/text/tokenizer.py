@@ -85,17 +85,17 @@ class Tokenizer:
     def __reduce__(self) -> tuple[Any, ...]:
         return Tokenizer, (self.kind, self.vocabulary, self.lowercase, "the vocabulary", self.settings)
 
-    def encode(self, text: str) -> list[int]:
+    def tokenize(self, text: str) -> list[int]:
         """The ids of one text, without [CLS] and [SEP]."""
-        return self.encode_batch([text])[0]
+        return self.tokenize_batch([text])[0]
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of every text, without [CLS] and [SEP]; faster than `encode` of each."""
+    def tokenize_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of every text, without [CLS] and [SEP]; faster than `tokenize` of each."""
         if self.kind == "wordpiece":
             return [e.ids for e in self._engine.encode_batch_fast(texts, add_special_tokens=False)]
         return self._engine.encode(texts, num_threads=1)
 
-    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    def tokenize_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """The ids, and for each id the (start, end) of its characters in `text`, without surrounding white space.
 
         Where SentencePiece falls back to bytes, a character belongs to its last byte; the offsets of the others are

@@ -244,7 +244,7 @@ def test_a_cased_vocabulary_tokenises_cased_whatever_is_said(said: bool | None, 
         (folder / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": said}))
     published, _, _ = opened(folder)
     assert not published.tokenizer.lowercase and published.notes[0].startswith("Text: cased")
-    ids = published.tokenizer.encode("aB")
+    ids = published.tokenizer.tokenize("aB")
     assert [published.tokenizer.piece(id) for id in ids] == ["a", "##B"]
 
 
@@ -255,7 +255,7 @@ def test_an_uncased_vocabulary_tokenises_lowercased(hub: Path, tmp_path: Path) -
     (folder / "vocab.txt").write_text("".join(f"{piece}\n" for piece in pieces))
     published, _, _ = opened(folder)
     assert published.notes[0].startswith("Text: lowercased")
-    assert [published.tokenizer.piece(id) for id in published.tokenizer.encode("aB")] == ["a", "##b"]
+    assert [published.tokenizer.piece(id) for id in published.tokenizer.tokenize("aB")] == ["a", "##b"]
 
 
 def test_a_vocabulary_of_another_size_is_an_error_with_both_sizes(hub: Path, tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def pair(written: tuple[Tokenizer, Path]) -> tuple[Tokenizer, Any]:
 
 def test_exported_tokenizer_gives_our_ids_on_3000_real_lines(pair: tuple[Tokenizer, Any], lines: list[str]) -> None:
     ours, theirs = pair
-    ids = ours.encode_batch(lines)
+    ids = ours.tokenize_batch(lines)
     assert sum(map(len, ids)) > 90_000
     exported = theirs.backend_tokenizer.encode_batch_fast(lines, add_special_tokens=False)
     assert [line for line, a, b in zip(lines, ids, exported, strict=True) if a != b.ids] == []
@@ -83,7 +83,7 @@ def test_differing_finds_the_lines_with_special_pieces_and_no_others(written: tu
     found = differing(tokenizer, directory, [*plain, *special])
     assert [line for line, _, _ in found] == special
     for (line, ours, theirs), id in zip(found, special_ids(tokenizer), strict=True):
-        assert ours == tokenizer.encode(line)
+        assert ours == tokenizer.tokenize(line)
         assert id in theirs and (id == tokenizer.unk_id or id not in ours)
 
 
@@ -102,7 +102,7 @@ def test_special_pieces_and_lengths_are_ours_in_transformers(pair: tuple[Tokeniz
 
 def test_one_text_and_pairs_are_framed_padded_and_truncated_as_bert_does(pair: tuple[Tokenizer, Any]) -> None:
     ours, theirs = pair
-    a, b = ours.encode("The old cat sat."), ours.encode("It's raining, again!")
+    a, b = ours.tokenize("The old cat sat."), ours.tokenize("It's raining, again!")
     cls, sep = ours.cls_id, ours.sep_id
     assert theirs("The old cat sat.")["input_ids"] == [cls, *a, sep]
     both = theirs("The old cat sat.", "It's raining, again!")
@@ -114,7 +114,7 @@ def test_one_text_and_pairs_are_framed_padded_and_truncated_as_bert_does(pair: t
     assert padded["input_ids"][0] == [cls, *a, sep] + [ours.pad_id] * missing
     assert padded["attention_mask"][0] == [1] * (len(a) + 2) + [0] * missing
     long = "The old cat sat. " * 100
-    assert theirs(long, truncation=True)["input_ids"] == [cls, *ours.encode(long)[: MAX_LENGTH - 2], sep]
+    assert theirs(long, truncation=True)["input_ids"] == [cls, *ours.tokenize(long)[: MAX_LENGTH - 2], sep]
 
 
 @pytest.mark.parametrize(
@@ -123,9 +123,9 @@ def test_one_text_and_pairs_are_framed_padded_and_truncated_as_bert_does(pair: t
 def test_a_mask_in_text_stands_in_place_of_a_word(pair: tuple[Tokenizer, Any], text: str) -> None:
     """What is around a mask is split as if the word were there: a fill-mask pipeline sees what training showed."""
     ours, theirs = pair
-    word = ours.encode("It")  # one piece in every vocabulary here, and begins a word
+    word = ours.tokenize("It")  # one piece in every vocabulary here, and begins a word
     assert len(word) == 1
-    whole = ours.encode(text.replace("[MASK]", "It"))
+    whole = ours.tokenize(text.replace("[MASK]", "It"))
     expected = [ours.mask_id if id == word[0] else id for id in whole[: -1 if text.endswith("It") else None]]
     ids = theirs(text, add_special_tokens=False)["input_ids"]
     assert ids[: len(expected)] == expected
@@ -167,7 +167,7 @@ def test_wordpiece_differs_from_ours_by_special_pieces_alone(
     text = "".join(parts)
     expected: list[int] = []
     for part in SPECIAL.split(text):
-        expected += [special_ids(ours)[SPECIALS.index(part)]] if part in SPECIALS else ours.encode(part)
+        expected += [special_ids(ours)[SPECIALS.index(part)]] if part in SPECIALS else ours.tokenize(part)
     assert _auto(directory)(text, add_special_tokens=False)["input_ids"] == expected
 
 
@@ -219,7 +219,7 @@ def test_sentencepiece_models_from_elsewhere_keep_their_ids(
     text = [*lines[1:2000:10], "  two  spaces  here ", "one<sep>two<sep> three"]
     assert differing(tokenizer, tmp_path, text) == []
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
-    ids, first = tokenizer.encode("a cat"), len(tokenizer.encode("a"))
+    ids, first = tokenizer.tokenize("a cat"), len(tokenizer.tokenize("a"))
     assert theirs("a cat")["input_ids"] == [tokenizer.cls_id, *ids, tokenizer.sep_id]
     masked = theirs("a [MASK] cat", add_special_tokens=False)["input_ids"]
     assert masked == [*ids[:first], tokenizer.mask_id, *ids[first:]]
@@ -236,7 +236,7 @@ def test_bpe_merges_in_the_order_of_scores_whatever_that_of_ids(
         piece.score = score
     reversed_model = Tokenizer("bpe", proto.SerializeToString())
     write_tokenizer(reversed_model, tmp_path, 512)
-    assert reversed_model.encode_batch(lines[:500]) != tokenizer.encode_batch(lines[:500])
+    assert reversed_model.tokenize_batch(lines[:500]) != tokenizer.tokenize_batch(lines[:500])
     assert differing(reversed_model, tmp_path, lines[:500]) == []
 
 

@@ -73,14 +73,14 @@ def assert_ids_are_transformers(folder: Path, lines: Sequence[str] = LINES) -> T
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
     expected = theirs(list(lines), add_special_tokens=False)
     ours, _ = read_tokenizer(folder)
-    assert ours.encode_batch(lines) == expected["input_ids"]
+    assert ours.tokenize_batch(lines) == expected["input_ids"]
     assert ours.vocab_size == len(theirs)
     for ids in (ids for ids in expected["input_ids"] if ours.unk_id not in ids):  # which they leave out
         assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
 
     ours.save(folder / "saved")
     again = load_tokenizer(folder / "saved")
-    assert again.encode_batch(lines) == expected["input_ids"] and again.fingerprint == ours.fingerprint
+    assert again.tokenize_batch(lines) == expected["input_ids"] and again.fingerprint == ours.fingerprint
     (folder / "export").mkdir()
     (folder / "export" / "config.json").write_text('{"model_type": "bert"}')
     write_tokenizer(ours, folder / "export", 128)
@@ -149,7 +149,7 @@ def test_an_added_piece_is_a_word_and_so_is_the_text_after_it(tmp_path: Path) ->
     pieces = [*SPECIALS, "a", "##b", "b"]
     tokenizer, notes = read_tokenizer(write(tmp_path / "m", pieces, added_tokens={"<x>": 8, "  ": 9}))
     assert notes[1] == "Added: 2 pieces that are found in text as a whole: '<x>', '  '"
-    ids, offsets = tokenizer.encode_with_offsets("ab<x>ab")
+    ids, offsets = tokenizer.tokenize_with_offsets("ab<x>ab")
     assert [tokenizer.piece(i) for i in ids] == ["a", "##b", "<x>", "a", "##b"]
     assert word_starts(tokenizer, ids).tolist() == [True, False, True, True, False]
     assert offsets == [(0, 1), (1, 2), (2, 5), (5, 6), (6, 7)]
@@ -164,7 +164,7 @@ def test_an_older_tokenizer_json_without_types_is_read(tmp_path: Path) -> None:
     (folder / "vocab.txt").unlink()
     ours, _ = read_tokenizer(folder)
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
-    assert ours.encode_batch(LINES) == theirs(LINES, add_special_tokens=False)["input_ids"]
+    assert ours.tokenize_batch(LINES) == theirs(LINES, add_special_tokens=False)["input_ids"]
 
 
 def test_of_equal_lines_and_empty_ones_the_numbers_alone_count(tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_of_equal_lines_and_empty_ones_the_numbers_alone_count(tmp_path: Path) -
     folder = write(tmp_path / "model", pieces, tokenizer_config={"do_lower_case": True})
     ours, _ = read_tokenizer(folder)
     theirs = transformers.BertTokenizer(str(folder / "vocab.txt"))
-    assert ours.encode("the cat sat") == theirs.encode("the cat sat", add_special_tokens=False) == [7, 8, 10]
+    assert ours.tokenize("the cat sat") == theirs.encode("the cat sat", add_special_tokens=False) == [7, 8, 10]
     assert ours.vocab_size == 11 and ours.piece(5) == "cat" and ours.piece(6) == ""
     (folder / "export").mkdir()
     write_tokenizer(ours, folder / "export", 128)
@@ -292,7 +292,7 @@ def test_wordpiece_of_a_tokenizer_json_equals_the_independent_cases_of_tiny_bert
     plain = [case for case in cases if "[CLS]" not in case["text"]]  # in text it is text; theirs makes it an id
     assert len(plain) == len(cases) - 1 > 5
     for case in plain:
-        assert tokenizer.encode(case["text"]) == case["ids"]
+        assert tokenizer.tokenize(case["text"]) == case["ids"]
     (tmp_path / "out").mkdir()
     write_tokenizer(tokenizer, tmp_path / "out", 512)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")

@@ -89,7 +89,7 @@ def test_blocks_are_the_packed_documents_of_their_split(config: Config, tokenize
     metadata = read_metadata(tmp_path / "blocks")
     for split, held_out in (("train", False), ("held_out", True)):
         mine = [text for text in texts if in_share(hash_text(text), 0.2) is held_out]
-        sentences = [[tokenizer.encode(line) for line in text.split("\n")] for text in mine]
+        sentences = [[tokenizer.tokenize(line) for line in text.split("\n")] for text in mine]
         expected = [block for lines in sentences for block in pack(lines, BLOCK_LENGTH - 2)]
         assert all_ids(tmp_path / "blocks", split) == expected
         lengths = open_blocks(tmp_path / "blocks", split).lengths

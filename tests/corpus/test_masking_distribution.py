@@ -59,7 +59,7 @@ def wikipedia(shared_data: Path) -> Corpus:
     tokenizer = wordpiece_from_vocab(shared_data / "vocab" / "bert-base-cased-vocab.txt", lowercase=False)
     path = sorted((shared_data / "text" / "enwiki2015").glob("wiki_*"))[0]
     lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line and not line.startswith("<")]
-    ids = np.concatenate(tokenizer.encode_batch(lines))
+    ids = np.concatenate(tokenizer.tokenize_batch(lines))
     return make_corpus(tokenizer, np.resize(ids, BLOCKS * 510))
 
 

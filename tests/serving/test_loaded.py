@@ -64,12 +64,12 @@ def test_hidden_states_are_of_each_piece_and_do_not_depend_on_the_other_texts(mo
         params, _ = weights.load()
     encode = jax.jit(functions(model.config, ("embeddings", "encoder"), WORDPIECE.vocab_size, 0)["encode"])
     for number, (text, encoding) in enumerate(zip(texts, encodings, strict=True)):
-        ids = [WORDPIECE.cls_id, *WORDPIECE.encode(text)[:22], WORDPIECE.sep_id]
+        ids = [WORDPIECE.cls_id, *WORDPIECE.tokenize(text)[:22], WORDPIECE.sep_id]
         assert encoding.pieces == [WORDPIECE.piece(piece) for piece in ids]
         assert encoding.offsets.shape == (len(ids), 2) and encoding.hidden_states.shape == (len(ids), 16)
         for piece, (start, end) in list(zip(encoding.pieces, encoding.offsets, strict=True))[1:-1]:
             assert text[start:end].lower() == piece.removeprefix("##")
-        assert encoding.cut == (len(WORDPIECE.encode(text)) > 22)
+        assert encoding.cut == (len(WORDPIECE.tokenize(text)) > 22)
         if number in (0, 5, len(texts) - 1):
             row = np.array([ids], np.int32)
             alone = encode(params, row, np.array([len(ids)], np.int32), np.zeros_like(row))[0]

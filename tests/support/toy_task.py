@@ -62,7 +62,7 @@ class DocumentRows:
 
     def _row(self, example: Document) -> Row:
         cls, sep = self.tokenizer.cls_id, self.tokenizer.sep_id
-        encoded = self.tokenizer.encode_batch(list(example.segments[: self.segments]))
+        encoded = self.tokenizer.tokenize_batch(list(example.segments[: self.segments]))
         segments = [[cls, *ids[: self.length - 2], sep] for ids in encoded]
         return {
             "input_ids": [piece for segment in segments for piece in segment],

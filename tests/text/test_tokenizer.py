@@ -68,7 +68,7 @@ def test_wordpiece_ids_equal_transformers_on_real_text(shared_data: Path, name: 
     lines = prose(shared_data, ["enwiki2015/wiki_07", "enwiki2015/wiki_31"])[:2000]
     assert len(lines) == 2000
     assert not any(special in line for line in lines for special in ("[CLS]", "[SEP]", "[MASK]", "[PAD]", "[UNK]"))
-    assert ours.encode_batch(lines) == peer(lines, add_special_tokens=False)["input_ids"]
+    assert ours.tokenize_batch(lines) == peer(lines, add_special_tokens=False)["input_ids"]
 
 
 def test_wordpiece_equals_the_independent_cases_of_tiny_bert(shared_data: Path, tmp_path: Path) -> None:
@@ -79,15 +79,15 @@ def test_wordpiece_equals_the_independent_cases_of_tiny_bert(shared_data: Path, 
     plain = [case for case in cases if "[CLS]" not in case["text"]]  # in text it is text; theirs makes it an id
     assert len(plain) == len(cases) - 1 > 5
     for case in plain:
-        assert tokenizer.encode(case["text"]) == case["ids"]
+        assert tokenizer.tokenize(case["text"]) == case["ids"]
 
 
 @pytest.mark.parametrize("text", ["[MASK]", "a [CLS] b[SEP][PAD] [UNK]", "▁[MASK]▁ <s> </s> <0x41>", "[mask] [ MASK ]"])
 def test_special_pieces_in_text_are_text(cased: Tokenizer, trained: Tokenizer, text: str) -> None:
     for tokenizer in (cased, trained):
-        ids = tokenizer.encode(text)
+        ids = tokenizer.tokenize(text)
         assert not {tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id} & set(ids)
-    assert "[MASK]" in trained.decode(trained.encode("so [MASK] it is"))
+    assert "[MASK]" in trained.decode(trained.tokenize("so [MASK] it is"))
 
 
 def test_trained_ids_are_the_documented_ones(trained: Tokenizer) -> None:
@@ -100,15 +100,15 @@ def test_trained_ids_are_the_documented_ones(trained: Tokenizer) -> None:
 @given(st.text(max_size=60))
 def test_sentencepiece_knows_every_character(text: str) -> None:
     tokenizer = trained_once("unigram")
-    assert tokenizer.unk_id not in tokenizer.encode(text)
+    assert tokenizer.unk_id not in tokenizer.tokenize(text)
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=60))
 def test_offsets_are_in_order_inside_the_text_and_ids_are_those_of_encode(text: str) -> None:
     tokenizer = trained_once("unigram")
-    ids, offsets = tokenizer.encode_with_offsets(text)
-    assert ids == tokenizer.encode(text)
+    ids, offsets = tokenizer.tokenize_with_offsets(text)
+    assert ids == tokenizer.tokenize(text)
     assert all(0 <= start <= end <= len(text) for start, end in offsets)
     assert all(before[1] <= after[0] for before, after in pairwise(offsets))
 
@@ -116,27 +116,27 @@ def test_offsets_are_in_order_inside_the_text_and_ids_are_those_of_encode(text: 
 def test_offsets_give_the_surface_of_every_piece(cased: Tokenizer, trained: Tokenizer) -> None:
     text = "  The cat's  tail, didn't\tamuse me.\n"
     for tokenizer in (cased, trained):
-        ids, offsets = tokenizer.encode_with_offsets(text)
+        ids, offsets = tokenizer.tokenize_with_offsets(text)
         for i, (start, end) in zip(ids, offsets, strict=True):
             assert text[start:end] == tokenizer.piece(i).removeprefix("##").replace("▁", "")
-    ids, offsets = trained.encode_with_offsets("cat 中 sat")
+    ids, offsets = trained.tokenize_with_offsets("cat 中 sat")
     surface = ["cat 中 sat"[start:end] for start, end in offsets]
     assert "".join(surface) == "cat中sat"
 
 
 def test_wordpiece_words_are_the_references(cased: Tokenizer) -> None:
-    ids = cased.encode("Unbelievably, it isn't (U.S.)")
+    ids = cased.tokenize("Unbelievably, it isn't (U.S.)")
     assert [cased.piece(i) for i, start in zip(ids, word_starts(cased, ids), strict=True) if start] == [
         piece for piece in map(cased.piece, ids) if not piece.startswith("##")
     ]
     assert not cased.ends_word.any() and not cased.joins_next.any()
-    inside = ids[1:] if cased.piece(ids[1]).startswith("##") else [cased.encode("xylophonist")[-1]]
+    inside = ids[1:] if cased.piece(ids[1]).startswith("##") else [cased.tokenize("xylophonist")[-1]]
     assert word_starts(cased, inside)[0]
 
 
 def words(tokenizer: Tokenizer, text: str) -> list[str]:
     """The words of a text without spaces inside them, by our word starts and offsets."""
-    ids, offsets = tokenizer.encode_with_offsets(text)
+    ids, offsets = tokenizer.tokenize_with_offsets(text)
     found: list[str] = []
     for start_word, (start, end) in zip(word_starts(tokenizer, ids), offsets, strict=True):
         found = [*found, ""] if start_word else found
@@ -172,8 +172,8 @@ def test_tables_are_all_that_word_starts_needs(trained: Tokenizer) -> None:
 
 
 def test_decode_gives_the_text_back(cased: Tokenizer, trained: Tokenizer) -> None:
-    assert trained.decode([2, *trained.encode("The old cat's tail, 中 ☃!"), 3]) == "The old cat's tail, 中 ☃!"
-    assert cased.decode([101, *cased.encode("the unbelievable cat"), 102]) == "the unbelievable cat"
+    assert trained.decode([2, *trained.tokenize("The old cat's tail, 中 ☃!"), 3]) == "The old cat's tail, 中 ☃!"
+    assert cased.decode([101, *cased.tokenize("the unbelievable cat"), 102]) == "the unbelievable cat"
 
 
 def test_a_tokenizer_survives_saving_and_pickling(cased: Tokenizer, trained: Tokenizer, tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_a_tokenizer_survives_saving_and_pickling(cased: Tokenizer, trained: Tok
         for copy in (load_tokenizer(tmp_path / tokenizer.kind), pickle.loads(pickle.dumps(tokenizer))):
             assert copy.fingerprint == tokenizer.fingerprint
             assert copy.kind == tokenizer.kind and copy.lowercase == tokenizer.lowercase
-            assert copy.encode("The cat's tail [MASK]") == tokenizer.encode("The cat's tail [MASK]")
+            assert copy.tokenize("The cat's tail [MASK]") == tokenizer.tokenize("The cat's tail [MASK]")
 
 
 def test_fingerprints_tell_vocabularies_and_lowercasing_apart(tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ def test_lines_longer_than_sentencepiece_takes_are_not_lost() -> None:
     text = " ".join(SENTENCES)  # one line of about 70 kB
     alphabet = "".join(chr(0x3B1 + i % 20) for i in range(5000))  # no space to cut at
     tokenizer = train_sentencepiece([text, alphabet], "unigram", VOCAB_SIZE)
-    assert len(tokenizer.encode("surprise")) <= 3
+    assert len(tokenizer.tokenize("surprise")) <= 3
     assert any(tokenizer.piece(i) == "α" for i in range(tokenizer.vocab_size))
 
 
@@ -265,7 +265,7 @@ def test_line_ends_and_a_byte_order_mark_belong_to_no_piece(start: str, end: str
     last = end if end == "\r" else last
     (tmp_path / "vocab.txt").write_bytes((start + end.join(PIECES) + last).encode())
     tokenizer = wordpiece_from_vocab(tmp_path / "vocab.txt", lowercase=False)
-    assert tokenizer.encode("the cats sat.") == [5, 6, 7, 8, 9] and tokenizer.pad_id == 0
+    assert tokenizer.tokenize("the cats sat.") == [5, 6, 7, 8, 9] and tokenizer.pad_id == 0
     assert tokenizer.vocab_size == len(PIECES)
 
 
@@ -273,7 +273,7 @@ def test_a_piece_may_be_white_space_to_python(tmp_path: Path) -> None:
     spaces = ["\u0085", "\u00a0", "\u2028", "\u3000", "\x1c", "\x0b", "\x0c", " ", "\t", " cat ", "\u200b"]
     tokenizer = wordpiece_from_vocab(write_vocab(tmp_path / "vocab.txt", [*PIECES, *spaces, "mat"]), lowercase=False)
     assert [tokenizer.piece(len(PIECES) + i) for i in range(len(spaces))] == spaces
-    assert tokenizer.encode("the mat") == [5, len(PIECES) + len(spaces)]
+    assert tokenizer.tokenize("the mat") == [5, len(PIECES) + len(spaces)]
     tokenizer.save(tmp_path / "saved")
     assert load_tokenizer(tmp_path / "saved").fingerprint == tokenizer.fingerprint
 

@@ -290,7 +290,7 @@ def test_the_collator_gets_blocks_whose_words_it_sees(blocks: dict[str, Any]) ->
 
     tokenizer = tokenizer_from_file(corpus_config(blocks).tokenizer)
     assert tokenizer is not None
-    pieces = tokenizer.encode_batch(["whole words are masked, one after another"])[0]
+    pieces = tokenizer.tokenize_batch(["whole words are masked, one after another"])[0]
     feature = input.feature_of(list(pieces), tokenizer, 64)
     assert {len(value) for value in feature.values()} == {64}
     collate = DataCollatorForLanguageModeling(

@@ -154,7 +154,7 @@ def test_transformers_loads_a_trained_run_s_export_with_nothing_missing(trained:
     assert np.array_equal(model.bert.embeddings.word_embeddings.weight.detach().numpy(), word[:600])
     tokenizer, ours = AutoTokenizer.from_pretrained(trained / "export"), load_tokenizer(trained / "run" / "tokenizer")
     for line in TEXT.splitlines():
-        assert tokenizer(line)["input_ids"] == [ours.cls_id, *ours.encode(line), ours.sep_id]
+        assert tokenizer(line)["input_ids"] == [ours.cls_id, *ours.tokenize(line), ours.sep_id]
 
 
 def test_an_export_says_which_training_it_comes_from(trained: Path) -> None:

@@ -217,7 +217,7 @@ def test_the_lines_of_the_readme_tokenise_as_we_do_and_get_our_values(served: Se
     for text, ids, length in zip((first, "Hello!"), *inputs[:2], strict=True):
         before, _, after = text.partition("[MASK]")
         between = [TOKENIZER.mask_id] if after else []
-        wanted = [TOKENIZER.cls_id, *TOKENIZER.encode(before), *between, *TOKENIZER.encode(after), TOKENIZER.sep_id]
+        wanted = [TOKENIZER.cls_id, *TOKENIZER.tokenize(before), *between, *TOKENIZER.tokenize(after), TOKENIZER.sep_id]
         assert ids[:length].tolist() == wanted and not ids[length:].any()
     for what in ("encode", "predict"):
         expected = served.ours(model, what, inputs)

@@ -43,7 +43,7 @@ class WordRows(abc.ABC):
     def __call__(self, examples: Sequence[WordExample]) -> list[list[Row]]:
         """The rows of each example."""
         words = list(dict.fromkeys(word for e in examples for word in (*e.before, *e.words, *e.after)))
-        encoded = self.tokenizer.encode_batch(words)
+        encoded = self.tokenizer.tokenize_batch(words)
         # A word of control characters alone has no pieces, and gets [UNK]. A word longer than a row loses its end.
         pieces = {
             word: ids[: self.length - 2] or [self.tokenizer.unk_id] for word, ids in zip(words, encoded, strict=True)

@@ -35,9 +35,9 @@ class QuestionWindows:
 
     def __call__(self, examples: Sequence[Question]) -> list[list[Row]]:
         """The rows of each question, in the order of their windows; an empty text has one window."""
-        questions = self.tokenizer.encode_batch([example.question for example in examples])
+        questions = self.tokenizer.tokenize_batch([example.question for example in examples])
         contexts = dict.fromkeys(example.context for example in examples)  # several questions share one
-        encoded = {context: self.tokenizer.encode_with_offsets(context) for context in contexts}
+        encoded = {context: self.tokenizer.tokenize_with_offsets(context) for context in contexts}
         return [
             self._rows(example, question, *encoded[example.context])
             for example, question in zip(examples, questions, strict=True)

@@ -63,7 +63,7 @@ class RelationRows:
     def __call__(self, examples: Sequence[RelationSentence]) -> list[list[Row]]:
         """The rows of each example."""
         words = [word for example in examples for word in example.words]
-        pieces = iter(self.tokenizer.encode_batch(words))
+        pieces = iter(self.tokenizer.tokenize_batch(words))
         return [[self._row(example, [next(pieces) for _ in example.words])] for example in examples]
 
     def _row(self, example: RelationSentence, words: list[list[int]]) -> Row:

@@ -24,8 +24,8 @@ class TextRows:
 
     def __call__(self, examples: Sequence[LabelledText]) -> list[list[Row]]:
         """The row of each example, in a list."""
-        first = self.tokenizer.encode_batch([example.text for example in examples])
-        second = self.tokenizer.encode_batch([example.second or "" for example in examples])
+        first = self.tokenizer.tokenize_batch([example.text for example in examples])
+        second = self.tokenizer.tokenize_batch([example.second or "" for example in examples])
         return [[self._row(*parts)] for parts in zip(examples, first, second, strict=True)]
 
     def _row(self, example: LabelledText, first: list[int], second: list[int]) -> Row:

@@ -51,7 +51,7 @@ def flat_spans(length: int, seed: int) -> tuple[Span, ...]:
 
 
 def own_pieces(tokenizer: Tokenizer, word: str, room: int) -> list[int]:
-    return tokenizer.encode(word)[:room] or [tokenizer.unk_id]
+    return tokenizer.tokenize(word)[:room] or [tokenizer.unk_id]
 
 
 def check_frame(row: Row, tokenizer: Tokenizer, length: int) -> None:
@@ -145,7 +145,7 @@ def test_the_documents_words_fill_the_row_on_both_sides_and_are_not_tagged() -> 
 
 def test_a_sentence_that_fits_stands_alone_where_no_context_is_given() -> None:
     (row,) = token_rows(WORDPIECE, 60)([WordExample("1", ("ab", "c"))])[0]
-    assert row["input_ids"] == [WORDPIECE.cls_id, *WORDPIECE.encode("ab"), *WORDPIECE.encode("c"), WORDPIECE.sep_id]
+    assert row["input_ids"] == [WORDPIECE.cls_id, *WORDPIECE.tokenize("ab"), *WORDPIECE.tokenize("c"), WORDPIECE.sep_id]
 
 
 def test_rows_of_a_long_sentence_have_words_around_those_they_tag() -> None:

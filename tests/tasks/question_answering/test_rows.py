@@ -51,8 +51,8 @@ def window_with_most_context(spans: list[tuple[int, int]], piece: int) -> int:
 
 def literal_rows(tokenizer: Tokenizer, example: Question) -> list[dict[str, Any]]:
     """The algorithm as BERT's run_squad.py states it, one piece and one window at a time."""
-    question = tokenizer.encode(example.question)[:MAX_QUESTION]
-    pieces, offsets = tokenizer.encode_with_offsets(example.context)
+    question = tokenizer.tokenize(example.question)[:MAX_QUESTION]
+    pieces, offsets = tokenizer.tokenize_with_offsets(example.context)
     room = LENGTH - len(question) - 3
     spans: list[tuple[int, int]] = []
     begin = 0
@@ -76,7 +76,7 @@ def literal_rows(tokenizer: Tokenizer, example: Question) -> list[dict[str, Any]
             "max_context": [0] * (len(question) + 2),
             "answer_start": 0,
             "answer_end": 0,
-            "cut": int(len(tokenizer.encode(example.question)) > MAX_QUESTION),
+            "cut": int(len(tokenizer.tokenize(example.question)) > MAX_QUESTION),
         }
         for piece in range(begin, begin + count):
             best = window_with_most_context(spans, piece)
@@ -116,7 +116,7 @@ def test_windows_are_those_of_the_algorithm_stated_piece_by_piece(kind: str, dra
 @settings(max_examples=50, deadline=None)
 @given(examples())
 def test_every_piece_is_in_a_window_and_in_one_of_them_with_most_context(kind: str, example: Question) -> None:
-    pieces, offsets = tokenizer_of(kind).encode_with_offsets(example.context)
+    pieces, offsets = tokenizer_of(kind).tokenize_with_offsets(example.context)
     rows = featuriser(kind)([example])[0]
     question = rows[0]["token_type_ids"].count(0)
     owned: list[tuple[int, int, int]] = []
