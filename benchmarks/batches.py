@@ -5,10 +5,10 @@ pieces, in spans.
 """
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 
+from benchmarks.worker import Json
 from spanbert_jax.batch import MASK, empty_batch, largest_budget, slots
 from spanbert_jax.config import Config, ModelConfig
 
@@ -22,7 +22,7 @@ SIZES = {
 DROPOUT = {"none": (0.0, 0.0), "hidden": (0.1, 0.0), "both": (0.1, 0.1)}  # of hidden states, of attention
 
 
-def make_config(spec: dict[str, Any]) -> Config:
+def make_config(spec: Json) -> Config:
     """The configuration of a step.
 
     spec: "size", "dropout", "length" (pieces), "batch" (rows over all devices), "precision" ("fp32" or "bf16"), and
@@ -34,7 +34,7 @@ def make_config(spec: dict[str, Any]) -> Config:
     model = dataclasses.replace(
         SIZES[spec["size"]], dropout=hidden, attention_dropout=attention, max_length=max(length, 512)
     )
-    compute: dict[str, Any] = {"dtype": {"fp32": "float32", "bf16": "bfloat16"}[spec["precision"]]}
+    compute: Json = {"dtype": {"fp32": "float32", "bf16": "bfloat16"}[spec["precision"]]}
     compute |= {name: spec[name] for name in ("attention", "unroll", "remat") if spec.get(name) is not None}
     return dataclasses.replace(
         config,

@@ -7,9 +7,9 @@ MB are 10^6 bytes of the raw files.
 import shutil
 import time
 from pathlib import Path
-from typing import Any
 
-from benchmarks.measure import Options, Row, Side, median, need_text
+from benchmarks.measure import Options, Result, Side, median, need_text
+from benchmarks.worker import Handler, Json
 from spanbert_jax.config import Config, CorpusConfig, DataConfig, TokenizerConfig
 from spanbert_jax.errors import UserError
 from spanbert_jax.training.progress import Stage
@@ -17,7 +17,7 @@ from spanbert_jax.training.progress import Stage
 _WORKERS = 2
 
 
-def corpus_config(spec: dict[str, Any]) -> Config:
+def corpus_config(spec: Json) -> Config:
     """The configuration of a corpus. spec: "files" (a file or a directory of files), "vocab" (a vocab.txt or a
     SentencePiece .model), and optionally "length" (pieces in a block)."""
     files = Path(spec["files"])
@@ -30,7 +30,7 @@ def corpus_config(spec: dict[str, Any]) -> Config:
     )
 
 
-def start(spec: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+def start(spec: Json) -> tuple[Json, Handler]:
     """spec: as for `corpus_config`. A request {"directory": path, "again": bool} builds blocks there, or finds them
     unless "again" is true, and is answered with seconds, bytes and counts."""
     from spanbert_jax.corpus import blocks
@@ -49,7 +49,7 @@ def start(spec: dict[str, Any]) -> tuple[dict[str, Any], Any]:
             return False
         return True
 
-    def run(request: dict[str, Any]) -> dict[str, Any]:
+    def run(request: Json) -> Json:
         directory = Path(request["directory"])
         seconds = 0.0
         if request["again"] or not is_there(directory):
@@ -77,7 +77,7 @@ def prepared(name: str, files: Path, options: Options) -> Path:
     return directory
 
 
-def run(options: Options) -> list[Row]:
+def run(options: Options) -> list[Result]:
     """The subject `corpus`."""
     need_text(options.text, "--text")
     need_text(options.vocab, "--vocab")
@@ -98,7 +98,7 @@ def run(options: Options) -> list[Row]:
         f"{pieces:,} pieces, on {len(cores)} cores with {_WORKERS} workers, their start included"
     )
     return [
-        Row(
+        Result(
             f"corpus building, {len(cores)} cores",
             median(speeds),
             "MB/s",

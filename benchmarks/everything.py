@@ -7,19 +7,19 @@ run.
 from collections.abc import Callable
 
 from benchmarks import corpus, input, padding, save, start, step
-from benchmarks.measure import Options, Row, SideFailed
+from benchmarks.measure import Options, Result, SideFailed
 from benchmarks.report import terminal
 from spanbert_jax.errors import UserError
 
 _MINUTES = 4.0  # that a sweep may take
 
 
-def run(options: Options) -> list[Row]:
+def run(options: Options) -> list[Result]:
     """The subject `all`."""
     console = terminal()
     platform = step.probe()["platform"]
 
-    def steps(size: str) -> Callable[[], list[Row]]:
+    def steps(size: str) -> Callable[[], list[Result]]:
         spec = {"size": size, "precision": None, "length": 512, "batch": None}
         free = ["attention", "unroll", "batch", "flags"]
         return lambda: step.run(spec, free, "", list(step.PEERS), _MINUTES, options)
@@ -28,7 +28,7 @@ def run(options: Options) -> list[Row]:
         rounds=min(options.rounds, 2)
     )  # for subjects whose rounds take half a minute and vary little
     sizes = ("small", "base") if platform == "cpu" else ("base", "large")
-    subjects: dict[str, Callable[[], list[Row]]] = {f"step, {size}": steps(size) for size in sizes}
+    subjects: dict[str, Callable[[], list[Result]]] = {f"step, {size}": steps(size) for size in sizes}
     subjects |= {
         "padding": lambda: padding.run(options),
         "input": lambda: input.run(options),
@@ -36,12 +36,12 @@ def run(options: Options) -> list[Row]:
         "save": lambda: save.run(few),
         "start": lambda: start.run(options),
     }
-    rows: list[Row] = []
+    results: list[Result] = []
     for name, subject in subjects.items():
         try:
-            rows += subject()
+            results += subject()
         except (UserError, SideFailed) as error:
             console.print(f"{name}: left out: {error}", markup=False)
-    if not rows:
+    if not results:
         raise UserError("nothing could be measured; the lines above say why")
-    return rows
+    return results

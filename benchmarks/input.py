@@ -11,23 +11,27 @@ import dataclasses
 import time
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from benchmarks.corpus import corpus_config, prepared
-from benchmarks.measure import Options, Row, Side, alternate, median, need, started
+from benchmarks.measure import Options, Result, Side, alternate, median, need, started
+from benchmarks.worker import Handler, Json
 from spanbert_jax.config import Config
 from spanbert_jax.text.tokenizer import Tokenizer, word_starts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from spanbert_jax.corpus.blocks import Blocks
 
 _BLOCKS = {"ours": 16_384, "theirs": 1024}  # that a round reads
 _ROWS = {"ours": 256, "theirs": 32}  # of a batch; the memory of transformers' grows with the square of the length
 _READY_BATCHES = 16  # not counted: at least as many as are made ahead when a round begins
 
-Answer = dict[str, Any]
 
-
-def start(spec: dict[str, Any]) -> tuple[Answer, Any]:
+def start(spec: Json) -> tuple[Json, Handler]:
     """spec: "side" ("ours" or "theirs"), "count" (blocks in a round), "blocks" (their directory), and the keys of
     `corpus_config`. A request is answered with the blocks and seconds of a round.
     """
@@ -41,7 +45,7 @@ def start(spec: dict[str, Any]) -> tuple[Answer, Any]:
     return {}, (_ours if spec["side"] == "ours" else _theirs)(spec, config, tokenizer, blocks)
 
 
-def _ours(spec: Answer, config: Config, tokenizer: Tokenizer, blocks: Any) -> Any:
+def _ours(spec: Json, config: Config, tokenizer: Tokenizer, blocks: "Blocks") -> Handler:
     from spanbert_jax.corpus.masked_batches import train_batches
     from spanbert_jax.training import sharding
 
@@ -49,7 +53,7 @@ def _ours(spec: Answer, config: Config, tokenizer: Tokenizer, blocks: Any) -> An
     layout = sharding.batch_sharding(sharding.make_mesh(config.mesh))
     batches = train_batches(config, blocks, tokenizer, layout, 0, 10**9)
 
-    def run(request: Answer) -> Answer:
+    def run(request: Json) -> Json:
         for _ in range(_READY_BATCHES):
             next(batches)
         count, began = 0, time.monotonic()
@@ -62,26 +66,26 @@ def _ours(spec: Answer, config: Config, tokenizer: Tokenizer, blocks: Any) -> An
     return run
 
 
-def _theirs(spec: Answer, config: Config, tokenizer: Tokenizer, blocks: Any) -> Any:
+def _theirs(spec: Json, config: Config, tokenizer: Tokenizer, blocks: "Blocks") -> Handler:
     from transformers import DataCollatorForLanguageModeling
 
     features = [feature_of(pieces, tokenizer, config.data.block_length) for pieces in _pieces_of(blocks, spec["count"])]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # transformers warns that it replaces whole words by [MASK] only
         collate = DataCollatorForLanguageModeling(stand_in(tokenizer), whole_word_mask=True)
-    rows = _ROWS["theirs"]
+    size = _ROWS["theirs"]
 
-    def run(request: Answer) -> Answer:
+    def run(request: Json) -> Json:
         began = time.monotonic()
-        for place in range(0, len(features), rows):
-            collate(features[place : place + rows])
+        for place in range(0, len(features), size):
+            collate(features[place : place + size])
         return {"blocks": len(features), "seconds": time.monotonic() - began}
 
     run({})
     return run
 
 
-def _pieces_of(blocks: Any, count: int) -> list[list[int]]:
+def _pieces_of(blocks: "Blocks", count: int) -> list[list[int]]:
     import tensorflow as tf
 
     wanted = np.random.default_rng(0).choice(len(blocks), min(count, len(blocks)), replace=False)
@@ -104,7 +108,7 @@ def feature_of(pieces: list[int], tokenizer: Tokenizer, length: int) -> dict[str
     }
 
 
-def stand_in(tokenizer: Tokenizer) -> Any:
+def stand_in(tokenizer: Tokenizer) -> "PreTrainedTokenizerFast":
     """A tokenizer of transformers with our special pieces only, since the collator uses no others."""
     import tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -116,7 +120,7 @@ def stand_in(tokenizer: Tokenizer) -> Any:
     )
 
 
-def run(options: Options) -> list[Row]:
+def run(options: Options) -> list[Result]:
     """The subject `input`."""
     need("torch")
     need("transformers")
@@ -136,14 +140,14 @@ def run(options: Options) -> list[Row]:
     ours, theirs = median(speeds["ours"]), median(speeds["theirs"])
     everything = f"permute, read, mask, SBO rows, hand over as jax arrays; blocks of {files.name}, pinned to one core"
     return [
-        Row(
+        Result(
             "input pipeline, one core",
             ours,
             "blocks/s",
             counted=f"{everything}, batches of the positions of {_ROWS['ours']} rows of 512",
             values={"ours": speeds["ours"]},
         ),
-        Row(
+        Result(
             "input pipeline, one core, over transformers' collator",
             ours,
             "blocks/s",

@@ -1,4 +1,4 @@
-"""Shared parts of the benchmarks: a side in a process of its own, alternating rounds, medians, rows of the table.
+"""Shared parts of the benchmarks: a side in a process of its own, alternating rounds, medians, results.
 
 Invariant: the sides of a comparison run in turn, never at once, each in its own process, with the same cores and as
 many threads. A side that waits for its turn sleeps. So the thread pools of XLA, PyTorch and TensorFlow never compete,
@@ -18,10 +18,11 @@ import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 
+from benchmarks.worker import Json
 from spanbert_jax.errors import UserError
 from spanbert_jax.training.progress import Stage
 
@@ -30,8 +31,8 @@ Show = Callable[[], None]  # called about once a second while a side is at work
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
-    """A line of the table.
+class Result:
+    """One comparison, or one measurement alone: a line of the table.
 
     Attributes:
       what: the name of the measurement.
@@ -47,7 +48,7 @@ class Row:
     theirs: float | None = None
     counted: str = ""
     values: dict[str, list[float]] = dataclasses.field(default_factory=dict)
-    details: dict[str, Any] = dataclasses.field(default_factory=dict)
+    details: Json = dataclasses.field(default_factory=dict)
 
     @property
     def ratio(self) -> float | None:
@@ -72,12 +73,10 @@ class SideFailed(Exception):
 class Side:
     """A process that runs `start(spec)` of a module of this package, and then answers requests."""
 
-    def __init__(
-        self, module: str, spec: Mapping[str, Any], cores: tuple[int, ...], env: Mapping[str, str] | None = None
-    ):
+    def __init__(self, module: str, spec: Json, cores: tuple[int, ...], env: Mapping[str, str] | None = None):
         """Starts the process. The function `start(spec)` of benchmarks/<module>.py returns (facts, run), and `ask`
         calls `run(request)` in the process. Spec, facts, requests and answers are JSON objects."""
-        self.facts: dict[str, Any] = {}
+        self.facts: Json = {}
         self._errors: IO[str] = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed by `close`
         environment = {**os.environ, **thread_limits(len(cores)), **(env or {})}
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
@@ -105,7 +104,7 @@ class Side:
         self.facts = self._answer(show)
         return self
 
-    def ask(self, request: Mapping[str, Any], show: Show = lambda: None) -> dict[str, Any]:
+    def ask(self, request: Json, show: Show = lambda: None) -> Json:
         """The answer of the side's `run` to the request; raises SideFailed, or UserError where the side raised one."""
         assert self._process.stdin is not None
         try:
@@ -115,7 +114,7 @@ class Side:
             pass  # the process has ended, which `_answer` reports
         return self._answer(show)
 
-    def _answer(self, show: Show) -> dict[str, Any]:
+    def _answer(self, show: Show) -> Json:
         while True:
             try:
                 line = self._answers.get(timeout=1)
@@ -127,7 +126,7 @@ class Side:
             self._errors.seek(0)
             last = [text.strip() for text in self._errors.read().splitlines() if text.strip()][-1:]
             raise SideFailed(f"the process ended with status {status}" + (f": {last[0][:300]}" if last else ""))
-        answer: dict[str, Any] = json.loads(line)
+        answer: Json = json.loads(line)
         if "mistake" in answer:
             raise UserError(answer["mistake"])
         if "failure" in answer:
@@ -158,11 +157,9 @@ def thread_limits(threads: int) -> dict[str, str]:
     return {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
 
 
-def alternate(
-    sides: Mapping[str, Side], rounds: int, request: Mapping[str, Any], title: str
-) -> dict[str, list[dict[str, Any]]]:
+def alternate(sides: Mapping[str, Side], rounds: int, request: Json, title: str) -> dict[str, list[Json]]:
     """The answers of each side, which are asked in turn, `rounds` times; every second round reverses the order."""
-    answers: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
+    answers: dict[str, list[Json]] = {name: [] for name in sides}
     with Stage(title) as stage:
         for number in range(rounds):
             for place, name in enumerate(list(sides) if number % 2 == 0 else reversed(list(sides))):

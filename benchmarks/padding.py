@@ -12,13 +12,13 @@ import dataclasses
 import json
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from benchmarks.batches import make_config
 from benchmarks.corpus import corpus_config, prepared
-from benchmarks.measure import Options, Row, Side, alternate, median, need_text, started
+from benchmarks.measure import Options, Result, Side, alternate, median, need_text, started
+from benchmarks.worker import Handler, Json
 from configs import base
 from spanbert_jax.config import Config
 from spanbert_jax.files import written_aside
@@ -28,10 +28,8 @@ _STEP = {"size": "small", "dropout": "both", "length": 512, "batch": 8}
 _LENGTHS = base.get_config().data.lengths
 _BATCHES = 8  # in a round: the first of an epoch, whose order is random
 
-Answer = dict[str, Any]
 
-
-def start(spec: dict[str, Any]) -> tuple[Answer, Any]:
+def start(spec: Json) -> tuple[Json, Handler]:
     """spec: the keys of `make_config` and `corpus_config`, "blocks" (their directory), "batches" (in a round) and
     "lengths" (config.data.lengths). Facts: the padding and the blocks of an epoch, and the shapes of a round's batches.
     A request is answered with the seconds, pieces and positions of a round.
@@ -86,7 +84,7 @@ def start(spec: dict[str, Any]) -> tuple[Answer, Any]:
     return {"padding": 1 - real / positions, "blocks": rows, "shapes": sorted(shapes)}, run
 
 
-def step_config(spec: dict[str, Any]) -> Config:
+def step_config(spec: Json) -> Config:
     """The configuration of a step on a corpus."""
     step, corpus = make_config(spec), corpus_config(spec)
     data = dataclasses.replace(corpus.data, lengths=spec["lengths"])
@@ -103,21 +101,21 @@ def cut_articles(source: Path, target: Path, words: int) -> None:
             file.write(json.dumps({"text": " ".join(document.text.split()[:words])}) + "\n")
 
 
-def share_of_allowed(ours: Answer, theirs: Answer) -> float:
+def share_of_allowed(ours: Json, theirs: Json) -> float:
     """The speed-up in real pieces a second, divided by the speed-up that fewer positions a piece bring by
     themselves."""
     gain = (ours["pieces"] / ours["seconds"]) / (theirs["pieces"] / theirs["seconds"])
     return gain / ((theirs["positions"] / theirs["pieces"]) / (ours["positions"] / ours["pieces"]))
 
 
-def run(options: Options, precision: str = "fp32") -> list[Row]:
+def run(options: Options, precision: str = "fp32") -> list[Result]:
     """The subject `padding`."""
     wiki = options.text / "enwiki2015" if (options.text / "enwiki2015").is_dir() else options.text
     need_text(wiki, "--text")
     short = options.work / f"{wiki.name}-{_WORDS}-words.jsonl"
     if not short.exists():
         cut_articles(wiki, short, _WORDS)
-    rows = []
+    results = []
     for name, files in ((wiki.name, wiki), (f"{wiki.name} cut to {_WORDS} words", short)):
         spec = {**_STEP, "batches": _BATCHES, "precision": precision, "files": str(files), "vocab": str(options.vocab)}
         spec["blocks"] = str(prepared(files.stem if files.is_file() else files.name, files, options))
@@ -130,12 +128,12 @@ def run(options: Options, precision: str = "fp32") -> list[Row]:
             started(sides, f"{name}: an epoch of batches, compiling")
             answers = alternate(sides, options.rounds, {}, f"{name}: buckets and padded rows")
             facts = {side: sides[side].facts for side in sides}
-        rows += corpus_rows(name, facts, answers, lengths["buckets"])
-    return rows
+        results += corpus_results(name, facts, answers, lengths["buckets"])
+    return results
 
 
-def corpus_rows(name: str, facts: dict[str, Answer], answers: dict[str, list[Answer]], lengths: int) -> list[Row]:
-    """The two rows of the table for a corpus. lengths: config.data.lengths of the buckets."""
+def corpus_results(name: str, facts: dict[str, Json], answers: dict[str, list[Json]], lengths: int) -> list[Result]:
+    """The two results of a corpus. lengths: config.data.lengths of the buckets."""
     shares = [100 * share_of_allowed(*pair) for pair in zip(answers["buckets"], answers["padded"], strict=True)]
     speeds = {side: [answer["pieces"] / answer["seconds"] for answer in found] for side, found in answers.items()}
     fast, slow = median(speeds["buckets"]), median(speeds["padded"])
@@ -146,14 +144,14 @@ def corpus_rows(name: str, facts: dict[str, Answer], answers: dict[str, list[Ans
     left = 100 * facts["buckets"]["padding"]
     before = 100 * facts["padded"]["padding"]
     return [
-        Row(
+        Result(
             f"buckets, {name}: share of what the padding saved allows",
             median(shares),
             "%",
             counted=counted,
             values={"ours": shares, **speeds},
         ),
-        Row(
+        Result(
             f"padding left, {name}",
             left,
             "%",

@@ -9,20 +9,19 @@ positions gathered, one decoder product for MLM and SBO.
 import contextlib
 import os
 import time
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.batches import VOCAB, make_batch, make_config
+from benchmarks.worker import Handler, Json
 from spanbert_jax.config import Config
 
 _BATCHES = 4  # that the steps take in turn
 _PADDED_VOCAB = -(-VOCAB // 128) * 128  # as in our model
 
 Batch = dict[str, Tensor]
-Answer = dict[str, Any]
 
 
 class Layer(nn.Module):
@@ -82,8 +81,8 @@ class Best(nn.Module):
             x = layer(x)
         x = x.flatten(0, 1)
         masked, left, right = (x[batch[name]] for name in ("masked", "left", "right"))  # [pieces, embed]
-        rows = torch.stack([self.mlm(masked), self.sbo(torch.cat([left, right, self.offset(batch["offset"])], -1))])
-        logits = F.linear(rows, self.word.weight) + self.bias  # [2, pieces, vocab]
+        hidden = torch.stack([self.mlm(masked), self.sbo(torch.cat([left, right, self.offset(batch["offset"])], -1))])
+        logits = F.linear(hidden, self.word.weight) + self.bias  # [2, pieces, vocab]
         return sum(
             (F.cross_entropy(part.float(), batch["labels"]) for part in logits), torch.zeros((), device=x.device)
         )
@@ -129,7 +128,7 @@ def transformers_side(config: Config, device: torch.device) -> tuple[nn.Module, 
     return BertForMaskedLM(theirs), batches
 
 
-def start(spec: dict[str, Any]) -> tuple[Answer, Any]:
+def start(spec: Json) -> tuple[Json, Handler]:
     """spec: the keys of `make_config`, "peer" ("transformers" or "pytorch") and "compile" (whether to torch.compile).
 
     A request {"steps": n} is answered with the seconds that n steps took, the last loss, and the peak of GPU memory.
@@ -163,7 +162,7 @@ def start(spec: dict[str, Any]) -> tuple[Answer, Any]:
         optimizer.zero_grad(set_to_none=True)
         return loss
 
-    def run(request: dict[str, Any]) -> Answer:
+    def run(request: Json) -> Json:
         began = time.monotonic()
         for number in range(request["steps"]):
             loss = step(number)

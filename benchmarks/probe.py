@@ -3,12 +3,12 @@
 Invariant: the process ends before another side uses the devices.
 """
 
-from typing import Any
-
 import jax
 
+from benchmarks.worker import Handler, Json
 
-def start(spec: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+
+def start(spec: Json) -> tuple[Json, Handler]:
     """Facts: the platform ("cpu", "gpu" or "tpu"), the kind and the number of devices, JAX's version. No request is
     needed."""
     device = jax.devices()[0]

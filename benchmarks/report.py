@@ -1,4 +1,4 @@
-"""Shows the rows of the table in a terminal, as Markdown, as JSON and as a plot.
+"""Shows the results of the table in a terminal, as Markdown, as JSON and as a plot.
 
 Invariant: all four show the same numbers; the JSON also has those of each round.
 """
@@ -10,12 +10,12 @@ import os
 import platform
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.measure import Row
+from benchmarks.measure import Result
+from benchmarks.worker import Json
 from spanbert_jax.errors import UserError
 from spanbert_jax.files import written_aside
 
@@ -32,11 +32,11 @@ def with_unit(value: float, unit: str) -> str:
     return f"{number(value)}{'' if unit == '%' else ' '}{unit}".rstrip()
 
 
-def cells(row: Row) -> tuple[str, ...]:
-    """The cells of a row, in the order of the table's columns."""
-    theirs = "" if row.theirs is None else with_unit(row.theirs, row.unit)
-    ratio = "" if row.ratio is None else f"{row.ratio:.2f}x"
-    return (row.what, with_unit(row.ours, row.unit), theirs, ratio)
+def cells(result: Result) -> tuple[str, ...]:
+    """The cells of a result, in the order of the table's columns."""
+    theirs = "" if result.theirs is None else with_unit(result.theirs, result.unit)
+    ratio = "" if result.ratio is None else f"{result.ratio:.2f}x"
+    return (result.what, with_unit(result.ours, result.unit), theirs, ratio)
 
 
 def terminal() -> Console:
@@ -47,22 +47,22 @@ def terminal() -> Console:
     return console
 
 
-def table(rows: Iterable[Row]) -> Table:
-    """The table for a terminal, without the rows' `counted`."""
+def table(results: Iterable[Result]) -> Table:
+    """The table for a terminal, without the results' `counted`."""
     out = Table(*_COLUMNS, box=None)
-    for row in rows:
-        out.add_row(*cells(row))
+    for result in results:
+        out.add_row(*cells(result))
     return out
 
 
-def show(rows: list[Row]) -> None:
-    """Prints the table, and under it what each row counted."""
+def show(results: list[Result]) -> None:
+    """Prints the table, and under it what each result counted."""
     console = terminal()
     console.print()
-    console.print(table(rows))
+    console.print(table(results))
     console.print()
-    for row in rows:
-        console.print(f"{row.what}: {row.counted}", markup=False)
+    for result in results:
+        console.print(f"{result.what}: {result.counted}", markup=False)
     console.print(machine(), markup=False)
 
 
@@ -83,25 +83,25 @@ def machine() -> str:
     return f"{name}, {cores} cores; {', '.join(versions)}"
 
 
-def markdown(rows: Iterable[Row]) -> str:
+def markdown(results: Iterable[Result]) -> str:
     """The table as docs/speed.md shows it."""
     lines = ["| " + " | ".join(_COLUMNS) + " |", "|" + "---|" * len(_COLUMNS)]
-    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in cells(row)) + " |" for row in rows]
+    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in cells(result)) + " |" for result in results]
     return "\n".join([*lines, "", machine(), ""])
 
 
-def as_json(rows: Iterable[Row]) -> dict[str, Any]:
-    """All rows with all their fields, and the machine."""
+def as_json(results: Iterable[Result]) -> Json:
+    """All results with all their fields, and the machine."""
     return {
         "machine": machine(),
-        "rows": [{**dataclasses.asdict(row), "ratio": row.ratio} for row in rows],
+        "results": [{**dataclasses.asdict(result), "ratio": result.ratio} for result in results],
     }
 
 
-def plot(rows: list[Row], path: Path) -> None:
+def plot(results: list[Result], path: Path) -> None:
     """Draws a bar for each comparison, from 1 to the ratio of ours to theirs.
 
-    Raises UserError where matplotlib is missing, or no row compares two sides.
+    Raises UserError where matplotlib is missing, or no result compares two sides.
     """
     try:
         import matplotlib
@@ -110,17 +110,17 @@ def plot(rows: list[Row], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    shown = [row for row in rows if row.ratio is not None]
+    shown = [result for result in results if result.ratio is not None]
     if not shown:
-        raise UserError("--plot: no row of this call compares two sides; use --json")
+        raise UserError("--plot: no result of this call compares two sides; use --json")
     figure, axis = plt.subplots(figsize=(9, 0.8 + 0.42 * len(shown)), constrained_layout=True)
-    for place, row in enumerate(reversed(shown)):
-        assert row.ratio is not None
-        axis.barh(place, row.ratio - 1, left=1, color="tab:blue", height=0.6)
-        what = f"{cells(row)[3]}   {cells(row)[1]}, {cells(row)[2]}"
+    for place, result in enumerate(reversed(shown)):
+        assert result.ratio is not None
+        axis.barh(place, result.ratio - 1, left=1, color="tab:blue", height=0.6)
+        what = f"{cells(result)[3]}   {cells(result)[1]}, {cells(result)[2]}"
         axis.text(1.01, place, what, transform=axis.get_yaxis_transform(), va="center", fontsize=8)
     axis.axvline(1.0, color="black", lw=1.2)
-    axis.set_yticks(range(len(shown)), [row.what for row in reversed(shown)], fontsize=8)
+    axis.set_yticks(range(len(shown)), [result.what for result in reversed(shown)], fontsize=8)
     axis.set(xscale="log", xlabel="ours over theirs (line: equal); at the right the ratio, ours, theirs")
     axis.set_xticks([0.5, 1, 2, 5, 10, 20], ["0.5", "1", "2", "5", "10", "20"])
     axis.minorticks_off()
@@ -137,11 +137,11 @@ def write(path: Path, text: str) -> None:
         raise UserError(f"{path}: cannot be written ({error.strerror}); name another file") from error
 
 
-def save(rows: list[Row], json_file: Path | None, plot_file: Path | None, markdown_file: Path | None) -> None:
+def save(results: list[Result], json_file: Path | None, plot_file: Path | None, markdown_file: Path | None) -> None:
     """Writes the files whose paths are given."""
     if json_file:
-        write(json_file, json.dumps(as_json(rows), indent=2) + "\n")
+        write(json_file, json.dumps(as_json(results), indent=2) + "\n")
     if markdown_file:
-        write(markdown_file, markdown(rows))
+        write(markdown_file, markdown(results))
     if plot_file:
-        plot(rows, plot_file)
+        plot(results, plot_file)

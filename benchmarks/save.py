@@ -8,17 +8,15 @@ separately.
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
-from benchmarks.measure import Options, Row, Side, alternate, median, started
+from benchmarks.measure import Options, Result, Side, alternate, median, started
 from benchmarks.step import ROWS, environment, probe
+from benchmarks.worker import Handler, Json
 
 _STEPS = 500  # between two saves
 
-Answer = dict[str, Any]
 
-
-def start(spec: dict[str, Any]) -> tuple[Answer, Any]:
+def start(spec: Json) -> tuple[Json, Handler]:
     """spec: the keys of `make_config`, and "work" (the directory to write in). A request is answered with the seconds
     of a step ("step"), of the call ("still") and until all is written ("written"), and the bytes on disk."""
     import jax
@@ -30,7 +28,7 @@ def start(spec: dict[str, Any]) -> tuple[Answer, Any]:
 
     step = TrainStep(spec)
 
-    def run(request: Answer) -> Answer:
+    def run(request: Json) -> Json:
         with tempfile.TemporaryDirectory(dir=spec["work"]) as folder:
             checkpoints = Checkpoints(epath.Path(folder) / "checkpoints", step.config.train)
             seconds = step.seconds(1)
@@ -46,7 +44,7 @@ def start(spec: dict[str, Any]) -> tuple[Answer, Any]:
     return step.facts(), run
 
 
-def run(options: Options, size: str = "base") -> list[Row]:
+def run(options: Options, size: str = "base") -> list[Result]:
     """The subject `save`."""
     facts = probe()
     platform = facts["platform"]
@@ -70,7 +68,7 @@ def run(options: Options, size: str = "base") -> list[Row]:
         f"of {spec['batch']} rows of 512 takes {step:.2f} s"
     )
     return [
-        Row(
+        Result(
             f"asynchronous save, {size}: share of {_STEPS} steps",
             median(shares),
             "%",

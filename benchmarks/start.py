@@ -13,12 +13,12 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 
 from benchmarks.batches import VOCAB
-from benchmarks.measure import ROOT, Options, Row, median, need_text, thread_limits
+from benchmarks.measure import ROOT, Options, Result, median, need_text, thread_limits
+from benchmarks.worker import Json
 from spanbert_jax.batch import slots
 from spanbert_jax.config import Config
 from spanbert_jax.errors import UserError
@@ -45,7 +45,7 @@ _BASE = {
 class Run:
     """A run of spanbert_jax.main."""
 
-    def __init__(self, config: str, workdir: Path, fields: dict[str, Any], options: Options):
+    def __init__(self, config: str, workdir: Path, fields: Json, options: Options):
         """Starts the run, with a compilation cache in options.work. fields: config field -> value, set by flags."""
         shutil.rmtree(workdir, ignore_errors=True)
         workdir.parent.mkdir(parents=True, exist_ok=True)
@@ -102,8 +102,8 @@ class Run:
     def metrics(self, name: str) -> list[float]:
         """The metric's value in every window that has the metric."""
         text = self._metrics.read_text() if self._metrics.exists() else ""
-        rows = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
-        return [row[name] for row in rows if name in row]
+        lines = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+        return [line[name] for line in lines if name in line]
 
     def close(self) -> None:
         """Ends the process."""
@@ -175,11 +175,11 @@ def computed_bytes(config: Config, rows: int, vocab_size: int) -> dict[str, int]
     return {"parameters": 4 * count, "optimizer": 8 * count, "activations": 4 * activations}
 
 
-def run(options: Options, base: bool = True) -> list[Row]:
+def run(options: Options, base: bool = True) -> list[Result]:
     """The subject `start`. base: whether to run configs/base.py too, for a minute or two on two cores."""
     seconds, waited = first_steps(options)
-    rows = [
-        Row(
+    results = [
+        Result(
             "start to the first step, tiny, warm cache",
             median(seconds),
             "s",
@@ -187,10 +187,10 @@ def run(options: Options, base: bool = True) -> list[Row]:
             "programs are there",
             values={"ours": seconds},
         ),
-        _wait_row("tiny", waited, "train/input_wait of 50 steps"),
+        _wait_result("tiny", waited, "train/input_wait of 50 steps"),
     ]
     if not base:
-        return rows
+        return results
     peak, waited = base_run(options)
     parts = computed_bytes(Config(), _BASE_ROWS, VOCAB)
     listed = ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in parts.items())
@@ -200,9 +200,9 @@ def run(options: Options, base: bool = True) -> list[Row]:
         "those that plain backpropagation keeps"
     )
     of = f"train/input_wait of the last {_BASE_WINDOW} of {_BASE_STEPS} steps of {_BASE_ROWS} rows"
-    rows.append(_wait_row("base", waited, of))
-    rows.append(
-        Row(
+    results.append(_wait_result("base", waited, of))
+    results.append(
+        Result(
             "peak host memory of a base run, over what is computed",
             peak / 1e9,
             "GB",
@@ -211,8 +211,8 @@ def run(options: Options, base: bool = True) -> list[Row]:
             details=parts,
         )
     )
-    return rows
+    return results
 
 
-def _wait_row(name: str, share: float, counted: str) -> Row:
-    return Row(f"waiting for input, {name} run", 100 * share, "%", counted=counted)
+def _wait_result(name: str, share: float, counted: str) -> Result:
+    return Result(f"waiting for input, {name} run", 100 * share, "%", counted=counted)

@@ -15,13 +15,13 @@ from typing import Any
 from rich.table import Table
 
 from benchmarks.batches import VOCAB, make_config
-from benchmarks.measure import Options, Row, Side, SideFailed, alternate, median, need, started
+from benchmarks.measure import Options, Result, Side, SideFailed, alternate, median, need, started
 from benchmarks.report import terminal
+from benchmarks.worker import Json
 from spanbert_jax.errors import UserError
 from spanbert_jax.training.flops import peak_flops, pretraining_row_flops
 from spanbert_jax.training.progress import Stage
 
-Spec = dict[str, Any]
 PEERS = ("transformers", "pytorch")
 ROWS = {  # on one device, the default of --batch
     "cpu": {"tiny": 8, "small": 8, "base": 4, "large": 2},
@@ -46,11 +46,11 @@ _HELPS = 1.005  # a sweep takes a choice where its speed is above this factor
 class Variant:
     """One way to compute the step, with its measurements."""
 
-    spec: Spec
+    spec: Json
     flags: str = ""  # of XLA, which reads them when a process starts
     speed: float = 0.0  # the median, in sequences a second on all devices; 0 where the variant failed
     rounds: tuple[float, ...] = ()  # sequences a second of every round
-    facts: dict[str, Any] = dataclasses.field(default_factory=dict)
+    facts: Json = dataclasses.field(default_factory=dict)
     peak_bytes: int = 0
     failure: str = ""
 
@@ -62,7 +62,7 @@ class Variant:
 Measure = Callable[[Variant], Variant]
 
 
-def probe() -> dict[str, Any]:
+def probe() -> Json:
     """The facts of benchmarks/probe.py, from another process: a process that has used a GPU keeps the GPU's memory."""
     with Stage("Looking for devices") as stage, Side("probe", {}, ()) as side:
         facts = side.ready(lambda: stage.update(None, "starting JAX")).facts
@@ -70,13 +70,13 @@ def probe() -> dict[str, Any]:
         return facts
 
 
-def model_flops(spec: Spec) -> float:
+def model_flops(spec: Json) -> float:
     """Model FLOPs of training on one row."""
     config = make_config(spec)
     return pretraining_row_flops(config, VOCAB, config.data.block_length)
 
 
-def mfu(speed: float, spec: Spec, device: str, devices: int) -> float | None:
+def mfu(speed: float, spec: Json, device: str, devices: int) -> float | None:
     """Model FLOP/s over the peak of all devices; None where the peak is not known."""
     peak = peak_flops(device)
     return speed * model_flops(spec) / (peak * devices) if peak else None
@@ -197,7 +197,7 @@ def variants_table(variants: list[Variant]) -> Table:
     return table
 
 
-def step_row(variant: Variant, what: str) -> Row:
+def step_result(variant: Variant, what: str) -> Result:
     """The table's row for one variant. what: the row's name."""
     spec, facts = variant.spec, variant.facts
     devices, flops = facts["devices"], model_flops(spec)
@@ -208,16 +208,16 @@ def step_row(variant: Variant, what: str) -> Row:
         f"{variant.speed * flops / 1e12:,.3f} TFLOP/s" + (f", MFU {share:.1%} of the bf16 peak" if share else "")
     )
     details = {**dataclasses.asdict(variant), "model_flops": flops, "mfu": share}
-    return Row(what, variant.speed, "sequences/s", counted=counted, details=details)
+    return Result(what, variant.speed, "sequences/s", counted=counted, details=details)
 
 
-def name_of(spec: Spec) -> str:
+def name_of(spec: Json) -> str:
     """The model's name: "BERT-base" or "4 x 256"."""
     model = make_config(spec).model
     return f"BERT-{spec['size']}" if spec["size"] in ("base", "large") else f"{model.layers} x {model.embed}"
 
 
-def compare(variant: Variant, peers: list[str], options: Options, facts: dict[str, Any]) -> list[Row]:
+def compare(variant: Variant, peers: list[str], options: Options, facts: Json) -> list[Result]:
     """Rows that compare our step with PyTorch's on the same batches.
 
     On CPU all sides live at once and take turns, round by round. On a GPU one side fills the memory, so each peer lives
@@ -236,7 +236,7 @@ def compare(variant: Variant, peers: list[str], options: Options, facts: dict[st
         )
     title = f"{name_of(spec)} beside {', '.join(peers)}"
 
-    def rounds(specs: dict[str, Spec]) -> dict[str, list[float]]:
+    def rounds(specs: dict[str, Json]) -> dict[str, list[float]]:
         """Sequences a second of every side in every round."""
         with contextlib.ExitStack() as stack:
             sides = {}
@@ -261,10 +261,12 @@ def compare(variant: Variant, peers: list[str], options: Options, facts: dict[st
             except SideFailed:
                 if divisor == 4:
                     raise
-    return [peer_row(specs[peer], peer, speeds["ours"], speeds[peer], platform, len(options.cores)) for peer in peers]
+    return [
+        peer_result(specs[peer], peer, speeds["ours"], speeds[peer], platform, len(options.cores)) for peer in peers
+    ]
 
 
-def peer_row(spec: Spec, peer: str, ours: list[float], theirs: list[float], platform: str, cores: int) -> Row:
+def peer_result(spec: Json, peer: str, ours: list[float], theirs: list[float], platform: str, cores: int) -> Result:
     """The row of a comparison. spec: the peer's. ours, theirs: sequences a second of every round."""
     less = "which computes no SBO" if peer == "transformers" else "with gathered positions, SDPA and SBO"
     where = f"{cores} threads each" if platform == "cpu" else "torch.compile"
@@ -273,7 +275,7 @@ def peer_row(spec: Spec, peer: str, ours: list[float], theirs: list[float], plat
         f"{where}, fused AdamW, gradient clipped; theirs: {peer}, {less}, batch {spec['batch']}"
     )
     values = {"ours": ours, "theirs": theirs}
-    return Row(
+    return Result(
         f"train step, {name_of(spec)}, over {peer}",
         median(ours),
         "sequences/s",
@@ -284,7 +286,7 @@ def peer_row(spec: Spec, peer: str, ours: list[float], theirs: list[float], plat
     )
 
 
-def run(spec: Spec, free: list[str], flags: str, peers: list[str], minutes: float, options: Options) -> list[Row]:
+def run(spec: Json, free: list[str], flags: str, peers: list[str], minutes: float, options: Options) -> list[Result]:
     """The subject `step`.
 
     spec: as for `make_config`; the platform decides fields that are None or missing. free: the choices of a sweep.
@@ -306,7 +308,7 @@ def run(spec: Spec, free: list[str], flags: str, peers: list[str], minutes: floa
     if platform == "cpu":
         if peers:
             return compare(first, peers, options, facts)
-        return [step_row(fastest([measure(first, options, platform, "Train step")]), f"train step, {name_of(spec)}")]
+        return [step_result(fastest([measure(first, options, platform, "Train step")]), f"train step, {name_of(spec)}")]
 
     def timed(variant: Variant) -> Variant:
         spec, layers = variant.spec, "unrolled" if variant.spec["unroll"] else "scanned"
@@ -316,20 +318,20 @@ def run(spec: Spec, free: list[str], flags: str, peers: list[str], minutes: floa
     deadline = time.monotonic() + 60 * minutes
     tried = sweep(first, platform, free, timed, deadline)
     best = fastest(tried)
-    rows = [step_row(best, f"train step, {name_of(spec)}")]
+    results = [step_result(best, f"train step, {name_of(spec)}")]
     if both:
         paper = with_attention_dropout(best, timed)
         tried += paper
-        rows += [paper_row(fastest(paper), best)] if any(variant.speed for variant in paper) else []
+        results += [paper_result(fastest(paper), best)] if any(variant.speed for variant in paper) else []
     console.print(variants_table(tried))
     try:
-        return rows + (compare(best, peers, options, facts) if peers else [])
-    except SideFailed as failed:  # the rows measured before are worth more than an error
+        return results + (compare(best, peers, options, facts) if peers else [])
+    except SideFailed as failed:  # the results measured before are worth more than an error
         console.print(f"beside {', '.join(peers)}: left out: {failed}", markup=False)
-        return rows
+        return results
 
 
-def paper_row(paper: Variant, best: Variant) -> Row:
-    """The row that compares the step with attention dropout (ours) with the step without (theirs)."""
-    row = step_row(paper, f"train step, {name_of(paper.spec)}, attention dropout too (the paper's), over without")
-    return dataclasses.replace(row, theirs=best.speed)
+def paper_result(paper: Variant, best: Variant) -> Result:
+    """The result that compares the step with attention dropout (ours) with the step without (theirs)."""
+    result = step_result(paper, f"train step, {name_of(paper.spec)}, attention dropout too (the paper's), over without")
+    return dataclasses.replace(result, theirs=best.speed)

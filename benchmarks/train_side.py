@@ -6,13 +6,12 @@ before it is timed.
 
 import resource
 import time
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import numpy as np
 
 from benchmarks.batches import VOCAB, make_batch, make_config
+from benchmarks.worker import Handler, Json
 from spanbert_jax.model import pretraining_heads
 from spanbert_jax.tasks.pretraining_loss import objective
 from spanbert_jax.training import sharding
@@ -22,14 +21,11 @@ from spanbert_jax.training.step import abstract_state, init_state, make_train_st
 _BATCHES = 4  # that the steps take in turn
 _AHEAD = 3  # steps dispatched and not yet finished, as in training/loop.py
 
-Answer = dict[str, Any]
-Run = Callable[[dict[str, Any]], Answer]
-
 
 class TrainStep:
     """The compiled step with its state and batches."""
 
-    def __init__(self, spec: dict[str, Any]):
+    def __init__(self, spec: Json):
         """Makes the state, compiles the step and takes one. spec: as for `make_config`, but "batch" is rows on one
         device."""
         config = self.config = make_config({**spec, "batch": spec["batch"] * jax.device_count()})
@@ -49,7 +45,7 @@ class TrainStep:
     def seconds(self, steps: int) -> float:
         """The seconds that `steps` steps take together."""
         began = time.monotonic()
-        in_flight: list[Any] = []
+        in_flight: list[jax.Array] = []
         for number in range(steps):
             self.state, sums = self.compiled(self.state, self.batches[number % _BATCHES])
             in_flight.append(sums["mlm_loss"])
@@ -59,7 +55,7 @@ class TrainStep:
         self.loss = float(sums["mlm_loss"] / sums["mlm_count"])
         return time.monotonic() - began
 
-    def facts(self) -> Answer:
+    def facts(self) -> Json:
         """The side's facts, as JSON: devices, sizes in bytes, FLOPs and the time of compiling."""
         device, memory = jax.devices()[0], self.compiled.memory_analysis()
         state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(self.state))
@@ -86,12 +82,12 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def start(spec: dict[str, Any]) -> tuple[Answer, Run]:
+def start(spec: Json) -> tuple[Json, Handler]:
     """spec: as for `TrainStep`. A request {"steps": n} is answered with the seconds that n steps took, the peak memory
     and the last MLM loss."""
     step = TrainStep(spec)
 
-    def run(request: dict[str, Any]) -> Answer:
+    def run(request: Json) -> Json:
         seconds = step.seconds(request["steps"])
         if not np.isfinite(step.loss):
             raise FloatingPointError(f"the loss is {step.loss}")

@@ -10,6 +10,11 @@ import importlib
 import json
 import os
 import sys
+from collections.abc import Callable
+from typing import Any
+
+Json = dict[str, Any]  # a JSON object: a spec, facts, a request or an answer
+Handler = Callable[[Json], Json]  # takes a request and returns the answer
 
 
 def main() -> None:
@@ -19,7 +24,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # output of libraries goes to stderr
 
-    def answer(value: dict) -> None:
+    def answer(value: Json) -> None:
         answers.write(json.dumps(value) + "\n")
         answers.flush()
 

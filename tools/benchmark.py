@@ -21,7 +21,7 @@ from types import FrameType
 from typing import Any
 
 from benchmarks import report
-from benchmarks.measure import ROOT, Options, Row, SideFailed
+from benchmarks.measure import ROOT, Options, Result, SideFailed
 from spanbert_jax import cli
 from spanbert_jax.errors import UserError
 
@@ -46,11 +46,11 @@ def benchmark(arguments: argparse.Namespace) -> None:
     """Measures, prints and writes; raises UserError where a measured process failed."""
     signal.signal(signal.SIGTERM, _stop)
     try:
-        rows = measure(arguments)
+        results = measure(arguments)
     except SideFailed as error:
         raise UserError(f"{arguments.subject}: a measured process failed: {error}") from error
-    report.show(rows)
-    report.save(rows, arguments.json, arguments.plot, arguments.markdown)
+    report.show(results)
+    report.save(results, arguments.json, arguments.plot, arguments.markdown)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
@@ -134,8 +134,8 @@ def _positive(text: str) -> int:
     return value
 
 
-def measure(arguments: argparse.Namespace) -> list[Row]:
-    """The rows of the subject that was asked for."""
+def measure(arguments: argparse.Namespace) -> list[Result]:
+    """The results of the subject that was asked for."""
     options = options_of(arguments)
     if arguments.subject == "all":
         from benchmarks import everything
@@ -143,8 +143,8 @@ def measure(arguments: argparse.Namespace) -> list[Row]:
         return everything.run(options)
     module: Any = importlib.import_module(f"benchmarks.{arguments.subject}")
     if arguments.subject != "step":
-        rows: list[Row] = module.run(options)
-        return rows
+        results: list[Result] = module.run(options)
+        return results
     unroll = None if arguments.unroll is None else arguments.unroll == "yes"
     names = ("size", "precision", "length", "batch", "attention", "dropout")
     spec = {name: getattr(arguments, name) for name in names} | {"unroll": unroll}

@@ -12,16 +12,19 @@ Invariant: the numbers are those of the run's own evaluation, by the official de
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from spanbert_jax import cli
 from spanbert_jax.errors import UserError
 
 if TYPE_CHECKING:
+    from spanbert_jax.tasks.finetuning import Identified
     from spanbert_jax.tasks.registry import AnyTask
 
 
-def evaluate(checkpoint: Path, data: str, predictions: Path | None) -> tuple["AnyTask", list[Any], dict[str, float]]:
+def evaluate(
+    checkpoint: Path, data: str, predictions: Path | None
+) -> tuple["AnyTask", list["Identified"], dict[str, float]]:
     """(task, examples, metrics); raises UserError where data or predictions cannot be read or do not fit the task."""
     # These heavy imports come after the restart in huge pages (cli.run).
     from spanbert_jax.serving.answers import open_answerer, trained_task

@@ -62,8 +62,8 @@ def write_export(export: Export, directory: Path, dtype: str, encoder_only: bool
     if name == "BertModel" and "pooler" not in params:
         # AutoModel always has a pooler. Without this one it would draw a random one at every load.
         params["pooler"] = plain_pooler(export.model.embed)
-    rows = max(export.tokenizer.vocab_size, export.model.vocab_rows)
-    tensors = to_tensors(params, rows, DTYPES[dtype])
+    vocab_rows = max(export.tokenizer.vocab_size, export.model.vocab_rows)
+    tensors = to_tensors(params, vocab_rows, DTYPES[dtype])
     sbo = {key: tensors.pop(key) for key in list(tensors) if key.startswith(SBO)}
     if name == "BertModel":  # The names in a BertModel's own files have no prefix.
         tensors = {key.removeprefix("bert."): tensor for key, tensor in tensors.items()}
@@ -71,7 +71,7 @@ def write_export(export: Export, directory: Path, dtype: str, encoder_only: bool
     if sbo:
         _write_tensors(directory / SBO_FILE, {_original(key): tensor for key, tensor in sbo.items()})
     labels = export.labels if "classifier" in kept else ()
-    fields = to_fields(export.model, rows, export.tokenizer.pad_id, name, labels, dtype)
+    fields = to_fields(export.model, vocab_rows, export.tokenizer.pad_id, name, labels, dtype)
     _write_json(directory / "config.json", fields)
     write_tokenizer(export.tokenizer, directory, export.model.max_length)
     training = {**export.training, "tokenizer_fingerprint": export.tokenizer.fingerprint}

@@ -64,15 +64,15 @@ def open_published_weights(path: Path, vocab: Path | None = None) -> Iterator[Pu
         # and an error about the vocabulary would hide the cause.
         model = to_model_config(fields, str(config) if config.is_file() else name)
         tokenizer, notes = read_tokenizer(vocab or found.parent)
-        rows = fields.get("vocab_size", tokenizer.vocab_size)  # `from_tensors` compares this with the tables.
-        if not isinstance(rows, int):
-            raise UserError(f"{config}: vocab_size is {rows!r}; expected a whole number")
-        _check_rows(rows, tokenizer.vocab_size, name, vocab or found.parent, is_given=vocab is not None)
-        if rows > tokenizer.vocab_size:
-            model = dataclasses.replace(model, vocab_rows=rows)
+        vocab_rows = fields.get("vocab_size", tokenizer.vocab_size)  # `from_tensors` compares this with the tables.
+        if not isinstance(vocab_rows, int):
+            raise UserError(f"{config}: vocab_size is {vocab_rows!r}; expected a whole number")
+        _check_rows(vocab_rows, tokenizer.vocab_size, name, vocab or found.parent, is_given=vocab is not None)
+        if vocab_rows > tokenizer.vocab_size:
+            model = dataclasses.replace(model, vocab_rows=vocab_rows)
             notes += (
-                f"Rows: {rows:,} in the word table, and {tokenizer.vocab_size:,} pieces; the rows without a piece are "
-                "kept and never score",
+                f"Rows: {vocab_rows:,} in the word table, and {tokenizer.vocab_size:,} pieces; the rows without a piece "
+                "are kept and never score",
             )
         if path.is_dir() and len(list(path.glob("*.ckpt*.index"))) > 1:
             notes += (f"Checkpoint: {found.name}, the newest of the directory's",)
@@ -81,7 +81,7 @@ def open_published_weights(path: Path, vocab: Path | None = None) -> Iterator[Pu
             model = dataclasses.replace(model, span_offset_embed=span_boundary[1])
 
         def load(shapes: huggingface.Shapes) -> tuple[huggingface.Params, huggingface.Coverage]:
-            params, report = huggingface.from_tensors(tensors, model, rows, shapes, name)
+            params, report = huggingface.from_tensors(tensors, model, vocab_rows, shapes, name)
             return params, report._replace(left=(*report.left, *left))
 
         classifier = tensors["classifier.weight"]() if "classifier.weight" in tensors else None
@@ -89,17 +89,19 @@ def open_published_weights(path: Path, vocab: Path | None = None) -> Iterator[Pu
         yield PublishedWeights(path, kind, model, tokenizer, notes, labels, span_boundary, load)
 
 
-def _check_rows(rows: int, pieces: int, name: str, vocabulary: Path, is_given: bool) -> None:
-    """Raises UserError where a vocabulary cannot belong to a word table of `rows` rows.
+def _check_rows(vocab_rows: int, pieces: int, name: str, vocabulary: Path, is_given: bool) -> None:
+    """Raises UserError where a vocabulary cannot belong to a word table of `vocab_rows` rows.
 
     It does not belong where it has more pieces than the table has rows. A vocabulary that the user gave does not belong
     either where it has far fewer, because its size alone tells whether it belongs to the weights.
     """
-    if rows < pieces or (is_given and rows - pieces >= _MOST_PADDING):
-        beside = " If this is that vocabulary, copy it into the directory of the weights." if rows > pieces else ""
+    if vocab_rows < pieces or (is_given and vocab_rows - pieces >= _MOST_PADDING):
+        beside = (
+            " If this is that vocabulary, copy it into the directory of the weights." if vocab_rows > pieces else ""
+        )
         raise UserError(
-            f"{name}: the word table has {rows:,} rows, and the vocabulary in {vocabulary} has {pieces:,} pieces; give "
-            f"the vocabulary that the weights were trained with (--vocab).{beside}"
+            f"{name}: the word table has {vocab_rows:,} rows, and the vocabulary in {vocabulary} has {pieces:,} "
+            f"pieces; give the vocabulary that the weights were trained with (--vocab).{beside}"
         )
 
 

@@ -14,18 +14,18 @@ from spanbert_jax.model.axes import constrain
 _NEVER = -1e9  # score of the ids that only pad the vocabulary
 
 
-def scores(rows: jax.Array, table: jax.Array, bias: jax.Array, vocab_size: int) -> jax.Array:
+def scores(hidden: jax.Array, table: jax.Array, bias: jax.Array, vocab_size: int) -> jax.Array:
     """The scores, float32 [batch, heads, slots, vocab].
 
-    rows: [batch, heads, slots, embed]. table: the word embeddings [vocab, embed]; ids from `vocab_size` on only pad it.
-    bias: float32 [heads, vocab].
+    hidden: [batch, heads, slots, embed]. table: the word embeddings [vocab, embed]; ids from `vocab_size` on only pad
+    the table. bias: float32 [heads, vocab].
     """
-    return _biased(_product(rows, table), bias, vocab_size)
+    return _biased(_product(hidden, table), bias, vocab_size)
 
 
-def _product(rows: jax.Array, table: jax.Array) -> jax.Array:
-    product = jnp.einsum("re,ve->rv", _flat(rows), table.astype(rows.dtype), preferred_element_type=jnp.float32)
-    product = constrain(product, "batch", "vocab").reshape(*rows.shape[:-1], -1)
+def _product(hidden: jax.Array, table: jax.Array) -> jax.Array:
+    product = jnp.einsum("re,ve->rv", _flat(hidden), table.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    product = constrain(product, "batch", "vocab").reshape(*hidden.shape[:-1], -1)
     # The barrier keeps the bias out of the matrix product. Without it XLA uses cuBLAS's fused bias, for which it first
     # broadcasts the bias to an array as large as the scores.
     return jax.lax.optimization_barrier(product)
@@ -43,40 +43,40 @@ def _flat(x: jax.Array) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def cross_entropy(
-    rows: jax.Array, table: jax.Array, bias: jax.Array, labels: jax.Array, vocab_size: int
+    hidden: jax.Array, table: jax.Array, bias: jax.Array, labels: jax.Array, vocab_size: int
 ) -> tuple[jax.Array, jax.Array]:
     """The cross-entropy of `scores` with `labels` int32 [batch, slots], and 1 where the label scores highest: float32
     [batch, heads, slots] each. The second has no gradient.
 
     The backward pass turns the scores into their gradient in one pass and in place. The operands of its products have
-    the dtype of `rows`; those of autodiff would be float32.
+    the dtype of `hidden`; those of autodiff would be float32.
     """
-    return _forward(rows, table, bias, labels, vocab_size)[0]
+    return _forward(hidden, table, bias, labels, vocab_size)[0]
 
 
-def _forward(rows: jax.Array, table: jax.Array, bias: jax.Array, labels: jax.Array, vocab_size: int) -> tuple:
-    product = _product(rows, table)
+def _forward(hidden: jax.Array, table: jax.Array, bias: jax.Array, labels: jax.Array, vocab_size: int) -> tuple:
+    product = _product(hidden, table)
     scored = _biased(product, bias, vocab_size)
     normaliser = jax.nn.logsumexp(scored, axis=-1)
     chosen = jnp.take_along_axis(scored, jnp.broadcast_to(labels[:, None], normaliser.shape)[..., None], axis=-1)[
         ..., 0
     ]
     right = (chosen >= jnp.max(scored, axis=-1)).astype(jnp.float32)
-    return (normaliser - chosen, right), (rows, table, bias, product, normaliser, labels)
+    return (normaliser - chosen, right), (hidden, table, bias, product, normaliser, labels)
 
 
 def _backward(vocab_size: int, saved: tuple, cotangents: tuple[jax.Array, jax.Array]) -> tuple:
-    rows, table, bias, product, normaliser, labels = saved
+    hidden, table, bias, product, normaliser, labels = saved
     scored, weights = _biased(product, bias, vocab_size), cotangents[0][..., None]
     is_label = jnp.arange(len(table)) == labels[:, None, :, None]
     d_scores = (jnp.exp(scored - normaliser[..., None]) - is_label) * weights
-    d_scores = constrain(_flat(d_scores.astype(rows.dtype)), "batch", "vocab")
-    # A matrix product sums over the rows of each head: XLA's sum walks a CPU's memory column by column.
-    of_head = jnp.broadcast_to(jnp.eye(len(bias), dtype=rows.dtype)[:, None], (*rows.shape[:-1], len(bias)))
+    d_scores = constrain(_flat(d_scores.astype(hidden.dtype)), "batch", "vocab")
+    # A matrix product sums over the slots of each head: XLA's sum walks a CPU's memory column by column.
+    of_head = jnp.broadcast_to(jnp.eye(len(bias), dtype=hidden.dtype)[:, None], (*hidden.shape[:-1], len(bias)))
     d_bias = jnp.einsum("rh,rv->hv", _flat(of_head), d_scores, preferred_element_type=jnp.float32)
-    d_rows = jnp.einsum("rv,ve->re", d_scores, table.astype(rows.dtype)).reshape(rows.shape)
-    d_table = jnp.einsum("rv,re->ve", d_scores, _flat(rows), preferred_element_type=jnp.float32)
-    return d_rows, d_table, d_bias, None
+    d_hidden = jnp.einsum("rv,ve->re", d_scores, table.astype(hidden.dtype)).reshape(hidden.shape)
+    d_table = jnp.einsum("rv,re->ve", d_scores, _flat(hidden), preferred_element_type=jnp.float32)
+    return d_hidden, d_table, d_bias, None
 
 
 cross_entropy.defvjp(_forward, _backward)

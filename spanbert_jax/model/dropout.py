@@ -24,7 +24,7 @@ class Dropout(NamedTuple):
     """The seeds of one step's masks."""
 
     key: jax.Array  # uint32 scalar, another at each step
-    rows: jax.Array  # uint32 [batch]: number of each row in the global batch
+    row_numbers: jax.Array  # uint32 [batch]: number of each row in the global batch
 
 
 def _mix(x: jax.Array) -> jax.Array:
@@ -37,8 +37,8 @@ def _mix(x: jax.Array) -> jax.Array:
 def site_seeds(dropout: Dropout, layer: jax.Array | int, site: int) -> jax.Array:
     """uint32 [2, batch]: 64 bits that name the stream of (key, layer, site, row)."""
     stream = jnp.asarray(layer, jnp.uint32) * np.uint32(_SITES) + np.uint32(site)
-    rows = _mix(dropout.rows.astype(jnp.uint32))  # [batch]
-    halves = [_mix(_mix(_mix(dropout.key ^ salt) + _mix(stream ^ salt)) + rows) for salt in _SALTS]
+    numbers = _mix(dropout.row_numbers.astype(jnp.uint32))  # [batch]
+    halves = [_mix(_mix(_mix(dropout.key ^ salt) + _mix(stream ^ salt)) + numbers) for salt in _SALTS]
     return jnp.stack(halves)
 
 

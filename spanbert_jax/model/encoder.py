@@ -74,9 +74,9 @@ class Embeddings(nn.Module):
 
     def _init_word(self, key: jax.Array) -> jax.Array:
         """The rows that only pad the table are 0 and, without a gradient, stay 0: checkpoints need not hold them."""
-        rows = table_rows(self.model, self.vocab_size)
-        table = nn.initializers.normal(self.model.init_std)(key, (rows, self.model.embed))
-        return jnp.where(jnp.arange(rows)[:, None] < self.vocab_size, table, 0)
+        vocab = table_rows(self.model, self.vocab_size)
+        table = nn.initializers.normal(self.model.init_std)(key, (vocab, self.model.embed))
+        return jnp.where(jnp.arange(vocab)[:, None] < self.vocab_size, table, 0)
 
     def __call__(self, input_ids: jax.Array, token_type_ids: jax.Array | None, state: Dropout | None) -> jax.Array:
         family = family_of(self.model)
@@ -184,11 +184,16 @@ def _unstack(stacked: Any, count: int) -> list[Any]:
     return [jax.tree.unflatten(structure, parts) for parts in zip(*split, strict=True)]
 
 
-def dropout_state(key: jax.Array | None, rows: jax.Array | None, batch: int) -> Dropout | None:
-    """The seeds of a step's dropout masks, or None without a `key`. rows: uint32 [batch]; None: 0 .. batch - 1."""
+def dropout_state(key: jax.Array | None, row_numbers: jax.Array | None, batch: int) -> Dropout | None:
+    """The seeds of a step's dropout masks, or None without a `key`.
+
+    row_numbers: uint32 [batch]; None stands for 0 .. batch - 1.
+    """
     if key is None:
         return None
-    return Dropout(jnp.asarray(key, jnp.uint32), jnp.arange(batch, dtype=jnp.uint32) if rows is None else rows)
+    return Dropout(
+        jnp.asarray(key, jnp.uint32), jnp.arange(batch, dtype=jnp.uint32) if row_numbers is None else row_numbers
+    )
 
 
 def encode(
@@ -198,15 +203,15 @@ def encode(
     lengths: jax.Array,
     token_type_ids: jax.Array | None = None,
     dropout_key: jax.Array | None = None,
-    rows: jax.Array | None = None,
+    row_numbers: jax.Array | None = None,
 ) -> jax.Array:
     """Hidden states [batch, length, embed] in the compute dtype.
 
     input_ids, token_type_ids: int32 [batch, length] (no token_type_ids: all 0). lengths: int32 [batch]; positions from
     a row's length on are padding: never attended to, their own hidden states finite and meaningless. dropout_key:
-    uint32 scalar, or None for no dropout. rows: uint32 [batch], each row's number in the global batch. `params` may
-    have heads too.
+    uint32 scalar, or None for no dropout. row_numbers: uint32 [batch], each row's number in the global batch. `params`
+    may have heads too.
     """
-    state = dropout_state(dropout_key, rows, input_ids.shape[0])
+    state = dropout_state(dropout_key, row_numbers, input_ids.shape[0])
     hidden: Any = model.apply({"params": params}, input_ids, lengths, token_type_ids, state, method="encode")
     return hidden

@@ -38,8 +38,8 @@ def _backward(eps: float, saved: tuple, cotangent: jax.Array) -> tuple[jax.Array
     scaled = wide * scale
     along = jnp.mean(scaled * normalised, axis=-1, keepdims=True)
     d_x = inverse * (scaled - jnp.mean(scaled, axis=-1, keepdims=True) - normalised * along)
-    rows = tuple(range(x.ndim - 1))
-    return d_x.astype(x.dtype), jnp.sum(wide * normalised, axis=rows), jnp.sum(wide, axis=rows)
+    leading = tuple(range(x.ndim - 1))
+    return d_x.astype(x.dtype), jnp.sum(wide * normalised, axis=leading), jnp.sum(wide, axis=leading)
 
 
 layer_norm.defvjp(_forward, _backward)

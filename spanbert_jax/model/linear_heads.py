@@ -108,9 +108,9 @@ def apply(
     lengths: jax.Array,
     token_type_ids: jax.Array | None = None,
     dropout_key: jax.Array | None = None,
-    rows: jax.Array | None = None,
+    row_numbers: jax.Array | None = None,
 ) -> jax.Array:
     """The head's scores, float32, of the shape in the docstring of its `score`; arguments as for `encoder.encode`."""
-    state = dropout_state(dropout_key, rows, input_ids.shape[0])
+    state = dropout_state(dropout_key, row_numbers, input_ids.shape[0])
     logits: Any = model.apply({"params": params}, input_ids, lengths, token_type_ids, state, method="score")
     return logits.astype(jnp.float32)

@@ -1,7 +1,7 @@
 """Facts about the parameters of every model: their shapes, and the names of their axes.
 
-Invariant: each parameter matches exactly one row of `rows`. `parameter_axes` refuses any other parameter, so a run with
-a parameter that nobody described fails at its start.
+Invariant: each parameter matches exactly one row of `described_axes`. `parameter_axes` refuses any other parameter, so
+a run with a parameter that nobody described fails at its start.
 """
 
 import re
@@ -16,7 +16,7 @@ from spanbert_jax.model.axes import Names, ParameterAxes
 from spanbert_jax.model.families import FAMILIES
 
 
-def rows(family: str) -> ParameterAxes:
+def described_axes(family: str) -> ParameterAxes:
     """The rows for the parameters of the encoder with layers of `family`, and of every head."""
     heads = (*pretraining_heads.parameter_axes(), *linear_heads.AXES, *span_head.AXES)
     return (*encoder.AXES, *FAMILIES[family].axes, *heads)
@@ -28,7 +28,7 @@ def parameter_axes(path: str, family: str) -> Names:
 
     Raises ValueError unless exactly one row matches.
     """
-    found = [axes for pattern, axes in rows(family) if re.fullmatch(pattern, path)]
+    found = [axes for pattern, axes in described_axes(family) if re.fullmatch(pattern, path)]
     if len(found) != 1:
         raise ValueError(f"parameter {path} matches {len(found)} rows of axes; it must match exactly one")
     return found[0]

@@ -167,27 +167,27 @@ class PretrainingModel(Encoder):
         for head in self.heads:
             setattr(self, head.name, head.module(self.config, vocab, self.dtype))
 
-    def rows(self, batch: Batch, state: Dropout | None, heads: Sequence[Head]) -> tuple[jax.Array, jax.Array]:
-        """The decoder's inputs for `heads`: rows [batch, heads, slots, embed], and biases float32 [heads, vocab]."""
+    def decoder_inputs(self, batch: Batch, state: Dropout | None, heads: Sequence[Head]) -> tuple[jax.Array, jax.Array]:
+        """The decoder's inputs: hidden states [batch, heads, slots, embed] and biases float32 [heads, vocab]."""
         hidden = self.encode(batch["input_ids"], batch["lengths"], batch.get("token_type_ids"), state)
         fields = list(dict.fromkeys(field for head in heads for field in head.reads))
         read = dict(zip(fields, _at(hidden, *(batch[field] for field in fields)), strict=True))
         modules = [getattr(self, head.name) for head in heads]
-        rows = [
+        inputs = [
             module(batch, *(read[field] for field in head.reads)) for head, module in zip(heads, modules, strict=True)
         ]
-        return jnp.stack(rows, axis=1), jnp.stack([module.bias for module in modules])
+        return jnp.stack(inputs, axis=1), jnp.stack([module.bias for module in modules])
 
     def score(self, batch: Batch, state: Dropout | None, heads: Sequence[Head]) -> dict[str, jax.Array]:
         """The scores that `apply` returns."""
-        rows, bias = self.rows(batch, state, heads)
-        scores = decoder.scores(rows, self.embeddings.word, bias, self.vocab_size)
+        hidden, bias = self.decoder_inputs(batch, state, heads)
+        scores = decoder.scores(hidden, self.embeddings.word, bias, self.vocab_size)
         return {head.name: scores[:, place] for place, head in enumerate(heads)}
 
     def lose(self, batch: Batch, state: Dropout | None, heads: Sequence[Head]) -> dict[str, HeadLoss]:
         """What the function `losses` returns."""
-        rows, bias = self.rows(batch, state, heads)
-        lost, right = decoder.cross_entropy(rows, self.embeddings.word, bias, batch["masked_ids"], self.vocab_size)
+        hidden, bias = self.decoder_inputs(batch, state, heads)
+        lost, right = decoder.cross_entropy(hidden, self.embeddings.word, bias, batch["masked_ids"], self.vocab_size)
         return {head.name: HeadLoss(lost[:, place], right[:, place]) for place, head in enumerate(heads)}
 
 
@@ -231,17 +231,17 @@ def apply(
     params: dict[str, Any],
     batch: Batch,
     dropout_key: jax.Array | None = None,
-    rows: jax.Array | None = None,
+    row_numbers: jax.Array | None = None,
     heads: Sequence[Head] | None = None,
 ) -> dict[str, jax.Array]:
     """Scores of the whole (padded) vocabulary for the masked positions of a pre-training batch, by the head's name:
     float32 [batch, slots, vocab].
 
     batch: `batch.FIELDS`, of which input_ids, lengths and the fields that `heads` take are read; token_type_ids int32
-    [batch, length] may be there too (without them, all types are 0). dropout_key, rows: as for `encoder.encode`.
+    [batch, length] may be there too (without them, all types are 0). dropout_key, row_numbers: as for `encoder.encode`.
     heads: those of the model's heads that are computed; None: all.
     """
-    state = dropout_state(dropout_key, rows, batch["input_ids"].shape[0])
+    state = dropout_state(dropout_key, row_numbers, batch["input_ids"].shape[0])
     logits: Any = model.apply({"params": params}, batch, state, heads or model.heads, method="score")
     return logits
 
@@ -251,13 +251,13 @@ def losses(
     params: dict[str, Any],
     batch: Batch,
     dropout_key: jax.Array | None = None,
-    rows: jax.Array | None = None,
+    row_numbers: jax.Array | None = None,
     heads: Sequence[Head] | None = None,
 ) -> dict[str, HeadLoss]:
     """The cross-entropy of `apply`'s scores with the batch's masked_ids, by the head's name; arguments as for `apply`.
 
     The backward pass finds one array as large as the scores, which the forward pass keeps.
     """
-    state = dropout_state(dropout_key, rows, batch["input_ids"].shape[0])
+    state = dropout_state(dropout_key, row_numbers, batch["input_ids"].shape[0])
     lost: Any = model.apply({"params": params}, batch, state, heads or model.heads, method="lose")
     return lost

@@ -122,15 +122,15 @@ def apply(
     params: dict[str, Any],
     batch: dict[str, jax.Array],
     dropout_key: jax.Array | None = None,
-    rows: jax.Array | None = None,
+    row_numbers: jax.Array | None = None,
 ) -> jax.Array:
     """Scores [batch, words, max_width, labels], float32, of the spans that begin at each word and have 1, 2, ... words.
 
     batch: input_ids, token_type_ids int32 [batch, length]; lengths int32 [batch]; first, last int32 [batch, words], the
     places of each word's first and last piece, or -1. Other entries are ignored. Scores where `valid_spans` is False
-    mean nothing. dropout_key, rows: as for `encoder.encode`.
+    mean nothing. dropout_key, row_numbers: as for `encoder.encode`.
     """
-    state = dropout_state(dropout_key, rows, batch["input_ids"].shape[0])
+    state = dropout_state(dropout_key, row_numbers, batch["input_ids"].shape[0])
     inputs = [batch[name] for name in ("input_ids", "lengths", "token_type_ids", "first", "last")]
     logits: Any = model.apply({"params": params}, *inputs, state, method="score")
     return logits.astype(jnp.float32)

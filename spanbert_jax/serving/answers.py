@@ -93,7 +93,7 @@ class Answerer:
         examples = [self.task.parse(record, f"records[{i}]", str(i)) for i, record in enumerate(records)]
         return self.answer_examples(examples, "the records", "predict", False)
 
-    def answer_source(self, source: Source, role: Role, enabled: bool) -> tuple[list[Any], list[Prediction]]:
+    def answer_source(self, source: Source, role: Role, enabled: bool) -> tuple[list[Identified], list[Prediction]]:
         """(examples, one prediction for each example) of a file, of a file's contents, or of a TFDS name.
 
         role: "predict", or "dev", where every example must have a label that the task knows. enabled: whether to show
@@ -106,7 +106,9 @@ class Answerer:
             self.task.check(examples, str(source))
         return examples, self.answer_examples(examples, str(source), role, enabled)
 
-    def answer_examples(self, examples: Sequence[Any], source: str, role: Role, enabled: bool) -> list[Prediction]:
+    def answer_examples(
+        self, examples: Sequence[Identified], source: str, role: Role, enabled: bool
+    ) -> list[Prediction]:
         """One prediction for each example. source: the name of the data in warnings. enabled: whether to show
         progress."""
         rows = rows_of(self.task, examples, source, role, None, enabled)

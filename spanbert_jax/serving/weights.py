@@ -116,7 +116,9 @@ def training_of(weights: Weights) -> dict[str, Any]:
         return known
     log = run_of(epath.Path(weights.source)) / "metrics.jsonl"
     lines = log.read_text().splitlines() if log.exists() else []
-    rows = [json.loads(line) for line in lines if line.endswith("}")]  # a killed run may leave half a line at the end
-    at_step = (row for row in rows if row["step"] == saved.step)
-    held_out = {name: value for row in at_step for name, value in row.items() if name.startswith("held_out/")}
+    records = [
+        json.loads(line) for line in lines if line.endswith("}")
+    ]  # a killed run may leave half a line at the end
+    at_step = (record for record in records if record["step"] == saved.step)
+    held_out = {name: value for record in at_step for name, value in record.items() if name.startswith("held_out/")}
     return known | ({"evaluation": held_out} if held_out else {})

@@ -207,10 +207,12 @@ def row_logits(
     params: dict[str, Any],
     batch: Batch,
     key: jax.Array | None = None,
-    rows: jax.Array | None = None,
+    row_numbers: jax.Array | None = None,
 ) -> jax.Array:
     """The logits of a linear head for a batch of rows, by `linear_heads.apply`."""
-    return linear_heads.apply(model, params, batch["input_ids"], batch["lengths"], batch["token_type_ids"], key, rows)
+    return linear_heads.apply(
+        model, params, batch["input_ids"], batch["lengths"], batch["token_type_ids"], key, row_numbers
+    )
 
 
 def cross_entropy_sum(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> jax.Array:

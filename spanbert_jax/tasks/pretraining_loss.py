@@ -29,9 +29,9 @@ def objective(model: pretraining_heads.PretrainingModel, commonest: int) -> Obje
         return [jnp.sum(batch[head.weights]) for head in heads]
 
     def loss(
-        params: Any, batch: Batch, counts: list[jax.Array], key: jax.Array | None, rows: jax.Array | None
+        params: Any, batch: Batch, counts: list[jax.Array], key: jax.Array | None, row_numbers: jax.Array | None
     ) -> tuple[jax.Array, Sums]:
-        lost = pretraining_heads.losses(model, params, batch, key, rows, heads)
+        lost = pretraining_heads.losses(model, params, batch, key, row_numbers, heads)
         sums: Sums = {"pieces": jnp.sum(jnp.maximum(batch["lengths"] - 2, 0)).astype(jnp.float32)}
         sums["row_positions"] = jnp.sum(batch["lengths"]).astype(jnp.float32)
         sums["positions"] = jnp.asarray(batch["input_ids"].size, jnp.float32)

@@ -60,9 +60,9 @@ def sequence_objective(model: TaskModel, regression: bool) -> Objective:
         return jnp.sum(batch["weights"])
 
     def loss(
-        params: dict[str, Any], batch: Batch, count: jax.Array, key: jax.Array | None, rows: jax.Array | None
+        params: dict[str, Any], batch: Batch, count: jax.Array, key: jax.Array | None, row_numbers: jax.Array | None
     ) -> tuple[jax.Array, Sums]:
-        logits = row_logits(model, params, batch, key, rows)
+        logits = row_logits(model, params, batch, key, row_numbers)
         weights = batch["weights"]
         if regression:
             summed = jnp.sum(jnp.square(logits[:, 0] - batch["label"]) * weights)

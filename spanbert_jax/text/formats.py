@@ -88,11 +88,11 @@ def _refused(path: Path, head: list[str]) -> tuple[str, str] | None:
     if markup := _MARKUP.match(first):
         dump = markup[1].lower() in ("mediawiki", "page")
         return "markup", "run WikiExtractor on it" if dump else "take the text out of its tags"
-    rows = [line.strip("\n\t ") for line in head if line.strip()]
-    tabs = {row.count("\t") for row in rows}
-    if len(rows) >= 3 and len(tabs) == 1 and 0 not in tabs:
+    filled = [line.strip("\n\t ") for line in head if line.strip()]
+    tabs = {line.count("\t") for line in filled}
+    if len(filled) >= 3 and len(tabs) == 1 and 0 not in tabs:
         return "a table with tabs", "give the column with the text alone, a document a line apart"
-    if _CSV_NAME.search(path.name) and all("," in row for row in rows):
+    if _CSV_NAME.search(path.name) and all("," in line for line in filled):
         return "CSV", "give the column with the text alone"
     return None
 

@@ -103,18 +103,18 @@ def _microbatches(batch: Batch, count: int) -> Batch:
 
 
 def _summed_gradients(objective: Objective, count: int) -> Callable[..., tuple[Any, Sums]]:
-    """(params, batch, totals, key, rows) -> (gradients, sums) of the batch, added over `count` microbatches one after
-    another."""
+    """(params, batch, totals, key, row_numbers) -> (gradients, sums) of the batch, added over `count` microbatches one
+    after another."""
     grad = jax.grad(objective.loss, has_aux=True)
 
-    def summed(params: Any, batch: Batch, totals: Any, key: jax.Array, rows: jax.Array) -> tuple[Any, Sums]:
+    def summed(params: Any, batch: Batch, totals: Any, key: jax.Array, row_numbers: jax.Array) -> tuple[Any, Sums]:
         if count == 1:
-            return grad(params, batch, totals, key, rows)
+            return grad(params, batch, totals, key, row_numbers)
 
         def add(carry: Any, part: tuple[Batch, jax.Array]) -> tuple[Any, None]:
             return jax.tree.map(jnp.add, carry, grad(params, part[0], totals, key, part[1])), None
 
-        parts = (_microbatches(batch, count), rows.reshape(-1, count).T)
+        parts = (_microbatches(batch, count), row_numbers.reshape(-1, count).T)
         first = jax.tree.map(lambda x: x[0], parts)
         shapes = jax.eval_shape(lambda: grad(params, first[0], totals, key, first[1]))
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
@@ -183,8 +183,8 @@ def make_train_step(config: Config, objective: Objective, abstract: State) -> An
 
     def train_step(state: State, batch: Batch) -> tuple[State, Sums]:
         key = jax.random.bits(stream_key(config.train.seed, "dropout", state["step"]), dtype=jnp.uint32)
-        rows = jnp.arange(next(iter(batch.values())).shape[0], dtype=jnp.uint32)
-        grads, sums = gradients(state["params"], batch, objective.totals(batch), key, rows)
+        row_numbers = jnp.arange(next(iter(batch.values())).shape[0], dtype=jnp.uint32)
+        grads, sums = gradients(state["params"], batch, objective.totals(batch), key, row_numbers)
         # Each device updates the part whose moments it holds; out_shardings gathers the parameters again.
         grads, params = (jax.lax.with_sharding_constraint(tree, divided) for tree in (grads, state["params"]))
         updates, opt_state = optimizer.update(grads, state["opt_state"], params)

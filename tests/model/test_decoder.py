@@ -13,12 +13,12 @@ Arrays = tuple[jax.Array, jax.Array, jax.Array]
 
 @pytest.fixture(scope="module")
 def arrays() -> Arrays:
-    """rows, table, bias; what pads the table is far from 0."""
+    """hidden, table, bias; what pads the table is far from 0."""
     rng = np.random.default_rng(0)
     table = rng.normal(size=(PADDED, EMBED))
     table[VOCAB:] *= 100
-    rows, bias = rng.normal(size=(BATCH, HEADS, MASKED, EMBED)), rng.normal(size=(HEADS, PADDED))
-    return tuple(jnp.asarray(x, jnp.float32) for x in (rows, table, bias))  # type: ignore[return-value]
+    hidden, bias = rng.normal(size=(BATCH, HEADS, MASKED, EMBED)), rng.normal(size=(HEADS, PADDED))
+    return tuple(jnp.asarray(x, jnp.float32) for x in (hidden, table, bias))  # type: ignore[return-value]
 
 
 @pytest.fixture(scope="module")
@@ -30,10 +30,10 @@ def labels(arrays: Arrays) -> jax.Array:
 
 
 def test_the_loss_and_the_right_guesses_are_those_of_a_float64_softmax(arrays: Arrays, labels: jax.Array) -> None:
-    rows, table, bias = (np.asarray(x, np.float64) for x in arrays)
+    hidden, table, bias = (np.asarray(x, np.float64) for x in arrays)
     lost, right = jax.jit(cross_entropy, static_argnums=4)(*arrays, labels, VOCAB)
     for row, head, slot in np.ndindex(BATCH, HEADS, MASKED):
-        scored = table[:VOCAB] @ rows[row, head, slot] + bias[head, :VOCAB]
+        scored = table[:VOCAB] @ hidden[row, head, slot] + bias[head, :VOCAB]
         label = labels[row, slot]
         expected = np.log(np.sum(np.exp(scored - scored.max()))) + scored.max() - scored[label]
         np.testing.assert_allclose(lost[row, head, slot], expected, rtol=1e-5, atol=1e-5)

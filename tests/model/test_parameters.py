@@ -9,7 +9,7 @@ import pytest
 from spanbert_jax import config as configuration
 from spanbert_jax.model import encoder, linear_heads, pretraining_heads, span_head
 from spanbert_jax.model.families import FAMILIES
-from spanbert_jax.model.parameters import parameter_axes, parameter_shapes, rows
+from spanbert_jax.model.parameters import described_axes, parameter_axes, parameter_shapes
 from tests.support.synthetic import VOCAB, small_config
 
 
@@ -35,8 +35,8 @@ def test_every_parameter_matches_exactly_one_row_and_every_row_a_parameter() -> 
     for family in FAMILIES:
         for path, shape in every_parameter(family).items():
             assert len(parameter_axes(path, family)) == len(shape)
-            matched |= {pattern for pattern, _ in rows(family) if re.fullmatch(pattern, path)}
-    assert matched == {pattern for family in FAMILIES for pattern, _ in rows(family)}
+            matched |= {pattern for pattern, _ in described_axes(family) if re.fullmatch(pattern, path)}
+    assert matched == {pattern for family in FAMILIES for pattern, _ in described_axes(family)}
 
 
 def test_a_parameter_that_no_row_knows_stops_the_start() -> None:

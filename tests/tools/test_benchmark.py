@@ -19,7 +19,7 @@ import torch
 from benchmarks import input, padding, peers, report, save, start, step
 from benchmarks.batches import VOCAB, make_batch, make_config
 from benchmarks.corpus import corpus_config
-from benchmarks.measure import Options, Row, Side, SideFailed
+from benchmarks.measure import Options, Result, Side, SideFailed
 from benchmarks.step import Variant
 from spanbert_jax.batch import largest_budget, slots
 from spanbert_jax.config import Config
@@ -74,10 +74,10 @@ def test_flops_and_mfu_are_those_of_the_formula() -> None:
 
 
 def test_a_row_shows_ours_theirs_and_the_ratio() -> None:
-    compared = Row("a", 30.0, "sequences/s", 20.0)
+    compared = Result("a", 30.0, "sequences/s", 20.0)
     assert compared.ratio == 1.5
     assert report.cells(compared) == ("a", "30 sequences/s", "20 sequences/s", "1.50x")
-    assert report.cells(Row("b", 0.2, "%")) == ("b", "0.2%", "", "")
+    assert report.cells(Result("b", 0.2, "%")) == ("b", "0.2%", "", "")
     assert [report.number(value) for value in (12_345.6, 123.44, 1.2345, 0.00123)] == [
         "12,346",
         "123.4",
@@ -95,7 +95,7 @@ def test_the_share_of_what_padding_allows() -> None:
 
 def test_a_comparison_takes_medians_over_rounds() -> None:
     spec = {**SPEC, "size": "base", "length": 512, "dropout": "both"}
-    row = step.peer_row(spec, "transformers", [3.0, 9.0, 4.0], [2.0, 2.5, 1.0], "cpu", 2)
+    row = step.peer_result(spec, "transformers", [3.0, 9.0, 4.0], [2.0, 2.5, 1.0], "cpu", 2)
     assert (row.ours, row.theirs, row.ratio) == (4.0, 2.0, 2.0)
 
 
@@ -222,7 +222,7 @@ def test_a_step_runs_without_tensorflow_and_writes_what_it_measured(tmp_path: Pa
     files = [f"--json={tmp_path}/step.json", f"--markdown={tmp_path}/step.md"]
     done = run("step", "--size=tiny", "--length=32", "--batch=2", "--rounds=2", *files, stubs=tmp_path)
     assert done.returncode == 0, done.stderr
-    (row,) = json.loads((tmp_path / "step.json").read_text())["rows"]
+    (row,) = json.loads((tmp_path / "step.json").read_text())["results"]
     assert row["ours"] > 0 and row["details"]["facts"]["platform"] == "cpu"
     flops = step.model_flops({**SPEC, "length": 32})
     assert row["details"]["model_flops"] == flops and f"{flops / 1e12:.4f} TFLOP a row" in done.stdout
@@ -234,7 +234,7 @@ def test_a_step_beside_both_peers(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(step, "_ROUND_SECONDS", 0.05)
     arguments = ["step", "--size=tiny", "--length=32", "--batch=2", "--rounds=2", "--cores=1"]
     assert benchmark.main([*arguments, "--peer=transformers", "--peer=pytorch", f"--json={tmp_path}/f.json"]) == 0
-    rows = json.loads((tmp_path / "f.json").read_text())["rows"]
+    rows = json.loads((tmp_path / "f.json").read_text())["results"]
     assert [row["what"].split()[-1] for row in rows] == ["transformers", "pytorch"]
     for row in rows:
         assert len(row["values"]["ours"]) == len(row["values"]["theirs"]) == 2
@@ -260,7 +260,7 @@ def test_mistakes_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else found(name))
     assert "torch is missing" in error("input") and "requirements-torch.txt" in error("input")
     with pytest.raises(UserError, match="--plot: no row"):
-        report.plot([Row("a", 1.0, "s")], tmp_path / "a.svg")
+        report.plot([Result("a", 1.0, "s")], tmp_path / "a.svg")
     with pytest.raises(UserError, match="cannot be written"):
         report.write(tmp_path / "no" / "a.md", "")
 
@@ -274,11 +274,11 @@ def test_a_side_that_fails_or_is_mistaken_says_so() -> None:
 
 
 def test_every_comparison_is_drawn_and_all_files_have_the_numbers(tmp_path: Path) -> None:
-    rows = [Row("a", 3.0, "s", 2.0), Row("b", 0.2, "%"), Row("c", 1.0, "s", 4.0)]
+    rows = [Result("a", 3.0, "s", 2.0), Result("b", 0.2, "%"), Result("c", 1.0, "s", 4.0)]
     report.save(rows, tmp_path / "a.json", tmp_path / "a.svg", tmp_path / "a.md")
     drawn = (tmp_path / "a.svg").read_text()
     assert "<!-- 1.50x   3 s, 2 s -->" in drawn and "<!-- 0.25x   1 s, 4 s -->" in drawn and "<!-- b -->" not in drawn
-    assert [row["ratio"] for row in json.loads((tmp_path / "a.json").read_text())["rows"]] == [1.5, None, 0.25]
+    assert [row["ratio"] for row in json.loads((tmp_path / "a.json").read_text())["results"]] == [1.5, None, 0.25]
     assert "| a | 3 s | 2 s | 1.50x |" in (tmp_path / "a.md").read_text().splitlines()
     with pytest.raises(UserError, match="compares two sides"):
         report.plot(rows[1:2], tmp_path / "b.svg")

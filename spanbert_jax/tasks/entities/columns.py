@@ -45,10 +45,10 @@ def has_columns(head: Sequence[tuple[int, str]], layout: Layout) -> bool:
     column, or where TABs (or the layout's delimiter) divide each of them into the same number of columns.
     """
     lines = [line for _, line in head if not line.startswith("# ")]
-    rows = [_split(line, layout.delimiter) for line in lines]
-    if any(row[:1] == ["-DOCSTART-"] for row in rows):
+    table = [_split(line, layout.delimiter) for line in lines]
+    if any(cells[:1] == ["-DOCSTART-"] for cells in table):
         return True
-    tags = [row[layout.tag_column] for row in rows if _is_tagged(row, layout)]
+    tags = [cells[layout.tag_column] for cells in table if _is_tagged(cells, layout)]
     parted = {line.count(layout.delimiter or "\t") for line in lines}
     return 2 * len(tags) >= len(lines) or (len(parted) == 1 and 0 not in parted)
 
@@ -69,41 +69,41 @@ def read_columns(
     Raises UserError, naming file and line, where a line has more or fewer columns than others, where the layout's
     columns do not exist, and where a word is empty.
     """
-    rows = [(number, _split(line, layout.delimiter)) for number, line in lines]
-    words = [(number, row) for number, row in rows if row and row[0] != "-DOCSTART-"]
-    certain = [(number, row) for number, row in words if not _may_be_comment(row)] or words
+    table = [(number, _split(line, layout.delimiter)) for number, line in lines]
+    words = [(number, cells) for number, cells in table if cells and cells[0] != "-DOCSTART-"]
+    certain = [(number, cells) for number, cells in words if not _may_be_comment(cells)] or words
     if not certain:
         return []
     width = _width(file, *certain[0], layout, tagged)
-    has_tags = 2 * sum(_is_tagged(row, layout) for _, row in certain) >= len(certain)
+    has_tags = 2 * sum(_is_tagged(cells, layout) for _, cells in certain) >= len(certain)
     sentences: list[Sentence] = []
     document, begins = -1, True
     open_words: list[tuple[int, list[str]]] = []
-    for number, row in [*rows, (len(rows) + 1, [])]:
-        if not row or row[0] == "-DOCSTART-":
+    for number, cells in [*table, (len(table) + 1, [])]:
+        if not cells or cells[0] == "-DOCSTART-":
             if open_words:
                 document, begins = document + begins, False
                 sentences.append(_sentence(open_words, layout, tagged, document))
                 open_words = []
-            begins = begins or bool(row)
-        elif not open_words and _may_be_comment(row) and _is_comment(row, width, has_tags, layout):
+            begins = begins or bool(cells)
+        elif not open_words and _may_be_comment(cells) and _is_comment(cells, width, has_tags, layout):
             warnings.add("line(s) that begin with # before a sentence are comments", f"{file}, line {number}")
-        elif len(row) != width:
+        elif len(cells) != width:
             raise UserError(
-                f"{file}, line {number}: {len(row)} columns, but line {certain[0][0]} has {width}; every line has one "
-                "word, and as many columns (a word with a space in it needs another delimiter, such as TAB)"
+                f"{file}, line {number}: {len(cells)} columns, but line {certain[0][0]} has {width}; every line has "
+                "one word, and as many columns (a word with a space in it needs another delimiter, such as TAB)"
             )
-        elif not row[layout.word_column]:
+        elif not cells[layout.word_column]:
             raise UserError(f"{file}, line {number}: the word is empty; remove the line or give it a word")
         else:
-            open_words.append((number, row))
+            open_words.append((number, cells))
     return sentences
 
 
-def _sentence(rows: Sequence[tuple[int, list[str]]], layout: Layout, tagged: bool, document: int) -> Sentence:
-    words = tuple(row[layout.word_column] for _, row in rows)
-    tags = tuple(row[layout.tag_column] for _, row in rows) if tagged else ()
-    return Sentence(words, tags, document, rows[0][0])
+def _sentence(lines: Sequence[tuple[int, list[str]]], layout: Layout, tagged: bool, document: int) -> Sentence:
+    words = tuple(cells[layout.word_column] for _, cells in lines)
+    tags = tuple(cells[layout.tag_column] for _, cells in lines) if tagged else ()
+    return Sentence(words, tags, document, lines[0][0])
 
 
 def _width(file: Path | Contents, number: int, row: list[str], layout: Layout, tagged: bool) -> int:

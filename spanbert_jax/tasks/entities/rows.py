@@ -28,7 +28,7 @@ class WordExample:
 
 
 @dataclasses.dataclass(frozen=True)
-class WordRows(abc.ABC):
+class WordRowMaker(abc.ABC):
     """Makes the rows of each `WordExample`: [CLS], consecutive words of the sentence and words around them, [SEP].
 
     Every word is encoded by itself. A row tags the words [start, end) of the sentence, which in most rows are all of
@@ -95,7 +95,7 @@ class WordRows(abc.ABC):
             start = end
 
 
-class TokenRows(WordRows):
+class TokenRowMaker(WordRowMaker):
     """Rows for the token head. Their columns "label" and "word" (the word's number) have values at the first piece of
     each tagged word, and -1 elsewhere."""
 
@@ -109,7 +109,7 @@ class TokenRows(WordRows):
         return {"label": label, "word": word}
 
 
-class SpanRows(WordRows):
+class SpanRowMaker(WordRowMaker):
     """Rows for the span head. Their slots are the words of the sentence from `start` to the row's end.
 
     Columns with a value for each slot: "first" and "last", the positions of the slot's first and last piece, or -1;

@@ -17,7 +17,7 @@ from spanbert_jax.metrics import entities
 from spanbert_jax.model import linear_heads, span_head
 from spanbert_jax.model.linear_heads import TaskModel
 from spanbert_jax.model.span_head import SpanModel
-from spanbert_jax.tasks.entities.rows import Span, SpanRows, TokenRows, WordExample
+from spanbert_jax.tasks.entities.rows import Span, SpanRowMaker, TokenRowMaker, WordExample
 from spanbert_jax.tasks.entities.tagging import Found, Tagging, located, outer_first, types_in
 from spanbert_jax.tasks.entities.words import learn_style
 from spanbert_jax.tasks.example_files import Role
@@ -52,7 +52,7 @@ class TokenTagging(Tagging[TaskModel]):
 
     @classmethod
     def row_maker(cls, settings: Config, tokenizer: Tokenizer, learnt: Learnt, role: Role) -> Featurise[WordExample]:
-        return TokenRows(tokenizer, settings.data.block_length, learnt.labels, settings.tagging.max_width)
+        return TokenRowMaker(tokenizer, settings.data.block_length, learnt.labels, settings.tagging.max_width)
 
     def model(self, platform: str) -> TaskModel:
         labels, vocab_size = len(self.learnt.labels), self.tokenizer.vocab_size
@@ -122,7 +122,7 @@ class SpanTagging(Tagging[SpanModel]):
 
     @classmethod
     def row_maker(cls, settings: Config, tokenizer: Tokenizer, learnt: Learnt, role: Role) -> Featurise[WordExample]:
-        return SpanRows(tokenizer, settings.data.block_length, learnt.labels, settings.tagging.max_width)
+        return SpanRowMaker(tokenizer, settings.data.block_length, learnt.labels, settings.tagging.max_width)
 
     def model(self, platform: str) -> SpanModel:
         return span_head.span_model(self.config, self.tokenizer.vocab_size, len(self.learnt.labels), platform)
@@ -178,9 +178,9 @@ def token_objective(model: TaskModel) -> Objective:
         return jnp.sum(batch["label"] >= 0).astype(jnp.float32)
 
     def loss(
-        params: dict[str, Any], batch: Batch, count: jax.Array, key: jax.Array | None, rows: jax.Array | None
+        params: dict[str, Any], batch: Batch, count: jax.Array, key: jax.Array | None, row_numbers: jax.Array | None
     ) -> tuple[jax.Array, Sums]:
-        logits = row_logits(model, params, batch, key, rows)
+        logits = row_logits(model, params, batch, key, row_numbers)
         return _mean(logits, batch["label"], batch["label"] >= 0, count, batch)
 
     return Objective(totals, loss)
@@ -193,9 +193,9 @@ def span_objective(model: SpanModel) -> Objective:
         return jnp.sum(span_head.valid_spans(batch["first"], batch["starts"], model.max_width)).astype(jnp.float32)
 
     def loss(
-        params: dict[str, Any], batch: Batch, count: jax.Array, key: jax.Array | None, rows: jax.Array | None
+        params: dict[str, Any], batch: Batch, count: jax.Array, key: jax.Array | None, row_numbers: jax.Array | None
     ) -> tuple[jax.Array, Sums]:
-        logits = span_head.apply(model, params, batch, key, rows)
+        logits = span_head.apply(model, params, batch, key, row_numbers)
         labels = jnp.stack([batch[f"span_{width}"] for width in range(1, model.max_width + 1)], axis=-1)
         valid = span_head.valid_spans(batch["first"], batch["starts"], model.max_width)
         return _mean(logits, labels, valid, count, batch)

@@ -222,33 +222,36 @@ def _letters(text: str) -> str:
 
 def _from_tfds(name: Source, role: Role) -> Iterator[tuple[str, Question]]:
     _, examples = tfds_examples(name, role)
-    for row in examples:
-        mrqa = "qid" in row
-        id = to_text(row["qid" if mrqa else "id"])
+    for record in examples:
+        mrqa = "qid" in record
+        id = to_text(record["qid" if mrqa else "id"])
         example = Question(
-            id, to_text(row["question"]), to_text(row["context"]), title=to_text(row["title"]) if "title" in row else ""
+            id,
+            to_text(record["question"]),
+            to_text(record["context"]),
+            title=to_text(record["title"]) if "title" in record else "",
         )
         if role != "predict":
-            example = _mrqa_answers(example, row) if mrqa else _squad_answers(example, row)
+            example = _mrqa_answers(example, record) if mrqa else _squad_answers(example, record)
         yield f"{name}, question {id}", example
 
 
-def _squad_answers(example: Question, row: dict[str, Any]) -> Question:
-    texts = tuple(to_text(text) for text in row["answers"]["text"])
-    starts = (int(start) for start in row["answers"]["answer_start"])
-    impossible = bool(row.get("is_impossible", False))
+def _squad_answers(example: Question, record: dict[str, Any]) -> Question:
+    texts = tuple(to_text(text) for text in record["answers"]["text"])
+    starts = (int(start) for start in record["answers"]["answer_start"])
+    impossible = bool(record.get("is_impossible", False))
     return replace(example, answers=tuple(zip(starts, texts, strict=True)), impossible=impossible, gold_texts=texts)
 
 
-def _mrqa_answers(example: Question, row: dict[str, Any]) -> Question:
-    detected = row["detected_answers"]
+def _mrqa_answers(example: Question, record: dict[str, Any]) -> Question:
+    detected = record["detected_answers"]
     firsts, lasts = (_as_lists(detected["char_spans"][end]) for end in ("start", "end"))
     spans = [
         (first, last, to_text(text))
         for text, *ends in zip(detected["text"], firsts, lasts, strict=True)
         for first, last in zip(*ends, strict=True)
     ]
-    gold = tuple(to_text(text) for text in row["answers"])
+    gold = tuple(to_text(text) for text in record["answers"])
     return replace(example, answers=_detected(example.context, spans), gold_texts=gold)
 
 

@@ -17,7 +17,7 @@ Offsets = list[tuple[int, int]]  # the characters [start, end) of each piece
 
 
 @dataclasses.dataclass(frozen=True)
-class QuestionWindows:
+class QuestionRowMaker:
     """Makes one row or more of each question.
 
     A row has lists with one value for each piece: "input_ids"; "token_type_ids"; "start_char" and "end_char", the

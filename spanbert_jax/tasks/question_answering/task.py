@@ -34,7 +34,7 @@ from spanbert_jax.tasks.finetuning import (
 )
 from spanbert_jax.tasks.question_answering import files
 from spanbert_jax.tasks.question_answering.files import Question
-from spanbert_jax.tasks.question_answering.rows import QuestionWindows
+from spanbert_jax.tasks.question_answering.rows import QuestionRowMaker
 from spanbert_jax.tasks.rows import Featurise, Rows
 from spanbert_jax.text.tokenizer import Tokenizer
 from spanbert_jax.training.step import Objective, Sums
@@ -77,7 +77,7 @@ class QuestionAnswering(FineTuning[Question, TaskModel]):
     def row_maker(cls, settings: Config, tokenizer: Tokenizer, learnt: Learnt, role: Role) -> Featurise[Question]:
         wanted, length = settings.question_answering, settings.data.block_length
         types = settings.model.token_types
-        return QuestionWindows(tokenizer, length, wanted.stride, wanted.max_question, role == "train", types)
+        return QuestionRowMaker(tokenizer, length, wanted.stride, wanted.max_question, role == "train", types)
 
     def model(self, platform: str) -> TaskModel:
         return linear_heads.task_model("question_answering", self.config, self.tokenizer.vocab_size, 0, platform)
@@ -252,9 +252,9 @@ def span_objective(model: TaskModel) -> Objective:
         return jnp.sum(batch["weights"])
 
     def loss(
-        params: dict[str, Any], batch: Batch, count: jax.Array, key: jax.Array | None, rows: jax.Array | None
+        params: dict[str, Any], batch: Batch, count: jax.Array, key: jax.Array | None, row_numbers: jax.Array | None
     ) -> tuple[jax.Array, Sums]:
-        logits = row_logits(model, params, batch, key, rows)
+        logits = row_logits(model, params, batch, key, row_numbers)
         positions = jnp.arange(logits.shape[1])
         inside = positions < batch["lengths"][:, None]
         summed = jnp.zeros(())

@@ -51,7 +51,7 @@ def assign_special(names: Sequence[str], tokenizer: Tokenizer) -> dict[str, int]
 
 
 @dataclasses.dataclass(frozen=True)
-class RelationRows:
+class RelationRowMaker:
     """Makes one row of each example. A label that is None becomes 0."""
 
     tokenizer: Tokenizer

@@ -17,7 +17,7 @@ from spanbert_jax.tasks.example_files import Record, Role, Source
 from spanbert_jax.tasks.finetuning import NOTHING, Learnt, Prediction
 from spanbert_jax.tasks.relations import files
 from spanbert_jax.tasks.relations.files import RelationSentence
-from spanbert_jax.tasks.relations.rows import RelationRows, assign_special, special_names
+from spanbert_jax.tasks.relations.rows import RelationRowMaker, assign_special, special_names
 from spanbert_jax.tasks.rows import Featurise, Rows
 from spanbert_jax.tasks.sequences import SequenceTask
 from spanbert_jax.text.tokenizer import Tokenizer
@@ -61,7 +61,7 @@ class RelationExtraction(SequenceTask[RelationSentence]):
         cls, settings: Config, tokenizer: Tokenizer, learnt: Learnt, role: Role
     ) -> Featurise[RelationSentence]:
         length, entities = settings.data.block_length, settings.relation.entities
-        return RelationRows(tokenizer, length, learnt.labels, learnt.special, entities)
+        return RelationRowMaker(tokenizer, length, learnt.labels, learnt.special, entities)
 
     def decode(
         self,

@@ -146,9 +146,9 @@ def _from_file(
 ) -> Iterator[tuple[str, LabelledText]]:
     head, lines = split_head(read_lines(file))
     if is_json(head):
-        rows: Iterator[tuple[str, Mapping[str, Any]]] = read_records(file, lines)
+        records: Iterator[tuple[str, Mapping[str, Any]]] = read_records(file, lines)
     elif delimiter := _delimiter(head, columns):
-        rows = _table_rows(file, lines, delimiter, columns.task, warnings)
+        records = _table_records(file, lines, delimiter, columns.task, warnings)
     elif role == "predict" and not columns.second and is_plain_text(file) and not _is_table(head):
         for number, line in lines:
             if line.strip():
@@ -156,8 +156,8 @@ def _from_file(
         return
     else:
         raise unrecognised(file, head, _expected(columns, role))
-    for number, (place, row) in enumerate(rows):
-        yield place, parse(row, place, str(number), columns, role)
+    for number, (place, record) in enumerate(records):
+        yield place, parse(record, place, str(number), columns, role)
 
 
 def _expected(columns: Columns, role: Role) -> str:
@@ -195,8 +195,8 @@ def _delimiter(head: Sequence[tuple[int, str]], columns: Columns) -> str:
         return "\t"
     wanted = {columns.text, *filter(None, [columns.second])}
     if by_tab == [columns.text]:
-        rows = [line.strip() for _, line in head[1:]]
-        return "," if all(row[:1] == row[-1:] == '"' and len(row) > 1 for row in rows) and rows else "\t"
+        lines = [line.strip() for _, line in head[1:]]
+        return "," if all(line[:1] == line[-1:] == '"' and len(line) > 1 for line in lines) and lines else "\t"
     if wanted & set(by_tab):
         return "\t"
     return "," if wanted & set(by_comma) else ""
@@ -208,7 +208,7 @@ def _is_table(head: Sequence[tuple[int, str]]) -> bool:
     lines = [line.rstrip("\r\n") for _, line in head]
     tabs = {line.count("\t") for line in lines}
     try:
-        commas = {len(row) for row in csv.reader(lines, strict=True)}
+        commas = {len(record) for record in csv.reader(lines, strict=True)}
     except csv.Error:
         commas = set()
     names = lines[0].split(",") if lines else []
@@ -216,12 +216,12 @@ def _is_table(head: Sequence[tuple[int, str]]) -> bool:
     return len(lines) > 1 and ((len(tabs) == 1 and tabs != {0}) or (len(commas) == 1 and named))
 
 
-def _table_rows(
+def _table_records(
     file: Path | Contents, lines: Lines, delimiter: str, task: str, warnings: Warnings
 ) -> Iterator[tuple[str, dict[str, str]]]:
-    """(place, {column: cell}) of each row."""
-    rows = _csv_rows(file, lines) if delimiter == "," else _tsv_rows(lines)
-    first = next(rows, None)
+    """(place, {column: cell}) of each record."""
+    records = _csv_records(file, lines) if delimiter == "," else _tsv_records(lines)
+    first = next(records, None)
     assert first is not None  # the header's
     number, header = first
     if task == "cola" and header != ["index", "sentence"]:
@@ -230,38 +230,38 @@ def _table_rows(
     twice = next((name for name in header if header.count(name) > 1), None)
     if twice is not None:
         raise UserError(f"{file}, line {number}: the header has {twice!r} twice; name every column once")
-    yield from _named(file, rows, header, task, warnings)
+    yield from _named(file, records, header, task, warnings)
 
 
 def _named(
-    file: Path | Contents, rows: Iterator[tuple[int, list[str]]], header: list[str], task: str, warnings: Warnings
+    file: Path | Contents, records: Iterator[tuple[int, list[str]]], header: list[str], task: str, warnings: Warnings
 ) -> Iterator[tuple[str, dict[str, str]]]:
-    for number, row in rows:
-        if len(row) == len(header):
-            yield f"{file}, line {number}", dict(zip(header, row, strict=True))
-        elif task == "qqp" and len(row) < len(header):  # in GLUE's train.tsv, line breaks split a few rows
+    for number, record in records:
+        if len(record) == len(header):
+            yield f"{file}, line {number}", dict(zip(header, record, strict=True))
+        elif task == "qqp" and len(record) < len(header):  # in GLUE's train.tsv, line breaks split a few rows
             warnings.add("row(s) have too few columns and are left out", f"{file}, line {number}")
         else:
             raise UserError(
-                f"{file}, line {number}: {len(row)} columns, but the header has {len(header)} ({', '.join(header)}); "
-                "take delimiters and line breaks out of the texts, or quote the texts in a CSV"
+                f"{file}, line {number}: {len(record)} columns, but the header has {len(header)} ({', '.join(header)}); take "
+                "delimiters and line breaks out of the texts, or quote the texts in a CSV"
             )
 
 
-def _tsv_rows(lines: Lines) -> Iterator[tuple[int, list[str]]]:
+def _tsv_records(lines: Lines) -> Iterator[tuple[int, list[str]]]:
     for number, line in lines:
         line = line.removesuffix("\n").removesuffix("\r")
         if line:
             yield number, line.split("\t")
 
 
-def _csv_rows(file: Path | Contents, lines: Lines) -> Iterator[tuple[int, list[str]]]:
+def _csv_records(file: Path | Contents, lines: Lines) -> Iterator[tuple[int, list[str]]]:
     reader = csv.reader((line for _, line in lines), strict=True)
     before = 0
     try:
-        for row in reader:
-            if row:
-                yield before + 1, row
+        for record in reader:
+            if record:
+                yield before + 1, record
             before = reader.line_num
     except csv.Error as error:
         raise UserError(
@@ -275,16 +275,16 @@ def _from_tfds(name: Source, role: Role, task: str) -> Iterator[tuple[str, Label
     config = builder.builder_config.name
     if config != task and not (task == "mnli" and config in ("mnli_matched", "mnli_mismatched")):
         raise UserError(f"{name} is GLUE's {config}, but the task is {task}; name the data glue/{task}")
-    for number, row in enumerate(examples):
+    for number, record in enumerate(examples):
         place = f"{name}, example {number}"
-        texts = [to_text(row[key]) for key in sorted(row) if key not in ("idx", "label")]
+        texts = [to_text(record[key]) for key in sorted(record) if key not in ("idx", "label")]
         label: str | float | None = None
         if role != "predict":
-            label = float(str(row["label"]))  # 4.8, as in a file; float() of a float32 is 4.800000190734863
+            label = float(str(record["label"]))  # 4.8, as in a file; float() of a float32 is 4.800000190734863
             if label == -1:
                 raise UserError(f"{place} has no label (-1), as GLUE's test sets; name another split")
             if task in _NUMBERED:
                 label = str(int(label))
             elif task != "stsb":
                 label = builder.info.features["label"].int2str(int(label))
-        yield place, LabelledText(str(int(row["idx"])), texts[0], texts[1] if texts[1:] else None, label)
+        yield place, LabelledText(str(int(record["idx"])), texts[0], texts[1] if texts[1:] else None, label)

@@ -13,7 +13,7 @@ from spanbert_jax.text.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
-class TextRows:
+class TextRowMaker:
     """Makes one row of each example. A label that is None becomes 0."""
 
     tokenizer: Tokenizer

@@ -18,7 +18,7 @@ from spanbert_jax.tasks.rows import Featurise, Rows
 from spanbert_jax.tasks.sequences import SequenceTask
 from spanbert_jax.tasks.text_classification import files
 from spanbert_jax.tasks.text_classification.files import LabelledText
-from spanbert_jax.tasks.text_classification.rows import TextRows
+from spanbert_jax.tasks.text_classification.rows import TextRowMaker
 from spanbert_jax.text.tokenizer import Tokenizer
 
 
@@ -65,7 +65,7 @@ class SequenceClassification(SequenceTask[LabelledText]):
     def row_maker(cls, settings: Config, tokenizer: Tokenizer, learnt: Learnt, role: Role) -> Featurise[LabelledText]:
         regression = settings.classification.name == "stsb"
         types = settings.model.token_types
-        return TextRows(tokenizer, settings.data.block_length, learnt.labels, regression, types)
+        return TextRowMaker(tokenizer, settings.data.block_length, learnt.labels, regression, types)
 
     def decode(
         self,

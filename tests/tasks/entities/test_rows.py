@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spanbert_jax.tasks.entities.rows import Span, SpanRows, TokenRows, WordExample, WordRows
+from spanbert_jax.tasks.entities.rows import Span, SpanRowMaker, TokenRowMaker, WordExample, WordRowMaker
 from spanbert_jax.tasks.rows import Row, make_rows
 from spanbert_jax.text.sentencepiece_training import train_sentencepiece
 from spanbert_jax.text.tokenizer import SPECIALS, Tokenizer
@@ -31,12 +31,12 @@ def unigram() -> Tokenizer:
     return train_sentencepiece(["abc cab bad dab é 中 ab cd . " * 3] * 20, "unigram", 324)
 
 
-def token_rows(tokenizer: Tokenizer, length: int) -> WordRows:
-    return TokenRows(tokenizer, length, TAGS, WIDTH)
+def token_rows(tokenizer: Tokenizer, length: int) -> WordRowMaker:
+    return TokenRowMaker(tokenizer, length, TAGS, WIDTH)
 
 
-def span_rows(tokenizer: Tokenizer, length: int, width: int = WIDTH) -> WordRows:
-    return SpanRows(tokenizer, length, ("O", *TYPES), width)
+def span_rows(tokenizer: Tokenizer, length: int, width: int = WIDTH) -> WordRowMaker:
+    return SpanRowMaker(tokenizer, length, ("O", *TYPES), width)
 
 
 def flat_spans(length: int, seed: int) -> tuple[Span, ...]:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from spanbert_jax.tasks.question_answering import files as question_answering
 from spanbert_jax.tasks.question_answering.files import Question
-from spanbert_jax.tasks.question_answering.rows import QuestionWindows, max_context, windows
+from spanbert_jax.tasks.question_answering.rows import QuestionRowMaker, max_context, windows
 from spanbert_jax.tasks.rows import Rows, build_rows, make_rows
 from spanbert_jax.text.tokenizer import Tokenizer, wordpiece_from_vocab
 from tests.support.texts_and_tokenizers import KINDS, TEXTS, tokenizer_of
@@ -33,8 +33,8 @@ def examples(draw: st.DrawFn) -> Question:
     return Question("id", draw(TEXTS), context, answers, impossible=not text, gold_texts=(text,) if text else ())
 
 
-def featuriser(kind: str, labelled: bool = True) -> QuestionWindows:
-    return QuestionWindows(tokenizer_of(kind), LENGTH, STRIDE, MAX_QUESTION, labelled)
+def featuriser(kind: str, labelled: bool = True) -> QuestionRowMaker:
+    return QuestionRowMaker(tokenizer_of(kind), LENGTH, STRIDE, MAX_QUESTION, labelled)
 
 
 def window_with_most_context(spans: list[tuple[int, int]], piece: int) -> int:
@@ -97,7 +97,7 @@ def literal_rows(tokenizer: Tokenizer, example: Question) -> list[dict[str, Any]
 
 
 def test_question_and_text_have_the_one_type_of_a_model_with_one() -> None:
-    made = QuestionWindows(tokenizer_of("wordpiece"), LENGTH, STRIDE, MAX_QUESTION, True, token_types=1)
+    made = QuestionRowMaker(tokenizer_of("wordpiece"), LENGTH, STRIDE, MAX_QUESTION, True, token_types=1)
     ((row, *_),) = made([Question("id", "Where?", "Rome is in Italy.")])
     assert set(row["token_type_ids"]) == {0} and len(row["token_type_ids"]) == len(row["input_ids"])
 
@@ -227,7 +227,7 @@ def test_squads_answers_are_the_text_of_their_pieces(shared_data: Path) -> None:
         for qa in paragraph["qas"]
     }
     exact = labelled = 0
-    for example, rows in zip(asked, QuestionWindows(tokenizer, 128, 32, 64, True)(asked), strict=True):
+    for example, rows in zip(asked, QuestionRowMaker(tokenizer, 128, 32, 64, True)(asked), strict=True):
         texts = {
             example.context[row["start_char"][row["answer_start"]] : row["end_char"][row["answer_end"]]]
             for row in rows

@@ -27,7 +27,7 @@ from spanbert_jax.runs import finetuning as finetuning_run
 from spanbert_jax.tasks.example_files import Role
 from spanbert_jax.tasks.finetuning import Learnt
 from spanbert_jax.tasks.question_answering.files import Question
-from spanbert_jax.tasks.question_answering.rows import QuestionWindows
+from spanbert_jax.tasks.question_answering.rows import QuestionRowMaker
 from spanbert_jax.tasks.question_answering.task import QuestionAnswering, best_spans, span_objective
 from spanbert_jax.tasks.rows import Rows, make_rows
 from tests.support.synthetic import VOCAB, small_config
@@ -335,5 +335,5 @@ def test_a_run_learns_32_of_squads_questions_by_heart(shared_data: Path, tmp_pat
     for line in (tmp_path / "run" / "predictions.jsonl").read_text().splitlines():
         prediction = json.loads(line)
         assert golds[prediction["id"]].context[prediction["start"] : prediction["end"]] == written[prediction["id"]]
-    rows = QuestionWindows(tokenizer_of("wordpiece"), 192, 96, 40, True)(list(golds.values()))
+    rows = QuestionRowMaker(tokenizer_of("wordpiece"), 192, 96, 40, True)(list(golds.values()))
     assert max(map(len, rows)) > 1  # texts longer than a window among them

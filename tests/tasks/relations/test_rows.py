@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spanbert_jax.errors import UserError
-from spanbert_jax.tasks.relations.rows import MARKERS, RelationRows, assign_special, special_names
+from spanbert_jax.tasks.relations.rows import MARKERS, RelationRowMaker, assign_special, special_names
 from spanbert_jax.text.sentencepiece_training import train_sentencepiece
 from spanbert_jax.text.tokenizer import Tokenizer
 
@@ -26,7 +26,7 @@ class Example:
 
 def pieces(example: Example, entities: str, length: int = 64, known: list[Example] | None = None) -> list[str]:
     special = assign_special(special_names(known or [example], entities), TOKENIZER)
-    ((row,),) = RelationRows(TOKENIZER, length, ("no_relation",), special, entities)([example])
+    ((row,),) = RelationRowMaker(TOKENIZER, length, ("no_relation",), special, entities)([example])
     names = {i: name for name, i in special.items()}
     return [names.get(i, TOKENIZER.piece(i)) for i in row["input_ids"]]
 
@@ -94,5 +94,5 @@ def test_what_a_row_lacks_is_marked() -> None:
     for count, length, cut in ((20, 26, 0), (20, 25, 1)):
         example = Example(tuple(WORDS[:count]), (0, 1, None), (2, 3, None))
         special = assign_special(special_names([example], "markers"), TOKENIZER)
-        ((row,),) = RelationRows(TOKENIZER, length, ("no_relation",), special, "markers")([example])
+        ((row,),) = RelationRowMaker(TOKENIZER, length, ("no_relation",), special, "markers")([example])
         assert row["cut"] == cut

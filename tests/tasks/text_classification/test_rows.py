@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spanbert_jax.tasks.text_classification.rows import TextRows
+from spanbert_jax.tasks.text_classification.rows import TextRowMaker
 from spanbert_jax.text.tokenizer import Tokenizer
 
 WORDS = [f"w{i}" for i in range(30)]
@@ -21,7 +21,7 @@ class LabelledText:
 
 
 def make(example: LabelledText, length: int = 16, regression: bool = False) -> dict:
-    (rows,) = TextRows(TOKENIZER, length, ("no", "yes"), regression)([example])
+    (rows,) = TextRowMaker(TOKENIZER, length, ("no", "yes"), regression)([example])
     (row,) = rows
     return row
 
@@ -38,7 +38,7 @@ def test_the_longer_text_loses_a_piece_at_a_time(first: int, second: int, length
 
 
 def test_both_texts_have_the_one_type_of_a_model_with_one() -> None:
-    ((row,),) = TextRows(TOKENIZER, 16, ("no", "yes"), False, token_types=1)([LabelledText("w1 w2", "w3")])
+    ((row,),) = TextRowMaker(TOKENIZER, 16, ("no", "yes"), False, token_types=1)([LabelledText("w1 w2", "w3")])
     assert row["token_type_ids"] == [0] * 6
 
 
