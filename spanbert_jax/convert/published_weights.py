@@ -71,8 +71,8 @@ def open_published_weights(path: Path, vocab: Path | None = None) -> Iterator[Pu
         if vocab_rows > tokenizer.vocab_size:
             model = dataclasses.replace(model, vocab_rows=vocab_rows)
             notes += (
-                f"Rows: {vocab_rows:,} in the word table, and {tokenizer.vocab_size:,} pieces; the rows without a piece "
-                "are kept and never score",
+                f"Rows: {vocab_rows:,} in the word table, and {tokenizer.vocab_size:,} pieces; the rows without a "
+                "piece are kept and never score",
             )
         if path.is_dir() and len(list(path.glob("*.ckpt*.index"))) > 1:
             notes += (f"Checkpoint: {found.name}, the newest of the directory's",)

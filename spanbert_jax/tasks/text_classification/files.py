@@ -236,15 +236,15 @@ def _table_records(
 def _named(
     file: Path | Contents, records: Iterator[tuple[int, list[str]]], header: list[str], task: str, warnings: Warnings
 ) -> Iterator[tuple[str, dict[str, str]]]:
-    for number, record in records:
-        if len(record) == len(header):
-            yield f"{file}, line {number}", dict(zip(header, record, strict=True))
-        elif task == "qqp" and len(record) < len(header):  # in GLUE's train.tsv, line breaks split a few rows
+    for number, cells in records:
+        if len(cells) == len(header):
+            yield f"{file}, line {number}", dict(zip(header, cells, strict=True))
+        elif task == "qqp" and len(cells) < len(header):  # in GLUE's train.tsv, line breaks split a few rows
             warnings.add("row(s) have too few columns and are left out", f"{file}, line {number}")
         else:
             raise UserError(
-                f"{file}, line {number}: {len(record)} columns, but the header has {len(header)} ({', '.join(header)}); take "
-                "delimiters and line breaks out of the texts, or quote the texts in a CSV"
+                f"{file}, line {number}: {len(cells)} columns, but the header has {len(header)} ({', '.join(header)}); "
+                "take delimiters and line breaks out of the texts, or quote the texts in a CSV"
             )
 
 
