@@ -38,7 +38,7 @@ FLAGS = {  # of XLA: a sweep tries each alone, then those that help together
     ),
     "tpu": ("--xla_tpu_scoped_vmem_limit_kib=65536", "--xla_tpu_scoped_vmem_limit_kib=98304"),
 }
-_ROUND_SECONDS = 2.0  # least time of a side's round
+ROUND_SECONDS = 2.0  # least time of a side's round
 _HELPS = 1.005  # a sweep takes a choice where its speed is above this factor
 
 
@@ -91,7 +91,7 @@ def environment(flags: str, platform: str) -> dict[str, str]:
     return {"XLA_FLAGS": flags, "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92"}
 
 
-def steps_for(seconds: float, least: float = _ROUND_SECONDS) -> int:
+def steps_for(seconds: float, least: float = ROUND_SECONDS) -> int:
     """How many steps make a round of `least` seconds."""
     return max(1, math.ceil(least / seconds))
 

@@ -87,6 +87,32 @@ def test_tests_take_from_each_other_through_tests_support_alone() -> None:
     assert found == set()
 
 
+def test_tests_use_no_private_name_of_the_program() -> None:
+    """A private name can be renamed freely: no test reads one, imports one or patches one."""
+    private = re.compile(r"_(?!_)\w+")
+    found = set()
+    for path in (ROOT / "tests").rglob("*.py"):
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        imports = [node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)]
+        ours = {
+            alias.asname or alias.name
+            for node in imports
+            for alias in node.names
+            if (getattr(node, "module", None) or alias.name).split(".")[0] in ("spanbert_jax", "tools", "benchmarks")
+        }
+        for node in nodes:
+            names: list[str] = []
+            if isinstance(node, ast.ImportFrom):
+                names = [alias.name for alias in node.names if alias.name in ours]
+            elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in ours:
+                names = [node.attr]
+            elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Name):
+                patched = node.args[1:2] if node.args[0].id in ours else []
+                names = [arg.value for arg in patched if isinstance(arg, ast.Constant) and isinstance(arg.value, str)]
+            found |= {f"{path.relative_to(ROOT)}: {name}" for name in names if private.fullmatch(name)}
+    assert found == set()
+
+
 def test_model_training_and_the_objective_run_a_step_without_tensorflow() -> None:
     script = """
 import sys

@@ -16,7 +16,7 @@ _LENGTHS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 # pad 2% to 8% more than the powers of two would, with half of the programs.
 _ROWS = (1, 4, 16, 64)
 _POSITIONS = 8192  # rows x length of the largest batch: 16 rows of 512
-_CALL = 256  # the cost of a further batch, in positions that the same time would compute
+BATCH_COST = 256  # the cost of a further batch, in positions that the same time would compute
 
 
 class Shape(NamedTuple):
@@ -48,7 +48,7 @@ def _numbers_of_rows(length: int, multiple: int) -> list[int]:
 def plan_batches(row_lengths: np.ndarray, table: Sequence[Shape]) -> list[tuple[np.ndarray, Shape]]:
     """Every row once, shortest first: (int64 [shape.rows] row numbers, -1 for an empty row; the batch's shape).
 
-    The sum of rows x length + _CALL over the batches is the least that is possible with shapes of the table.
+    The sum of rows x length + BATCH_COST over the batches is the least that is possible with shapes of the table.
     row_lengths: int [rows]. Raises ValueError where a row is longer than all shapes.
     """
     lengths = sorted({shape.length for shape in table})
@@ -60,7 +60,7 @@ def plan_batches(row_lengths: np.ndarray, table: Sequence[Shape]) -> list[tuple[
     # a batch that is not full may as well take the rows just before it, so only the first batch need have empty rows.
     cost, chosen = [0], [table[0]]
     for last, place in enumerate(np.searchsorted(lengths, row_lengths[order]).tolist(), start=1):
-        costs = [cost[max(last - shape.rows, 0)] + shape.rows * shape.length + _CALL for shape in shapes[place]]
+        costs = [cost[max(last - shape.rows, 0)] + shape.rows * shape.length + BATCH_COST for shape in shapes[place]]
         cost.append(min(costs))
         chosen.append(shapes[place][costs.index(cost[-1])])
     batches = []

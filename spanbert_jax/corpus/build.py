@@ -47,8 +47,8 @@ from spanbert_jax.text.sentences import split_sentences
 from spanbert_jax.text.tokenizer import Tokenizer, sentencepiece_from_model, wordpiece_from_vocab
 
 SHARD_RECORDS = 262_144  # about 300 MB
-_TASK_CHARS = 400_000  # of the documents in one task of a process
-_REPORT_SECONDS = 0.5
+TASK_CHARS = 400_000  # of the documents in one task of a process
+REPORT_SECONDS = 0.5
 
 BuildProgress = Callable[[float | None, int, int], None]  # (share of the corpus read or None, documents, pieces) so far
 
@@ -162,7 +162,7 @@ def make_tasks(
         task.append((document.text, in_share(document.key, held_out)))
         size += len(document.text)
         fraction = document.fraction
-        if size >= _TASK_CHARS:
+        if size >= TASK_CHARS:
             fractions.append(fraction)
             yield task
             task, size = [], 0
@@ -345,4 +345,4 @@ class _Clock:
     def tick(self, fraction: float | None, documents: int, pieces: int) -> None:
         if time.monotonic() >= self._next:
             self._report(fraction, documents, pieces)
-            self._next = time.monotonic() + _REPORT_SECONDS
+            self._next = time.monotonic() + REPORT_SECONDS

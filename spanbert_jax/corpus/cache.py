@@ -28,7 +28,7 @@ _CHUNK = 2**22  # bytes
 _REPORT_SECONDS = 0.5
 
 CopyProgress = Callable[[float | None, str], None]  # (share done or None, the state in words)
-_Copy = tuple[epath.Path, epath.Path, int]  # from, to, bytes
+Copy = tuple[epath.Path, epath.Path, int]  # from, to, bytes
 
 
 def cache_directory(setting: str) -> Path:
@@ -61,7 +61,7 @@ def fetch(data: epath.Path, cache: Path, report: CopyProgress) -> Path:
                     f"{cache}: the blocks in {data} take {needed / 1e9:,.2f} GB, and {free / 1e9:,.2f} GB are free; "
                     "name another disk with --config.data.cache_dir"
                 )
-            _copy_all(copies, report)
+            copy_all(copies, report)
             for split in SPLITS:
                 Blocks(partial / "blocks", split, metadata)  # raises UserError where blocks are missing
             load_tokenizer(partial / "tokenizer")
@@ -71,7 +71,7 @@ def fetch(data: epath.Path, cache: Path, report: CopyProgress) -> Path:
 def fetch_tokenizer(data: epath.Path) -> Tokenizer:
     """The tokenizer of a data directory."""
     with tempfile.TemporaryDirectory() as aside:
-        _copy_all(_files(data / "tokenizer", Path(aside)), lambda *_: None)
+        copy_all(_files(data / "tokenizer", Path(aside)), lambda *_: None)
         return load_tokenizer(Path(aside))
 
 
@@ -96,9 +96,9 @@ def publish(built: Path, data: epath.Path, cache: Path, report: CopyProgress) ->
         file.unlink()
     copies = [copy for folder in ("tokenizer", "blocks") for copy in _files(built / folder, data / folder)]
     last = [copy for copy in copies if copy[0].name in (METADATA_FILE, TOKENIZER_FILE)]
-    _copy_all([copy for copy in copies if copy not in last], report)
+    copy_all([copy for copy in copies if copy not in last], report)
     for copy in last:  # the tokenizer's metadata, then that of the blocks
-        _copy_all([copy], lambda *_: None)
+        copy_all([copy], lambda *_: None)
     target = cache / read_metadata(built / "blocks").fingerprint
     with _locked(target, report):
         if target.is_dir():
@@ -124,16 +124,16 @@ def _listed(folder: epath.Path) -> list[epath.Path]:
     return sorted(folder.iterdir()) if folder.is_dir() else []
 
 
-def _files(source: Path | epath.Path, target: Path | epath.Path) -> list[_Copy]:
+def _files(source: Path | epath.Path, target: Path | epath.Path) -> list[Copy]:
     source, target = epath.Path(source), epath.Path(target)
     return [(file, target / file.name, file.stat().length) for file in sorted(source.iterdir()) if not file.is_dir()]
 
 
-def _copy_all(copies: Sequence[_Copy], report: CopyProgress) -> None:
+def copy_all(copies: Sequence[Copy], report: CopyProgress) -> None:
     """Copies files, several at a time, and checks their sizes."""
     total, done, lock = sum(size for *_, size in copies), 0, threading.Lock()
 
-    def copy(job: _Copy) -> None:
+    def copy(job: Copy) -> None:
         nonlocal done
         source, target, size = job
         with source.open("rb") as reader, target.open("wb") as writer:

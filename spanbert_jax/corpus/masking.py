@@ -26,7 +26,7 @@ from spanbert_jax.batch import KEPT, MASK, RANDOM, slots
 from spanbert_jax.config import Config, MaskingConfig
 from spanbert_jax.text.tokenizer import Tokenizer
 
-_GAMMA = 0x9E3779B97F4A7C15  # the step of splitmix64's counter (Steele et al. 2014); `_mix` has its multipliers
+GAMMA = 0x9E3779B97F4A7C15  # the step of splitmix64's counter (Steele et al. 2014); `splitmix64` has its multipliers
 _SPANS, _REPLACEMENT, _RANDOM_PIECE = 1, 2, 3  # streams of draws of one row
 _MAX_CHUNK = 62  # draws a round: an int64's bits but two, the sign and the bit of the mask so far
 
@@ -42,8 +42,8 @@ def mask_rate(masking: MaskingConfig, step: tf.Tensor) -> tf.Tensor:
 
 def row_keys(seed: int, epochs: tf.Tensor, blocks: tf.Tensor) -> tf.Tensor:
     """uint64 [batch]: one key for each (seed, epoch, block); epochs and blocks are int64 [batch]."""
-    key = _mix(tf.constant(seed % 2**64, tf.uint64))
-    return _mix(_mix(key + tf.cast(epochs, tf.uint64)) + tf.cast(blocks, tf.uint64))
+    key = splitmix64(tf.constant(seed % 2**64, tf.uint64))
+    return splitmix64(splitmix64(key + tf.cast(epochs, tf.uint64)) + tf.cast(blocks, tf.uint64))
 
 
 def span_law(masking: MaskingConfig) -> np.ndarray:
@@ -272,7 +272,7 @@ def _runs(mask: tf.Tensor, budget: tf.Tensor, slots: tf.Tensor) -> _Runs:
     return _Runs(positions, skipped + first_slot, skipped + last_slot, used)
 
 
-def _mix(state: tf.Tensor) -> tf.Tensor:
+def splitmix64(state: tf.Tensor) -> tf.Tensor:
     """splitmix64's finaliser, uint64 to uint64."""
     for shift, multiplier in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         state = tf.bitwise.bitwise_xor(state, tf.bitwise.right_shift(state, tf.constant(shift, tf.uint64)))
@@ -282,5 +282,5 @@ def _mix(state: tf.Tensor) -> tf.Tensor:
 
 def _draw(keys: tf.Tensor, stream: int, numbers: tf.Tensor) -> tf.Tensor:
     """uint64: draw `numbers` (any integers, 0 and up) of a stream of each key; shapes broadcast."""
-    start = _mix(keys + tf.constant(stream * _GAMMA % 2**64, tf.uint64))
-    return _mix(start + (tf.cast(numbers, tf.uint64) + 1) * tf.constant(_GAMMA, tf.uint64))
+    start = splitmix64(keys + tf.constant(stream * GAMMA % 2**64, tf.uint64))
+    return splitmix64(start + (tf.cast(numbers, tf.uint64) + 1) * tf.constant(GAMMA, tf.uint64))

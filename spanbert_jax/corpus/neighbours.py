@@ -21,8 +21,8 @@ SMOOTHING = 5.0  # observations of f that are added to those of each neighbour
 MOST_COUNTED = 10_000_000  # pieces of the training blocks; where there are more, blocks at equal distances are counted
 MOST_GUESSED = 500_000  # pieces of the held-out blocks, masked or not: `evaluated_blocks`
 
-_RECORDS = 4_096  # blocks parsed at once
-_PAIRS = 64  # pairs of neighbours guessed at once: their distributions have up to 2 * vocab_size entries each
+RECORDS = 4_096  # blocks parsed at once
+PAIRS = 64  # pairs of neighbours guessed at once: their distributions have up to 2 * vocab_size entries each
 
 
 class Guess(NamedTuple):
@@ -48,8 +48,8 @@ class Neighbours:
         place = place.reshape(-1)
         order = np.argsort(place, kind="stable")
         guess = Guess(np.zeros(len(pieces)), np.zeros(len(pieces), bool))
-        for first in range(0, len(pairs), _PAIRS):
-            scores, rest, likeliest = self._scores(pairs[first : first + _PAIRS])
+        for first in range(0, len(pairs), PAIRS):
+            scores, rest, likeliest = self._scores(pairs[first : first + PAIRS])
             bounds = np.searchsorted(place[order], [first, first + len(rest)])
             chosen = order[slice(*bounds)]
             row, piece = place[chosen] - first, pieces[chosen]
@@ -90,8 +90,8 @@ def count_neighbours(blocks: Blocks, tokenizer: Tokenizer) -> Neighbours:
     whole = int(blocks.lengths.sum())
     taken = min(len(blocks), max(1, int(len(blocks) * MOST_COUNTED / max(whole, 1))))
     indices = np.linspace(0, len(blocks) - 1, taken).astype(np.int64)
-    for first in range(0, taken, _RECORDS):
-        rows = _rows(blocks, indices[first : first + _RECORDS], tokenizer)
+    for first in range(0, taken, RECORDS):
+        rows = _rows(blocks, indices[first : first + RECORDS], tokenizer)
         left, right = rows[:, :-1], rows[:, 1:]
         together = right >= 0
         pairs = left[together] * vocab + right[together]

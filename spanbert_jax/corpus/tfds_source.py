@@ -18,7 +18,7 @@ from spanbert_jax.errors import UserError
 from spanbert_jax.text.documents import Document, make_documents
 
 BUCKET = "gs://tfds-data/datasets"
-_STORAGE_URL = "https://storage.googleapis.com"
+STORAGE_URL = "https://storage.googleapis.com"
 _TIMEOUT_SECONDS = 8
 _INSTEAD = "Name text files instead: --config.corpus.files='data/*.txt'"
 
@@ -140,7 +140,7 @@ def _unreachable(place: str) -> str:
     except OSError:
         os.environ.setdefault("NO_GCE_CHECK", "true")  # not on Google Cloud: there are no credentials to wait for
     try:
-        urllib.request.urlopen(_STORAGE_URL, timeout=_TIMEOUT_SECONDS).close()
+        urllib.request.urlopen(STORAGE_URL, timeout=_TIMEOUT_SECONDS).close()
     except urllib.error.HTTPError:
         return ""  # an answer, whatever it is
     except OSError as error:

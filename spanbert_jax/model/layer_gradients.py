@@ -16,7 +16,7 @@ from jax.flatten_util import ravel_pytree
 # The mesh axis, the dtype that gradients are sent in, and whether small gradients are sent together.
 _summing: contextvars.ContextVar[tuple[str, jnp.dtype, bool] | None] = contextvars.ContextVar("summing", default=None)
 
-_LARGE = 2**20  # a gradient of at least so many numbers is always sent by itself
+LARGE = 2**20  # a gradient of at least so many numbers is always sent by itself
 
 
 @contextlib.contextmanager
@@ -45,7 +45,7 @@ def summed(gradients: Any, axis: str, dtype: jnp.dtype, together: bool) -> Any:
     arrays, nor during one of fewer than 4,096 numbers.
     """
     leaves, tree = jax.tree.flatten(gradients)
-    small = {place: leaf for place, leaf in enumerate(leaves) if together and leaf.size < _LARGE}
+    small = {place: leaf for place, leaf in enumerate(leaves) if together and leaf.size < LARGE}
     joined, split = ravel_pytree(small)
     sums = split(_sum(joined, axis, dtype)) if small else {}
     done = [sums[place] if place in sums else _sum(leaf, axis, dtype) for place, leaf in enumerate(leaves)]

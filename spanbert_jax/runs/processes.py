@@ -19,7 +19,7 @@ import jax
 
 from spanbert_jax.errors import UserError
 
-_EVERY = 10.0  # seconds between two messages of a process that waits
+REPORT_SECONDS = 10.0  # seconds between two messages of a process that waits
 _TICK = 1.0  # most seconds between two looks at the time, and of an attempt to connect
 _GO = "go"
 
@@ -36,7 +36,7 @@ class _Waiting:
     def _status(self) -> str:
         if self.missing is None:
             return f"{self._place} waits for process 0 at {self._address}, which does not answer"
-        names = _ranges(self.missing)
+        names = ranges(self.missing)
         return f"{self._place} waits for {names}; {self._count - len(self.missing)} have come to {self._address}"
 
     def check(self) -> None:
@@ -49,7 +49,7 @@ class _Waiting:
                 "were started, all with the same coordinator, and whether a firewall keeps them from it; "
                 "--wait=SECONDS waits longer"
             )
-        if now - self._said >= _EVERY:
+        if now - self._said >= REPORT_SECONDS:
             self._said = now
             self._say(f"{self._status()}; waited {now - self._began:.0f} s, giving up in {left:.0f} s")
 
@@ -182,7 +182,7 @@ def _report(host: str, port: int, count: int, process: int, waiting: _Waiting) -
         time.sleep(_TICK / 4)
 
 
-def _ranges(numbers: set[int]) -> str:
+def ranges(numbers: set[int]) -> str:
     """The numbers in words: "process 3", "processes 1-4 and 6"."""
     ordered = sorted(numbers)
     starts = [n for n in ordered if n - 1 not in numbers]

@@ -20,7 +20,7 @@ from spanbert_jax.text import worker_pool
 from spanbert_jax.text.documents import Document, make_documents
 
 _SKIPPED_FOLDERS = {"__pycache__", "site-packages", "dist-packages", "test", "tests", "testing", "_api"}
-_TASK_BYTES = 500_000  # of source code in one task of a worker
+TASK_BYTES = 500_000  # of source code in one task of a worker
 _MIN_WORDS = 5  # in a paragraph
 _MIN_PROSE = 0.75  # share of letters and spaces in a paragraph
 
@@ -30,9 +30,8 @@ _NOT_PROSE = re.compile(r"\.\. |[-=~^\"'#*+_|]{3,}|\+[-=]|\||>>>|\.\.\. ?$|\w+( 
 _FENCE = ("```", "~~~")
 
 
-_found: list[
-    str
-] = []  # the texts, once this process has read them all: a run reads the corpus twice, and parsing is slow
+# The texts, once this process has read them all: a run reads the corpus twice, and parsing is slow.
+found_texts: list[str] = []
 
 
 def read_docstrings(pool: worker_pool.Workers) -> Iterator[Document]:
@@ -40,12 +39,12 @@ def read_docstrings(pool: worker_pool.Workers) -> Iterator[Document]:
 
     The processes of `pool` parse the modules.
     """
-    return make_documents(_again() if _found else _read(pool))
+    return make_documents(_again() if found_texts else _read(pool))
 
 
 def _again() -> Iterator[tuple[str, float | None]]:
-    for done, text in enumerate(_found, start=1):
-        yield text, done / len(_found)
+    for done, text in enumerate(found_texts, start=1):
+        yield text, done / len(found_texts)
 
 
 def _read(pool: worker_pool.Workers) -> Iterator[tuple[str, float | None]]:
@@ -56,7 +55,7 @@ def _read(pool: worker_pool.Workers) -> Iterator[tuple[str, float | None]]:
         for paragraphs in modules:
             texts.append("\n".join(paragraph for paragraph in paragraphs if _is_new(paragraph, seen)))
             yield texts[-1], done / len(tasks)
-    _found[:] = texts
+    found_texts[:] = texts
 
 
 def module_paths() -> list[Path]:
@@ -153,7 +152,7 @@ def _tasks(paths: list[Path]) -> Iterator[list[Path]]:
     for path in paths:
         task.append(path)
         size += path.stat().st_size if path.exists() else 0
-        if size >= _TASK_BYTES:
+        if size >= TASK_BYTES:
             yield task
             task, size = [], 0
     if task:

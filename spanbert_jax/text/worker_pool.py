@@ -22,7 +22,7 @@ from spanbert_jax.errors import UserError
 
 _Task = TypeVar("_Task")
 _Result = TypeVar("_Result")
-_AHEAD = 3  # the most tasks under way, for each process
+AHEAD = 3  # the most tasks under way, for each process
 
 
 class Workers:
@@ -58,7 +58,7 @@ class Workers:
             for task in tasks:
                 with _no_main_module():
                     under_way.append(self._pool.submit(function, task))
-                if len(under_way) >= _AHEAD * self.count:
+                if len(under_way) >= AHEAD * self.count:
                     yield under_way.popleft().result()
             while under_way:
                 yield under_way.popleft().result()

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from spanbert_jax.files import disk_errors, is_remote, written_aside
 
 _SECONDS_BETWEEN_LINES = 10.0
-_SECONDS_BETWEEN_COPIES = 1.0  # to a bucket: Google Cloud Storage accepts one write of an object a second
+SECONDS_BETWEEN_COPIES = 1.0  # to a bucket: Google Cloud Storage accepts one write of an object a second
 
 
 def clock(seconds: float) -> str:
@@ -128,7 +128,7 @@ class MetricsWriter:
             self._file.flush()
         values: list[Any] = [self._summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
         self._add(self._event(step=step, wall_time=time.time(), summary=self._summary(value=values)))
-        if self._bucket and time.monotonic() - self._copied >= _SECONDS_BETWEEN_COPIES:
+        if self._bucket and time.monotonic() - self._copied >= SECONDS_BETWEEN_COPIES:
             self._events.flush()
             self._copy(self._bucket)
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spanbert_jax.batches.shapes import _CALL, Shape, plan_batches, shape_table
+from spanbert_jax.batches.shapes import BATCH_COST, Shape, plan_batches, shape_table
 
 
 @pytest.mark.parametrize(("longest", "multiple"), [(512, 1), (384, 4), (100, 8), (7, 1)])
@@ -41,7 +41,7 @@ def cheapest(row_lengths: tuple[int, ...], table: tuple[Shape, ...]) -> int:
                 for group in itertools.combinations(range(1, len(rows)), others):
                     left = tuple(rows[i] for i in range(1, len(rows)) if i not in group)
                     if all(rows[i] <= shape.length for i in group):
-                        found.append(shape.rows * shape.length + _CALL + cost(left))
+                        found.append(shape.rows * shape.length + BATCH_COST + cost(left))
         return min(found)
 
     return cost(tuple(sorted(row_lengths)))
@@ -54,7 +54,7 @@ SHAPES = tuple(Shape(*pair) for pair in ((1, 100), (4, 100), (1, 400), (2, 400),
 @given(row_lengths=st.lists(st.integers(1, 900), min_size=1, max_size=6).map(tuple))
 def test_a_plan_is_as_cheap_as_any(row_lengths: tuple[int, ...]) -> None:
     plan = plan_batches(np.array(row_lengths), SHAPES)
-    assert sum(shape.rows * shape.length + _CALL for _, shape in plan) == cheapest(row_lengths, SHAPES)
+    assert sum(shape.rows * shape.length + BATCH_COST for _, shape in plan) == cheapest(row_lengths, SHAPES)
 
 
 @settings(deadline=None, max_examples=60)

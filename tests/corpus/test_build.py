@@ -115,7 +115,7 @@ def test_blocks_are_a_tfds_dataset(built: Path) -> None:
 def test_the_files_are_the_same_bytes_for_any_number_of_processes(
     config: Config, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(building, "_TASK_CHARS", 2000)  # many tasks
+    monkeypatch.setattr(building, "TASK_CHARS", 2000)  # many tasks
     for count in (1, 2):
         build_blocks(replace(config, workers=count), tokenizer, tmp_path / f"blocks{count}")
     assert files_of(tmp_path / "blocks1") == files_of(tmp_path / "blocks2")
@@ -163,8 +163,8 @@ def test_blocks_are_read_by_any_index_across_shards(
 def test_progress_is_reported_and_ends_at_one(
     config: Config, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(building, "_TASK_CHARS", 1000)
-    monkeypatch.setattr(building, "_REPORT_SECONDS", 0.0)
+    monkeypatch.setattr(building, "TASK_CHARS", 1000)
+    monkeypatch.setattr(building, "REPORT_SECONDS", 0.0)
     reports: list[tuple[float | None, int, int]] = []
     build_blocks(config, tokenizer, tmp_path / "blocks", lambda *report: reports.append(report))
     counts = read_metadata(tmp_path / "blocks").counts
@@ -205,7 +205,7 @@ def test_a_killed_build_is_never_taken_for_blocks_and_the_next_one_is_clean(
     program = (
         "import sys, time, pickle; from pathlib import Path; from spanbert_jax.corpus import build as blocks\n"
         "config, tokenizer = pickle.loads(Path(sys.argv[1]).read_bytes())\n"
-        "blocks._TASK_CHARS, blocks._REPORT_SECONDS = 1000, 0.0\n"
+        "blocks.TASK_CHARS, blocks.REPORT_SECONDS = 1000, 0.0\n"
         "def report(fraction, documents, pieces):\n"
         "    if documents > 50: print('half', flush=True); time.sleep(60)\n"
         "blocks.build_blocks(config, tokenizer, Path(sys.argv[2]), report)"
@@ -378,7 +378,7 @@ def test_a_tfds_dataset_is_read_from_its_directory(
 
 
 def test_a_tfds_dataset_that_is_nowhere_is_told_quickly(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(tfds_source, "_STORAGE_URL", "http://127.0.0.1:9")  # nothing listens there
+    monkeypatch.setattr(tfds_source, "STORAGE_URL", "http://127.0.0.1:9")  # nothing listens there
     monkeypatch.setenv("NO_GCE_CHECK", "true")
     start = time.monotonic()
     with pytest.raises(UserError) as caught:

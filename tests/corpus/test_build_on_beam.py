@@ -32,7 +32,7 @@ import importlib.util, pickle, sys
 from spanbert_jax.corpus import build as build_blocks
 from spanbert_jax.corpus.build_on_beam import build_with_beam
 assert not importlib.util.find_spec("tensorflow") and not importlib.util.find_spec("jax")
-build_blocks.SHARD_RECORDS, build_blocks._TASK_CHARS = 37, 2000
+build_blocks.SHARD_RECORDS, build_blocks.TASK_CHARS = 37, 2000
 build_with_beam(pickle.load(sys.stdin.buffer), ["--direct_num_workers=2", "--direct_running_mode=multi_threading"])
 """
 

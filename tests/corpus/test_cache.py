@@ -100,13 +100,13 @@ def test_in_the_bucket_the_metadata_is_written_last(
 def test_a_copy_that_stops_leaves_none_and_the_next_is_whole(
     published: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = block_cache._copy_all
+    read = block_cache.copy_all
 
-    def stop(copies: list[block_cache._Copy], report: block_cache.CopyProgress) -> None:
+    def stop(copies: list[block_cache.Copy], report: block_cache.CopyProgress) -> None:
         read(copies[: len(copies) // 2], report)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(block_cache, "_copy_all", stop)
+    monkeypatch.setattr(block_cache, "copy_all", stop)
     with pytest.raises(KeyboardInterrupt):
         block_cache.fetch(epath.Path(DATA), tmp_path / "cache", nothing)
     assert not block_cache.copy_of(epath.Path(DATA), tmp_path / "cache").exists()
@@ -120,10 +120,10 @@ def test_two_at_once_make_one_copy(
     published: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copies, waits = [], []
-    copy_all = block_cache._copy_all
+    copy_all = block_cache.copy_all
     inside = threading.Event()
 
-    def slowly(jobs: list[block_cache._Copy], report: block_cache.CopyProgress) -> None:
+    def slowly(jobs: list[block_cache.Copy], report: block_cache.CopyProgress) -> None:
         copies.append(len(jobs))
         inside.set()
         second.start()
@@ -131,7 +131,7 @@ def test_two_at_once_make_one_copy(
             threading.Event().wait(0.01)
         copy_all(jobs, report)
 
-    monkeypatch.setattr(block_cache, "_copy_all", slowly)
+    monkeypatch.setattr(block_cache, "copy_all", slowly)
     fetch = lambda report: block_cache.fetch(epath.Path(DATA), tmp_path / "cache", report)  # noqa: E731
     second = threading.Thread(target=fetch, args=(lambda share, words: waits.append(words),))
     copy = fetch(nothing)

@@ -247,9 +247,9 @@ def test_seed_epoch_and_block_each_change_the_masks() -> None:
 
 def test_keys_are_splitmix64() -> None:
     """Against the first outputs of the generator's published C code from state 1234567 (Vigna, splitmix64.c)."""
-    gamma = masking._GAMMA
+    gamma = masking.GAMMA
     states = [(1234567 + gamma * i) % 2**64 for i in range(1, 4)]
-    got = masking._mix(tf.constant(states, tf.uint64)).numpy().tolist()
+    got = masking.splitmix64(tf.constant(states, tf.uint64)).numpy().tolist()
     assert got == [6457827717110365317, 3203168211198807973, 9817491932198370423]
 
 

@@ -50,8 +50,8 @@ def dense_guess(blocks: FakeBlocks, counts: np.ndarray, left: int, right: int) -
 @pytest.mark.parametrize("chunk", [1, 7, 256])
 def test_the_guess_has_a_factor_for_each_neighbour_that_is_seen(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = FakeBlocks(40)
-    monkeypatch.setattr(module, "_PAIRS", chunk)
-    monkeypatch.setattr(module, "_RECORDS", 16)
+    monkeypatch.setattr(module, "PAIRS", chunk)
+    monkeypatch.setattr(module, "RECORDS", 16)
     counts, neighbours = dense_counts(blocks), count_neighbours(blocks, TOKENIZER)  # type: ignore[arg-type]
     rng = np.random.default_rng(0)
     pieces = rng.integers(0, VOCAB, 300)

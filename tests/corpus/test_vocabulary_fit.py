@@ -69,7 +69,7 @@ def test_the_advice_for_an_uncased_vocabulary_works(tmp_path: Path) -> None:
 
 def test_a_build_stops_at_its_first_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("spanbert_jax.corpus.build.SAMPLE_PIECES", 10)
-    monkeypatch.setattr("spanbert_jax.corpus.build._TASK_CHARS", 100)
+    monkeypatch.setattr("spanbert_jax.corpus.build.TASK_CHARS", 100)
     config, tokenizer = setup(tmp_path, ["the"], "\n\n".join(f"Dog {i}" for i in range(5000)))
     reports: list[tuple[float | None, int, int]] = []
     with pytest.raises(UserError, match=r"of the pieces are \[UNK\]"):

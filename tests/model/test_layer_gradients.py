@@ -16,7 +16,7 @@ SHAPES = {"kernel": (6, 8), "bias": (8,), "scale": (6,)}
 
 @pytest.fixture(autouse=True)
 def _a_kernel_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layer_gradients, "_LARGE", 48)
+    monkeypatch.setattr(layer_gradients, "LARGE", 48)
 
 
 def arrays(seed: int, *lead: int) -> dict[str, jax.Array]:

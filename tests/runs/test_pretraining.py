@@ -54,7 +54,7 @@ def test_the_configuration_of_make_pretrain_runs_from_docstrings_to_a_report(
     """Shortened: few modules, a small vocabulary, three steps."""
     paths = sorted(Path(sysconfig.get_path("stdlib")).glob("[a-p]*.py"))
     monkeypatch.setattr(docstrings, "module_paths", lambda: paths)
-    monkeypatch.setattr(docstrings, "_found", [])
+    monkeypatch.setattr(docstrings, "found_texts", [])
     config = tiny.get_config()
     config.train.update(steps=3, log_every=1, eval_every=3, checkpoint_every=3, batch_size=8, eval_blocks=8)
     config.optimizer.warmup_steps = 1

@@ -18,7 +18,7 @@ SCRIPT = """
 import sys
 from spanbert_jax.errors import UserError
 from spanbert_jax.runs import processes
-processes._EVERY = 0.5
+processes.REPORT_SECONDS = 0.5
 say = lambda line: print(line, flush=True)
 try:
     processes.start(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]), say)
@@ -155,4 +155,4 @@ def test_a_machine_that_is_no_cluster_is_told_what_to_do(monkeypatch: pytest.Mon
     [({3}, "process 3"), ({1, 2, 3, 6}, "processes 1-3 and 6"), ({1, 3, 5}, "processes 1, 3 and 5")],
 )
 def test_missing_processes_are_named_in_ranges(numbers: set[int], text: str) -> None:
-    assert processes._ranges(numbers) == text
+    assert processes.ranges(numbers) == text

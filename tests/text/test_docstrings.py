@@ -94,8 +94,8 @@ def test_modules_are_documents_and_no_paragraph_comes_twice(tmp_path: Path, monk
     for i, path in enumerate(paths):
         path.write_text(f'"""Module {"abcdef"[i]} has a line.\n\nAll modules have this line in common.\n"""\n')
     monkeypatch.setattr(docstrings, "module_paths", lambda: paths)
-    monkeypatch.setattr(docstrings, "_TASK_BYTES", 100)
-    monkeypatch.setattr(docstrings, "_found", [])
+    monkeypatch.setattr(docstrings, "TASK_BYTES", 100)
+    monkeypatch.setattr(docstrings, "found_texts", [])
     with Workers(2) as pool:
         documents = list(read_docstrings(pool))
         assert [document[:2] for document in read_docstrings(pool)] == [document[:2] for document in documents]

@@ -29,7 +29,7 @@ def test_results_come_in_order_and_tasks_are_taken_as_results_are() -> None:
 
     with Workers(2) as pool:
         for done, _ in enumerate(pool.map(time.sleep, naps()), start=1):
-            assert taken - done <= 2 * worker_pool._AHEAD
+            assert taken - done <= 2 * worker_pool.AHEAD
         assert list(pool.map(abs, range(-9, 0))) == list(range(9, 0, -1))
 
 

@@ -231,7 +231,7 @@ def test_a_step_runs_without_tensorflow_and_writes_what_it_measured(tmp_path: Pa
 
 
 def test_a_step_beside_both_peers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    monkeypatch.setattr(step, "_ROUND_SECONDS", 0.05)
+    monkeypatch.setattr(step, "ROUND_SECONDS", 0.05)
     arguments = ["step", "--size=tiny", "--length=32", "--batch=2", "--rounds=2", "--cores=1"]
     assert benchmark.main([*arguments, "--peer=transformers", "--peer=pytorch", f"--json={tmp_path}/f.json"]) == 0
     rows = json.loads((tmp_path / "f.json").read_text())["results"]

@@ -93,7 +93,7 @@ def test_metrics_reach_a_bucket_while_the_run_goes_on_and_are_cut_where_it_resum
     def steps() -> list[int]:
         return [json.loads(line)["step"] for line in (bucket / "run" / "metrics.jsonl").read_text().splitlines()]
 
-    monkeypatch.setattr(progress, "_SECONDS_BETWEEN_COPIES", 0.0)
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_COPIES", 0.0)
     killed = progress.MetricsWriter(epath.Path("gs://bucket/run"), 0)
     for step in (1, 10, 20):
         killed.write(step, {"loss": 1.0})

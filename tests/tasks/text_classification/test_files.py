@@ -294,7 +294,7 @@ def test_what_is_neither_file_nor_tfds_name_is_told_without_a_search(
 
 
 def test_a_tfds_set_that_is_nowhere_says_where_it_was_sought(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(tfds_source, "_STORAGE_URL", "http://127.0.0.1:9")  # nothing listens there
+    monkeypatch.setattr(tfds_source, "STORAGE_URL", "http://127.0.0.1:9")  # nothing listens there
     monkeypatch.setenv("NO_GCE_CHECK", "true")
     with pytest.raises(UserError) as caught:
         read("glue/sst2", task="sst2")
