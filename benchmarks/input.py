@@ -86,11 +86,10 @@ def _theirs(spec: Json, config: Config, tokenizer: Tokenizer, blocks: "Blocks") 
 
 
 def _pieces_of(blocks: "Blocks", count: int) -> list[list[int]]:
-    import tensorflow as tf
+    from spanbert_jax.corpus.blocks import parse_records
 
     wanted = np.random.default_rng(0).choice(len(blocks), min(count, len(blocks)), replace=False)
-    examples = (tf.train.Example.FromString(record) for record in blocks.read(wanted))
-    return [list(example.features.feature["input_ids"].int64_list.value) for example in examples]
+    return [row[row >= 0].tolist() for row in parse_records(blocks.read(wanted)).numpy()]
 
 
 def feature_of(pieces: list[int], tokenizer: Tokenizer, length: int) -> dict[str, list]:

@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
@@ -21,7 +21,11 @@ from etils import epath
 import spanbert_jax
 from spanbert_jax.config import Config, CorpusConfig
 from spanbert_jax.errors import UserError
+from spanbert_jax.text.packing import FEATURE
 from spanbert_jax.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 SPLITS = ("train", "held_out")
 DATASET = "spanbert_blocks"
@@ -101,6 +105,14 @@ class Blocks:
             for place, record in zip(places, found, strict=True):
                 records[place] = record
         return records
+
+
+def parse_records(records: "Sequence[bytes] | tf.Tensor") -> "tf.Tensor":
+    """int64 [records, longest]: the pieces of each record of `Blocks.read`, then -1 up to the longest."""
+    import tensorflow as tf  # for seconds, which processes that read no pieces do not have to wait
+
+    feature = tf.io.FixedLenSequenceFeature([], tf.int64, allow_missing=True, default_value=-1)
+    return tf.io.parse_example(records, {FEATURE: feature})[FEATURE]
 
 
 def lengths_file(split: str) -> str:

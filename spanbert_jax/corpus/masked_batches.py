@@ -16,7 +16,7 @@ from spanbert_jax.batch import Batch, NumpyBatch
 from spanbert_jax.batches.feed import HeldRows, feed
 from spanbert_jax.batches.lengths import BucketedOrder, choose_lengths, equal_sizes, sorted_batches
 from spanbert_jax.config import Config
-from spanbert_jax.corpus.blocks import Blocks
+from spanbert_jax.corpus.blocks import Blocks, parse_records
 from spanbert_jax.corpus.masking import Masker, mask_rate, row_keys
 from spanbert_jax.text.tokenizer import Tokenizer
 
@@ -147,8 +147,7 @@ def _read(
         tf.ensure_shape(indices, [None]),
         tf.ensure_shape(width, []),
     )
-    feature = tf.io.FixedLenSequenceFeature([], tf.int64, allow_missing=True, default_value=-1)
-    parsed = tf.io.parse_example(records, {"input_ids": feature})["input_ids"]  # [rows, longest of them]
+    parsed = parse_records(records)  # [rows, longest of them]
     missing = tf.maximum(width - tf.shape(parsed, tf.int64)[1], 0)
     parsed = tf.pad(parsed, [[0, 0], [0, missing]], constant_values=-1)[:, :width]  # an empty row's block may be longer
     present = (parsed >= 0) & (indices >= 0)[:, None]

@@ -11,10 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse
-import tensorflow as tf
 
 from spanbert_jax.batch import MASK
-from spanbert_jax.corpus.blocks import Blocks
+from spanbert_jax.corpus.blocks import Blocks, parse_records
 from spanbert_jax.text.tokenizer import Tokenizer
 
 SMOOTHING = 5.0  # observations of f that are added to those of each neighbour
@@ -113,9 +112,7 @@ def evaluated_blocks(blocks: Blocks, limit: int) -> int:
 
 def _rows(blocks: Blocks, indices: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
     """int64 [rows, longest + 2]: [CLS] block [SEP], then -1."""
-    feature = tf.io.FixedLenSequenceFeature([], tf.int64, allow_missing=True, default_value=-1)
-    pieces = tf.io.parse_example(blocks.read(indices), {"input_ids": feature})["input_ids"].numpy()
-    rows = np.pad(pieces, [(0, 0), (1, 1)], constant_values=-1)
+    rows = np.pad(parse_records(blocks.read(indices)).numpy(), [(0, 0), (1, 1)], constant_values=-1)
     rows[:, 0] = tokenizer.cls_id
     rows[np.arange(len(rows)), (rows >= 0).sum(1)] = tokenizer.sep_id
     return rows
