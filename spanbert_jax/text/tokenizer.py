@@ -157,6 +157,8 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     try:
         metadata = json.loads(_read(path, "a tokenizer saved by this program"))
         kind, lowercase, name = metadata["kind"], metadata["lowercase"], metadata["vocabulary"]
+        if kind not in VOCABULARY_FILES:
+            raise ValueError(f"kind {kind!r} is none of {', '.join(VOCABULARY_FILES)}")
         vocab_size, fingerprint = metadata["vocab_size"], metadata["fingerprint"]
         settings = WordPieceSettings.from_dict(metadata.get("settings", {}))
     except (ValueError, KeyError, TypeError) as error:

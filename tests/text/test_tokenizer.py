@@ -283,7 +283,11 @@ def test_a_changed_or_damaged_saved_tokenizer_is_refused(tmp_path: Path) -> None
     write_vocab(tmp_path / "saved" / "vocab.txt", [*PIECES, "mat"])
     with pytest.raises(UserError, match=r"16 pieces and fingerprint .* written for 15"):
         load_tokenizer(tmp_path / "saved")
-    (tmp_path / "saved" / "spanbert_tokenizer.json").write_text('{"kind": "wordpiece"}')
+    metadata = tmp_path / "saved" / "spanbert_tokenizer.json"
+    metadata.write_text(metadata.read_text().replace('"wordpiece"', '"byte-level"'))
+    with pytest.raises(UserError, match="kind 'byte-level' is none of wordpiece, unigram, bpe"):
+        load_tokenizer(tmp_path / "saved")
+    metadata.write_text('{"kind": "wordpiece"}')
     with pytest.raises(UserError, match="not a tokenizer's metadata"):
         load_tokenizer(tmp_path / "saved")
 

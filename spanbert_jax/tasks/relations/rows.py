@@ -31,12 +31,13 @@ def special_names(examples: Sequence[RelationSentence], entities: str) -> list[s
 
 
 def assign_special(names: Sequence[str], tokenizer: Tokenizer) -> dict[str, int]:
-    """Name -> the id of a piece that no text has: [unused1], [unused2], ... of WordPiece, control bytes of
-    SentencePiece.
+    """Name -> the id of a piece that no text has: [unused1], [unused2], ... of WordPiece, unless the tokenizer's author
+    added such a piece to be found in text; control bytes of SentencePiece.
 
     Raises UserError where the vocabulary has too few such pieces.
     """
-    ids = {tokenizer.piece(i): i for i in range(tokenizer.vocab_size)}
+    in_text = {added.content for added in tokenizer.settings.added}
+    ids = {piece: i for i in range(tokenizer.vocab_size) if (piece := tokenizer.piece(i)) not in in_text}
     unused = sorted(
         (int(m[1]), i) for piece, i in ids.items() if (m := re.fullmatch(r"\[unused(\d+)\]", piece)) and m[1] != "0"
     )

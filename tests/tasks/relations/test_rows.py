@@ -10,6 +10,7 @@ from spanbert_jax.errors import UserError
 from spanbert_jax.tasks.relations.rows import MARKERS, RelationRowMaker, assign_special, special_names
 from spanbert_jax.text.sentencepiece_training import train_sentencepiece
 from spanbert_jax.text.tokenizer import Tokenizer
+from spanbert_jax.text.wordpiece import AddedPiece, WordPieceSettings
 
 WORDS = [f"w{i}" for i in range(40)]
 SPECIAL = ["[PAD]", *(f"[unused{i}]" for i in range(12)), "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -61,6 +62,14 @@ def test_a_sentencepiece_gives_bytes_that_no_text_has() -> None:
     assert all(tokenizer.piece(i).startswith("<0x") for i in special.values())
     used = {i for ids in tokenizer.tokenize_batch(["é ü 漢字 \t\n \x7f 🙂"]) for i in ids}
     assert not used & set(special.values())
+
+
+def test_an_added_piece_that_text_may_have_is_not_taken_for_an_entity() -> None:
+    added = WordPieceSettings(added=(AddedPiece("[unused1]"),))
+    tokenizer = Tokenizer("wordpiece", TOKENIZER.vocabulary, settings=added)
+    special = assign_special(MARKERS, tokenizer)
+    assert [tokenizer.piece(i) for i in special.values()] == [f"[unused{i}]" for i in (2, 3, 4, 5)]
+    assert not set(special.values()) & set(tokenizer.tokenize("w1 [unused1] w2"))
 
 
 def test_too_few_special_pieces_are_an_error_with_the_number() -> None:
