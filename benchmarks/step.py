@@ -8,6 +8,7 @@ gathered positions. MFU divides them by the device's dense bf16 peak.
 import contextlib
 import dataclasses
 import math
+import os
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -83,12 +84,11 @@ def mfu(speed: float, spec: Json, device: str, devices: int) -> float | None:
 
 
 def environment(flags: str, platform: str) -> dict[str, str]:
-    """Environment variables of our side's process."""
-    if platform == "cpu":
-        return {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags} if flags else {"JAX_PLATFORMS": "cpu"}
-    if platform == "tpu":
-        return {"LIBTPU_INIT_ARGS": flags} if flags else {}
-    return {"XLA_FLAGS": flags, "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92"}
+    """Environment variables of our side's process. flags: XLA's, which follow those that the user's environment has."""
+    variable = "LIBTPU_INIT_ARGS" if platform == "tpu" else "XLA_FLAGS"
+    joined = f"{os.environ.get(variable, '')} {flags}".strip()  # of a flag that is given twice, XLA takes the last
+    fixed = {"cpu": {"JAX_PLATFORMS": "cpu"}, "gpu": {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92"}}
+    return fixed.get(platform, {}) | ({variable: joined} if joined else {})
 
 
 def steps_for(seconds: float, least: float = ROUND_SECONDS) -> int:

@@ -216,6 +216,17 @@ def run(*arguments: str, stubs: Path | None = None) -> subprocess.CompletedProce
     return subprocess.run(command, capture_output=True, text=True, env=env)
 
 
+def test_a_variant_s_flags_follow_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LIBTPU_INIT_ARGS", raising=False)
+    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=here")
+    assert step.environment("--xla_a=1", "gpu")["XLA_FLAGS"] == "--xla_dump_to=here --xla_a=1"
+    assert step.environment("", "gpu")["XLA_FLAGS"] == "--xla_dump_to=here"
+    assert step.environment("--xla_a=1", "cpu")["XLA_FLAGS"] == "--xla_dump_to=here --xla_a=1"
+    assert step.environment("--xla_a=1", "tpu") == {"LIBTPU_INIT_ARGS": "--xla_a=1"}
+    monkeypatch.delenv("XLA_FLAGS")
+    assert step.environment("", "cpu") == {"JAX_PLATFORMS": "cpu"}
+
+
 def test_a_step_runs_without_tensorflow_and_writes_what_it_measured(tmp_path: Path) -> None:
     for name in ("tensorflow", "tensorflow_datasets", "array_record", "ml_collections", "torch", "transformers"):
         (tmp_path / f"{name}.py").write_text(f"raise ImportError('no {name} here')\n")
