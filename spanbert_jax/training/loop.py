@@ -114,10 +114,11 @@ def _run(config: Config, recipe: Recipe, workdir: epath.Path) -> Result:
                 checkpoints.save(step, state, at_step, force=stop or step == last)
             if step == last or stop:
                 break
-            began = time.monotonic()
+            asked = time.monotonic()
             batch = next(batches)
-            window.waited += time.monotonic() - began
-            began, shapes = time.monotonic(), tuple(array.shape for array in batch.values())
+            began = time.monotonic()
+            window.waited += began - asked
+            shapes = tuple(array.shape for array in batch.values())
             known = sizes.get(shapes)
             size = known or recipe.batch_size(batch)
             if sizes and not known:
@@ -128,6 +129,7 @@ def _run(config: Config, recipe: Recipe, workdir: epath.Path) -> Result:
             if not known:
                 sizes[shapes] = size
                 window.skip(time.monotonic() - began)
+                log.skip(time.monotonic() - asked)  # the first batch waits for its pipeline to start
             step += 1
             in_flight.append(sums["gradient_norm"])
             if len(in_flight) > _STEPS_AHEAD:
@@ -187,9 +189,9 @@ class _Log(Stage):
 
     def __init__(self, recipe: Recipe, workdir: epath.Path, first: int, last: int):
         primary = jax.process_index() == 0
-        super().__init__("Training", start=first / last, enabled=primary)
         self._recipe, self._first_step, self._last = recipe, first, last
         self._writer = MetricsWriter(workdir, first) if primary else None
+        super().__init__("Training", start=first / last, enabled=primary)
 
     def at(self, step: int, words: str = "") -> None:
         """Shows the step, and in words what is done at it."""

@@ -31,11 +31,11 @@ class Stage:
     """A stage of work: a bar on a terminal, a line every ten seconds elsewhere, nothing where it is not `enabled`."""
 
     def __init__(self, title: str, start: float = 0.0, enabled: bool = True):
-        """start: the fraction that an earlier run did, which the estimate of the time left leaves out."""
+        """start: the fraction that an earlier run did. The estimate of the time left does not count that fraction."""
         self._title, self._first, self._enabled = title, start, enabled
         self._console = Console(highlight=False, soft_wrap=True)
         self._bar: Progress | None = None
-        self._began = self._printed = time.monotonic()
+        self._began = self._printed = self._timed = time.monotonic()
         self._detail = ""
 
     def __enter__(self) -> Self:
@@ -57,12 +57,11 @@ class Stage:
     def update(self, fraction: float | None, detail: str) -> None:
         """Shows the fraction of the stage that is done (None: not known) and `detail`, a few words beside it."""
         now = time.monotonic()
-        elapsed = now - self._began
-        if fraction is not None and fraction > self._first and elapsed > 1:
-            left = elapsed * (1 - fraction) / (fraction - self._first)
+        if fraction is not None and fraction > self._first and now - self._timed > 1:
+            left = (now - self._timed) * (1 - fraction) / (fraction - self._first)
             timed = f"{detail} · {clock(left)} left"
         else:
-            timed = " · ".join(filter(None, [detail, "" if self._bar else clock(elapsed)]))
+            timed = " · ".join(filter(None, [detail, "" if self._bar else clock(now - self._began)]))
         self._detail = detail
         if self._bar:
             total = None if fraction is None else 1.0
@@ -71,6 +70,10 @@ class Stage:
             percent = "" if fraction is None else f"{100 * fraction:3.0f}% · "
             self._console.print(f"{self._title}: {percent}{timed}", markup=False)
             self._printed = now
+
+    def skip(self, seconds: float) -> None:
+        """Leaves the last `seconds` out of the estimate of the time left: they went into work that does not recur."""
+        self._timed += seconds
 
     def say(self, line: str) -> None:
         """Prints a line that stays, above the bar."""

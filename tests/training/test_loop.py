@@ -1,19 +1,24 @@
-"""The loop's fixed order, where a test can see it: what a request to stop does."""
+"""The loop where a test can see it: what a request to stop and a full disk do, and what the display says."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
+import time
+import types
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from etils import epath
 
-from spanbert_jax.training import loop
+from spanbert_jax.training import loop, progress
 from spanbert_jax.training.checkpoint import find_checkpoint
 from tests.support.recipes import recipe_of
 from tests.support.runs import ROOT, environment
-from tests.support.synthetic import small_config
+from tests.support.synthetic import random_batch, small_config
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
@@ -33,6 +38,38 @@ def test_a_request_to_stop_ends_after_the_step_under_way_with_a_checkpoint(
     assert find_checkpoint(workdir).name == "3" and signal.getsignal(number) is before
     assert loop.run(config, recipe_of(config, asked), workdir).finished
     assert asked == [0, 1, 2, 3, 4, 5]
+
+
+def test_the_time_left_counts_neither_compiling_nor_the_wait_for_the_first_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a clock of the test: an hour for the first batch and for each of two compilations, 10 s for any later batch.
+
+    A window is shown three steps after its last step, so the first estimate is twice what the run takes.
+    """
+    config, now = small_config(train={"steps": 20, "log_every": 2}), 0.0
+    for module in (loop, progress):
+        monkeypatch.setattr(module, "time", types.SimpleNamespace(monotonic=lambda: now, time=time.time))
+    recipe = recipe_of(config, [])
+
+    def totals(batch: Any) -> Any:
+        nonlocal now
+        now += 3600
+        return recipe.objective.totals(batch)
+
+    def batches(layout: Any, first: int, last: int) -> Iterator[Any]:
+        nonlocal now
+        for step in range(first, last):
+            now += 10 if step else 3600
+            yield random_batch(config, step, rows=8 if step < 12 else 4)
+
+    slow = recipe._replace(objective=recipe.objective._replace(totals=totals), train_batches=batches)
+    loop.run(config, slow, epath.Path(tmp_path))
+    shown = re.findall(r"(\d+)% .* ([\d:]+) left", capsys.readouterr().out)
+    assert now == 3600 * 3 + 190 and len(shown) > 5
+    for done, left in shown:
+        minutes, seconds = map(int, left.split(":"))  # no hours
+        assert 60 * minutes + seconds <= 2.5 * 2 * (100 - int(done)), (done, left)
 
 
 _FULL = """
