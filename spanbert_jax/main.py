@@ -13,6 +13,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from absl import app, flags
 from ml_collections import config_flags
@@ -35,12 +36,8 @@ PROCESS = flags.DEFINE_integer("process", None, "--distributed: the number of th
 WAIT = flags.DEFINE_float("wait", 300, "--distributed: seconds to wait for the other processes.")
 
 
-def run_app(main: Callable[[Config, str], int]) -> None:
-    """Parses the flags, calls `main(config, workdir)` and exits with the status that `main` returns.
-
-    Before that, the program is started anew with huge pages (`cli.use_huge_pages`).
-    """
-    cli.use_huge_pages()
+def run_app(main: Callable[[Config, str], int]) -> NoReturn:
+    """Parses the flags, calls `main(config, workdir)` and exits with the status that `main` returns."""
 
     def checked(argv: list[str]) -> int:
         if len(argv) > 1:
@@ -114,4 +111,4 @@ def dispatch(config: Config, workdir: str, arguments: str) -> bool:
 
 
 if __name__ == "__main__":
-    run_app(main)
+    cli.run(lambda: run_app(main))

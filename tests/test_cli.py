@@ -1,7 +1,9 @@
 """Command lines end as cli.py promises."""
 
+import ast
 import errno
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,8 @@ from spanbert_jax import cli
 from spanbert_jax.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
+COMMANDS = [ROOT / "spanbert_jax" / "main.py", *sorted((ROOT / "tools").glob("*.py"))]
+HEAVY = {"jax", "flax", "optax", "orbax", "tensorflow", "tensorflow_datasets", "torch", "transformers", "matplotlib"}
 
 
 def raises(error: BaseException) -> int:
@@ -91,15 +95,35 @@ def test_a_full_disk_behind_standard_output_is_one_line() -> None:
     assert "standard output: cannot be written (No space left on device)" in done.stderr
 
 
+@pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path.stem)
+def test_every_command_ends_through_cli_run_and_only_where_it_is_the_program(path: Path) -> None:
+    last = ast.parse(path.read_text()).body[-1]
+    assert isinstance(last, ast.If) and ast.unparse(last.test) == "__name__ == '__main__'"
+    assert ast.unparse(last.body[-1]).startswith("cli.run(")
+    assert len(re.findall(r"cli\.run\(|use_huge_pages|execv|sys\.exit\((main|table)", path.read_text())) == 1
+
+
+def test_no_command_imports_a_heavy_library_before_it_starts_anew() -> None:
+    """Otherwise the import would be paid twice, and --help and a mistyped flag would wait for it."""
+    names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in COMMANDS]
+    script = f"""
+import importlib, sys
+for name in {names}:
+    importlib.import_module(name)
+    assert not {HEAVY}.intersection(sys.modules), (name, {HEAVY}.intersection(sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="huge pages are glibc's")
 @pytest.mark.parametrize("given", [None, "glibc.malloc.check=0"])
 def test_a_command_starts_anew_once_in_huge_pages_unless_the_user_says_otherwise(given: str | None) -> None:
     script = (
-        "import os, sys\nfrom spanbert_jax import cli\ncli.use_huge_pages()\n"
-        "print(os.environ['GLIBC_TUNABLES'], sys.argv)"
+        "import os, sys\nfrom spanbert_jax import cli\n"
+        "cli.run(lambda: print(os.environ['GLIBC_TUNABLES'], sys.argv) or 7)"
     )
     environment = {"PYTHONPATH": str(ROOT)} | ({} if given is None else {"GLIBC_TUNABLES": given})
-    done = subprocess.run(
-        [sys.executable, "-c", script, "a word"], env=environment, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", script, "a word"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 7, done.stderr
     assert done.stdout == f"{given or 'glibc.malloc.hugetlb=1'} ['-c', 'a word']\n"

@@ -9,20 +9,19 @@ environment of its own with requirements-beam.txt alone.
 Invariant: the files in OUT are byte for byte those that a run builds.
 """
 
-import argparse
 import shlex
 import sys
 import time
+from typing import NoReturn
 
+from spanbert_jax import cli
 from spanbert_jax.config import Config
 from spanbert_jax.errors import UserError
 from spanbert_jax.main import run_app
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+def main() -> NoReturn:
+    parser = cli.parser(__doc__)
     parser.add_argument("--config", required=True, help="the experiment: a file in configs/")
     parser.add_argument("--data-dir", required=True, help="where tokenizer/ and blocks/ go; a bucket works")
     given, others = parser.parse_known_args()
@@ -53,4 +52,4 @@ def build(config: Config, beam_arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

@@ -17,22 +17,23 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import jax
 from absl import flags
 
+from spanbert_jax import cli
 from spanbert_jax.batch import abstract_batch
 from spanbert_jax.config import Config
 from spanbert_jax.errors import UserError
 from spanbert_jax.files import written_aside
 from spanbert_jax.main import config_file, run_app
-from spanbert_jax.model import pretraining_heads
-from spanbert_jax.tasks.pretraining_loss import objective
-from spanbert_jax.training import flops, sharding
-from spanbert_jax.training.step import abstract_state, make_train_step
 from tools.tpu import hlo_cost
 from tools.tpu.tpu_topologies import TOPOLOGIES, compile_only_devices, one_chip, topology
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+    from spanbert_jax.training.flops import Chip
 
 TOPOLOGY = flags.DEFINE_string("topology", None, "The TPUs, by the name that Google Cloud gives them.")
 ROWS = flags.DEFINE_integer(
@@ -68,11 +69,18 @@ class Compiled(NamedTuple):
     seconds: float
 
 
-def compile_step(config: Config, mesh: jax.sharding.Mesh, what: str) -> Compiled:
+def compile_step(config: Config, mesh: "Mesh", what: str) -> Compiled:
     """Compiles the train step of `config` for the mesh. what: names the step on stderr.
 
     Raises DoesNotFit, and UserError for an unknown --compiler-option.
     """
+    import jax
+
+    from spanbert_jax.model import pretraining_heads
+    from spanbert_jax.tasks.pretraining_loss import objective
+    from spanbert_jax.training import sharding
+    from spanbert_jax.training.step import abstract_state, make_train_step
+
     began = time.monotonic()
     print(f"compiling {what} ...", end=" ", file=sys.stderr, flush=True)
     with jax.set_mesh(mesh):  # make no concrete array in here: there is no device to hold it
@@ -103,7 +111,7 @@ def _option(text: str) -> tuple[str, str]:
     return name, value
 
 
-def with_rows(config: Config, mesh: jax.sharding.Mesh, rows: int | None) -> tuple[Config, int]:
+def with_rows(config: Config, mesh: "Mesh", rows: int | None) -> tuple[Config, int]:
     """(configuration, rows): with `rows` on each chip in each microbatch; without `rows`, as close as possible to the
     batch of `config`."""
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
@@ -114,6 +122,8 @@ def with_rows(config: Config, mesh: jax.sharding.Mesh, rows: int | None) -> tupl
 
 def one_chip_costs(config: Config, rows: int) -> dict[str, float]:
     """FLOPs and bytes per row of all layers, unrolled on one chip: extrapolated from one and two layers."""
+    from spanbert_jax.training import sharding
+
     (device,) = compile_only_devices(one_chip(topology(TOPOLOGY.value)))
     compute = dataclasses.replace(config.compute, unroll=True)
     mesh_config = dataclasses.replace(config.mesh, data=1, fsdp=1, model=1)
@@ -157,7 +167,7 @@ def memory_of(compiled: Compiled) -> dict[str, int]:
     return sizes | {"peak": sum(sizes.values()) - 2 * sizes["aliased"]}
 
 
-def bounds_of(facts: dict[str, Any], chip: flops.Chip) -> dict[str, float]:
+def bounds_of(facts: dict[str, Any], chip: "Chip") -> dict[str, float]:
     """Lower bounds of a step's seconds, one for each resource that may limit the step."""
     rows = facts["batch"] / facts["chips"]  # each chip's share of the arithmetic, on any mesh
     needed = max(facts["model_flops_per_row"], facts["hlo_flops_per_row"])
@@ -173,8 +183,10 @@ def bounds_of(facts: dict[str, Any], chip: flops.Chip) -> dict[str, float]:
     return bounds
 
 
-def facts_of(config: Config, mesh: jax.sharding.Mesh, rows: int, compiled: Compiled) -> dict[str, Any]:
+def facts_of(config: Config, mesh: "Mesh", rows: int, compiled: Compiled) -> dict[str, Any]:
     """All numbers of the report, as JSON; sizes are in bytes."""
+    from spanbert_jax.training import flops
+
     kind = mesh.devices.flat[0].device_kind
     costs = one_chip_costs(config, rows)
     moved = hlo_cost.traffic(compiled.program)
@@ -207,6 +219,8 @@ def facts_of(config: Config, mesh: jax.sharding.Mesh, rows: int, compiled: Compi
 
 def describe(facts: dict[str, Any], config: Config) -> str:
     """The report as text."""
+    from spanbert_jax.training import flops
+
     chip, memory, gib, rows = flops.TPUS[facts["device_kind"]], facts["memory"], 2**30, facts["rows_per_chip"]
     mesh = ", ".join(f"{axis} {size}" for axis, size in facts["mesh"].items())
     shards = facts["mesh"]["data"] * facts["mesh"]["fsdp"]
@@ -260,7 +274,7 @@ def _collective_lines(rows: list[dict[str, Any]], half: int) -> list[str]:
     ]
 
 
-def largest_that_fits(config: Config, mesh: jax.sharding.Mesh, rows: int) -> tuple[int, Compiled]:
+def largest_that_fits(config: Config, mesh: "Mesh", rows: int) -> tuple[int, Compiled]:
     """(rows, compiled step): the most rows on a chip that fit, of 1 to 8 and then multiples of 8. rows: where the
     search starts. Raises DoesNotFit where not even one row fits."""
     results: dict[int, Compiled | None] = {}
@@ -299,6 +313,10 @@ def largest_rung(fits: Callable[[int], bool], start: int) -> int:
 
 def main(config: Config, _: str) -> int:
     """Compiles and reports; returns the exit status, 1 where the step does not fit."""
+    import jax
+
+    from spanbert_jax.training import sharding
+
     jax.config.update("jax_platforms", "cpu")  # leaves a TPU of this machine free
     if config.task != "pretraining":
         raise UserError(f"config.task is {config.task!r}; only the step of 'pretraining' is compiled")
@@ -357,6 +375,8 @@ def table(arguments: list[str]) -> int:
 
 
 def _table_row(size: str, facts: dict[str, Any]) -> str:
+    from spanbert_jax.training import flops
+
     if not facts["fits"]:
         return f"| {size} | {facts['topology']} | | {facts['rows_per_chip']} | does not fit | | | | |"
     chip, bounds = flops.TPUS[facts["device_kind"]], facts["bounds"]
@@ -377,6 +397,5 @@ def _table_row(size: str, facts: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    if "--table" in sys.argv:
-        sys.exit(table([argument for argument in sys.argv[1:] if argument != "--table"]))
-    run_app(main)
+    others = [argument for argument in sys.argv[1:] if argument != "--table"]
+    cli.run(lambda: table(others) if "--table" in sys.argv else run_app(main))

@@ -13,7 +13,6 @@ import collections
 import dataclasses
 import re
 import shlex
-import sys
 from pathlib import Path
 
 from etils import epath
@@ -21,13 +20,6 @@ from etils import epath
 from spanbert_jax import cli
 from spanbert_jax.errors import UserError
 from spanbert_jax.files import new_directory
-from spanbert_jax.model import pretraining_heads
-from spanbert_jax.serving.weights import open_weights
-from spanbert_jax.training.checkpoint import CHECKPOINTS, TOKENIZER, is_run, write_params
-from spanbert_jax.training.metadata import Metadata, config_to_json
-from spanbert_jax.training.progress import Stage
-
-HEADS = {head.name: head.description for head in pretraining_heads.HEADS}
 
 
 def summary(names: tuple[str, ...]) -> str:
@@ -43,6 +35,12 @@ def convert(source: Path, output: Path, vocab: Path | None) -> None:
 
     Raises UserError where `source` has no weights that can be imported, or `output` exists and is not empty.
     """
+    from spanbert_jax.model import pretraining_heads
+    from spanbert_jax.serving.weights import open_weights
+    from spanbert_jax.training.checkpoint import CHECKPOINTS, TOKENIZER, is_run, write_params
+    from spanbert_jax.training.metadata import Metadata, config_to_json
+    from spanbert_jax.training.progress import Stage
+
     if is_run(epath.Path(source)):
         raise UserError(f"{source} is already a checkpoint of this project; use it with --config.init_from={source}")
     with new_directory(output, "--output") as directory:
@@ -71,8 +69,9 @@ def convert(source: Path, output: Path, vocab: Path | None) -> None:
     for note in weights.notes:
         print(note)
     print(f"Taken: {', '.join(report.taken)}" + (f" ({', '.join(weights.labels)})" if weights.labels else ""))
+    descriptions = {head.name: head.description for head in pretraining_heads.HEADS}
     for head in report.missing:
-        print(f"Missing: {head}, the {HEADS[head]} head; pre-training from here initialises this head anew")
+        print(f"Missing: {head}, the {descriptions[head]} head; pre-training from here initialises this head anew")
     if report.left:
         print(f"Left alone, {len(report.left)} tensors: {summary(report.left)}")
     command = f"python -m spanbert_jax.main --config configs/base.py --config.init_from={shlex.quote(str(output))}"
@@ -89,4 +88,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.run(main)

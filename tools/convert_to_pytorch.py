@@ -8,10 +8,8 @@ Where both are installed (requirements-torch.txt), transformers loads the export
 
 import argparse
 import importlib.util
-import sys
 from pathlib import Path
 
-import jax
 import numpy as np
 
 import spanbert_jax
@@ -21,9 +19,7 @@ from spanbert_jax.convert.export import DTYPES, Export, write_export
 from spanbert_jax.convert.tokenizer_export import differing
 from spanbert_jax.errors import UserError
 from spanbert_jax.files import new_directory
-from spanbert_jax.serving.functions import functions
 from spanbert_jax.serving.real_text import ROWS, real_lines, rows_of_lines
-from spanbert_jax.serving.weights import open_weights, training_of
 from spanbert_jax.text.tokenizer import Tokenizer
 from spanbert_jax.training.progress import Stage
 
@@ -44,6 +40,10 @@ def tokenizer_report(tokenizer: Tokenizer, directory: Path, lines: list[str]) ->
 def ours(export: Export, groups: tuple[str, ...], dtype: str, inputs: list[np.ndarray]) -> dict[str, np.ndarray]:
     """The outputs of our functions for (input_ids, lengths, token_type_ids), with parameters rounded to the export's
     dtype."""
+    import jax
+
+    from spanbert_jax.serving.functions import functions
+
     params = jax.tree.map(
         lambda x: x.astype(DTYPES[dtype]).astype(np.float32), {group: export.params[group] for group in groups}
     )
@@ -109,6 +109,8 @@ def compare(export: Export, directory: Path, name: str, groups: tuple[str, ...],
 
 def convert(arguments: argparse.Namespace) -> None:
     """Exports, compares, and prints a report; raises UserError where the export disagrees with transformers."""
+    from spanbert_jax.serving.weights import open_weights, training_of
+
     can_compare = all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
     if arguments.verify and not can_compare:
         raise UserError("--verify needs torch and transformers: pip install -r requirements-torch.txt")
@@ -161,4 +163,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.run(main)

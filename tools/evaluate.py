@@ -26,7 +26,6 @@ def evaluate(
     checkpoint: Path, data: str, predictions: Path | None
 ) -> tuple["AnyTask", list["Identified"], dict[str, float]]:
     """(task, examples, metrics); raises UserError where data or predictions cannot be read or do not fit the task."""
-    # These heavy imports come after the restart in huge pages (cli.run).
     from spanbert_jax.serving.answers import open_answerer, trained_task
     from spanbert_jax.serving.prediction_files import read_predictions
     from spanbert_jax.serving.weights import open_weights

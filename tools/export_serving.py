@@ -7,34 +7,36 @@ device. The directory appears only after the artefact, loaded again, gave the ou
 """
 
 import importlib.util
-import sys
 from pathlib import Path
 
-import jax
-
 from spanbert_jax import cli
-from spanbert_jax.convert.tokenizer_export import write_tokenizer
 from spanbert_jax.errors import UserError
 from spanbert_jax.files import new_directory
-from spanbert_jax.serving.artefact import compare, read_model
-from spanbert_jax.serving.artefact_readme import readme
-from spanbert_jax.serving.real_text import real_lines
-from spanbert_jax.serving.saved_model import read_saved_model, write_saved_model
-from spanbert_jax.serving.stablehlo import read_stablehlo, write_stablehlo
-from spanbert_jax.serving.weights import open_weights
-from spanbert_jax.training.progress import Stage
 
-FORMATS = {"stablehlo": (write_stablehlo, read_stablehlo), "saved_model": (write_saved_model, read_saved_model)}
+FORMATS = ("stablehlo", "saved_model")
 
 
 def export_weights(checkpoint: Path, output: Path, kind: str) -> None:
-    """Exports, compares, and prints a report. kind: a key of FORMATS.
+    """Exports, compares, and prints a report. kind: one of FORMATS.
 
     Raises UserError where TensorFlow is missing, or the artefact disagrees with our functions.
     """
+    import jax
+
+    from spanbert_jax.convert.tokenizer_export import write_tokenizer
+    from spanbert_jax.serving import saved_model, stablehlo
+    from spanbert_jax.serving.artefact import compare, read_model
+    from spanbert_jax.serving.artefact_readme import readme
+    from spanbert_jax.serving.real_text import real_lines
+    from spanbert_jax.serving.weights import open_weights
+    from spanbert_jax.training.progress import Stage
+
     if kind == "saved_model" and not importlib.util.find_spec("tensorflow"):
         raise UserError("--format saved_model needs TensorFlow: pip install -r requirements.txt")
-    write, read = FORMATS[kind]
+    write, read = {
+        "stablehlo": (stablehlo.write_stablehlo, stablehlo.read_stablehlo),
+        "saved_model": (saved_model.write_saved_model, saved_model.read_saved_model),
+    }[kind]
     jax.config.update("jax_traceback_in_locations_limit", 0)  # otherwise the artefacts name this machine's directories
     with open_weights(checkpoint) as weights, new_directory(output, "--output") as directory:
         with Stage(f"Reading {weights.source}"):
@@ -57,11 +59,11 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--output", type=Path, required=True, help="the directory to make")
     parser.add_argument(
-        "--format", choices=list(FORMATS), required=True, help="stablehlo is for JAX, saved_model for TensorFlow"
+        "--format", choices=FORMATS, required=True, help="stablehlo is for JAX, saved_model for TensorFlow"
     )
     arguments = parser.parse_args(argv)
     return cli.status(lambda: export_weights(arguments.checkpoint, arguments.output, arguments.format))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.run(main)

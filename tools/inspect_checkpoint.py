@@ -7,10 +7,9 @@ Invariant: nothing is written, and weights that others publish are shown as they
 """
 
 import math
-import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import jax
 import numpy as np
 from rich.console import Console
 from rich.table import Table
@@ -18,10 +17,9 @@ from rich.table import Table
 from spanbert_jax import cli
 from spanbert_jax.config import Config, flatten
 from spanbert_jax.convert.huggingface import Params
-from spanbert_jax.model.parameters import parameter_axes
-from spanbert_jax.serving.weights import Weights, open_weights
-from spanbert_jax.training.optimizer import learning_rate
-from spanbert_jax.training.sharding import path_name
+
+if TYPE_CHECKING:
+    from spanbert_jax.serving.weights import Weights
 
 # Sums of the released models' learning rates over their steps: 2.4 million of 1e-4 (large) and 300,000 of 5e-4 (base),
 # falling linearly (Joshi et al. 2020, section 4.2, and the authors' answer to issue 6 of their repository).
@@ -30,6 +28,11 @@ RELEASED = {"large": 120.0, "base": 75.0}
 
 def parameter_table(params: Params, family: str) -> Table:
     """A row for every group of parameters, each followed by a row for every array in it. family: `model.family`."""
+    import jax
+
+    from spanbert_jax.model.parameters import parameter_axes
+    from spanbert_jax.training.sharding import path_name
+
     table = Table("parameter", "shape", "axes", "values", "norm", "rms", box=None)
     for column in table.columns:
         column.no_wrap = True
@@ -50,15 +53,19 @@ def parameter_table(params: Params, family: str) -> Table:
 
 
 def _size(params: Params) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(params))
+    return sum(_size(value) if isinstance(value, dict) else value.size for value in params.values())
 
 
-def token_type_note(params: Params, weights: Weights) -> list[str]:
+def token_type_note(params: Params, weights: "Weights") -> list[str]:
     """Lines about the second token type's vector, which tells whether a model was trained on pairs.
 
     Pre-training on single sequences never uses the vector, so the vector gets no gradient and only decays: its root
     mean square is init_std * exp(-weight_decay * sum of learning rates).
     """
+    import jax
+
+    from spanbert_jax.training.optimizer import learning_rate
+
     table = params["embeddings"]["token_type"]
     if len(table) < 2:
         return []
@@ -83,6 +90,8 @@ def token_type_note(params: Params, weights: Weights) -> list[str]:
 
 def show(source: Path, vocab: Path | None, console: Console) -> None:
     """Prints the report; raises UserError where there are no weights that can be read."""
+    from spanbert_jax.serving.weights import open_weights
+
     with open_weights(source, vocab) as weights:
         params, report = weights.load()
     tokenizer, metadata = weights.tokenizer, weights.metadata
@@ -119,4 +128,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.run(main)

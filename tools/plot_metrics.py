@@ -7,7 +7,6 @@ Invariant: every point is a line of metrics.jsonl. Needs matplotlib (requirement
 
 import importlib.util
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -94,4 +93,4 @@ def plot(workdir: Path, output: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.run(main)

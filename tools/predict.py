@@ -32,7 +32,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    # These heavy imports come after the restart in huge pages (cli.run).
     from spanbert_jax.serving.answers import open_answerer
     from spanbert_jax.serving.prediction_files import write_for_scorer, write_jsonl
     from spanbert_jax.serving.weights import open_weights

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from spanbert_jax import cli
 from spanbert_jax.batch import KEPT, MASK, RANDOM, REPLACEMENTS
 from spanbert_jax.config import Config
 from spanbert_jax.errors import UserError
@@ -270,4 +271,4 @@ def expected_coverage(config: Config, lengths: np.ndarray) -> str:
 
 
 if __name__ == "__main__":
-    run_app(main)
+    cli.run(lambda: run_app(main))

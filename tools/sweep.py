@@ -81,4 +81,4 @@ def sweep(arguments: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.run(main)

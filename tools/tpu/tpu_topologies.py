@@ -6,12 +6,12 @@ Invariant: the devices described here can hold no array; they serve `jit(...).lo
 import importlib.util
 import os
 import re
-from typing import NamedTuple
-
-import jax
-from jax.experimental import topologies
+from typing import TYPE_CHECKING, NamedTuple
 
 from spanbert_jax.errors import UserError
+
+if TYPE_CHECKING:
+    import jax
 
 
 class Topology(NamedTuple):
@@ -55,8 +55,10 @@ def one_chip(of: Topology) -> Topology:
     return Topology(re.sub(r"[0-9]+(?=x|$)", "1", of.name), of.chip, (1, 1, 1))
 
 
-def compile_only_devices(of: Topology) -> list[jax.Device]:
+def compile_only_devices(of: Topology) -> "list[jax.Device]":
     """The devices of a topology; raises UserError where libtpu is not installed."""
+    from jax.experimental import topologies
+
     if importlib.util.find_spec("libtpu") is None:
         raise UserError("libtpu, the compiler for TPUs, is not installed; pip install -r requirements-tpu.txt")
     os.environ |= _ENVIRONMENT
