@@ -270,7 +270,7 @@ def test_mistakes_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else found(name))
     assert "torch is missing" in error("input") and "requirements-torch.txt" in error("input")
-    with pytest.raises(UserError, match="--plot: no row"):
+    with pytest.raises(UserError, match="--plot: no result"):
         report.plot([Result("a", 1.0, "s")], tmp_path / "a.svg")
     with pytest.raises(UserError, match="cannot be written"):
         report.write(tmp_path / "no" / "a.md", "")
