@@ -163,3 +163,29 @@ def new_directory(path: Path, flag: str) -> Iterator[Path]:
             aside.replace(path)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def move_directory(source: epath.Path, target: epath.Path, mark: str) -> None:
+    """Renames a directory. In a bucket, where none can be renamed, copies its files and deletes them afterwards.
+
+    mark: the file whose presence says, in a bucket, that a directory is whole. This file is copied first and deleted
+    first. Whenever the move stops, one of the two directories therefore has all files and the mark, and only the old
+    one can lack the mark. Raises OSError, or an error of the bucket's client.
+    """
+    if not is_remote(source):
+        source.rename(target)
+        return
+    for file in sorted(_files_in(source), key=lambda file: file.name != mark):
+        copy = target / file.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        file.copy(copy)
+    (source / mark).unlink()
+    source.rmtree()
+
+
+def _files_in(directory: epath.Path) -> Iterator[epath.Path]:
+    for child in directory.iterdir():
+        if child.is_dir():
+            yield from _files_in(child)
+        else:
+            yield child

@@ -36,6 +36,7 @@ from spanbert_jax.text.tokenizer import Tokenizer, load_tokenizer
 from spanbert_jax.training import loop, sharding
 from spanbert_jax.training.checkpoint import find_checkpoint, read_metadata, read_params
 from spanbert_jax.training.metadata import Metadata
+from spanbert_jax.training.together import decided, together
 from spanbert_jax.training.workdir import claim_workdir, open_workdir
 
 
@@ -94,8 +95,9 @@ def _train(
             if jax.process_index() == 0:
                 print("\nStopped; the same command goes on.")
             return []
-        if place != workdir and jax.process_index() == 0:
-            shutil.copytree(workdir / "tokenizer", place / "tokenizer", dirs_exist_ok=True)
+        if place != workdir:
+            copy = functools.partial(shutil.copytree, workdir / "tokenizer", place / "tokenizer", dirs_exist_ok=True)
+            together("copy the vocabulary", copy, jax.process_index() == 0)
         results.append(_predict(one, data, Path(place)))
     return results
 
@@ -107,22 +109,17 @@ def _tokenizer(config: Config, workdir: Path, start: StartingWeights) -> Tokeniz
     replaced.
     """
     kept = workdir / "tokenizer"
-    if not (kept.exists() and (workdir / "config.json").exists()):
-        tokenizer = given_tokenizer(config, start)  # in every process, so that a mistake ends every process
-        assert tokenizer is not None  # config_check requires one
-        if jax.process_index() == 0:
+
+    def copy() -> None:
+        if not (kept.exists() and (workdir / "config.json").exists()):
+            tokenizer = given_tokenizer(config, start)
+            assert tokenizer is not None  # config_check requires one
             shutil.rmtree(kept, ignore_errors=True)
             with new_directory(kept, "--workdir") as aside:
                 tokenizer.save(aside)
-    _wait()
+
+    together("copy the vocabulary", copy, jax.process_index() == 0)
     return load_tokenizer(kept)
-
-
-def _wait() -> None:
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices("prepared")
 
 
 def _prepare(
@@ -219,8 +216,9 @@ def _recipe(
 
 
 def _predict(config: Config, data: Data[ExampleT, ModelT], place: Path) -> dict[str, float]:
-    """Writes the dev predictions of the best checkpoint; returns their metrics."""
-    checkpoint = find_checkpoint(epath.Path(place))
+    """Writes the dev predictions of the best checkpoint, or the newest where the best is damaged; returns their
+    metrics."""
+    checkpoint = epath.Path(decided("find a checkpoint", lambda: str(find_checkpoint(epath.Path(place)))))
     tuned = kept_metrics(read_metadata(checkpoint))
     predictor = TaskPredictor(data.task, sharding.batch_sharding(sharding.mesh_of(config)))
     predictions = predictor.predictions(predictor.place(read_params(checkpoint)), data.examples, data.dev, tuned)

@@ -11,12 +11,9 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
 
 import jax
-import numpy as np
 from etils import epath
-from jax.experimental import multihost_utils
 
 from spanbert_jax.config import Config
 from spanbert_jax.corpus import blocks as block_data
@@ -33,9 +30,9 @@ from spanbert_jax.text.documents import match_files
 from spanbert_jax.text.sentencepiece_training import train_sentencepiece
 from spanbert_jax.text.tokenizer import Tokenizer
 from spanbert_jax.training.progress import Stage
+from spanbert_jax.training.together import together
 
 _NOTE = "made_from.json"
-_T = TypeVar("_T")
 
 
 def prepare(config: Config, workdir: Path | epath.Path, start: StartingWeights) -> tuple[Tokenizer, Path]:
@@ -67,28 +64,11 @@ def prepare(config: Config, workdir: Path | epath.Path, start: StartingWeights) 
                     block_cache.fetch(data, cache, stage.update)
             return there
 
-    _together(make, jax.process_index() == 0)
-    local = _together(copy)
-    _together(lambda: _copy_tokenizer(local / "tokenizer", epath.Path(workdir) / "tokenizer"), jax.process_index() == 0)
+    task, first = "prepare the data", jax.process_index() == 0
+    together(task, make, first)
+    local = together(task, copy)
+    together(task, lambda: _copy_tokenizer(local / "tokenizer", epath.Path(workdir) / "tokenizer"), first)
     return tokenizers.load_tokenizer(local / "tokenizer"), local
-
-
-def _together(work: Callable[[], _T], here: bool = True) -> _T:
-    """Does the work where `here` is true, and waits for the other processes. Returns the result, None elsewhere. Raises
-    UserError where another process failed."""
-    result: Any = None
-    failure: BaseException | None = None
-    try:
-        result = work() if here else None
-    except BaseException as error:
-        failure = error
-    if jax.process_count() > 1:
-        failed = np.flatnonzero(multihost_utils.process_allgather(np.int32(failure is not None)))
-        if len(failed) and failure is None:
-            raise UserError(f"process {failed[0]} could not prepare the data; that process prints the reason")
-    if failure is not None:
-        raise failure
-    return result
 
 
 def _has_checkpoint(workdir: epath.Path) -> bool:

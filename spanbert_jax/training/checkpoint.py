@@ -2,10 +2,12 @@
 
 Invariant: a checkpoint named n is the state before batch n. Orbax saves it in the background, on an interval, on
 preemption and at the end. A step's directory exists only when it is whole: Orbax renames the directory into place, or
-marks it as complete in a bucket, where nothing can be renamed. No damaged checkpoint is deleted.
+marks it as complete in a bucket, where nothing can be renamed. No damaged checkpoint is deleted: a run renames it to
+STEP.damaged, and goes on from the newest sound one. All processes go on from the same one.
 """
 
 import contextlib
+import functools
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -15,11 +17,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
+from orbax.checkpoint.path import atomicity_types
 
 from spanbert_jax.config import TrainConfig
 from spanbert_jax.errors import UserError
-from spanbert_jax.files import absolute, disk_errors, is_remote
+from spanbert_jax.files import absolute, bucket_errors, disk_errors, move_directory
 from spanbert_jax.training.metadata import Metadata, from_json
+from spanbert_jax.training.together import first_text, together
 
 # The parts of a run's directory that make its checkpoints: folders of steps, and the vocabulary of all of them.
 CHECKPOINTS, BEST, TOKENIZER = "checkpoints", "best", "tokenizer"
@@ -43,71 +47,73 @@ class Checkpoints:
                 save_decision_policy=save,
                 preservation_policy=checkpoint_managers.LatestN(config.keep_checkpoints),
                 cleanup_tmp_directories=True,
+                single_host_load_and_broadcast=True,  # the steps that are there, as process 0 lists them
             ),
         )
 
     def restore_newest(self, abstract: Any, check: Callable[[Metadata], None]) -> tuple[int, Any] | None:
-        """(step, state) of the newest checkpoint that is whole; None where there is no checkpoint.
+        """(step, state) of the newest sound checkpoint; None where there is no checkpoint.
 
         abstract: the state's ShapeDtypeStructs with shardings, by which it is laid out whatever mesh wrote it.
         check: raises UserError for a checkpoint to which this run must not go back.
-        A damaged checkpoint is renamed to STEP.damaged, with a line on stderr, and an earlier one is taken. Raises
-        UserError where none is whole; where one is damaged and several processes or a bucket forbid to rename it; and
-        where one is whole and holds another model's state.
+        A checkpoint that any process finds damaged is renamed to STEP.damaged, with a line on stderr. Raises UserError
+        where every checkpoint is damaged; then none is renamed. Raises it also where a sound checkpoint holds another
+        model's state, and where a damaged one cannot be renamed.
         """
         damaged: dict[int, str] = {}
-        for step in sorted(self._manager.all_steps(), reverse=True):
-            try:
-                with _orbax_errors():
-                    saved = self._restore(step, metadata=ocp.args.JsonRestore())["metadata"]
-                    check(from_json(saved, self._name(step)))
-                    state = self._restore(step, state=ocp.args.StandardRestore(abstract))["state"]
-            except _Damaged as error:
-                self._check_shapes(step, abstract)
-                damaged[step] = str(error)
-                if jax.process_count() == 1 and not is_remote(self._manager.directory):
-                    continue
-                break
-            self._set_aside(damaged, step)
+        for step in sorted(map(int, self._manager.all_steps()), reverse=True):
+            read = functools.partial(self._read, step, abstract, check)
+            state, why = together(f"read {self._place(step)}", read)
+            if damage := first_text(why):
+                damaged[step] = damage
+                del state  # which a process has where only another one finds damage
+                continue
+            if damaged:
+                set_aside = functools.partial(self._set_aside, damaged, step)
+                together("set damaged checkpoints aside", set_aside, jax.process_index() == 0)
+                self._manager.reload()
             return step, state
         if damaged:
-            step = max(damaged)
+            each = "; ".join(f"{step}: {why}" for step, why in damaged.items())
             raise UserError(
-                f"{self._name(step)}: this checkpoint is damaged ({damaged[step]}); move that directory away to go on "
-                "from an earlier one, or, where there is none, to begin anew"
+                f"{self._manager.directory}: every checkpoint there is damaged ({each}); put an undamaged copy in "
+                "their place, or move them away to begin anew"
             )
         return None
 
-    def _name(self, step: int) -> str:
-        return f"{self._manager.directory}/{step}"
+    def _place(self, step: int) -> epath.Path:
+        return self._manager.directory / str(step)
 
-    def _restore(self, step: int, **items: Any) -> Any:
-        return self._manager.restore(step, args=ocp.args.Composite(**items))
+    def _read(self, step: int, abstract: Any, check: Callable[[Metadata], None]) -> tuple[Any, str]:
+        """(the state, ""); where the checkpoint is damaged, (None, the damage).
 
-    def _check_shapes(self, step: int, abstract: Any) -> None:
+        No process waits for another here: a checkpoint may be damaged where one process reads, and sound elsewhere.
+        """
+        checkpoint = self._place(step)
+        try:
+            check(read_metadata(checkpoint))
+            with _readable(checkpoint), contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
+                return handler.restore(checkpoint / _STATE, args=ocp.args.StandardRestore(abstract)), ""
+        except _Damaged as error:
+            self._check_shapes(checkpoint, abstract)
+            return None, error.why
+
+    def _check_shapes(self, checkpoint: epath.Path, abstract: Any) -> None:
         """Raises UserError where a checkpoint that could not be restored holds parameters of other names or shapes."""
         try:
-            saved = read_shapes(self._manager.directory / str(step))
+            saved = read_shapes(checkpoint)
         except UserError:  # too damaged to tell
             return
         wanted = jax.tree.map(lambda leaf: tuple(leaf.shape), abstract["params"])
         if saved != wanted:
             raise UserError(
-                f"{self._name(step)}: its parameters are not those of this configuration's model; choose another "
+                f"{checkpoint}: its parameters are not those of this configuration's model; choose another "
                 "--workdir, or go on with the version of spanbert_jax that wrote it"
             )
 
     def _set_aside(self, damaged: Mapping[int, str], step: int) -> None:
-        """Renames each damaged checkpoint to STEP.damaged, with a line on stderr. step: the one to go on from."""
         for number, why in damaged.items():
-            there = self._manager.directory / str(number)
-            kept = there.with_name(f"{number}.damaged")
-            while kept.exists():
-                kept = kept.with_name(f"{kept.name}+")
-            there.rename(kept)
-            print(f"warning: {there} is damaged ({why}): kept as {kept.name}; going on from {step}", file=sys.stderr)
-        if damaged:
-            self._manager.reload()
+            _set_aside(self._place(number), why, f"going on from {step}")
 
     def save(self, step: int, state: Any, metadata: Metadata, force: bool = False) -> bool:
         """Saves in the background if the step is due, or `force`; True where a save began.
@@ -141,7 +147,11 @@ class Checkpoints:
 
 def is_run(path: epath.Path) -> bool:
     """Whether `path` is the directory of a run, or a checkpoint in it."""
-    return any((path / name).is_dir() for name in (CHECKPOINTS, BEST, _STATE))
+    return _is_checkpoint(path) or any((path / name).is_dir() for name in (CHECKPOINTS, BEST, _STATE))
+
+
+def _is_checkpoint(path: epath.Path) -> bool:
+    return path.name.isdigit() and any((path / part).is_dir() for part in (_STATE, _METADATA))
 
 
 def run_of(checkpoint: epath.Path) -> epath.Path:
@@ -153,21 +163,68 @@ def find_checkpoint(path: epath.Path) -> epath.Path:
     """The checkpoint that `path` names. `path` may be a checkpoint itself; a workdir, of which the best checkpoint is
     taken where one was kept, else the newest; or a folder of checkpoints, of which the newest is taken.
 
-    Raises UserError where there is none.
+    A damaged checkpoint is skipped, with a line on stderr, unless `path` is that checkpoint. Raises UserError where
+    there is none, and where every one is damaged.
     """
-    if (path / _STATE).is_dir() and path.name.isdigit():
+    if _is_checkpoint(path):
         return path
-    found = next((step for name in (BEST, CHECKPOINTS, ".") if (step := newest_step(path / name))), None)
-    if found is None:
-        raise UserError(f"{path}: no checkpoint there; give a run's --workdir or one of its checkpoints/STEP")
-    return found
+    skipped: list[str] = []
+    for step in (step for folder in (path / BEST, path / CHECKPOINTS, path) for step in whole_steps(folder)):
+        why = _damage(step)
+        if not why:
+            for line in skipped:
+                print(f"warning: {line}; {step} is used", file=sys.stderr)
+            return step
+        skipped.append(f"{step} is damaged ({why})")
+    if skipped:
+        raise UserError(f"{path}: no sound checkpoint there: {'; '.join(skipped)}; name another, or an undamaged copy")
+    raise UserError(f"{path}: no checkpoint there; give a run's --workdir or one of its checkpoints/STEP")
 
 
-def newest_step(folder: epath.Path) -> epath.Path | None:
-    """The newest whole checkpoint directly in a folder; None where there is none."""
+def whole_steps(folder: epath.Path) -> list[epath.Path]:
+    """The checkpoints directly in a folder, the newest first, without those whose save was cut off."""
     steps = [child for child in (folder.iterdir() if folder.is_dir() else ()) if child.name.isdigit()]
     whole = [step for step in steps if ocp.utils.is_checkpoint_finalized(step)]
-    return max(whole, key=lambda step: int(step.name), default=None)
+    return sorted(whole, key=lambda step: int(step.name), reverse=True)
+
+
+def newest_sound(folder: epath.Path, then: str) -> epath.Path | None:
+    """The newest checkpoint of parameters in a folder that is not damaged; None where there is none.
+
+    A damaged one that is newer is renamed to STEP.damaged, with a line on stderr that ends in `then`.
+    """
+    for step in whole_steps(folder):
+        why = _damage(step)
+        if not why:
+            return step
+        _set_aside(step, why, then)
+    return None
+
+
+def _damage(checkpoint: epath.Path) -> str:
+    """The damage to a checkpoint's metadata or parameters in one line, "" where there is none. Both are read whole."""
+    try:
+        read_metadata(checkpoint)
+        read_params(checkpoint)
+    except _Damaged as error:
+        return error.why
+    return ""
+
+
+def _set_aside(checkpoint: epath.Path, why: str, then: str) -> None:
+    """Renames a damaged checkpoint to STEP.damaged, with a line on stderr. then: the line's end."""
+    kept = checkpoint.with_name(f"{checkpoint.name}.damaged")
+    while kept.exists():
+        kept = kept.with_name(f"{kept.name}+")
+    try:
+        with bucket_errors(checkpoint, "--workdir"):
+            move_directory(checkpoint, kept, atomicity_types.COMMIT_SUCCESS_FILE)
+    except OSError as error:
+        raise UserError(
+            f"{checkpoint}: this checkpoint is damaged ({why}) and cannot be renamed to {kept.name} "
+            f"({error.strerror}); move it away, and the same command goes on"
+        ) from error
+    print(f"warning: {checkpoint} is damaged ({why}): kept as {kept.name}; {then}", file=sys.stderr)
 
 
 def read_metadata(checkpoint: epath.Path) -> Metadata:
@@ -175,8 +232,8 @@ def read_metadata(checkpoint: epath.Path) -> Metadata:
 
     Raises UserError where the checkpoint is damaged, or a later version wrote it.
     """
-    with _readable(checkpoint), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
-        saved = checkpointer.restore(absolute(checkpoint) / _METADATA)
+    with _readable(checkpoint):
+        saved = ocp.JsonCheckpointHandler().restore(absolute(checkpoint) / _METADATA)
     return from_json(saved, str(checkpoint))
 
 
@@ -185,26 +242,19 @@ def read_params(checkpoint: epath.Path) -> dict[str, Any]:
 
     Raises UserError where the files are damaged.
     """
-    with _readable(checkpoint), ocp.PyTreeCheckpointer() as checkpointer:
-        state = absolute(checkpoint) / _STATE
-        tree = {"params": _saved_tree(checkpointer, state)["params"]}
+    state = absolute(checkpoint) / _STATE
+    with _readable(checkpoint), contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
+        tree = {"params": handler.metadata(state).tree["params"]}
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
         arguments = ocp.args.PyTreeRestore(tree, restore_args=as_numpy, partial_restore=True)
-        return checkpointer.restore(state, args=arguments)["params"]
+        return handler.restore(state, args=arguments)["params"]
 
 
 def read_shapes(checkpoint: epath.Path) -> dict[str, Any]:
     """The parameters' shapes alone; raises UserError where the files are damaged."""
-    with _readable(checkpoint), ocp.PyTreeCheckpointer() as checkpointer:
-        tree = _saved_tree(checkpointer, absolute(checkpoint) / _STATE)["params"]
+    with _readable(checkpoint), contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
+        tree = handler.metadata(absolute(checkpoint) / _STATE).tree["params"]
     return jax.tree.map(lambda leaf: tuple(leaf.shape), tree)
-
-
-def _saved_tree(checkpointer: ocp.PyTreeCheckpointer, state: epath.Path) -> Any:
-    metadata = checkpointer.metadata(state).item_metadata
-    if metadata is None:
-        raise ValueError(f"{state} does not say what it holds")
-    return metadata.tree
 
 
 def write_params(directory: epath.Path, params: Mapping[str, Any], metadata: Metadata) -> None:
@@ -215,7 +265,9 @@ def write_params(directory: epath.Path, params: Mapping[str, Any], metadata: Met
     """
     chunks = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=2**21), params)
     options = ocp.CheckpointManagerOptions(
-        preservation_policy=checkpoint_managers.LatestN(1), cleanup_tmp_directories=True
+        preservation_policy=checkpoint_managers.LatestN(1),
+        cleanup_tmp_directories=True,
+        single_host_load_and_broadcast=True,
     )
     place = absolute(epath.Path(directory))
     with disk_errors(place), ocp.CheckpointManager(place, options=options) as manager:
@@ -229,8 +281,12 @@ def write_params(directory: epath.Path, params: Mapping[str, Any], metadata: Met
         )
 
 
-class _Damaged(Exception):
-    """A file of a checkpoint is missing, cut off, or not as it was written. The text says so in one line."""
+class _Damaged(UserError):
+    """A file of a checkpoint is missing, cut off, or not as it was written. why: this in one line."""
+
+    def __init__(self, checkpoint: epath.Path, why: str):
+        super().__init__(f"{checkpoint}: this checkpoint is damaged ({why}); name another, or move it away")
+        self.why = why
 
 
 # Errors of reads that nobody waits for any more.
@@ -239,10 +295,10 @@ _NO_DAMAGE = ("PERMISSION_DENIED", "UNAUTHENTICATED", "UNAVAILABLE", "DEADLINE_E
 
 
 @contextlib.contextmanager
-def _orbax_errors() -> Iterator[None]:
+def _readable(checkpoint: epath.Path) -> Iterator[None]:
     """Turns the many exceptions that Orbax raises over a damaged checkpoint into _Damaged.
 
-    Errors of the network and of permissions pass, and so do UserError and a lack of memory.
+    Errors of the network and of permissions become a UserError that speaks of no damage. A lack of memory passes.
     """
     # Orbax gives up at the first error and closes its event loop; each read that was under way then prints a traceback.
     hook = sys.unraisablehook
@@ -253,16 +309,10 @@ def _orbax_errors() -> Iterator[None]:
         raise
     except Exception as error:
         cause = error.__cause__ if type(error) is Exception and error.__cause__ else error
+        why = str(cause).partition("\n")[0][:200]
         if any(word in str(cause) for word in _NO_DAMAGE):
-            raise
-        raise _Damaged(str(cause).partition("\n")[0][:200]) from error
+            raise UserError(
+                f"{checkpoint}: cannot be read ({why}); check this machine's rights and its connection, and start again"
+            ) from error
+        raise _Damaged(checkpoint, why) from error
     sys.unraisablehook = hook  # only after success: late reads may come at any time
-
-
-@contextlib.contextmanager
-def _readable(checkpoint: epath.Path) -> Iterator[None]:
-    try:
-        with _orbax_errors():
-            yield
-    except _Damaged as error:
-        raise UserError(f"{checkpoint}: this checkpoint is damaged ({error}); name another, or move it away") from error

@@ -23,7 +23,7 @@ from spanbert_jax.batch import Batch
 from spanbert_jax.config import Config
 from spanbert_jax.errors import UserError
 from spanbert_jax.training import sharding
-from spanbert_jax.training.checkpoint import BEST, CHECKPOINTS, Checkpoints, newest_step, read_metadata, write_params
+from spanbert_jax.training.checkpoint import BEST, CHECKPOINTS, Checkpoints, newest_sound, read_metadata, write_params
 from spanbert_jax.training.flops import peak_flops
 from spanbert_jax.training.metadata import Metadata
 from spanbert_jax.training.progress import MetricsWriter, Stage
@@ -38,6 +38,7 @@ from spanbert_jax.training.step import (
     make_train_step,
     with_params,
 )
+from spanbert_jax.training.together import decided
 
 _STEPS_AHEAD = 3  # steps dispatched and not yet finished: the device is never idle, and few batches are held
 
@@ -144,7 +145,7 @@ def _run(config: Config, recipe: Recipe, workdir: epath.Path) -> Result:
 def _first_state(
     config: Config, recipe: Recipe, workdir: epath.Path, checkpoints: Checkpoints, abstract: State
 ) -> tuple[int, State]:
-    """(step, state) to begin with: of the newest whole checkpoint, or, where there is none, 0 and a new state."""
+    """(step, state) to begin with: of the newest sound checkpoint, or, where there is none, 0 and a new state."""
     found = checkpoints.restore_newest(abstract, lambda saved: _check_same_data(recipe, saved, workdir))
     if found:
         return found
@@ -171,8 +172,12 @@ class _Best:
 
     def __init__(self, recipe: Recipe, workdir: epath.Path):
         self._recipe, self._folder = recipe, workdir / BEST
-        kept = newest_step(self._folder)
-        self._value = float(read_metadata(kept).evaluation[recipe.best]) if recipe.best and kept else -math.inf
+        self._value = float(decided("find the best checkpoint", self._kept)) if recipe.best else -math.inf
+
+    def _kept(self) -> str:
+        """The value of the checkpoint in best/, in decimal digits; "-inf" where none is sound."""
+        kept = newest_sound(self._folder, "the next evaluation makes a new best")
+        return str(read_metadata(kept).evaluation[self._recipe.best] if kept else -math.inf)
 
     def keep(self, step: int, params: Any, evaluation: dict[str, float], checkpoints: Checkpoints) -> None:
         """Writes `params` to best/ if the evaluation of `step` is the best so far, after the save under way."""

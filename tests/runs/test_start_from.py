@@ -33,7 +33,7 @@ from spanbert_jax.runs.prepare import given_tokenizer
 from spanbert_jax.runs.start_from import StartingWeights, adopt, initial_params
 from spanbert_jax.serving.weights import open_weights
 from spanbert_jax.text.tokenizer import SPECIALS, Tokenizer, load_tokenizer
-from spanbert_jax.training.checkpoint import find_checkpoint, write_params
+from spanbert_jax.training.checkpoint import write_params
 from spanbert_jax.training.metadata import Metadata
 from spanbert_jax.training.step import with_params
 from tests.support import runs
@@ -293,18 +293,6 @@ def test_parameters_are_placed_as_the_state_is_and_the_rest_of_it_stays() -> Non
 def test_a_parameter_that_the_state_lacks_is_not_placed(params: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         with_params(state_on({"data": 1}), params)
-
-
-def test_the_newest_checkpoint_is_the_one_of_the_highest_number(tmp_path: Path) -> None:
-    workdir = epath.Path(tmp_path)
-    for name in ("9", "10", "8", "11.orbax-checkpoint-tmp"):
-        (tmp_path / "checkpoints" / name / "state").mkdir(parents=True)
-    assert find_checkpoint(workdir) == workdir / "checkpoints" / "10"
-    assert find_checkpoint(workdir / "checkpoints" / "9") == workdir / "checkpoints" / "9"
-    with pytest.raises(UserError, match="8/state: no checkpoint there"):
-        find_checkpoint(workdir / "checkpoints" / "8" / "state")
-    with pytest.raises(UserError, match="absent: no checkpoint there"):
-        find_checkpoint(workdir / "absent")
 
 
 def test_a_new_directory_appears_whole_or_not_at_all(tmp_path: Path) -> None:

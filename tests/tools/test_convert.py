@@ -438,5 +438,5 @@ def test_a_truncated_checkpoint_is_one_message_and_leaves_nothing(bert: Path, tm
     done = process("-c", script, *places)
     assert done.returncode == 0 and re.findall(r"^\d$", done.stdout, re.M) == ["1"] * len(places), done.stderr
     for place, line in zip(places, done.stderr.splitlines(), strict=True):
-        assert line.startswith(f"error: {place}/")
+        assert line.startswith(f"error: {place}: no sound checkpoint there: {place}/checkpoints/7 is damaged (")
     assert sorted(tmp_path.iterdir()) == places

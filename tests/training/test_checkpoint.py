@@ -1,9 +1,7 @@
-"""Checkpoints of parameters alone, which one of a workdir is meant, and that the best of a run is kept."""
+"""Checkpoints of parameters alone, which one of a workdir is meant, that the best of a run is kept, and damage."""
 
 import math
-import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +11,20 @@ import pytest
 from etils import epath
 
 from spanbert_jax.errors import UserError
-from spanbert_jax.model import pretraining_heads
-from spanbert_jax.tasks.pretraining_loss import objective
+from spanbert_jax.training import checkpoint as checkpoints
 from spanbert_jax.training import loop
 from spanbert_jax.training.checkpoint import (
     find_checkpoint,
-    newest_step,
     read_metadata,
     read_params,
     read_shapes,
+    whole_steps,
     write_params,
 )
 from spanbert_jax.training.metadata import Metadata
-from spanbert_jax.training.step import BatchSize
+from tests.support.damage import DAMAGE, damage
 from tests.support.recipes import recipe_of
-from tests.support.synthetic import VOCAB, random_batch, small_config
+from tests.support.synthetic import small_config
 
 
 def params_of(value: float) -> dict[str, Any]:
@@ -62,63 +59,64 @@ def test_the_best_comes_before_the_newest_where_it_is_whole(tmp_path: Path) -> N
         find_checkpoint(workdir)
     write_params(workdir / "checkpoints", params_of(1.0), at(9))
     (tmp_path / "best" / "5.orbax-checkpoint-tmp-1").mkdir(parents=True)  # a first save that was cut off
-    assert newest_step(workdir / "best") is None
+    assert whole_steps(workdir / "best") == []
     assert find_checkpoint(workdir) == workdir / "checkpoints" / "9"
     write_params(workdir / "best", params_of(2.0), at(5))
     assert find_checkpoint(workdir) == workdir / "best" / "5"
 
 
+def test_the_newest_checkpoint_is_the_one_of_the_highest_number(tmp_path: Path) -> None:
+    for name in ("9", "10", "8", "11.orbax-checkpoint-tmp", "12.damaged"):
+        (tmp_path / name / "state").mkdir(parents=True)
+    assert [step.name for step in whole_steps(epath.Path(tmp_path))] == ["10", "9", "8"]
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_checkpoint_is_skipped_and_named_unless_it_is_asked_for(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for step, folder in ((5, "best"), (8, "checkpoints"), (9, "checkpoints")):
+        write_params(epath.Path(tmp_path / "written"), params_of(1.0), at(step))
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / "written" / str(step)).rename(tmp_path / folder / str(step))
+    best, newest, older = (tmp_path / name for name in ("best/5", "checkpoints/9", "checkpoints/8"))
+    for checkpoint in (best, newest):
+        damage(checkpoint, *DAMAGE[kind])
+    assert find_checkpoint(epath.Path(tmp_path)) == epath.Path(older)
+    for line, skipped in zip(capsys.readouterr().err.splitlines(), (best, newest), strict=True):
+        assert line.startswith(f"warning: {skipped} is damaged (") and line.endswith(f"); {older} is used")
+    asked = find_checkpoint(epath.Path(newest))
+    with pytest.raises(UserError, match=r"checkpoints/9: this checkpoint is damaged \(.*name another, or move it away"):
+        assert read_metadata(asked) and read_params(asked)
+    damage(older, *DAMAGE[kind])
+    with pytest.raises(UserError, match=r"no sound checkpoint there: \S*best/5 is damaged .*checkpoints/8 is damaged"):
+        find_checkpoint(epath.Path(tmp_path))
+    assert best.is_dir() and newest.is_dir()  # who only looks renames nothing
+
+
+def scored(config: Any, values: list[float]) -> loop.Recipe:
+    """A recipe whose evaluations give these values, one after another."""
+    left = iter(values)
+    recipe = recipe_of(config, [])
+    return recipe._replace(evaluate=lambda params, layout: {"held_out/score": next(left)}, best="held_out/score")
+
+
 def test_the_best_evaluation_is_kept_and_one_that_is_no_number_never_is(tmp_path: Path) -> None:
     config = small_config(train={"steps": 5, "eval_every": 1, "checkpoint_every": 100})
-    model = pretraining_heads.pretraining_model(config, VOCAB, "cpu")
-    values = iter([1.0, math.nan, 3.0, 2.0, math.nan])
-
-    def batches(layout: Any, first: int, last: int) -> Iterator[Any]:
-        return (random_batch(config, step) for step in range(first, last))
-
-    recipe = loop.Recipe(
-        init=lambda key: pretraining_heads.init_params(model, key),
-        objective=objective(model, 5),
-        train_batches=batches,
-        evaluate=lambda params, layout: {"held_out/score": next(values)},
-        metrics=lambda totals: {},
-        describe=lambda values: "",
-        batch_size=lambda batch: BatchSize(1, 1.0, ""),
-        metadata=at(0),
-        best="held_out/score",
-    )
+    recipe = scored(config, [1.0, math.nan, 3.0, 2.0, math.nan])
     assert loop.run(config, recipe, epath.Path(tmp_path)).finished
     best = find_checkpoint(epath.Path(tmp_path))
     assert (best.parent.name, best.name) == ("best", "3")
     assert read_metadata(best).evaluation == {"held_out/score": 3.0}
 
 
-DAMAGE = {
-    "a cut array": ("state/ocdbt.process_0/d/*", True),
-    "a cut index": ("state/manifest.ocdbt", True),
-    "cut metadata": ("metadata/metadata", True),
-    "no metadata": ("metadata/metadata", False),
-    "no state": ("state", False),
-}
-
-
 @pytest.fixture(scope="module")
 def saved_twice(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workdir with the checkpoints 1 and 2 of a run that ended."""
+    """A workdir with the checkpoints 1 and 2 of a run that ended, of which 1 was best."""
     workdir = tmp_path_factory.mktemp("run")
-    config = small_config(train={"steps": 2, "checkpoint_every": 1})
-    assert loop.run(config, recipe_of(config, []), epath.Path(workdir)).finished
+    config = small_config(train={"steps": 2, "eval_every": 1, "checkpoint_every": 1})
+    assert loop.run(config, scored(config, [2.0, 1.0]), epath.Path(workdir)).finished
     return workdir
-
-
-def damage(checkpoint: Path, files: str, cut: bool) -> None:
-    largest = max(checkpoint.glob(files), key=lambda path: path.stat().st_size)
-    if cut:
-        os.truncate(largest, largest.stat().st_size // 2)
-    elif largest.is_dir():
-        shutil.rmtree(largest)
-    else:
-        largest.unlink()
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
@@ -139,7 +137,36 @@ def test_a_run_goes_on_from_the_newest_checkpoint_that_is_whole(
     jax.tree.map(np.testing.assert_array_equal, again, before)
 
 
-def test_where_no_checkpoint_is_whole_nothing_is_touched_and_the_user_decides(
+def test_damage_that_only_another_process_finds_counts_for_all(
+    saved_twice: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workdir, asked = tmp_path / "run", list[int]()
+    shutil.copytree(saved_twice, workdir)
+    found = iter(["a file is cut", ""])  # of checkpoint 2 and of checkpoint 1
+    monkeypatch.setattr(checkpoints, "first_text", lambda text: next(found))
+    config = small_config(train={"steps": 2, "checkpoint_every": 1})
+    assert loop.run(config, recipe_of(config, asked), epath.Path(workdir)).finished
+    line = f"warning: {workdir}/checkpoints/2 is damaged (a file is cut): kept as 2.damaged; going on from 1\n"
+    assert asked == [1] and capsys.readouterr().err == line
+
+
+@pytest.mark.parametrize("kind", ["a cut array", "cut metadata"])
+def test_a_damaged_best_checkpoint_is_set_aside_and_the_next_evaluation_makes_a_new_one(
+    kind: str, saved_twice: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workdir = tmp_path / "run"
+    shutil.copytree(saved_twice, workdir)
+    damage(workdir / "best" / "1", *DAMAGE[kind])
+    config = small_config(train={"steps": 2, "eval_every": 1, "checkpoint_every": 1})
+    assert loop.run(config, scored(config, [0.5]), epath.Path(workdir)).finished
+    said = capsys.readouterr().err
+    assert said.startswith(f"warning: {workdir}/best/1 is damaged (") and said.count("\n") == 1
+    assert said.endswith("): kept as 1.damaged; the next evaluation makes a new best\n")
+    assert sorted(path.name for path in (workdir / "best").iterdir()) == ["1.damaged", "2"]
+    assert read_metadata(find_checkpoint(epath.Path(workdir))).evaluation == {"held_out/score": 0.5}
+
+
+def test_where_every_checkpoint_is_damaged_nothing_is_touched_and_the_user_decides(
     saved_twice: Path, tmp_path: Path
 ) -> None:
     workdir = tmp_path / "run"
@@ -147,9 +174,24 @@ def test_where_no_checkpoint_is_whole_nothing_is_touched_and_the_user_decides(
     for step in "12":
         damage(workdir / "checkpoints" / step, *DAMAGE["no state"])
     config = small_config(train={"steps": 2, "checkpoint_every": 1})
-    with pytest.raises(UserError, match=r"checkpoints/2: this checkpoint is damaged .* move that directory away"):
+    with pytest.raises(UserError, match=r"checkpoints: every checkpoint there is damaged \(2: .*; 1: .*move them away"):
         loop.run(config, recipe_of(config, []), epath.Path(workdir))
     assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["1", "2"]
+
+
+def test_a_damaged_checkpoint_that_cannot_be_renamed_stops_the_run_with_one_line(
+    saved_twice: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    workdir = tmp_path / "run"
+    shutil.copytree(saved_twice, workdir)
+    damage(workdir / "checkpoints" / "2", *DAMAGE["no state"])
+    monkeypatch.setattr(checkpoints, "move_directory", refuse)
+    config = small_config(train={"steps": 2, "checkpoint_every": 1})
+    with pytest.raises(UserError, match=r"checkpoints/2: .* cannot be renamed to 2.damaged \(Permission denied\)"):
+        loop.run(config, recipe_of(config, []), epath.Path(workdir))
 
 
 def test_a_whole_checkpoint_of_another_model_is_refused_and_not_set_aside(saved_twice: Path, tmp_path: Path) -> None:

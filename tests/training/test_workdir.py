@@ -11,9 +11,9 @@ import pytest
 from etils import epath
 
 from spanbert_jax.errors import UserError
-from spanbert_jax.files import make_directory
+from spanbert_jax.files import make_directory, move_directory
 from spanbert_jax.training import progress
-from spanbert_jax.training.checkpoint import find_checkpoint, newest_step
+from spanbert_jax.training.checkpoint import whole_steps
 from spanbert_jax.training.workdir import claim_workdir, open_workdir
 from tests.support import fake_bucket
 from tests.support.synthetic import small_config
@@ -82,9 +82,56 @@ def test_a_workdir_in_a_bucket_belongs_to_one_configuration(bucket: Path) -> Non
 def test_in_a_bucket_only_a_checkpoint_that_is_marked_as_whole_is_found(bucket: Path) -> None:
     for step in (4, 8):
         (bucket / "run" / "checkpoints" / str(step) / "state").mkdir(parents=True)
-    assert newest_step(epath.Path("gs://bucket/run/checkpoints")) is None
+    assert whole_steps(epath.Path("gs://bucket/run/checkpoints")) == []
     (bucket / "run" / "checkpoints" / "4" / "commit_success.txt").touch()
-    assert find_checkpoint(epath.Path("gs://bucket/run")) == epath.Path("gs://bucket/run/checkpoints/4")
+    assert whole_steps(epath.Path("gs://bucket/run/checkpoints")) == [epath.Path("gs://bucket/run/checkpoints/4")]
+
+
+MOVED = {"mark": "0", "a": "1", "b/c": "2", "b/d/e": "3"}
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("stop", range(1, 7))
+def test_a_move_in_a_bucket_that_is_stopped_leaves_all_files_under_one_name_and_the_mark_with_every_copy(
+    stop: int, bucket: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped at operation `stop`: one of four copies, the deletion of the mark, or that of the rest."""
+    source, target = epath.Path("gs://bucket/12"), epath.Path("gs://bucket/12.damaged")
+    for name, text in MOVED.items():
+        fake_bucket.write(bucket / "12" / name, text.encode())
+    left = iter(range(1, stop))
+
+    def stopping(name: str) -> None:
+        work = getattr(fake_bucket.Bucket, name)
+
+        def limited(*arguments: object, **keywords: object) -> object:
+            if "rb" not in (*arguments, *keywords.values()) and next(left, None) is None:
+                raise KeyboardInterrupt
+            return work(*arguments, **keywords)
+
+        monkeypatch.setattr(fake_bucket.Bucket, name, limited)
+
+    for operation in ("_open", "rm"):
+        stopping(operation)
+    with pytest.raises(KeyboardInterrupt):
+        move_directory(source, target, "mark")
+    before, after = contents(bucket / "12"), contents(bucket / "12.damaged")
+    assert MOVED in (before, after)
+    assert not after or "mark" in after
+    assert before == MOVED or (after == MOVED and "mark" not in before)
+
+
+def test_a_move_in_a_bucket_and_on_a_disk_leaves_the_files_under_the_new_name_alone(
+    bucket: Path, tmp_path: Path
+) -> None:
+    for folder, place in ((bucket, "gs://bucket"), (tmp_path / "disk", str(tmp_path / "disk"))):
+        for name, text in MOVED.items():
+            fake_bucket.write(folder / "12" / name, text.encode())
+        move_directory(epath.Path(f"{place}/12"), epath.Path(f"{place}/12.damaged"), "mark")
+        assert contents(folder / "12.damaged") == MOVED and not (folder / "12").exists()
 
 
 def test_metrics_reach_a_bucket_while_the_run_goes_on_and_are_cut_where_it_resumes(

@@ -1,0 +1,53 @@
+"""How the processes of a run wait for each other's work and agree on its result.
+
+Invariant: where the work fails in one process, every process raises an error, so that none waits for a process that has
+ended. A run of one process exchanges nothing.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from spanbert_jax.errors import UserError
+
+_LONGEST = 4096  # bytes of a text that processes exchange: of the longest path on Linux
+_T = TypeVar("_T")
+
+
+def together(task: str, work: Callable[[], _T], here: bool = True) -> _T:
+    """Does the work where `here` is true, and waits for the other processes. Returns the result, None elsewhere.
+
+    task: the work in words, for the message: "prepare the data". Raises UserError where another process failed.
+    """
+    result: Any = None
+    failure: BaseException | None = None
+    try:
+        result = work() if here else None
+    except BaseException as error:
+        failure = error
+    if jax.process_count() > 1:
+        failed = np.flatnonzero(multihost_utils.process_allgather(np.int32(failure is not None)))
+        if len(failed) and failure is None:
+            raise UserError(f"process {failed[0]} could not {task}; that process prints the reason")
+    if failure is not None:
+        raise failure
+    return result
+
+
+def decided(task: str, work: Callable[[], str]) -> str:
+    """The text that the work returns in process 0, which alone does the work. task, errors: as for `together`."""
+    return first_text(together(task, work, jax.process_index() == 0) or "")
+
+
+def first_text(text: str) -> str:
+    """The text of the first process whose text is not empty, in every process; "" where all are empty. A text is cut
+    off after 4,096 bytes."""
+    if jax.process_count() == 1:
+        return text
+    padded = np.frombuffer(text.encode()[:_LONGEST].ljust(_LONGEST, b"\0"), np.uint8)
+    texts = multihost_utils.process_allgather(padded)  # [processes, _LONGEST]
+    found = (row.tobytes().rstrip(b"\0").decode(errors="replace") for row in texts)
+    return next(filter(None, found), "")
