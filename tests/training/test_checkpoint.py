@@ -75,7 +75,7 @@ def test_the_newest_checkpoint_is_the_one_of_the_highest_number(tmp_path: Path) 
 def test_a_damaged_checkpoint_is_skipped_and_named_unless_it_is_asked_for(
     kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    params = {"a": np.random.default_rng(0).normal(size=(40, 50)).astype(np.float32)}  # smaller ones would lie in the index
+    params = {"a": np.random.default_rng(0).normal(size=(40, 50)).astype(np.float32)}  # small ones lie in the index
     for step, folder in ((5, "best"), (8, "checkpoints"), (9, "checkpoints")):
         write_params(epath.Path(tmp_path / "written"), params, at(step))
         (tmp_path / folder).mkdir(exist_ok=True)
