@@ -116,9 +116,8 @@ def training_of(weights: Weights) -> dict[str, Any]:
         return known
     log = run_of(epath.Path(weights.source)) / "metrics.jsonl"
     lines = log.read_text().splitlines() if log.exists() else []
-    records = [
-        json.loads(line) for line in lines if line.endswith("}")
-    ]  # a killed run may leave half a line at the end
+    # A killed run may leave half a line at the end.
+    records = [json.loads(line) for line in lines if line.endswith("}")]
     at_step = (record for record in records if record["step"] == saved.step)
     held_out = {name: value for record in at_step for name, value in record.items() if name.startswith("held_out/")}
     return known | ({"evaluation": held_out} if held_out else {})
