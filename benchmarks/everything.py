@@ -24,9 +24,8 @@ def run(options: Options) -> list[Result]:
         free = ["attention", "unroll", "batch", "flags"]
         return lambda: step.run(spec, free, "", list(step.PEERS), _MINUTES, options)
 
-    few = options._replace(
-        rounds=min(options.rounds, 2)
-    )  # for subjects whose rounds take half a minute and vary little
+    # For subjects whose rounds take half a minute and vary little.
+    few = options._replace(rounds=min(options.rounds, 2))
     sizes = ("small", "base") if platform == "cpu" else ("base", "large")
     subjects: dict[str, Callable[[], list[Result]]] = {f"step, {size}": steps(size) for size in sizes}
     subjects |= {

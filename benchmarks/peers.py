@@ -38,9 +38,8 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         batch, length, embed = x.shape
-        query, key, value = (
-            self.qkv(x).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        )  # [_, _, length, _]
+        qkv = self.qkv(x).view(batch, length, 3, self.heads, -1)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # [batch, heads, length, head_dim] each
         mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=self.attention_dropout)
         mixed = self.output(mixed.transpose(1, 2).reshape(batch, length, embed))
         x = self.norm_1(x + F.dropout(mixed, self.dropout))

@@ -101,9 +101,8 @@ def sorted_batches(
     for place, length in enumerate(lengths):
         rows = order[bucket == place]
         count = -(-len(rows) // (max(positions // length // multiple, 1) * multiple))  # of batches
-        size = (
-            -(-len(rows) // (max(count, 1) * multiple)) * multiple
-        )  # rows of each, spread evenly: few rows need few empty ones
+        # Rows are spread evenly over the batches, so that few of them are empty.
+        size = -(-len(rows) // (max(count, 1) * multiple)) * multiple
         if not count:
             continue
         rows = np.concatenate([rows, np.full(-len(rows) % size, -1, np.int64)])

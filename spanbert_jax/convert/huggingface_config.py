@@ -101,9 +101,8 @@ def labels_of(fields: Mapping[str, Any], count: int, source: str) -> tuple[str, 
 
 def architecture(heads: Collection[str]) -> tuple[str, tuple[str, ...]]:
     """(transformers' class, those of the heads that the class has) for a model of ours with `heads`."""
-    known = set(heads) - (
-        {"classifier"} if "spans" in heads else set()
-    )  # Beside "spans" it classifies spans, not tokens.
+    # Beside "spans", the classifier classifies spans and not tokens.
+    known = set(heads) - ({"classifier"} if "spans" in heads else set())
     name, has = next(row for row in _ARCHITECTURES if set(row[1]) <= known)
     return name, ("pooler",) if name == "BertModel" and "pooler" in heads else has
 

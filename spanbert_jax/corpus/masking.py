@@ -243,9 +243,8 @@ def _apply_draws(
 
     covers &= accepted
     # The number of the lowest bit that is set, counted as the zeros below it; 64 where none is set.
-    moment = tf.cast(
-        tf.raw_ops.PopulationCount(x=tf.bitwise.invert(covers) & (covers - 1)), tf.int32
-    )  # [batch, pieces]
+    below = tf.bitwise.invert(covers) & (covers - 1)  # [batch, pieces]
+    moment = tf.cast(tf.raw_ops.PopulationCount(x=below), tf.int32)
     counts = tf.math.bincount(moment, minlength=chunk + 1, maxlength=chunk + 1, axis=-1)
     masked = tf.cumsum(counts, axis=1)  # [batch, chunk + 1], pieces masked after each draw
     short = masked < budget[:, None]

@@ -99,9 +99,8 @@ class Head:
     weights: str  # the field of the batch that is 1 where the head predicts a slot's piece, and 0 elsewhere
     normaliser: Callable[[jax.Array], jax.Array]  # the sum of `weights` -> the divisor of the sum of the losses
     loss_weight: Callable[[Config], float]  # of the head's mean loss in the objective; 0: the head is not computed
-    multiply_adds: Callable[
-        [ModelConfig], int
-    ]  # of the matrix products of `module` for one slot, without the decoder's
+    # The multiply-adds of the matrix products of `module` for one slot, without the decoder's.
+    multiply_adds: Callable[[ModelConfig], int]
     axes: ParameterAxes  # of the head's parameters; the patterns match paths below `name`
 
 

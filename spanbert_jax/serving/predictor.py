@@ -38,9 +38,8 @@ class Predictor:
         self._everywhere = NamedSharding(layout.mesh, PartitionSpec())
         self._compute = jax.jit(compute, out_shardings=self._everywhere)
         self._programs: dict[_ShapeKey, Compute] = {}
-        self.multiple = (
-            layout.mesh.shape["data"] * layout.mesh.shape["fsdp"]
-        )  # the number of rows in a batch must be a multiple of this
+        # The number of rows in a batch must be a multiple of this.
+        self.multiple = layout.mesh.shape["data"] * layout.mesh.shape["fsdp"]
 
     def place(self, params: Params) -> Params:
         """Puts NumPy parameters on every device, so that calls need not copy them again."""

@@ -37,9 +37,9 @@ def splash_attention(query: jax.Array, key: jax.Array, value: jax.Array, lengths
         interpret=is_interpreted(),
     )
     scaled = query * head_dim**-0.5  # the kernel does not scale; exact where head_dim is a power of 4, such as 64
-    result = jax.vmap(kernel)(
-        by_head(scaled), by_head(key), by_head(value), splash.SegmentIds(is_padding, is_padding)
-    )  # [batch, heads, padded, head_dim]
+    segments = splash.SegmentIds(is_padding, is_padding)
+    arrays = (by_head(scaled), by_head(key), by_head(value))  # [batch, heads, padded, head_dim] each, as the result
+    result = jax.vmap(kernel)(*arrays, segments)
     return result[:, :, :length].swapaxes(1, 2)
 
 
