@@ -9,7 +9,13 @@ from spanbert_jax.tasks.pretraining_loss import objective
 from spanbert_jax.training import loop
 from spanbert_jax.training.metadata import Metadata
 from spanbert_jax.training.step import BatchSize
-from tests.support.synthetic import VOCAB, random_batch
+from tests.support.synthetic import VOCAB, random_batch, small_config
+
+
+def config_of(**train: Any) -> Config:
+    """A run of 4 steps; keywords are fields of config.train. Tests of a session share one compiled step, which depends
+    on the number of steps."""
+    return small_config(train={"steps": 4, **train})
 
 
 def recipe_of(config: Config, asked: list[int], before: Callable[[int], None] = lambda step: None) -> loop.Recipe:
@@ -28,7 +34,7 @@ def recipe_of(config: Config, asked: list[int], before: Callable[[int], None] = 
 
     return loop.Recipe(
         init=lambda key: pretraining_heads.init_params(model, key),
-        objective=objective(model, 5),
+        objective=objective(model, commonest=7),
         train_batches=batches,
         evaluate=lambda params, layout: {},
         metrics=lambda totals: {},

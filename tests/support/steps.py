@@ -1,31 +1,53 @@
 """Train steps of a small model on random batches."""
 
-from collections.abc import Iterator
-from typing import Any
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from spanbert_jax.config import Config
 from spanbert_jax.model import pretraining_heads
+from spanbert_jax.model.pretraining_heads import PretrainingModel
 from spanbert_jax.tasks.pretraining_loss import objective
 from spanbert_jax.training import sharding
-from spanbert_jax.training.step import abstract_state, init_state, make_train_step
+from spanbert_jax.training.step import Objective, State, abstract_state, init_state, make_train_step
 from tests.support.synthetic import VOCAB, random_batch
 
 
-def trained(config: Config, steps: int, seed: int = 0) -> Iterator[tuple[Any, dict[str, float]]]:
-    """(state, sums) after each step on random batches. The next step deletes the state's arrays (donation)."""
+class Training(NamedTuple):
+    """What a run of a configuration is made of."""
+
+    mesh: Mesh
+    model: PretrainingModel
+    objective: Objective
+    first: Callable[[], State]  # makes the state before the first step
+    step: Callable[[State, Any], tuple[State, Any]]  # which deletes the state's arrays (donation)
+
+
+@functools.cache
+def training_of(config: Config) -> Training:
+    """The same for every test of a process that has the same configuration, so that the step is compiled once."""
     mesh = sharding.make_mesh(config.mesh)
     with jax.set_mesh(mesh):
         model = pretraining_heads.pretraining_model(config, VOCAB, "cpu")
         target = objective(model, commonest=7)
         init = lambda key: pretraining_heads.init_params(model, key)  # noqa: E731
         abstract = abstract_state(config, init, mesh)
-        state, step = init_state(config, init, abstract), make_train_step(config, target, abstract)
+        step = make_train_step(config, target, abstract)
+    return Training(mesh, model, target, lambda: init_state(config, init, abstract), step)
+
+
+def trained(config: Config, steps: int, seed: int = 0) -> Iterator[tuple[Any, dict[str, float]]]:
+    """(state, sums) after each step on random batches. The next step deletes the state's arrays (donation)."""
+    training = training_of(config)
+    with jax.set_mesh(training.mesh):
+        state = training.first()
         for number in range(steps):
-            batch = jax.device_put(random_batch(config, seed + number), sharding.batch_sharding(mesh))
-            state, sums = step(state, batch)
+            batch = jax.device_put(random_batch(config, seed + number), sharding.batch_sharding(training.mesh))
+            state, sums = training.step(state, batch)
             yield state, {name: float(value) for name, value in sums.items()}
 
 
