@@ -34,7 +34,13 @@ def scores(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def model_and_params(**train: Any) -> tuple[pretraining_heads.PretrainingModel, Any]:
     model = pretraining_heads.pretraining_model(small_config(train=train), VOCAB, "cpu")
-    params = jax.tree.map(np.array, pretraining_heads.init_params(model, jax.random.key(0)))
+    shapes = jax.eval_shape(lambda: pretraining_heads.init_params(model, jax.random.key(0)))
+    rng = np.random.default_rng(0)
+
+    def draw(path: Any, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        return rng.normal(float(path[-1].key == "scale"), 0.02, leaf.shape).astype(np.float32)
+
+    params = jax.tree_util.tree_map_with_path(draw, shapes)
     for head in pretraining_heads.HEADS:
         params[head.name]["bias"][COMMONEST] = 0.25
     return model, params
