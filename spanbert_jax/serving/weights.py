@@ -6,7 +6,6 @@ Invariant: weights that open here can be exported, inspected and trained further
 import contextlib
 import dataclasses
 import functools
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from spanbert_jax.training.checkpoint import (
     run_of,
 )
 from spanbert_jax.training.metadata import Metadata
+from spanbert_jax.training.progress import metric_records
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,10 +114,7 @@ def training_of(weights: Weights) -> dict[str, Any]:
     if saved.imported_from:
         del known["config"]  # apart from the model's sizes, its fields are defaults
         return known
-    log = run_of(epath.Path(weights.source)) / "metrics.jsonl"
-    lines = log.read_text().splitlines() if log.exists() else []
-    # A killed run may leave half a line at the end.
-    records = [json.loads(line) for line in lines if line.endswith("}")]
-    at_step = (record for record in records if record["step"] == saved.step)
+    records = metric_records(run_of(epath.Path(weights.source)) / "metrics.jsonl")
+    at_step = (record for _, record in records if record["step"] == saved.step)
     held_out = {name: value for record in at_step for name, value in record.items() if name.startswith("held_out/")}
     return known | ({"evaluation": held_out} if held_out else {})

@@ -8,6 +8,7 @@ STEP.damaged, and goes on from the newest sound one. All processes go on from th
 
 import contextlib
 import functools
+import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -233,7 +234,10 @@ def read_metadata(checkpoint: epath.Path) -> Metadata:
     Raises UserError where the checkpoint is damaged, or a later version wrote it.
     """
     with _readable(checkpoint):
-        saved = ocp.JsonCheckpointHandler().restore(absolute(checkpoint) / _METADATA)
+        try:
+            saved = ocp.JsonCheckpointHandler().restore(absolute(checkpoint) / _METADATA)
+        except ValueError as error:
+            raise ValueError(f"{_METADATA}: {error}") from error
     return from_json(saved, str(checkpoint))
 
 
@@ -289,9 +293,23 @@ class _Damaged(UserError):
         self.why = why
 
 
-# Errors of reads that nobody waits for any more.
-_LATE = ("Event loop is closed", "Encountered error while reading", "was never awaited")
+# Errors of reads that nobody waits for any more, by words of Orbax, asyncio and tensorstore.
+_LATE = (
+    "Event loop is closed",
+    "Encountered error while reading",
+    "was never awaited",
+    "Error opening",
+    "Error reading",
+)
 _NO_DAMAGE = ("PERMISSION_DENIED", "UNAUTHENTICATED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "Permission denied")
+
+
+def _is_late(error: BaseException | None) -> bool:
+    return any(words in str(error) for words in _LATE)
+
+
+def _is_no_late_read(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and _is_late(record.exc_info[1]))
 
 
 @contextlib.contextmanager
@@ -300,9 +318,11 @@ def _readable(checkpoint: epath.Path) -> Iterator[None]:
 
     Errors of the network and of permissions become a UserError that speaks of no damage. A lack of memory passes.
     """
-    # Orbax gives up at the first error and closes its event loop; each read that was under way then prints a traceback.
+    # Orbax gives up at the first error and closes its event loop. Each read that was under way then prints a traceback,
+    # by Python's hook or by asyncio's logger.
     hook = sys.unraisablehook
-    sys.unraisablehook = lambda late: None if any(w in str(late.exc_value) for w in _LATE) else hook(late)
+    sys.unraisablehook = lambda late: None if _is_late(late.exc_value) else hook(late)
+    logging.getLogger("asyncio").addFilter(_is_no_late_read)
     try:
         yield
     except (UserError, MemoryError, jax.errors.JaxRuntimeError):

@@ -3,6 +3,7 @@
 Invariant: metrics.jsonl holds every metric of a step once, whatever the display and however often the run was resumed.
 """
 
+import contextlib
 import json
 import tempfile
 import time
@@ -91,11 +92,18 @@ class Stage:
             self._console.print(f"{self._title}: {clock(time.monotonic() - self._began)}{detail}", markup=False)
 
 
-def _is_kept(line: str, step: int) -> bool:
-    try:
-        return json.loads(line)["step"] <= step
-    except ValueError:  # half a line, of a run that was killed while it wrote it
-        return False
+def metric_records(file: epath.Path) -> list[tuple[str, dict[str, float]]]:
+    """The lines of a metrics.jsonl, each with the object that it holds; none where there is no file.
+
+    Lines that hold none are left out: half a line, of a run that was killed while writing, and other damage.
+    """
+    found = []
+    for line in file.read_bytes().decode(errors="replace").splitlines() if file.exists() else ():
+        with contextlib.suppress(ValueError):
+            record = json.loads(line)
+            if isinstance(record, dict) and isinstance(record.get("step"), int):
+                found.append((line, record))
+    return found
 
 
 class MetricsWriter:
@@ -115,7 +123,7 @@ class MetricsWriter:
         self._folder = epath.Path(tempfile.mkdtemp()) if self._bucket else workdir
         self._copied = time.monotonic()
         written, self._path = workdir / "metrics.jsonl", self._folder / "metrics.jsonl"
-        kept = [line for line in written.read_text().splitlines() if _is_kept(line, step)] if written.exists() else []
+        kept = [line for line, record in metric_records(written) if record["step"] <= step]
         with written_aside(self._path) as aside:
             aside.write_text("".join(f"{line}\n" for line in kept))
         self._file = self._path.open("a")

@@ -55,7 +55,8 @@ def test_kernels_named_for_another_machine_are_chosen_anew(run: Path) -> None:
 def test_an_export_says_what_was_measured_at_its_step(run: Path) -> None:
     with open_weights(run) as weights:
         assert training_of(weights)["evaluation"] == {"held_out/f1": 0.5}
-    (run / "metrics.jsonl").write_text('{"step": 3, "held_out/f1": 0.1}\n{"step": 4, "held_out/f1": 0.6}\n{"st')
+    damaged = b'{"step": 3, "held_out/f1": 0.1}\n\0\0}\n\xff}\n[4]\n{"a": 4}\n{"step": 4, "held_out/f1": 0.6}\n{"st'
+    (run / "metrics.jsonl").write_bytes(damaged)
     with open_weights(run) as weights:
         known = training_of(weights)
     assert known["evaluation"] == {"held_out/f1": 0.6} and known["step"] == 4

@@ -1,5 +1,6 @@
 """Checkpoints of parameters alone, which one of a workdir is meant, that the best of a run is kept, and damage."""
 
+import logging
 import math
 import shutil
 from pathlib import Path
@@ -93,6 +94,18 @@ def test_a_damaged_checkpoint_is_skipped_and_named_unless_it_is_asked_for(
     with pytest.raises(UserError, match=r"no sound checkpoint there: \S*best/5 is damaged .*checkpoints/8 is damaged"):
         find_checkpoint(epath.Path(tmp_path))
     assert best.is_dir() and newest.is_dir()  # who only looks renames nothing
+
+
+def test_the_other_reads_of_a_damaged_checkpoint_print_no_traceback(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """asyncio logs the error of a read that nobody waits for, when it frees the read's task."""
+    with pytest.raises(UserError, match="is damaged"):
+        read_params(epath.Path(tmp_path / "7"))
+    for error in (ValueError('DATA_LOSS: Error opening "zarr" driver: Error reading "a"'), ValueError("other")):
+        logging.getLogger("asyncio").error("Task exception was never retrieved", exc_info=error)
+    (record,) = caplog.records
+    assert record.exc_info and str(record.exc_info[1]) == "other"
 
 
 def scored(config: Any, values: list[float]) -> loop.Recipe:
