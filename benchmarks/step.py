@@ -91,9 +91,9 @@ def environment(flags: str, platform: str) -> dict[str, str]:
     return fixed.get(platform, {}) | ({variable: joined} if joined else {})
 
 
-def steps_for(seconds: float, least: float = ROUND_SECONDS) -> int:
-    """How many steps make a round of `least` seconds."""
-    return max(1, math.ceil(least / seconds))
+def steps_for(seconds: float) -> int:
+    """How many steps make a round. seconds: of a step."""
+    return max(1, math.ceil(ROUND_SECONDS / seconds))
 
 
 def measure(variant: Variant, options: Options, platform: str, title: str) -> Variant:
