@@ -1,8 +1,6 @@
-"""tools/show_masking.py, as a user runs it, on a small corpus of its own."""
+"""tools/show_masking.py on a small corpus of its own: what it prints, its page, and its statistics."""
 
 import re
-import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -12,14 +10,15 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
+from configs.tiny import get_config
 from spanbert_jax.batch import KEPT, MASK, RANDOM
-from spanbert_jax.config import Config
+from spanbert_jax.config import Config, from_dict
 from spanbert_jax.errors import UserError
 from spanbert_jax.text.tokenizer import Tokenizer
+from tests.support import runs
 from tools import show_masking
 from tools.show_masking import Segment, describe_row, expected_coverage, first_rows, page
 
-ROOT = Path(__file__).resolve().parents[2]
 WORDS = ("the", "cat", "sat", "on", "a", "mat", "and", "looked", "at", "birds")
 
 
@@ -31,46 +30,44 @@ def tokenizer() -> Tokenizer:
 
 
 @pytest.fixture(scope="module")
-def arguments(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> list[str]:
+def corpus(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Path:
+    """A folder with two files of 40 documents each, and the vocabulary."""
     folder = tmp_path_factory.mktemp("corpus")
     rng = np.random.default_rng(0)
     for name in ("a", "b"):
         documents = ("\n".join(" ".join(rng.choice(WORDS, 12)) + " ." for _ in range(20)) for _ in range(40))
         (folder / f"{name}.txt").write_text("\n\n".join(documents) + "\n")
     tokenizer.save(folder)
-    return [
-        f"--config={ROOT}/configs/tiny.py",
-        f"--workdir={folder}/run",
-        f"--config.corpus.files={folder}/*.txt",
-        "--config.corpus.sentences=none",
-        "--config.corpus.workers=1",
-        "--config.corpus.held_out=0.2",
-        "--config.tokenizer.kind=wordpiece",
-        f"--config.tokenizer.vocab_file={folder}/vocab.txt",
-    ]
+    return folder
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "tools" / "show_masking.py"), *arguments]
-    environment = {"COLUMNS": "200", "PATH": "", "HOME": "/", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, capture_output=True, text=True, env=environment)
+def run(corpus: Path, **given: Any) -> str:
+    """What the tool prints in this process; given: its flags."""
+    config = get_config()
+    fields = {"files": f"{corpus}/*.txt", "sentences": "none", "workers": 1, "held_out": 0.2}
+    config.corpus.update(fields)
+    config.tokenizer.update(kind="wordpiece", vocab_file=str(corpus / "vocab.txt"))
+    built = from_dict(config.to_dict())
+    flags.FLAGS.mark_as_parsed()
+    with flagsaver.flagsaver(**given):
+        return runs.here(lambda: show_masking.main(built, str(corpus / "run"))).stdout
 
 
-def test_prints_blocks_then_the_same_as_a_page_and_statistics(arguments: list[str], tmp_path: Path) -> None:
-    text = run(*arguments, "--rows=3")
-    assert text.returncode == 0, text.stderr
-    assert re.findall(r"Block (\d+): \d+ pieces, \d+ masked in \d+ spans", text.stdout) == ["1", "2", "3"]
-    assert text.stdout.count("[CLS]") == text.stdout.count("[SEP]") == 3
+def test_prints_blocks_then_the_same_as_a_page_and_statistics(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    text = run(corpus, rows=3)
+    assert re.findall(r"Block (\d+): \d+ pieces, \d+ masked in \d+ spans", text) == ["1", "2", "3"]
+    assert text.count("[CLS]") == text.count("[SEP]") == 3
 
-    written = run(*arguments, "--rows=3", f"--html={tmp_path / 'masks.html'}")
-    assert written.returncode == 0, written.stderr
+    run(corpus, rows=3, html=str(tmp_path / "masks.html"))
     page_text = Text.of((tmp_path / "masks.html").read_text(encoding="utf-8"))
-    for line in re.findall(r"^\[CLS\].{60}", text.stdout, re.MULTILINE):
+    for line in re.findall(r"^\[CLS\].{60}", text, re.MULTILINE):
         assert line in page_text
 
-    table = run(*arguments, "--statistics")
-    assert table.returncode == 0, table.stderr
-    shown = {line.split("│")[1].strip(): line.split("│")[2:4] for line in table.stdout.splitlines() if "│" in line}
+    table = run(corpus, statistics=True)
+    shown = {line.split("│")[1].strip(): line.split("│")[2:4] for line in table.splitlines() if "│" in line}
     assert [cell.strip() for cell in shown["blocks with ⌈0.15 × pieces⌉ masked"]] == ["100.00%", "100%"]
     mean, law = (float(cell) for cell in shown["words in a drawn span, mean"])
     assert law == 3.797 and abs(mean - law) < 0.05
