@@ -36,6 +36,7 @@ from tools import convert_from_pytorch, convert_to_pytorch
 
 MODEL = ModelConfig(layers=2, embed=48, heads=4, mlp=64, max_length=40, span_offset_embed=20)
 ABOUT = "spanbert_jax.json"
+STEPS = runs.SMALL["train.steps"]
 TEXT = "Where is the Amazon?\nIt is in Brazil, mostly; a part of it is elsewhere.\n"
 
 
@@ -116,11 +117,11 @@ def differences(printed: str) -> list[float]:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a really trained run/, and export/, imported/ and again/ that the tools made of it in turn."""
+def trained(tmp_path_factory: pytest.TempPathFactory, finished: tuple[Path, str]) -> Path:
+    """A folder with run/, a link to a really trained run; and export/, imported/ and again/, which the tools made in
+    turn."""
     folder = tmp_path_factory.mktemp("trained")
-    runs.write_corpus(folder / "topics.txt", topics=30)
-    runs.run(folder / "run", corpus__files=folder / "topics.txt", train__steps=4, train__eval_every=4)
+    (folder / "run").symlink_to(finished[0])
     for tool, *arguments in (
         (convert_to_pytorch, "--verify", "--checkpoint", folder / "run", "--output", folder / "export"),
         (convert_from_pytorch, "--input", folder / "export", "--output", folder / "imported"),
@@ -141,7 +142,7 @@ def test_a_trained_run_is_verified_and_comes_back_bitwise(trained: Path) -> None
     assert dict(listed) == {path.name: f"{path.stat().st_size:,}" for path in (trained / "export").iterdir()}
     assert "Taken: embeddings, encoder, mlm, sbo\n" in (trained / "tools.convert_from_pytorch.txt").read_text()
 
-    assert_same(runs.params(trained / "run", 4), runs.params(trained / "imported", 0))
+    assert_same(runs.params(trained / "run", STEPS), runs.params(trained / "imported", 0))
     assert files(trained / "export") == files(trained / "again")
 
 
@@ -150,7 +151,7 @@ def test_transformers_loads_a_trained_run_s_export_with_nothing_missing(trained:
 
     model, info = AutoModelForMaskedLM.from_pretrained(trained / "export", output_loading_info=True)
     assert not any(info.values()) and type(model).__name__ == "BertForMaskedLM"
-    word = runs.params(trained / "run", 4)["['embeddings']['word']"]
+    word = runs.params(trained / "run", STEPS)["['embeddings']['word']"]
     assert np.array_equal(model.bert.embeddings.word_embeddings.weight.detach().numpy(), word[:600])
     tokenizer, ours = AutoTokenizer.from_pretrained(trained / "export"), load_tokenizer(trained / "run" / "tokenizer")
     for line in TEXT.splitlines():
@@ -159,9 +160,9 @@ def test_transformers_loads_a_trained_run_s_export_with_nothing_missing(trained:
 
 def test_an_export_says_which_training_it_comes_from(trained: Path) -> None:
     said, again = (json.loads((trained / name / ABOUT).read_text()) for name in ("export", "again"))
-    assert said["step"] == 4
+    assert said["step"] == STEPS
     assert said["config"] == flatten(read_config(epath.Path(trained / "run" / "config.json")))
-    assert said["evaluation"]["held_out/mlm_loss"] == runs.metrics(trained / "run", "held_out/mlm_loss")[4]
+    assert said["evaluation"]["held_out/mlm_loss"] == runs.metrics(trained / "run", "held_out/mlm_loss")[STEPS]
     assert again["imported_from"] == str(trained / "export") and "config" not in again
 
 
