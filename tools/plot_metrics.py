@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from spanbert_jax import cli
 from spanbert_jax.errors import UserError
+from spanbert_jax.files import written_aside
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -86,7 +87,8 @@ def plot(workdir: Path, output: Path) -> None:
         raise UserError("matplotlib is missing; pip install -r requirements-dev.txt")
     figure = draw(read(workdir / "metrics.jsonl"), f"{workdir}")
     try:
-        figure.savefig(output, dpi=110)
+        with written_aside(output) as aside:
+            figure.savefig(aside, dpi=110, format=output.suffix.removeprefix("."))
     except (OSError, ValueError) as error:
         raise UserError(f"--output {output}: cannot be written ({error}); name a .svg or .png file") from error
     print(f"wrote {output}")

@@ -1,6 +1,7 @@
 """tools/plot_metrics.py: the curves of a run."""
 
 import json
+import resource
 from pathlib import Path
 
 import pytest
@@ -43,3 +44,19 @@ def test_missing_and_damaged_metrics_are_one_line(tmp_path: Path, capsys: pytest
     assert plot_metrics.main(command) == 1
     assert "is damaged" in capsys.readouterr().err
     assert not (tmp_path / "curve.svg").exists()
+
+
+def test_a_full_disk_and_an_unknown_kind_of_file_are_one_line_and_leave_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "metrics.jsonl", [{"step": 1, "train/mlm_loss": 3.0, "train/mlm_accuracy_mask": 0.1}])
+    assert plot_metrics.main([f"--workdir={tmp_path}", f"--output={tmp_path}/curve.mp3"]) == 1
+    assert "name a .svg or .png file" in capsys.readouterr().err
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, limits[1]))  # stands for the disk
+    try:
+        assert plot_metrics.main([f"--workdir={tmp_path}", f"--output={tmp_path}/curve.svg"]) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert f"{tmp_path}/curve.svg: cannot be written (File too large; " in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
