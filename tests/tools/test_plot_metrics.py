@@ -49,7 +49,7 @@ def test_missing_and_damaged_metrics_are_one_line(tmp_path: Path, capsys: pytest
 def test_a_full_disk_and_an_unknown_kind_of_file_are_one_line_and_leave_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write(tmp_path / "metrics.jsonl", [{"step": 1, "train/mlm_loss": 3.0, "train/mlm_accuracy_mask": 0.1}])
+    write(tmp_path / "metrics.jsonl", [{"step": 1, "held_out/mlm_loss": 3.0, "held_out/mlm_accuracy_mask": 0.1}])
     assert plot_metrics.main([f"--workdir={tmp_path}", f"--output={tmp_path}/curve.mp3"]) == 1
     assert "name a .svg or .png file" in capsys.readouterr().err
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
