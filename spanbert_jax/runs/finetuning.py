@@ -63,7 +63,8 @@ def run(kind: type[FineTuning[ExampleT, ModelT]], config: Config, path: str) -> 
         sharding.mesh_of(config)
         workdir = open_workdir(config, path)
         tokenizer = _tokenizer(config, Path(workdir), start)
-        data = _prepare(kind, config, tokenizer, Path(workdir) / "rows")
+        prepare = functools.partial(_prepare, kind, config, tokenizer, Path(workdir) / "rows")
+        data = together("prepare the data", prepare)
         claim_workdir(config, workdir)
         results = _train(config, workdir, tokenizer, data, start)
     if results and jax.process_index() == 0:
@@ -222,11 +223,14 @@ def _predict(config: Config, data: Data[ExampleT, ModelT], place: Path) -> dict[
     tuned = kept_metrics(read_metadata(checkpoint))
     predictor = TaskPredictor(data.task, sharding.batch_sharding(sharding.mesh_of(config)))
     predictions = predictor.predictions(predictor.place(read_params(checkpoint)), data.examples, data.dev, tuned)
-    if jax.process_index() == 0:
+
+    def write() -> None:
         write_jsonl(predictions, place / "predictions.jsonl")
         with disk_errors(place):
             file = data.task.write(data.examples, predictions, place)
         print(f"\nBest checkpoint: {checkpoint}\nPredictions:     {file} and {place / 'predictions.jsonl'}")
+
+    together("write the predictions", write, jax.process_index() == 0)
     return data.task.metrics(data.examples, predictions)
 
 

@@ -14,6 +14,7 @@ from spanbert_jax.config import MAY_CHANGE, Config, flatten
 from spanbert_jax.errors import UserError
 from spanbert_jax.files import bucket_errors, is_remote, make_directory, written_aside
 from spanbert_jax.training.metadata import config_from_json, config_to_json
+from spanbert_jax.training.together import together
 
 _FILE = "config.json"
 
@@ -52,11 +53,15 @@ def _check_client(path: str) -> None:
 def claim_workdir(config: Config, workdir: epath.Path) -> None:
     """Writes config.json: from now on the workdir belongs to this configuration.
 
-    A start that fails earlier, over a mistake in the configuration, claims nothing.
+    A start that fails earlier, over a mistake in the configuration, claims nothing. Process 0 writes, and every process
+    raises UserError where it cannot.
     """
-    if jax.process_index() == 0:
+
+    def write() -> None:
         with written_aside(workdir / _FILE) as aside:
             aside.write_text(config_to_json(config))
+
+    together("claim the workdir", write, jax.process_index() == 0)
 
 
 def read_config(file: epath.Path) -> Config:

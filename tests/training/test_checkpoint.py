@@ -156,11 +156,12 @@ def test_damage_that_only_another_process_finds_counts_for_all(
 ) -> None:
     workdir, asked = tmp_path / "run", list[int]()
     shutil.copytree(saved_twice, workdir)
+    (workdir / "checkpoints" / "2.damaged").mkdir()  # of an earlier time
     found = iter(["a file is cut", ""])  # of checkpoint 2 and of checkpoint 1
     monkeypatch.setattr(checkpoints, "first_text", lambda text: next(found))
     config = small_config(train={"steps": 2, "checkpoint_every": 1})
     assert loop.run(config, recipe_of(config, asked), epath.Path(workdir)).finished
-    line = f"warning: {workdir}/checkpoints/2 is damaged (a file is cut): kept as 2.damaged; going on from 1\n"
+    line = f"warning: {workdir}/checkpoints/2 is damaged (a file is cut): kept as 2.damaged+; going on from 1\n"
     assert asked == [1] and capsys.readouterr().err == line
 
 
