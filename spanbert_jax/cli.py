@@ -94,9 +94,10 @@ def use_huge_pages() -> None:
     Does nothing where this has been done, where the user sets GLIBC_TUNABLES, and on systems other than Linux. glibc
     before version 2.35 ignores the setting.
 
-    XLA allocates a step's temporaries anew at every step on a CPU, and the kernel clears each page when it is first
-    touched: with huge pages `configs/tiny.py` trains a fifth faster (docs/speed.md). glibc reads the variable when a
-    process starts, so that setting it from Python needs a new start, which costs the imports up to here: 0.15 s.
+    XLA allocates a step's temporaries anew at every step on a CPU, and the kernel maps and clears each page when the
+    page is first touched. A step of `configs/tiny.py` has 28,800 page faults, and 450 with huge pages (docs/speed.md).
+    glibc reads the variable when a process starts: setting it in `os.environ` alone changes nothing. The new start
+    repeats the imports up to here, so commands import heavy libraries inside the functions that use them.
     """
     if sys.platform == "linux" and sys.executable and "GLIBC_TUNABLES" not in os.environ:
         os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
@@ -105,6 +106,7 @@ def use_huge_pages() -> None:
 
 
 def run(main: Callable[[], int]) -> NoReturn:
-    """The end of a tool's file: starts the tool in huge pages and exits with the status that `main` returns."""
+    """The end of every command's file: starts the program in huge pages and exits with the status that `main`
+    returns. Only the program itself may call this function: the new start would end a test or a notebook."""
     use_huge_pages()
     sys.exit(main())
