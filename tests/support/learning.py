@@ -1,6 +1,7 @@
 """Learning a few examples by heart, which shows that a task's rows, loss and decoding fit together."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -9,6 +10,17 @@ import optax
 
 from spanbert_jax.tasks.finetuning import FineTuning, Prediction
 from spanbert_jax.tasks.rows import make_rows
+from spanbert_jax.text.tokenizer import SPECIALS, Tokenizer, wordpiece_from_vocab
+
+
+def tokenizer_of_texts(vocab: Path, texts: Sequence[str]) -> Tokenizer:
+    """WordPiece of those pieces of a cased vocabulary that the texts have, and of nine unused ones. It cuts the texts
+    as the whole vocabulary does, and a model for it learns faster."""
+    whole = wordpiece_from_vocab(vocab, lowercase=False)
+    used = {piece for pieces in whole.tokenize_batch(texts) for piece in pieces}
+    lines = vocab.read_text(encoding="utf-8").splitlines()
+    kept = [*SPECIALS, *(f"[unused{number}]" for number in range(1, 10)), *(lines[piece] for piece in sorted(used))]
+    return Tokenizer("wordpiece", "\n".join(kept).encode())
 
 
 def learn_by_heart(task: FineTuning, examples: Sequence[Any], rate: float, steps: int) -> list[Prediction]:
