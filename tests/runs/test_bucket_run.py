@@ -4,54 +4,40 @@ The bucket is a local folder: behind epath's interface for this program, behind 
 """
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 from tests.support import fake_bucket, runs
-from tests.support.damage import DAMAGE, damage
+from tests.support.damage import DAMAGE
 
 
-def run_in_bucket(
-    folder: Path, environment: dict[str, str], **fields: object
-) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """Runs with --workdir gs://bucket/run; gives the folder that it is."""
-    of_module = runs.command(Path("WORKDIR"), data__cache_dir=folder / "cache", **fields)[2:]
-    arguments = [argument.replace("WORKDIR", "gs://bucket/run") for argument in of_module]
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.support.fake_bucket", str(folder / "buckets"), *arguments],
-        cwd=runs.ROOT,
-        capture_output=True,
-        text=True,
-        env={**runs.environment(), **environment},
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder / "buckets" / "bucket" / "run", done
+def size(folder: Path) -> int:
+    """The bytes of all files under the folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def test_a_run_in_a_bucket_is_the_run_on_this_disk_and_goes_on_from_its_newest_sound_checkpoint(
-    tmp_path: Path,
+    finished: tuple[Path, str], topics: Path, tmp_path: Path
 ) -> None:
-    runs.write_corpus(tmp_path / "topics.txt", 60)
-    fields = {"corpus__files": tmp_path / "topics.txt", "data__lengths": 1}
-    runs.call(tmp_path / "here", **fields)
-    names = ("train/mlm_loss", "train/sbo_loss", "held_out/mlm_loss")
-    expected = {name: runs.metrics(tmp_path / "here", name) for name in names}
-    with fake_bucket.served(tmp_path / "buckets") as environment:
-        workdir, done = run_in_bucket(tmp_path, environment, **fields)
-        assert {name: runs.metrics(workdir, name) for name in names} == expected
-        assert "Checkpoint:  gs://bucket/run/checkpoints/12" in done.stdout
-        assert {path.name for path in workdir.iterdir()} == {path.name for path in (tmp_path / "here").iterdir()}
-        (workdir / "checkpoints" / "12" / "commit_success.txt").unlink()  # as if it had been killed while it saved
-        damage(workdir / "checkpoints" / "8", *DAMAGE["a cut array"])
-        damaged = {path.name: path.stat().st_size for path in (workdir / "checkpoints" / "8").rglob("*")}
-        _, again = run_in_bucket(tmp_path, environment, **fields)
-    there = "gs://bucket/run/checkpoints/8"
-    assert re.search(
-        f"^warning: {there} is damaged .*: kept as 8.damaged; going on from 4$", again.stderr, re.MULTILINE
-    )
-    assert "Step 4 of 12" in again.stdout and "Building blocks" not in again.stdout
-    assert {path.name for path in (workdir / "checkpoints").iterdir()} == {"4", "8", "12", "8.damaged"}
-    assert {path.name: path.stat().st_size for path in (workdir / "checkpoints" / "8.damaged").rglob("*")} == damaged
-    assert runs.metrics(workdir, "held_out/mlm_loss") == expected["held_out/mlm_loss"]
+    here, workdir = finished[0], tmp_path / "buckets" / "bucket" / "run"
+    fields = {"corpus.files": str(topics), "data.cache_dir": str(tmp_path / "cache")}
+    checkpoints = workdir / "checkpoints"
+    # Checkpoint 12 is as a run leaves it that is killed while it saves.
+    broken = [(str(checkpoints / "12"), "commit_success.txt", False), (str(checkpoints / "8"), *DAMAGE["a cut array"])]
+    with fake_bucket.served(tmp_path / "buckets") as variables:
+        through = ["tests.support.fake_bucket", str(tmp_path / "buckets")]
+        twice = [["gs://bucket/run", fields], ["gs://bucket/run", fields, broken]]
+        (printed,) = runs.run_together(twice, through=through, **variables)
+    begun, resumed, _ = printed.split("Checkpoint:  gs://bucket/run/checkpoints/12")
+    assert "Building blocks" in begun and "Building blocks" not in resumed
+    kept = "kept as 8.damaged; going on from 4$"
+    assert re.search(f"^warning: gs://bucket/run/checkpoints/8 is damaged .*: {kept}", resumed, re.MULTILINE)
+    assert "Step 4 of 12" in resumed
+    assert {path.name for path in workdir.iterdir()} == {path.name for path in here.iterdir()}
+    assert {path.name for path in checkpoints.iterdir()} == {"4", "8", "12", "8.damaged"}
+    whole, cut = (size(checkpoints / step) for step in ("8", "8.damaged"))
+    assert whole / 2 < cut < whole  # kept as it was found: with half of its largest file
     assert set(runs.metrics(workdir, "train/mlm_loss")) == {1, 4, 5, 6, 8, 12}  # 5: the first step after the start
+    compared = {"train/mlm_loss": (1, 4, 8, 12), "train/sbo_loss": (1, 4, 8, 12), "held_out/mlm_loss": (6, 12)}
+    for name, steps in compared.items():
+        ours, theirs = runs.metrics(workdir, name), runs.metrics(here, name)
+        assert {step: ours[step] for step in steps} == {step: theirs[step] for step in steps}, name

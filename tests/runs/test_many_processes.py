@@ -13,88 +13,77 @@ from tests.support.damage import DAMAGE, damage
 
 STEPS = {
     "data.lengths": 1,
-    "train.steps": 20,
+    "optimizer.warmup_steps": 1,
+    "train.steps": 4,
     "train.log_every": 1,
-    "train.eval_every": 10,
-    "train.checkpoint_every": 10,
+    "train.eval_every": 2,
+    "train.checkpoint_every": 2,
     "train.eval_blocks": 16,
 }
-# What is damaged in checkpoint 20 of the runs that go on: the last process's part may be read by one process alone.
-BROKEN = {"4x1x1-resumed": DAMAGE["cut metadata"], "1x2x2-resumed": ("state/ocdbt.process_3/d/*", True)}
+# What is damaged in checkpoint 4 of the runs that go on: the last process's part may be read by one process alone.
+BROKEN = {"4x1x1": DAMAGE["cut metadata"], "1x2x2": ("state/ocdbt.process_3/d/*", True)}
 MEASURED = ("train/mlm_loss", "train/sbo_loss", "train/mlm_accuracy", "held_out/mlm_loss", "held_out/sbo_loss")
 
 
 @pytest.fixture(scope="module")
-def one(topics: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """(corpus, workdir of a finished run of one process with one device)."""
-    folder = tmp_path_factory.mktemp("processes")
+def one(topics: Path, finished: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The workdir of a finished run of one process with one device."""
+    workdir = tmp_path_factory.mktemp("processes") / "one"
     fields = {name.replace(".", "__"): value for name, value in STEPS.items()}
-    runs.call(folder / "one", corpus__files=topics, **fields)
-    return topics, folder / "one"
-
-
-def half_way(source: Path, target: Path) -> Path:
-    """A copy of a finished run as it stood at step 10."""
-    shutil.copytree(source, target)
-    shutil.rmtree(target / "checkpoints" / "20")
-    return target
+    runs.call(workdir, corpus__files=topics, data__dir=finished[0] / "data", **fields)
+    return workdir
 
 
 def assert_equal_runs(workdir: Path, reference: Path, first: int = 0) -> None:
-    """The metrics after step `first`: of every step's batch, and of the held-out blocks at steps 10 and 20."""
+    """The metrics after step `first`: of every step's batch, and of the held-out blocks at steps 2 and 4."""
     for name in MEASURED:
         expected = {step: value for step, value in runs.metrics(reference, name).items() if step > first}
         found = {step: value for step, value in runs.metrics(workdir, name).items() if step > first}
         assert found == pytest.approx(expected, abs=1e-5), name
-        assert len(expected) == (20 - first) // (1 if name.startswith("train") else 10)
+        assert len(expected) == (4 - first) // (1 if name.startswith("train") else 2)
 
 
 @pytest.fixture(scope="module")
-def on_meshes(one: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def on_meshes(one: Path, topics: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs "4x1x1" (data x fsdp x model) and so on. Four processes build vocabulary and blocks of their own, and divide
-    the moments; two of two devices each go on from what four wrote, and from what one device wrote, of which the newest
-    checkpoint is damaged."""
+    the moments. Two of two devices each begin one run, and go on from what four wrote and from what one device wrote,
+    of which the newest checkpoint is damaged."""
     folder = tmp_path_factory.mktemp("meshes")
 
     def planned(mesh: tuple[int, int, int], go_on: Path | None = None, **more: Any) -> list[Any]:
         workdir = folder / "x".join(map(str, mesh))
         if go_on is not None:
-            workdir = workdir.with_name(f"{workdir.name}-resumed")
             shutil.copytree(go_on, workdir)
-            damage(workdir / "checkpoints" / "20", *BROKEN[workdir.name])
+            damage(workdir / "checkpoints" / "4", *BROKEN[workdir.name])
         where = dict(zip(("mesh.data", "mesh.fsdp", "mesh.model"), mesh, strict=True))
-        text = {"corpus.files": str(one[0]), "data.dir": str(folder / "data")}
+        text = {"corpus.files": str(topics), "data.dir": str(folder / "data")}
         return [str(workdir), STEPS | text | where | more]
 
     runs.run_together([planned((2, 1, 2), **{"mesh.shard_optimizer": True})], 4, devices=1)
-    two = [planned((4, 1, 1)), planned((1, 4, 1), **{"train.accumulation": 2}), planned((1, 2, 2))]
-    two += [planned((4, 1, 1), go_on=one[1]), planned((1, 2, 2), go_on=folder / "2x1x2")]
+    two = [planned((1, 4, 1), **{"train.accumulation": 2})]
+    two += [planned((4, 1, 1), go_on=one), planned((1, 2, 2), go_on=folder / "2x1x2")]
     runs.run_together(two, 2, devices=2)
     return folder
 
 
-@pytest.mark.parametrize("mesh", ["4x1x1", "2x1x2", "1x4x1", "1x2x2"])
-def test_every_mesh_has_the_batches_and_losses_of_one_device(
-    mesh: str, one: tuple[Path, Path], on_meshes: Path
-) -> None:
-    assert_equal_runs(on_meshes / mesh, one[1])
+@pytest.mark.parametrize("mesh", ["2x1x2", "1x4x1"])
+def test_every_mesh_has_the_batches_and_losses_of_one_device(mesh: str, one: Path, on_meshes: Path) -> None:
+    assert_equal_runs(on_meshes / mesh, one)
 
 
-@pytest.mark.parametrize("run", BROKEN)
-def test_a_mesh_goes_on_from_another_ones_newest_sound_checkpoint(
-    run: str, one: tuple[Path, Path], on_meshes: Path
-) -> None:
-    assert_equal_runs(on_meshes / run, one[1], first=10)
-    assert {path.name for path in (on_meshes / run / "checkpoints").iterdir()} == {"10", "20", "20.damaged"}
+@pytest.mark.parametrize("mesh", BROKEN)
+def test_a_mesh_goes_on_from_another_ones_newest_sound_checkpoint(mesh: str, one: Path, on_meshes: Path) -> None:
+    assert_equal_runs(on_meshes / mesh, one, first=2)
+    assert {path.name for path in (on_meshes / mesh / "checkpoints").iterdir()} == {"2", "4", "4.damaged"}
 
 
 def test_one_device_goes_on_from_two_processes_checkpoint(
-    one: tuple[Path, Path], on_meshes: Path, tmp_path: Path
+    one: Path, topics: Path, on_meshes: Path, tmp_path: Path
 ) -> None:
-    workdir = half_way(on_meshes / "1x2x2", tmp_path / "run")
+    workdir = runs.half_way(on_meshes / "1x4x1", tmp_path / "run", step=2)
     fields = {name.replace(".", "__"): value for name, value in STEPS.items()}
-    runs.call(workdir, corpus__files=one[0], data__dir=on_meshes / "data", **fields)
-    assert_equal_runs(workdir, one[1], first=10)
+    runs.call(workdir, corpus__files=topics, data__dir=on_meshes / "data", **fields)
+    assert_equal_runs(workdir, one, first=2)
 
 
 @pytest.mark.parametrize(
@@ -123,10 +112,10 @@ def test_a_mistake_that_the_first_process_finds_ends_the_others_too(tmp_path: Pa
 
 
 def test_a_signal_to_one_process_stops_both_at_one_checkpoint_that_one_process_goes_on_from(
-    one: tuple[Path, Path], tmp_path: Path
+    finished: tuple[Path, str], topics: Path, tmp_path: Path
 ) -> None:
     workdir = tmp_path / "stopped"
-    fields = {"corpus__files": one[0], "data__dir": one[1] / "data", "train__steps": 120, "train__eval_blocks": 16}
+    fields = {"corpus__files": topics, "data__dir": finished[0] / "data", "train__steps": 120, "train__eval_blocks": 16}
     fields |= {"train__checkpoint_every": 1000, "train__eval_every": 1000, "train__log_every": 25}
     processes = runs.start_two(workdir, **fields)
     runs.wait_for(workdir / "metrics.jsonl", processes[0], "mlm_loss")

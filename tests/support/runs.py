@@ -11,11 +11,12 @@ import json
 import os
 import pydoc_data.topics
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -152,18 +153,21 @@ def free_port() -> int:
         return taken.getsockname()[1]
 
 
-def run_together(planned: list[list[Any]], count: int, devices: int, optimised: bool = False) -> None:
-    """Runs of `many_runs`, [[workdir, {field: value}], ...], in `count` processes of `devices` CPU devices each.
+def run_together(
+    planned: list[list[Any]], count: int = 1, devices: int = 1, through: Sequence[str] = (), **variables: str
+) -> list[str]:
+    """Runs of `many_runs`, in `count` processes of `devices` CPU devices each; returns what each process printed.
 
-    optimised: by code that takes longer to compile, for runs of many steps.
+    planned: the plan's "runs". through: a module that runs another module, and its arguments before that one's name.
+    variables: of the processes' environment.
     """
     plan = {"coordinator": f"localhost:{free_port()}", "count": count, "devices": devices, "runs": planned}
-    command = [sys.executable, "-m", "tests.support.many_runs", json.dumps(plan)]
+    command = [sys.executable, "-m", *through, "tests.support.many_runs", json.dumps(plan)]
     started = [
         subprocess.Popen(
             [*command, str(number)],
             cwd=ROOT,
-            env=environment() | ({"XLA_FLAGS": ""} if optimised else {}),
+            env=environment() | variables,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -176,6 +180,16 @@ def run_together(planned: list[list[Any]], count: int, devices: int, optimised: 
         for process in started:
             process.kill()
     assert [process.returncode for process in started] == [0] * count, "\n".join(printed)
+    return printed
+
+
+def half_way(source: Path, target: Path, step: int) -> Path:
+    """A copy of a finished run as a kill after checkpoint `step` would have left it; returns `target`."""
+    shutil.copytree(source, target)
+    for checkpoint in (target / "checkpoints").iterdir():
+        if checkpoint.name.isdigit() and int(checkpoint.name) > step:
+            shutil.rmtree(checkpoint)
+    return target
 
 
 def metrics(workdir: Path, name: str) -> dict[int, float]:
