@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -131,9 +132,9 @@ def test_no_shape_is_compiled_after_the_first_epoch(
         return indices, length
 
     monkeypatch.setattr(BucketedOrder, "batch", counted)
-    call(data, tmp_path / "run", data__lengths=2)
-    assert len(seen) == 60 and len({length for length, _ in seen.values()}) == 2
-    assert seen[19][1] > 0 and seen[25][1] == seen[59][1]  # 20 steps an epoch, and batches are fetched 3 steps ahead
+    call(data, tmp_path / "run", data__lengths=2, finetuning__epochs=2)
+    assert len(seen) == 40 and len({length for length, _ in seen.values()}) == 2
+    assert seen[19][1] > 0 and seen[25][1] == seen[39][1]  # 20 steps an epoch, and batches are fetched 3 steps ahead
 
 
 def test_the_predictor_takes_files_and_plain_text(finished: tuple[Path, str], data: Path, tmp_path: Path) -> None:
@@ -188,9 +189,15 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_parameters(
     assert results[0] == results[1]
 
 
-def test_two_processes_give_the_numbers_of_one(finished: tuple[Path, str], data: Path, tmp_path: Path) -> None:
-    workdir, _ = finished
-    arguments = [*command(data, tmp_path / "two"), "--distributed"]
+@pytest.fixture(scope="module")
+def trials(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run of two trials of an epoch, and what it printed."""
+    workdir = tmp_path_factory.mktemp("runs") / "trials"
+    return workdir, call(data, workdir, trials=2, finetuning__epochs=1).stdout
+
+
+def test_two_processes_give_the_numbers_of_one(trials: tuple[Path, str], data: Path, tmp_path: Path) -> None:
+    arguments = [*command(data, tmp_path / "two", finetuning__epochs=1), "--distributed"]
     slurm = {"SLURM_JOB_ID": str(os.getpid() + 1), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
     processes = [
         subprocess.Popen(
@@ -205,25 +212,25 @@ def test_two_processes_give_the_numbers_of_one(finished: tuple[Path, str], data:
     ]
     printed = [process.communicate()[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], printed
-    one, two = (runs.metrics(place, "train/loss") for place in (workdir, tmp_path / "two"))
-    assert one.keys() == two.keys()
-    np.testing.assert_allclose([two[step] for step in one], list(one.values()), rtol=0, atol=1e-3)
+    for name, steps, atol in (("train/loss", 5, 1e-3), ("held_out/accuracy", 2, 2)):  # of 60 texts, one is 1.7%
+        one, two = (runs.metrics(place, name) for place in (trials[0] / "trial_0", tmp_path / "two"))
+        assert one.keys() == two.keys() and len(one) == steps
+        np.testing.assert_allclose([two[step] for step in one], list(one.values()), rtol=0, atol=atol)
     assert "metric" in printed[0] and "metric" not in printed[1]
-    (best,) = (tmp_path / "two" / "best").iterdir()
-    assert runs.metrics(tmp_path / "two", "held_out/accuracy")[int(best.name)] > 80
+    assert (tmp_path / "two" / "best").is_dir()
 
 
-def test_trials_have_seeds_of_their_own_a_mean_and_a_deviation(data: Path, tmp_path: Path) -> None:
-    printed = call(data, tmp_path / "trials", trials=2, finetuning__epochs=1).stdout
-    trials = json.loads((tmp_path / "trials" / "results.json").read_text())["trials"]
-    assert len(trials) == 2 and all((tmp_path / "trials" / f"trial_{i}" / "best").is_dir() for i in (0, 1))
+def test_trials_have_seeds_of_their_own_a_mean_and_a_deviation(trials: tuple[Path, str]) -> None:
+    workdir, printed = trials
+    results = json.loads((workdir / "results.json").read_text())["trials"]
+    assert len(results) == 2 and all((workdir / f"trial_{i}" / "best").is_dir() for i in (0, 1))
     (row,) = (line for line in printed.splitlines() if line.split()[:1] == ["accuracy"])
-    values = [trial["accuracy"] for trial in trials]
+    values = [trial["accuracy"] for trial in results]
     expected = [*values, np.mean(values), np.std(values, ddof=1)]
     np.testing.assert_allclose([float(cell) for cell in row.split()[1:5]], expected, atol=0.006)
     best = max((0, 1), key=lambda trial: values[trial])
-    assert f"--checkpoint {tmp_path / 'trials' / f'trial_{best}'} " in printed
-    losses = [runs.metrics(tmp_path / "trials" / f"trial_{i}", "train/loss")[1] for i in (0, 1)]
+    assert f"--checkpoint {workdir / f'trial_{best}'} " in printed
+    losses = [runs.metrics(workdir / f"trial_{i}", "train/loss")[1] for i in (0, 1)]
     assert losses[0] != losses[1]
 
 
@@ -264,12 +271,15 @@ def test_a_label_that_only_dev_has_is_named(data: Path, tmp_path: Path) -> None:
     assert "the first is 0 with 'perhaps'" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_an_interrupted_sweep_goes_on_and_ends_in_a_table(data: Path, tmp_path: Path) -> None:
-    rest = [flag for flag in command(data, tmp_path, finetuning__epochs=0.5)[7:]]
-    first = ["--config", "configs/classify.py", "--workdir", tmp_path / "sweep", "--seeds", "1"]
-    runs.tool("sweep", *first, "--learning-rates", "1e-3", "--batch-sizes", "16", "--", *rest)
-    done = runs.tool("sweep", *first, "--learning-rates", "1e-3,3e-3", "--batch-sizes", "16", "--", *rest)
-    assert done.stdout.count("] ") == 1 and "[2 of 2]" in done.stdout  # the first point was there
+def test_an_interrupted_sweep_goes_on_and_ends_in_a_table(
+    finished: tuple[Path, str], data: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(finished[0], tmp_path / "sweep" / "rate_3e-3-batch_16-seed_1")  # its first point
+    rest = command(data, tmp_path, finetuning__epochs=0.5)[7:]
+    grid = ["--learning-rates", "3e-3,1e-3", "--batch-sizes", "16", "--seeds", "1"]
+    where = ["--config", "configs/classify.py", "--workdir", tmp_path / "sweep"]
+    done = runs.tool("sweep", *where, *grid, "--", *rest)
+    assert done.stdout.count("] ") == 1 and "[2 of 2]" in done.stdout
     rows = [line.split() for line in done.stdout.splitlines() if line.strip().startswith(("1e-3", "3e-3"))]
     for row in rows:
         place = tmp_path / "sweep" / f"rate_{row[0]}-batch_16-seed_1" / "results.json"
