@@ -25,11 +25,11 @@ needs_libtpu = pytest.mark.skipif(
     reason="libtpu is not installed (requirements-tpu.txt)",
 )
 
-LAYERS, EMBED, MLP, LENGTH, VOCAB, PADDED_VOCAB, ROWS = 3, 256, 1024, 128, 1000, 1024, 2
+LAYERS, EMBED, MLP, LENGTH, VOCAB, PADDED_VOCAB, ROWS = 3, 128, 256, 128, 3000, 3072, 2
 SMALL = [
     f"--config.model.layers={LAYERS}",
     f"--config.model.embed={EMBED}",
-    "--config.model.heads=4",
+    "--config.model.heads=2",
     f"--config.model.mlp={MLP}",
     f"--config.model.max_length={LENGTH}",
     f"--config.data.block_length={LENGTH}",
