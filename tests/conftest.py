@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+import spanbert_jax.tensorflow_settings  # noqa: F401 - before a test module imports TensorFlow, with Keras otherwise
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Tests compile much and run little. XLA compiles a train step in a quarter of the time that it takes at optimisation
 # level 0 alone, if it also leaves out its newer emitter of fusions and makes one LLVM module of a program.
