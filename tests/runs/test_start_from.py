@@ -8,7 +8,6 @@ import re
 import runpy
 import shutil
 import string
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ import jax
 import numpy as np
 import pytest
 from etils import epath
-from jax.experimental.compilation_cache import compilation_cache
 
 from spanbert_jax.config import Config, ModelConfig, from_dict
 from spanbert_jax.config_check import check
@@ -66,22 +64,6 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("corpus") / "topics.txt"
     runs.write_corpus(path, topics=30)
     return path
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The runs here, of this process and of others, compile alike: the first of them for all."""
-    options = {"compilation_cache_dir": str(tmp_path_factory.mktemp("compiled"))}
-    options |= {"persistent_cache_min_compile_time_secs": "0", "persistent_cache_min_entry_size_bytes": "-1"}
-    with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
-        for name, value in options.items():
-            patch.setenv(f"JAX_{name.upper()}", value)
-            old = getattr(jax.config, f"jax_{name}")
-            jax.config.update(f"jax_{name}", type(old)(value) if old is not None else value)
-            stack.callback(jax.config.update, f"jax_{name}", old)
-        compilation_cache.reset_cache()
-        yield
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module")
