@@ -105,15 +105,15 @@ def write_tfds(directory: Path, file_format: str) -> None:
     )
 
 
-@pytest.mark.parametrize("file_format", ["tfrecord", "array_record"])
+@pytest.mark.parametrize(("file_format", "mode"), [("tfrecord", "multi_processing"), ("array_record", "in_memory")])
 def test_a_tfds_dataset_of_several_files_gives_the_local_builds_bytes(
-    config: Config, tmp_path: Path, file_format: str
+    config: Config, tmp_path: Path, file_format: str, mode: str
 ) -> None:
     write_tfds(tmp_path / "tfds" / "prose" / "1.0.0", file_format)
     corpus = dataclasses.replace(config.corpus, files="", name="prose", tfds_data_dir=str(tmp_path / "tfds"))
     config = dataclasses.replace(config, corpus=corpus)
     expected = local_files(config, tmp_path / "local")
-    done = by_tool(config, "--runner=DirectRunner", "--direct_num_workers=2", "--direct_running_mode=multi_processing")
+    done = by_tool(config, "--runner=DirectRunner", "--direct_num_workers=2", f"--direct_running_mode={mode}")
     assert done.returncode == 0, done.stderr
     assert files_of(tmp_path / "beam" / "blocks") == expected
 
