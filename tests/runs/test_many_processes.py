@@ -3,6 +3,7 @@
 import shutil
 import signal
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,12 @@ MEASURED = ("train/mlm_loss", "train/sbo_loss", "train/mlm_accuracy", "held_out/
 
 
 @pytest.fixture(scope="module")
-def one(topics: Path, finished: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def one(topics: Path, finished: tuple[Path, str], once_a_session: Callable) -> Path:
     """The workdir of a finished run of one process with one device."""
-    workdir = tmp_path_factory.mktemp("processes") / "one"
     fields = {name.replace(".", "__"): value for name, value in STEPS.items()}
-    runs.call(workdir, corpus__files=topics, data__dir=finished[0] / "data", **fields)
-    return workdir
+    fields |= {"corpus__files": topics, "data__dir": finished[0] / "data"}
+    folder, _ = once_a_session("one-process", lambda folder: runs.call(folder / "one", **fields).stdout)
+    return folder / "one"
 
 
 def assert_equal_runs(workdir: Path, reference: Path, first: int = 0) -> None:
@@ -44,26 +45,27 @@ def assert_equal_runs(workdir: Path, reference: Path, first: int = 0) -> None:
 
 
 @pytest.fixture(scope="module")
-def on_meshes(one: Path, topics: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def on_meshes(one: Path, topics: Path, once_a_session: Callable) -> Path:
     """Runs "4x1x1" (data x fsdp x model) and so on. Four processes build vocabulary and blocks of their own, and divide
     the moments. Two of two devices each begin one run, and go on from what four wrote and from what one device wrote,
     of which the newest checkpoint is damaged."""
-    folder = tmp_path_factory.mktemp("meshes")
 
-    def planned(mesh: tuple[int, int, int], go_on: Path | None = None, **more: Any) -> list[Any]:
-        workdir = folder / "x".join(map(str, mesh))
-        if go_on is not None:
-            shutil.copytree(go_on, workdir)
-            damage(workdir / "checkpoints" / "4", *BROKEN[workdir.name])
-        where = dict(zip(("mesh.data", "mesh.fsdp", "mesh.model"), mesh, strict=True))
-        text = {"corpus.files": str(topics), "data.dir": str(folder / "data")}
-        return [str(workdir), STEPS | text | where | more]
+    def train(folder: Path) -> None:
+        def planned(mesh: tuple[int, int, int], go_on: Path | None = None, **more: Any) -> list[Any]:
+            workdir = folder / "x".join(map(str, mesh))
+            if go_on is not None:
+                shutil.copytree(go_on, workdir)
+                damage(workdir / "checkpoints" / "4", *BROKEN[workdir.name])
+            where = dict(zip(("mesh.data", "mesh.fsdp", "mesh.model"), mesh, strict=True))
+            text = {"corpus.files": str(topics), "data.dir": str(folder / "data")}
+            return [str(workdir), STEPS | text | where | more]
 
-    runs.run_together([planned((2, 1, 2), **{"mesh.shard_optimizer": True})], 4, devices=1)
-    two = [planned((1, 4, 1), **{"train.accumulation": 2})]
-    two += [planned((4, 1, 1), go_on=one), planned((1, 2, 2), go_on=folder / "2x1x2")]
-    runs.run_together(two, 2, devices=2)
-    return folder
+        runs.run_together([planned((2, 1, 2), **{"mesh.shard_optimizer": True})], 4, devices=1)
+        two = [planned((1, 4, 1), **{"train.accumulation": 2})]
+        two += [planned((4, 1, 1), go_on=one), planned((1, 2, 2), go_on=folder / "2x1x2")]
+        runs.run_together(two, 2, devices=2)
+
+    return once_a_session("meshes", train)[0]
 
 
 @pytest.mark.parametrize("mesh", ["2x1x2", "1x4x1"])
