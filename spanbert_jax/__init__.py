@@ -11,12 +11,14 @@ Invariant: importing this module imports no library; `load` imports what it need
 
 from typing import TYPE_CHECKING
 
+from spanbert_jax.version import VERSION
+
 if TYPE_CHECKING:
     import os
 
     from spanbert_jax.serving.loaded import Loaded
 
-__version__ = "0.2.0"
+__version__ = VERSION
 
 
 def load(path: "str | os.PathLike[str]", vocab: "str | os.PathLike[str] | None" = None) -> "Loaded":

@@ -328,9 +328,8 @@ def main(config: Config, _: str) -> int:
             rows, compiled = largest_that_fits(config, mesh, rows)
             chosen, _rows = with_rows(config, mesh, rows)
         else:
-            compiled = compile_step(
-                chosen, mesh, f"{config.model.layers} layers for {TOPOLOGY.value}, {rows} rows a chip"
-            )
+            what = f"{config.model.layers} layers for {TOPOLOGY.value}, {rows} rows a chip"
+            compiled = compile_step(chosen, mesh, what)
     except DoesNotFit as account:
         advice = "fewer rows a chip (--rows-per-chip; the same batch with a larger --config.train.accumulation), "
         advice += "--config.compute.remat=dots or full, --config.mesh.fsdp or model above 1"

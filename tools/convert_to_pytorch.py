@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 
-import spanbert_jax
 from spanbert_jax import cli
 from spanbert_jax.config import Config
 from spanbert_jax.convert.export import DTYPES, Export, write_export
@@ -22,6 +21,7 @@ from spanbert_jax.files import new_directory
 from spanbert_jax.serving.real_text import ROWS, real_lines, rows_of_lines
 from spanbert_jax.text.tokenizer import Tokenizer
 from spanbert_jax.training.progress import Stage
+from spanbert_jax.version import VERSION
 
 TOLERANCE = 1e-4  # of the largest value; float32 rounding stays under a tenth of it
 
@@ -119,7 +119,7 @@ def convert(arguments: argparse.Namespace) -> None:
         with Stage(f"Reading {weights.source}"):
             params, _ = weights.load()
         model, tokenizer, labels = weights.config.model, weights.tokenizer, weights.labels
-        training = training_of(weights) | {"exported_by": f"spanbert_jax {spanbert_jax.__version__}"}
+        training = training_of(weights) | {"exported_by": f"spanbert_jax {VERSION}"}
         export = Export(params, model, tokenizer, labels, training, arguments.output.name)
         with Stage(f"Writing {arguments.output}"):
             name, groups = write_export(export, directory, arguments.dtype, arguments.encoder_only)

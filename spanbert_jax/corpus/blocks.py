@@ -18,11 +18,11 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 from etils import epath
 
-import spanbert_jax
 from spanbert_jax.config import Config, CorpusConfig
 from spanbert_jax.errors import UserError
 from spanbert_jax.text.packing import FEATURE
 from spanbert_jax.text.tokenizer import Tokenizer
+from spanbert_jax.version import VERSION
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -161,7 +161,7 @@ def read_metadata(directory: Path | epath.Path) -> Metadata:
         if fields.get("format", 1) > FORMAT:
             raise UserError(
                 f"{path}: spanbert_jax {fields.get('version')} wrote these blocks, in format {fields['format']}, and "
-                f"this is {spanbert_jax.__version__}, which reads formats up to {FORMAT}; install that version, or "
+                f"this is {VERSION}, which reads formats up to {FORMAT}; install that version, or "
                 "build the blocks again in another directory with --config.data.dir"
             )
         known = {"format": 1, "version": ""} | {name: fields[name] for name in fields if name in _FIELDS}

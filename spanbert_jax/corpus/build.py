@@ -23,7 +23,6 @@ import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 
-import spanbert_jax
 from spanbert_jax.config import Config, CorpusConfig, TokenizerConfig
 from spanbert_jax.corpus.blocks import (
     DATASET,
@@ -45,6 +44,7 @@ from spanbert_jax.text.documents import Document, hash_text, in_share
 from spanbert_jax.text.packing import FEATURE
 from spanbert_jax.text.sentences import split_sentences
 from spanbert_jax.text.tokenizer import Tokenizer, sentencepiece_from_model, wordpiece_from_vocab
+from spanbert_jax.version import VERSION
 
 SHARD_RECORDS = 262_144  # about 300 MB
 TASK_CHARS = 400_000  # of the documents in one task of a process
@@ -264,7 +264,7 @@ def write_metadata(
     names = ("documents", "sentences", "pieces")
     metadata = Metadata(
         format=FORMAT,
-        version=spanbert_jax.__version__,
+        version=VERSION,
         tokenizer_fingerprint=tokenizer.fingerprint,
         block_length=config.data.block_length,
         corpus=source_fields(config.corpus),

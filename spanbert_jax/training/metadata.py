@@ -11,9 +11,9 @@ import json
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-import spanbert_jax
 from spanbert_jax.config import Config, flatten, from_saved
 from spanbert_jax.errors import UserError
+from spanbert_jax.version import VERSION
 
 FORMAT = (
     2  # of the metadata. Format 1, up to version 0.1.0, has no number, no version, and fields as each run named them
@@ -44,7 +44,7 @@ class Metadata:
     imported_from: str = ""  # the path of the published weights that were imported
     left_alone: tuple[str, ...] = ()  # tensors of those weights that were not taken
     versions: Mapping[str, str] = dataclasses.field(default_factory=_library_versions)
-    written_by: str = spanbert_jax.__version__
+    written_by: str = VERSION
     format: int = FORMAT
 
     @property
@@ -92,7 +92,7 @@ def from_json(fields: Any, source: str) -> Metadata:
 
 def config_to_json(config: Config) -> str:
     """The text of a workdir's config.json."""
-    fields = {_WRITER: spanbert_jax.__version__, **dataclasses.asdict(config)}
+    fields = {_WRITER: VERSION, **dataclasses.asdict(config)}
     return json.dumps(fields, indent=2) + "\n"
 
 
@@ -113,7 +113,7 @@ def config_from_json(text: str, source: str) -> Config:
 
 
 def _refuse(source: str, writer: str, why: str, cure: str) -> NoReturn:
-    here = spanbert_jax.__version__
+    here = VERSION
     raise UserError(
         f"{source}: written by spanbert_jax {writer or 'before 0.2.0'}, and spanbert_jax {here} cannot open it "
         f"({why}); {cure}"
