@@ -134,8 +134,8 @@ def test_a_killed_run_goes_on_bitwise_from_its_last_checkpoint(
 def test_ctrl_c_saves_exits_75_and_the_same_command_goes_on_bitwise(
     finished: tuple[Path, str], topics: Path, tmp_path: Path
 ) -> None:
-    fields = {"corpus__files": topics, "data__dir": finished[0] / "data", "train__steps": 120}
-    fields |= {"train__checkpoint_every": 1000, "train__eval_every": 1000, "train__log_every": 25}
+    fields = {"corpus__files": topics, "data__dir": finished[0] / "data", "train__steps": 60, "train__eval_blocks": 16}
+    fields |= {"train__checkpoint_every": 1000, "train__eval_every": 1000, "train__log_every": 5, "data__lengths": 1}
     command = runs.command(tmp_path / "stopped", **fields)
     process = subprocess.Popen(command, cwd=runs.ROOT, env=runs.environment(), stdout=subprocess.PIPE, text=True)
     runs.wait_for(tmp_path / "stopped" / "metrics.jsonl", process, "mlm_loss")  # the first step is done
@@ -143,10 +143,10 @@ def test_ctrl_c_saves_exits_75_and_the_same_command_goes_on_bitwise(
     printed, _ = process.communicate()
     assert process.returncode == 75, printed
     (saved,) = [int(path.name) for path in (tmp_path / "stopped" / "checkpoints").iterdir() if path.name.isdigit()]
-    assert f"Stopped at step {saved} of 120; the same command goes on." in printed
+    assert f"Stopped at step {saved} of 60; the same command goes on." in printed
     runs.call(tmp_path / "stopped", **fields)
     runs.call(tmp_path / "uninterrupted", **fields)
-    assert same_params(tmp_path / "stopped", tmp_path / "uninterrupted", 120)
+    assert same_params(tmp_path / "stopped", tmp_path / "uninterrupted", 60)
 
 
 def test_a_workdir_of_another_configuration_is_refused_by_the_fields_that_differ(

@@ -14,7 +14,7 @@ from spanbert_jax.corpus.build import build_blocks
 from spanbert_jax.corpus.masked_batches import train_batches
 from spanbert_jax.model import pretraining_heads
 from spanbert_jax.tasks.pretraining_loss import objective
-from spanbert_jax.text.tokenizer import wordpiece_from_vocab
+from spanbert_jax.text.tokenizer import sentencepiece_from_model
 from spanbert_jax.training import sharding
 from spanbert_jax.training.step import abstract_state, init_state, make_train_step
 from tests.support.synthetic import small_config
@@ -68,16 +68,18 @@ def torch_losses(config: Config, vocab_size: int, params: dict[str, Any], batche
     return losses
 
 
-def test_fifty_steps_on_real_text_give_torch_s_losses(shared_data: Path, tmp_path: Path) -> None:
+def test_fifty_steps_on_real_text_give_torch_s_losses(
+    shared_data: Path, finished: tuple[Path, str], tmp_path: Path
+) -> None:
     config = small_config(
         corpus={"files": str(shared_data / "text/enwiki2015/wiki_00"), "held_out": 0.1, "workers": 1},
-        tokenizer={"kind": "wordpiece", "vocab_file": str(shared_data / "vocab/bert-base-cased-vocab.txt")},
+        tokenizer={"kind": "unigram", "vocab_file": str(finished[0] / "tokenizer/spiece.model")},
         data={"block_length": 64, "lengths": 1},
         model={"embed": 48, "heads": 3, "mlp": 96, "max_length": 64, "dropout": 0.0, "attention_dropout": 0.0},
         optimizer={"learning_rate": 1e-3, "warmup_steps": 10},
         train={"batch_size": 8, "steps": STEPS, "sbo_weight": 0.0},
     )
-    tokenizer = wordpiece_from_vocab(Path(config.tokenizer.vocab_file), lowercase=False)
+    tokenizer = sentencepiece_from_model(config.tokenizer.vocab_file)
     build_blocks(config, tokenizer, tmp_path / "blocks")
     blocks = open_blocks(tmp_path / "blocks", "train")
     layout = sharding.batch_sharding(sharding.make_mesh(config.mesh))
