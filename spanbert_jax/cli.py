@@ -9,6 +9,7 @@ import logging as python_logging
 import os
 import sys
 import threading
+import warnings
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -34,6 +35,7 @@ def status(work: Callable[[], int | None]) -> int:
     threading.excepthook = _Quiet.over(threading.excepthook)  # TensorBoard's writer raises in its thread as well
     sys.unraisablehook = _Quiet.over(sys.unraisablehook)  # a file that is closed at exit fails once more
     python_logging.getLogger("asyncio").addFilter(_is_no_full_disk)  # writes of Orbax that nobody waits for any more
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)  # the same, not even begun
     try:
         done = work() or 0
         sys.stdout.flush()
