@@ -33,7 +33,10 @@ from spanbert_jax.training.progress import metric_records
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Weights:
-    """Trained weights with their description. Only `load` reads the arrays."""
+    """Trained weights with their description, which keeps no arrays: `load` reads them.
+
+    Opening a workdir reads the arrays of its checkpoint once before that, to skip the checkpoint if it is damaged.
+    """
 
     source: str  # the checkpoint of a run; the path of others' weights
     kind: str  # for people: "a checkpoint of spanbert_jax", "a Hugging Face directory", ...
