@@ -25,19 +25,21 @@ Seeds = jax.Array | None  # uint32 [2, batch] of `dropout.site_seeds`; None for 
 
 
 def attention(
-    qkv: jax.Array, lengths: jax.Array, seeds: Seeds = None, rate: float = 0.0, kernel: str = "xla"
+    qkv: jax.Array, lengths: jax.Array, seeds: Seeds = None, rate: float = 0.0, kernel: str = "xla", window: int = 0
 ) -> jax.Array:
     """softmax(query key^T / sqrt(head_dim)) value, with dropout on the probabilities: [batch, length, heads, head_dim].
 
     qkv: [batch, length, 3, heads, head_dim], queries, keys and values, of the result's dtype. lengths: int32 [batch];
     positions from a row's length on are padding, and the results there are finite and otherwise unspecified. rate: the
     share of probabilities that is dropped; without seeds none is. kernel: a result of `choice.choose_attention`. Where
-    dropout is asked for, "xla" replaces a kernel that has none. "xla" replaces "auto" too.
+    dropout is asked for, "xla" replaces a kernel that has none. "xla" replaces "auto" too. window: the most positions
+    between a query and a key that the query sees, so that it sees 2 * window + 1 keys; 0: a query sees all keys. With
+    a window "xla" replaces every kernel.
     """
     if not rate:
         seeds = None
-    if kernel not in FLASH or (seeds is not None and kernel not in DROPPING_KERNELS):
-        return _xla_attention(*_parts(qkv), lengths, seeds, rate)
+    if window or kernel not in FLASH or (seeds is not None and kernel not in DROPPING_KERNELS):
+        return _xla_attention(*_parts(qkv), lengths, seeds, rate, window)
     mapped = on_each_device(
         lambda *arrays: (FLASH[kernel](*arrays, rate),),
         (("batch", "length", "qkv", "heads", "head_dim"), ("batch",), ("heads",), (None, "batch")),
@@ -74,19 +76,19 @@ FLASH: dict[str, Callable[..., jax.Array]] = {
 }
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
 def _xla_attention(
-    query: jax.Array, key: jax.Array, value: jax.Array, lengths: jax.Array, seeds: Seeds, rate: float
+    query: jax.Array, key: jax.Array, value: jax.Array, lengths: jax.Array, seeds: Seeds, rate: float, window: int
 ) -> jax.Array:
-    return _forward(query, key, value, lengths, seeds, rate)[0]
+    return _forward(query, key, value, lengths, seeds, rate, window)[0]
 
 
 def _forward(
-    query: jax.Array, key: jax.Array, value: jax.Array, lengths: jax.Array, seeds: Seeds, rate: float
+    query: jax.Array, key: jax.Array, value: jax.Array, lengths: jax.Array, seeds: Seeds, rate: float, window: int
 ) -> tuple[jax.Array, tuple]:
     """The result, and the arrays that the backward pass needs. The backward pass computes the [length, length] arrays
     again."""
-    logits = _logits(query, key, lengths)
+    logits = _logits(query, key, lengths, window)
     normaliser = jax.nn.logsumexp(logits, axis=-1, keepdims=True)  # [batch, heads, query, 1]
     probabilities = jnp.exp(logits - normaliser).astype(query.dtype)  # [batch, heads, query, key]
     kept = probabilities if seeds is None else drop(probabilities, seeds, rate)
@@ -94,19 +96,22 @@ def _forward(
     return result, (query, key, value, lengths, seeds, normaliser, result)
 
 
-def _logits(query: jax.Array, key: jax.Array, lengths: jax.Array) -> jax.Array:
-    """float32 [batch, heads, query, key], -1e30 where the key is padding."""
+def _logits(query: jax.Array, key: jax.Array, lengths: jax.Array, window: int) -> jax.Array:
+    """float32 [batch, heads, query, key], -1e30 where the key is padding or outside of the query's window."""
     logits = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
-    valid = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 3) < lengths[:, None, None, None]
-    return jnp.where(valid, logits * query.shape[-1] ** -0.5, _MASKED)
+    keys = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 3)
+    seen = keys < lengths[:, None, None, None]
+    if window:
+        seen &= jnp.abs(keys - jax.lax.broadcasted_iota(jnp.int32, logits.shape, 2)) <= window
+    return jnp.where(seen, logits * query.shape[-1] ** -0.5, _MASKED)
 
 
-def _backward(rate: float, saved: tuple, cotangent: jax.Array) -> tuple:
+def _backward(rate: float, window: int, saved: tuple, cotangent: jax.Array) -> tuple:
     query, key, value, lengths, seeds, normaliser, result = saved
     # Without the barrier XLA recognises the recomputation and keeps the forward pass's logits and masks of unrolled
     # layers.
     query, key, seeds = jax.lax.optimization_barrier((query, key, seeds))
-    probabilities = jnp.exp(_logits(query, key, lengths) - normaliser).astype(query.dtype)
+    probabilities = jnp.exp(_logits(query, key, lengths, window) - normaliser).astype(query.dtype)
     kept = probabilities if seeds is None else drop(probabilities, seeds, rate)
     d_value = jnp.einsum("bhqk,bqhd->bkhd", kept, cotangent)
     d_kept = jnp.einsum("bqhd,bkhd->bhqk", cotangent, value, preferred_element_type=jnp.float32)
