@@ -120,7 +120,7 @@ class RelationConfig:
     entities: str = "mask"  # "mask": a piece for role and type stands for each entity; "markers": pieces around it
 
 
-FAMILIES = ("bert",)  # of transformer layers; model/families.py has a row for each
+FAMILIES = ("bert", "modern")  # of transformer layers; model/families.py has a row for each
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +132,7 @@ class ModelConfig:
     embed: int = 768
     heads: int = 12
     mlp: int = 3072
-    max_length: int = 512  # rows of the position table
+    max_length: int = 512  # pieces in the longest row; bert: rows of the position table
     token_types: int = 2
     vocab_rows: int = 0  # rows of the word table of `init_from` where it has more rows than pieces; otherwise 0
     dropout: float = 0.1
@@ -140,6 +140,20 @@ class ModelConfig:
     layer_norm_eps: float = 1e-12
     init_std: float = 0.02
     span_offset_embed: int = 200  # width of SBO's position table (paper section 4.2)
+    # The family "modern" has rotary positions and no token types. These fields choose the rest of it, and "bert" has
+    # their defaults. The values of ModernBERT (Warner et al. 2024, arXiv:2412.13663) are in configs/modern_base.py.
+    pre_norm: bool = False  # LayerNorm before each half of a layer and after the last layer; False: after each half
+    gated_mlp: bool = False  # gelu(x A) * (x B) in the place of gelu(x A)
+    attention_bias: bool = True
+    mlp_bias: bool = True
+    norm_bias: bool = True  # of every LayerNorm
+    head_bias: bool = True  # of the layers between the encoder and a head's last one
+    window: int = 0  # keys on each side that a query of a windowed layer sees; 0: all layers see all keys
+    full_every: int = 3  # with a window: layers 0, full_every, 2 full_every, ... see all keys
+    rope_theta: float = 10_000.0  # wavelengths of the rotary positions, in layers that see all keys ...
+    local_rope_theta: float = 10_000.0  # ... and in windowed ones
+    init: str = "normal"  # "normal", or "truncated" at 2 std, and outputs of a layer's halves by sqrt(2 layers) smaller
+    pooling: str = "cls"  # what is classified: the state of [CLS] ("cls"), or the mean of the states ("mean")
 
 
 # Kernels. "auto" takes the first that runs on the machine: model/kernels/choice.py.

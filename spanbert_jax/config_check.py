@@ -11,6 +11,7 @@ from spanbert_jax.config import (
     MESH_AXES,
     POINTWISE_KERNELS,
     Config,
+    ModelConfig,
     flatten,
 )
 from spanbert_jax.errors import UserError
@@ -23,6 +24,8 @@ _CHOICES = {
     "masking.granularity": ("span", "piece"),
     "masking.boundaries": ("external", "internal"),
     "model.family": FAMILIES,
+    "model.init": ("normal", "truncated"),
+    "model.pooling": ("cls", "mean"),
     "compute.dtype": ("auto", "float32", "bfloat16"),
     "compute.attention": ("auto", *ATTENTION_KERNELS),
     "compute.pointwise": ("auto", *POINTWISE_KERNELS),
@@ -49,6 +52,9 @@ _POSITIVE = (
     "model.max_length",
     "model.token_types",
     "model.span_offset_embed",
+    "model.full_every",
+    "model.rope_theta",
+    "model.local_rope_theta",
     "train.batch_size",
     "train.accumulation",
     "train.steps",
@@ -71,6 +77,7 @@ _NOT_NEGATIVE = (
     "corpus.workers",
     "masking.rate_steps",
     "model.vocab_rows",
+    "model.window",
     "model.layer_norm_eps",
     "model.init_std",
     "optimizer.learning_rate",
@@ -92,6 +99,22 @@ _SHARES = (
     "optimizer.beta1",
     "optimizer.beta2",
     "finetuning.warmup_share",
+)
+
+# Fields of the family "modern"; the family "bert" has their defaults.
+_MODERN = (
+    "pre_norm",
+    "gated_mlp",
+    "attention_bias",
+    "mlp_bias",
+    "norm_bias",
+    "head_bias",
+    "window",
+    "full_every",
+    "rope_theta",
+    "local_rope_theta",
+    "init",
+    "pooling",
 )
 
 _SMALLEST_VOCABULARY = 300  # 256 bytes, the special pieces and a few characters
@@ -146,6 +169,7 @@ def _check_masking(config: Config) -> None:
 
 def _check_model(config: Config) -> None:
     model, data = config.model, config.data
+    _check_family(model)
     if model.embed % model.heads:
         raise UserError(
             f"config.model.embed {model.embed} is not divisible by config.model.heads {model.heads}; "
@@ -160,9 +184,10 @@ def _check_model(config: Config) -> None:
     if data.block_length < 8:
         raise UserError(f"config.data.block_length is {data.block_length}; it must be at least 8")
     if data.block_length > model.max_length:
+        limit = "rows of its position table" if model.family == "bert" else "longest row of the model"
         raise UserError(
-            f"config.data.block_length {data.block_length} is over the position table's {model.max_length} rows; "
-            f"lower it, or raise config.model.max_length"
+            f"config.data.block_length {data.block_length} is over config.model.max_length {model.max_length}, the "
+            f"{limit}: lower the first, or raise the second"
         )
     if config.init_from and config.tokenizer.vocab_file:
         raise UserError(
@@ -178,6 +203,22 @@ def _check_model(config: Config) -> None:
         raise UserError(
             f"config.tokenizer.lowercase is for 'wordpiece', and config.tokenizer.kind is {config.tokenizer.kind!r}; "
             "leave lowercase False"
+        )
+
+
+def _check_family(model: ModelConfig) -> None:
+    if model.family == "bert":
+        for name in _MODERN:
+            value, default = getattr(model, name), getattr(ModelConfig, name)
+            if value != default:
+                raise UserError(
+                    f"config.model.{name} is {value!r}, and config.model.family 'bert' has {default!r} alone; "
+                    "set config.model.family=modern"
+                )
+    elif model.embed // model.heads % 2:
+        raise UserError(
+            f"config.model.embed / config.model.heads is {model.embed // model.heads}; rotary positions turn pairs of "
+            "numbers, so a head needs an even width"
         )
 
 

@@ -32,6 +32,7 @@ AXES: dict[str, Division] = {
     "length": Division(),
     "head_dim": Division(),
     "qkv": Division(),
+    "gate": Division(),
 }
 
 Names = tuple[str | None, ...]

@@ -20,6 +20,7 @@ from spanbert_jax.model.families import family_of
 from spanbert_jax.model.kernels.choice import choose_attention, choose_pointwise
 from spanbert_jax.model.layer_family import Context
 from spanbert_jax.model.layer_gradients import layer_params
+from spanbert_jax.model.linear import initializer
 
 AXES: ParameterAxes = (
     (r"embeddings/word", ("vocab", "embed")),
@@ -64,7 +65,7 @@ class Embeddings(nn.Module):
     dtype: jnp.dtype
 
     def setup(self) -> None:
-        model, family, init = self.model, family_of(self.model), nn.initializers.normal(self.model.init_std)
+        model, family, init = self.model, family_of(self.model), initializer(self.model)
         self.word = self.param("word", self._init_word)
         if family.position_table:
             self.position = self.param("position", init, (model.max_length, model.embed))
@@ -75,7 +76,7 @@ class Embeddings(nn.Module):
     def _init_word(self, key: jax.Array) -> jax.Array:
         """The rows that only pad the table are 0 and, without a gradient, stay 0: checkpoints need not hold them."""
         vocab = table_rows(self.model, self.vocab_size)
-        table = nn.initializers.normal(self.model.init_std)(key, (vocab, self.model.embed))
+        table = initializer(self.model)(key, (vocab, self.model.embed))
         return jnp.where(jnp.arange(vocab)[:, None] < self.vocab_size, table, 0)
 
     def __call__(self, input_ids: jax.Array, token_type_ids: jax.Array | None, state: Dropout | None) -> jax.Array:
@@ -113,7 +114,7 @@ class Encoder(nn.Module):
         family = family_of(self.model)
         self.embeddings = Embeddings(self.model, self.vocab_size, self.dtype)
         self.encoder = self.param("encoder", self._init_layers)  # every leaf [layers, ...]
-        if family.final_norm:
+        if family.final_norm(self.model):
             self.final_norm = family.norm(self.model)
 
     def _init_layers(self, key: jax.Array) -> dict[str, Any]:
@@ -135,7 +136,7 @@ class Encoder(nn.Module):
         family = family_of(self.model)
         context = Context(lengths, state, family.tables(self.model, input_ids.shape[1]))
         x = self._run_layers(self.embeddings(input_ids, token_type_ids, state), context)
-        return self.final_norm(x) if family.final_norm else x
+        return self.final_norm(x) if family.final_norm(self.model) else x
 
     def _run_layers(self, x: jax.Array, context: Context) -> jax.Array:
         """`x` [batch, length, embed] after all layers. A scan runs over whole turns of the family's modules, and the

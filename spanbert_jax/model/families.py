@@ -4,10 +4,10 @@ Invariant: the names are those of `config.FAMILIES`, which the check of a config
 """
 
 from spanbert_jax.config import ModelConfig
-from spanbert_jax.model import layer_bert
+from spanbert_jax.model import layer_bert, layer_modern
 from spanbert_jax.model.layer_family import Family
 
-FAMILIES: dict[str, Family] = {"bert": layer_bert.FAMILY}
+FAMILIES: dict[str, Family] = {"bert": layer_bert.FAMILY, "modern": layer_modern.FAMILY}
 
 
 def family_of(model: ModelConfig) -> Family:

@@ -16,7 +16,7 @@ from spanbert_jax.model.dropout import site_seeds
 from spanbert_jax.model.gelu import gelu_product
 from spanbert_jax.model.layer_family import Context, Family
 from spanbert_jax.model.layer_norm import AddNorm, LayerNorm
-from spanbert_jax.model.linear import Dense, LinearParams
+from spanbert_jax.model.linear import Dense, LinearParams, initializer
 
 
 class SelfAttention(nn.Module):
@@ -30,11 +30,13 @@ class SelfAttention(nn.Module):
     def __call__(self, x: jax.Array, context: Context, layer: jax.Array | int) -> jax.Array:
         model, state = self.model, context.dropout
         features = (3, model.heads, model.embed // model.heads)
-        qkv = Dense(features, model.init_std, self.dtype, name="qkv")(x)  # [batch, length, 3, heads, head_dim]
+        qkv = Dense(features, initializer(model), self.dtype, name="qkv")(x)  # [batch, length, 3, heads, head_dim]
         qkv = constrain(qkv, "batch", "length", "qkv", "heads", "head_dim")
         seeds = None if state is None else site_seeds(state, layer, sites.ATTENTION_PROBABILITIES)
         mixed = attention(qkv, context.lengths, seeds, model.attention_dropout, self.compute.attention)
-        out = Dense((model.embed,), model.init_std, self.dtype, axes=2, name="output")(mixed)  # [batch, length, embed]
+        out = Dense((model.embed,), initializer(model), self.dtype, axes=2, name="output")(
+            mixed
+        )  # [batch, length, embed]
         norm = AddNorm(model.layer_norm_eps, model.dropout, self.compute.pointwise, name="norm")
         return norm(x, out, state, layer, sites.ATTENTION_OUTPUT)
 
@@ -49,8 +51,8 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, context: Context, layer: jax.Array | int) -> jax.Array:
         model = self.model
-        up, up_bias = LinearParams((model.embed,), (model.mlp,), model.init_std, name="up")()
-        down, down_bias = LinearParams((model.mlp,), (model.embed,), model.init_std, name="down")()
+        up, up_bias = LinearParams((model.embed,), (model.mlp,), initializer(model), name="up")()
+        down, down_bias = LinearParams((model.mlp,), (model.embed,), initializer(model), name="down")()
         hidden = x.reshape(-1, model.embed) @ up.astype(self.dtype)  # [batch * length, mlp]
         hidden = constrain(hidden, "batch", "mlp")
         out = gelu_product(hidden, up_bias, down.astype(self.dtype), self.compute.pointwise)
@@ -85,9 +87,10 @@ FAMILY = Family(
     layers=lambda model: (BertLayer,),
     tables=lambda model, length: None,
     norm=lambda model: LayerNorm(model.layer_norm_eps),
-    final_norm=False,
+    final_norm=lambda model: False,
     position_table=True,
     token_types=True,
+    transforms=False,
     axes=(
         (r"encoder/attention/qkv/kernel", (None, "embed", None, "heads", None)),
         (r"encoder/attention/qkv/bias", (None, None, "heads", None)),

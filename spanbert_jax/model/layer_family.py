@@ -32,8 +32,11 @@ class Family(NamedTuple):
         modules of all constructors have parameters of the same names and shapes, because the encoder stacks them.
     tables: the configuration and a length -> arrays that are computed once and given to every layer, or None.
     norm: the configuration -> the module that normalises the sum of the embeddings.
-    final_norm: whether a module of `norm` normalises the last layer's output too, under the name "final_norm".
+    final_norm: the configuration -> whether a module of `norm` normalises the last layer's output too, under the name
+        "final_norm".
     position_table, token_types: whether the embeddings have a table of positions, and one of token types.
+    transforms: whether a task's head reads the states through a linear map, GELU and a norm (`linear_heads.Transform`),
+        as the masked language model's head does. Otherwise the heads are those of BERT.
     axes: a row for each parameter of a layer, under "encoder/" and with the axis of layers first, and for those of
         "final_norm" where there is one.
     flops: the configuration and a length -> FLOPs of one row's forward pass through all layers: matrix products alone,
@@ -43,8 +46,9 @@ class Family(NamedTuple):
     layers: Callable[[ModelConfig], tuple[Callable[..., nn.Module], ...]]
     tables: Callable[[ModelConfig, int], Any]
     norm: Callable[[ModelConfig], nn.Module]
-    final_norm: bool
+    final_norm: Callable[[ModelConfig], bool]
     position_table: bool
     token_types: bool
+    transforms: bool
     axes: ParameterAxes
     flops: Callable[[ModelConfig, int], float]

@@ -46,13 +46,14 @@ layer_norm.defvjp(_forward, _backward)
 
 
 class LayerNorm(nn.Module):
-    """`layer_norm` with its parameters."""
+    """`layer_norm` with its parameters; without `bias` there is none, and nothing is added."""
 
     eps: float
+    bias: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        return layer_norm(x, *_parameters(self, x.shape[-1]), self.eps)
+        return layer_norm(x, *_parameters(self, x.shape[-1], self.bias), self.eps)
 
 
 class AddNorm(nn.Module):
@@ -62,12 +63,13 @@ class AddNorm(nn.Module):
     eps: float
     rate: float
     kernel: str
+    bias: bool = True
 
     @nn.compact
     def __call__(
         self, x: jax.Array, y: jax.Array, state: Dropout | None, layer: jax.Array | int, site: int
     ) -> jax.Array:
-        scale, bias = _parameters(self, x.shape[-1])
+        scale, bias = _parameters(self, x.shape[-1], self.bias)
         if self.kernel != "triton":
             return layer_norm(x + dropout(y, self.rate, state, layer, site), scale, bias, self.eps)
         if state is None:
@@ -75,8 +77,6 @@ class AddNorm(nn.Module):
         return triton_add_norm(x, y, scale, bias, site_seeds(state, layer, site), self.rate, self.eps)
 
 
-def _parameters(module: nn.Module, width: int) -> tuple[jax.Array, jax.Array]:
-    return (
-        module.param("scale", nn.initializers.ones, (width,)),
-        module.param("bias", nn.initializers.zeros, (width,)),
-    )
+def _parameters(module: nn.Module, width: int, bias: bool) -> tuple[jax.Array, jax.Array]:
+    scale = module.param("scale", nn.initializers.ones, (width,))
+    return scale, module.param("bias", nn.initializers.zeros, (width,)) if bias else jnp.zeros((width,))

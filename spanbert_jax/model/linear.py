@@ -1,26 +1,44 @@
 """Linear maps, with their parameters.
 
-Invariant: parameters are float32, kernels drawn from N(0, std) and not truncated, biases 0.
+Invariant: parameters are float32, kernels drawn as `initializer` says, biases 0.
 """
+
+import math
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from spanbert_jax.config import ModelConfig
 from spanbert_jax.model.axes import is_divided
+
+
+def initializer(model: ModelConfig, output: bool = False) -> nn.initializers.Initializer:
+    """The distribution of fresh kernels and tables: N(0, init_std) with `model.init` "normal".
+
+    With "truncated", numbers beyond 2 init_std are drawn again, and an `output` kernel, which ends a half of a layer,
+    is smaller by the square root of the number of halves. ModernBERT has the same distributions (transformers 5.23,
+    modeling_modernbert.py:340-383).
+    """
+    if model.init == "normal":
+        return nn.initializers.normal(model.init_std)
+    return nn.initializers.truncated_normal(model.init_std / (math.sqrt(2 * model.layers) if output else 1))
 
 
 class LinearParams(nn.Module):
     """The float32 parameters of a linear map, for a caller that computes with them: kernel [*inputs, *features] and
-    bias [*features]."""
+    bias [*features], which is a constant 0 without `bias`."""
 
     inputs: tuple[int, ...]
     features: tuple[int, ...]
-    std: float
+    kernel_init: nn.initializers.Initializer
+    bias: bool = True
 
     @nn.compact
     def __call__(self) -> tuple[jax.Array, jax.Array]:
-        kernel = self.param("kernel", nn.initializers.normal(self.std), (*self.inputs, *self.features))
+        kernel = self.param("kernel", self.kernel_init, (*self.inputs, *self.features))
+        if not self.bias:
+            return kernel, jnp.zeros(self.features)
         return kernel, self.param("bias", nn.initializers.zeros, self.features)
 
 
@@ -32,16 +50,19 @@ class Dense(nn.Module):
     """
 
     features: tuple[int, ...]
-    std: float
+    kernel_init: nn.initializers.Initializer
     dtype: jnp.dtype
     axes: int = 1
+    bias: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         leading, inputs = x.shape[: -self.axes], x.shape[-self.axes :]
-        kernel = self.param("kernel", nn.initializers.normal(self.std), (*inputs, *self.features))
-        bias = self.param("bias", nn.initializers.zeros, self.features)
+        kernel = self.param("kernel", self.kernel_init, (*inputs, *self.features))
         y = jnp.tensordot(x.reshape(-1, *inputs), kernel.astype(self.dtype), self.axes)
-        if not is_divided("heads"):  # cuBLAS can add a vector to its product, but no matrix
-            y, bias = y.reshape(y.shape[0], -1), bias.reshape(-1)
-        return (y + bias.astype(self.dtype)).reshape(*leading, *self.features)
+        if self.bias:
+            bias = self.param("bias", nn.initializers.zeros, self.features)
+            if not is_divided("heads"):  # cuBLAS can add a vector to its product, but no matrix
+                y, bias = y.reshape(y.shape[0], -1), bias.reshape(-1)
+            y = y + bias.astype(self.dtype)
+        return y.reshape(*leading, *self.features)

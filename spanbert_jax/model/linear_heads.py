@@ -1,8 +1,9 @@
 """The linear fine-tuning heads: scores for an answer's ends, for each token, or for the whole sequence.
 
 Invariant: with equal weights and no dropout, the logits equal those of transformers' BertForQuestionAnswering,
-BertForTokenClassification and BertForSequenceClassification. Facts: SpanBERT's fine-tuning code, modeling.py, which has
-the same heads and no dropout before the answer's scores.
+BertForTokenClassification and BertForSequenceClassification. In a family that `transforms`, they equal those of
+ModernBert's three classes. Facts: SpanBERT's fine-tuning code, modeling.py, which has BERT's heads and no dropout
+before the answer's scores; transformers 5.23, modeling_modernbert.py:558-844.
 """
 
 from typing import Any
@@ -11,68 +12,115 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from spanbert_jax.config import Config
+from spanbert_jax.config import Config, ModelConfig
 from spanbert_jax.model import dropout as sites
 from spanbert_jax.model.axes import ParameterAxes
 from spanbert_jax.model.dropout import Dropout, dropout
 from spanbert_jax.model.encoder import Encoder, dropout_state, resolved
-from spanbert_jax.model.linear import Dense
+from spanbert_jax.model.families import family_of
+from spanbert_jax.model.gelu import gelu
+from spanbert_jax.model.layer_norm import LayerNorm
+from spanbert_jax.model.linear import Dense, initializer
 
 AXES: ParameterAxes = (
     (r"pooler/kernel", ("embed", None)),
     (r"(qa_outputs|classifier)/kernel", (None, None)),
     (r"(pooler|qa_outputs|classifier)/bias", (None,)),
+    (r"transform/dense/kernel", ("embed", None)),
+    (r"transform/dense/bias", (None,)),
+    (r"transform/norm/(scale|bias)", (None,)),
 )
 
 
-class QuestionAnsweringModel(Encoder):
+class Transform(nn.Module):
+    """The layer between the encoder and a head in a family that `transforms`: a linear map, GELU and LayerNorm, the
+    same as in the masked language model's head."""
+
+    model: ModelConfig
+    dtype: jnp.dtype
+
+    def setup(self) -> None:
+        model = self.model
+        self.dense = Dense((model.embed,), initializer(model), self.dtype, bias=model.head_bias)
+        self.norm = LayerNorm(model.layer_norm_eps, model.norm_bias)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.norm(gelu(self.dense(x)))
+
+
+class TransformedEncoder(Encoder):
+    """The encoder with the `Transform` of its family, where the family has one."""
+
+    def setup(self) -> None:
+        super().setup()
+        self.is_transformed = family_of(self.model).transforms
+        if self.is_transformed:
+            self.transform = Transform(self.model, self.dtype)
+
+    def read(self, states: jax.Array, state: Dropout | None) -> jax.Array:
+        """The states that a head's last layer takes: [..., embed] -> [..., embed], with dropout."""
+        states = self.transform(states) if self.is_transformed else states
+        return dropout(states, self.model.dropout, state, 0, sites.HEAD)
+
+
+class QuestionAnsweringModel(TransformedEncoder):
     """The encoder with scores for each position to be an answer's first and its last piece."""
 
     def setup(self) -> None:
         super().setup()
-        self.qa_outputs = Dense((2,), self.model.init_std, self.dtype)
+        self.qa_outputs = Dense((2,), initializer(self.model), self.dtype)
 
     def score(
         self, input_ids: jax.Array, lengths: jax.Array, token_type_ids: jax.Array | None, state: Dropout | None
     ) -> jax.Array:
         """Scores [batch, length, 2] of each position as the first and as the last of the answer, in `dtype`."""
-        return self.qa_outputs(self.encode(input_ids, lengths, token_type_ids, state))
+        hidden = self.encode(input_ids, lengths, token_type_ids, state)
+        return self.qa_outputs(self.read(hidden, state) if self.is_transformed else hidden)
 
 
-class TokenClassificationModel(Encoder):
+class TokenClassificationModel(TransformedEncoder):
     """The encoder with scores of every label for each position."""
 
     labels: int
 
     def setup(self) -> None:
         super().setup()
-        self.classifier = Dense((self.labels,), self.model.init_std, self.dtype)
+        self.classifier = Dense((self.labels,), initializer(self.model), self.dtype)
 
     def score(
         self, input_ids: jax.Array, lengths: jax.Array, token_type_ids: jax.Array | None, state: Dropout | None
     ) -> jax.Array:
         """Scores [batch, length, labels], in `dtype`."""
         hidden = self.encode(input_ids, lengths, token_type_ids, state)
-        return self.classifier(dropout(hidden, self.model.dropout, state, 0, sites.HEAD))
+        return self.classifier(self.read(hidden, state))
 
 
-class SequenceClassificationModel(Encoder):
-    """The encoder with BERT's pooler of [CLS] and scores of every label for the row."""
+class SequenceClassificationModel(TransformedEncoder):
+    """The encoder with scores of every label for the row, from the state of [CLS] or, by `model.pooling`, the mean of
+    the states. In a family without a `Transform`, BERT's pooler reads the state first."""
 
     labels: int
 
     def setup(self) -> None:
         super().setup()
-        self.pooler = Dense((self.model.embed,), self.model.init_std, self.dtype)
-        self.classifier = Dense((self.labels,), self.model.init_std, self.dtype)
+        if not self.is_transformed:
+            self.pooler = Dense((self.model.embed,), initializer(self.model), self.dtype)
+        self.classifier = Dense((self.labels,), initializer(self.model), self.dtype)
 
     def score(
         self, input_ids: jax.Array, lengths: jax.Array, token_type_ids: jax.Array | None, state: Dropout | None
     ) -> jax.Array:
         """Scores [batch, labels], in `dtype`."""
-        first = self.encode(input_ids, lengths, token_type_ids, state)[:, 0]
-        pooled = nn.tanh(self.pooler(first))
-        return self.classifier(dropout(pooled, self.model.dropout, state, 0, sites.HEAD))
+        hidden = self.encode(input_ids, lengths, token_type_ids, state)
+        pooled = hidden[:, 0] if self.model.pooling == "cls" else _mean(hidden, lengths)
+        return self.classifier(self.read(pooled if self.is_transformed else nn.tanh(self.pooler(pooled)), state))
+
+
+def _mean(hidden: jax.Array, lengths: jax.Array) -> jax.Array:
+    """The mean of the valid positions' states, summed in float32: [batch, length, embed] -> [batch, embed]."""
+    valid = jnp.arange(hidden.shape[1]) < lengths[:, None]
+    total = jnp.einsum("ble,bl->be", hidden, valid.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    return (total / jnp.maximum(lengths, 1)[:, None]).astype(hidden.dtype)
 
 
 TaskModel = QuestionAnsweringModel | TokenClassificationModel | SequenceClassificationModel

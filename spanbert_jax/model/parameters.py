@@ -55,6 +55,6 @@ def parameter_shapes(model: ModelConfig, vocab_size: int, heads: Mapping[str, in
         return groups
 
     shapes = jax.tree.map(lambda leaf: leaf.shape, jax.eval_shape(every_parameter))
-    known = {head.name for head in pretraining_heads.HEADS} | {"qa_outputs", "pooler", "classifier"}
+    known = {head.name for head in pretraining_heads.HEADS} | {"qa_outputs", "pooler", "transform", "classifier"}
     of_encoder = [name for name in shapes if name not in known]
     return {name: shapes[name] for name in (*of_encoder, *heads)}

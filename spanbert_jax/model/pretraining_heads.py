@@ -22,7 +22,7 @@ from spanbert_jax.model.dropout import Dropout
 from spanbert_jax.model.encoder import Encoder, dropout_state, resolved, table_rows
 from spanbert_jax.model.gelu import gelu
 from spanbert_jax.model.layer_norm import LayerNorm
-from spanbert_jax.model.linear import Dense
+from spanbert_jax.model.linear import Dense, initializer
 
 
 class HeadLoss(NamedTuple):
@@ -53,8 +53,8 @@ class MaskedLanguageModelHead(HeadModule):
 
     def setup(self) -> None:
         model = self.config.model
-        self.dense = Dense((model.embed,), model.init_std, self.dtype)
-        self.norm = LayerNorm(model.layer_norm_eps)
+        self.dense = Dense((model.embed,), initializer(model), self.dtype, bias=model.head_bias)
+        self.norm = LayerNorm(model.layer_norm_eps, model.norm_bias)
         self.bias = self.param("bias", nn.initializers.zeros, (self.vocab,))
 
     def __call__(self, batch: Batch, *hidden: jax.Array) -> jax.Array:
@@ -68,12 +68,11 @@ class SpanBoundaryHead(HeadModule):
 
     def setup(self) -> None:
         model, offsets = self.config.model, self.config.masking.max_span_offset
-        init = nn.initializers.normal(model.init_std)
-        self.offset = self.param("offset", init, (offsets, model.span_offset_embed))
-        self.dense_1 = Dense((model.embed,), model.init_std, self.dtype)
-        self.norm_1 = LayerNorm(model.layer_norm_eps)
-        self.dense_2 = Dense((model.embed,), model.init_std, self.dtype)
-        self.norm_2 = LayerNorm(model.layer_norm_eps)
+        self.offset = self.param("offset", initializer(model), (offsets, model.span_offset_embed))
+        self.dense_1 = Dense((model.embed,), initializer(model), self.dtype, bias=model.head_bias)
+        self.norm_1 = LayerNorm(model.layer_norm_eps, model.norm_bias)
+        self.dense_2 = Dense((model.embed,), initializer(model), self.dtype, bias=model.head_bias)
+        self.norm_2 = LayerNorm(model.layer_norm_eps, model.norm_bias)
         self.bias = self.param("bias", nn.initializers.zeros, (self.vocab,))
 
     def __call__(self, batch: Batch, *hidden: jax.Array) -> jax.Array:
@@ -215,8 +214,8 @@ def pretraining_model(config: Config, vocab_size: int, platform: str) -> Pretrai
 
 
 def init_params(model: PretrainingModel, key: jax.Array) -> dict[str, Any]:
-    """Fresh float32 parameters: N(0, init_std), not truncated, for every kernel and table, 0 for biases, 1 for
-    LayerNorm's scales (code: models/pair_bert.py:455-466).
+    """Fresh float32 parameters: `linear.initializer` for every kernel and table, by default N(0, init_std), not
+    truncated; 0 for biases, 1 for LayerNorm's scales (code: models/pair_bert.py:455-466).
 
     key: of jax.random. The function is pure: jitted with out_shardings, it makes each parameter on the devices that
     hold the parameter.

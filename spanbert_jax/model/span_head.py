@@ -18,7 +18,7 @@ from spanbert_jax.model.dropout import Dropout, dropout
 from spanbert_jax.model.encoder import Encoder, dropout_state, resolved
 from spanbert_jax.model.gelu import gelu
 from spanbert_jax.model.layer_norm import LayerNorm
-from spanbert_jax.model.linear import Dense
+from spanbert_jax.model.linear import Dense, initializer
 
 _NEVER = -1e9  # score of a piece outside the word, and of a word outside the span
 
@@ -56,7 +56,7 @@ class SpanRepresentation(nn.Module):
         hidden: [batch, length, embed]. first, last: int32 [batch, words], the places of each word's first and last
         piece; -1 for no word.
         """
-        embed, init = self.model.embed, nn.initializers.normal(self.model.init_std)
+        embed, init = self.model.embed, initializer(self.model)
         kernel = self.param("kernel", init, (embed, 3, embed)).astype(self.dtype)
         width = self.param("width", init, (self.max_width, embed)).astype(self.dtype)
         attention = self.param("attention", init, (embed,))
@@ -76,7 +76,7 @@ class SpanRepresentation(nn.Module):
         shares = jax.nn.softmax(shares).astype(self.dtype)  # [batch, words, max_width of the span, max_width]
         pooled = jnp.einsum("bwkj,bwjh->bwkh", shares, _window(pooled[:, :, 0], self.max_width))
         x = begins + _window(ends[:, :, 0], self.max_width) + pooled + width
-        return LayerNorm(self.model.layer_norm_eps, name="norm")(gelu(x))
+        return LayerNorm(self.model.layer_norm_eps, self.model.norm_bias, name="norm")(gelu(x))
 
 
 class SpanModel(Encoder):
@@ -88,7 +88,7 @@ class SpanModel(Encoder):
     def setup(self) -> None:
         super().setup()
         self.spans = SpanRepresentation(self.model, self.max_width, self.dtype)
-        self.classifier = Dense((self.labels,), self.model.init_std, self.dtype)
+        self.classifier = Dense((self.labels,), initializer(self.model), self.dtype)
 
     def score(
         self,

@@ -18,7 +18,7 @@ from spanbert_jax.model.axes import constrain
 from spanbert_jax.model.dropout import dropout
 from spanbert_jax.model.layer_family import Context, Family
 from spanbert_jax.model.layer_norm import LayerNorm
-from spanbert_jax.model.linear import Dense
+from spanbert_jax.model.linear import Dense, initializer
 from tests.support.synthetic import small_config
 
 EPS, WINDOW = 1e-5, 2
@@ -35,15 +35,15 @@ class ToyLayer(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, context: Context, layer: jax.Array | int) -> jax.Array:
         model, length = self.model, x.shape[1]
-        mapped = Dense((model.embed,), model.init_std, self.dtype, name="mix")(LayerNorm(EPS, name="norm_1")(x))
+        mapped = Dense((model.embed,), initializer(model), self.dtype, name="mix")(LayerNorm(EPS, name="norm_1")(x))
         mapped = mapped * context.tables.astype(self.dtype)  # [batch, length, embed]
         far = jnp.abs(jnp.arange(length)[:, None] - jnp.arange(length))
         seen = (far <= self.window) & (jnp.arange(length) < context.lengths[:, None, None])
         shares = seen / jnp.maximum(seen.sum(-1, keepdims=True), 1)  # [batch, length, length]
         x = x + jnp.einsum("bqk,bke->bqe", shares.astype(self.dtype), mapped)
-        up = Dense((2, model.mlp), model.init_std, self.dtype, name="up")(LayerNorm(EPS, name="norm_2")(x))
+        up = Dense((2, model.mlp), initializer(model), self.dtype, name="up")(LayerNorm(EPS, name="norm_2")(x))
         hidden = constrain(nn.sigmoid(up[:, :, 0]) * up[:, :, 1], "batch", "length", "mlp")
-        out = Dense((model.embed,), model.init_std, self.dtype, name="down")(hidden)
+        out = Dense((model.embed,), initializer(model), self.dtype, name="down")(hidden)
         x = x + dropout(out, model.dropout, context.dropout, layer, sites.MLP_OUTPUT)
         return constrain(x, "batch", "length", "embed")
 
@@ -63,9 +63,10 @@ TOY = Family(
     layers=_layers,
     tables=_tables,
     norm=lambda model: LayerNorm(EPS),
-    final_norm=True,
+    final_norm=lambda model: True,
     position_table=False,
     token_types=False,
+    transforms=False,
     axes=(
         (r"encoder/norm_[12]/(scale|bias)", (None, None)),
         (r"encoder/mix/kernel", (None, "embed", None)),
