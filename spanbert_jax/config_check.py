@@ -184,10 +184,11 @@ def _check_model(config: Config) -> None:
     if data.block_length < 8:
         raise UserError(f"config.data.block_length is {data.block_length}; it must be at least 8")
     if data.block_length > model.max_length:
-        limit = "rows of its position table" if model.family == "bert" else "longest row of the model"
+        rows = model.max_length
+        limit = f"position table's {rows} rows" if model.family == "bert" else f"model's longest row of {rows} pieces"
         raise UserError(
-            f"config.data.block_length {data.block_length} is over config.model.max_length {model.max_length}, the "
-            f"{limit}: lower the first, or raise the second"
+            f"config.data.block_length {data.block_length} is over the {limit}; lower it, or raise "
+            "config.model.max_length"
         )
     if config.init_from and config.tokenizer.vocab_file:
         raise UserError(

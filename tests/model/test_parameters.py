@@ -15,7 +15,7 @@ from tests.support.synthetic import VOCAB, small_config
 
 def every_parameter(family: str) -> dict[str, Any]:
     """The path of each parameter of each model with layers of a family -> its shape."""
-    config, key = small_config(model={"family": family}), jax.random.key(0)
+    config, key = small_config(model={"family": family, "pre_norm": family != "bert"}), jax.random.key(0)
     tasks = ("question_answering", "token_classification", "sequence_classification")
     linear = [linear_heads.task_model(task, config, VOCAB, 3, "cpu") for task in tasks]
     spans, pretraining = span_head.span_model(config, VOCAB, 3, "cpu"), pretraining_heads
