@@ -178,9 +178,12 @@ class ComputeConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW, with the values of paper section 4.2. For the base model, the authors used 8 times the paper's batch, 300k
-    steps and a learning rate of 5e-4 (issue 6 of facebookresearch/SpanBERT)."""
+    """The optimizer. The default is AdamW with the values of paper section 4.2. For the base model, the authors used 8
+    times the paper's batch, 300k steps and a learning rate of 5e-4 (issue 6 of facebookresearch/SpanBERT)."""
 
+    name: str = "adamw"  # "adamw", or "muon": Muon for hidden matrices, AdamW for the rest (training/muon.py)
+    muon_momentum: float = 0.95
+    muon_rms: float = 0.2  # root mean square of Muon's update before the learning rate; 0.2 is about that of Adam's
     learning_rate: float = 5e-4
     warmup_steps: int = 10_000
     decay_from: str = "start"  # the linear decay counts steps from the "start" (code) or from "warmup_end"

@@ -36,6 +36,7 @@ _CHOICES = {
     "tagging.scheme": ("auto", "IOB1", "IOB2", "BILOU"),
     "relation.format": ("tacred", "semeval"),
     "relation.entities": ("mask", "markers"),
+    "optimizer.name": ("adamw", "muon"),
     "optimizer.decay_from": ("start", "warmup_end"),
     "optimizer.eps_placement": ("corrected", "uncorrected"),
     "optimizer.decay_scope": ("all", "matrices"),
@@ -63,6 +64,7 @@ _POSITIVE = (
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "optimizer.gradient_divisor",
+    "optimizer.muon_rms",
     "finetuning.epochs",
     "trials",
     "data.lengths",
@@ -97,6 +99,7 @@ _SHARES = (
     "model.dropout",
     "model.attention_dropout",
     "optimizer.beta1",
+    "optimizer.muon_momentum",
     "optimizer.beta2",
     "finetuning.warmup_share",
 )

@@ -1,4 +1,4 @@
-"""AdamW and its learning rate schedule, with the choices of SpanBERT's code as options.
+"""The optimizers and the learning rate schedule, with the choices of SpanBERT's code as options.
 
 Invariant: with the defaults an update equals torch.optim.AdamW's on the same gradient, clipped to the global norm.
 """
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from spanbert_jax.config import OptimizerConfig
+from spanbert_jax.training.muon import muon
 
 
 def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -58,8 +59,8 @@ def _adam(config: OptimizerConfig) -> optax.GradientTransformation:
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """The chain of transformations: divide, clip, Adam, decoupled weight decay, learning rate. steps: of the run, for
-    the schedule."""
+    """The chain of transformations: divide, clip, Adam or Muon, decoupled weight decay, learning rate. steps: of the
+    run, for the schedule."""
 
     def matrices(params: Any) -> Any:
         return jax.tree_util.tree_map_with_path(lambda path, _: decays(path), params)
@@ -67,7 +68,7 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     return optax.chain(
         optax.scale(1 / config.gradient_divisor),
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
-        _adam(config),
+        muon(config, _adam(config)) if config.name == "muon" else _adam(config),
         optax.add_decayed_weights(config.weight_decay, matrices if config.decay_scope == "matrices" else None),
         optax.scale_by_learning_rate(learning_rate(config, steps)),
     )
