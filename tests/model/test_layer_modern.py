@@ -1,0 +1,151 @@
+"""The family "modern" against float64, in mixes of its fields, and against itself however it is computed."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from spanbert_jax.config import ComputeConfig, Config, ModelConfig
+from spanbert_jax.model import layer_modern
+from spanbert_jax.model.encoder import encode
+from spanbert_jax.model.pretraining_heads import PretrainingModel, init_params, pretraining_model
+from spanbert_jax.training import flops
+from tests.support.devices import on_four_devices
+from tests.support.modern_reference import hidden_states
+from tests.support.steps import losses, states
+from tests.support.synthetic import VOCAB, small_config
+
+BIASLESS = {"attention_bias": False, "mlp_bias": False, "norm_bias": False, "head_bias": False}
+MODERNBERT = {
+    "family": "modern",
+    "pre_norm": True,
+    "gated_mlp": True,
+    **BIASLESS,
+    "window": 4,
+    "rope_theta": 160_000.0,
+    "init": "truncated",
+    "layer_norm_eps": 1e-5,
+}
+ROTARY_BERT = {"family": "modern"}
+MIXED = {**MODERNBERT, "pre_norm": False, "full_every": 2, "attention_bias": True, "norm_bias": True}
+LENGTHS = np.array([24, 13, 1])
+
+
+def small_model(fields: dict[str, Any], **compute: Any) -> PretrainingModel:
+    model = ModelConfig(
+        **{"layers": 5, "embed": 24, "heads": 2, "mlp": 20, "dropout": 0, "attention_dropout": 0, **fields}
+    )
+    return pretraining_model(Config(model=model, compute=ComputeConfig(dtype="float32", **compute)), VOCAB, "cpu")
+
+
+def random_params(model: PretrainingModel) -> Any:
+    """Random parameters, nowhere at their initial values."""
+    shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    rng = np.random.default_rng(1)
+
+    def leaf(path: tuple, x: jax.ShapeDtypeStruct) -> np.ndarray:
+        return rng.normal(float("scale" in jax.tree_util.keystr(path)), 0.2, x.shape).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(leaf, shapes)
+
+
+def values_and_gradient(model: PretrainingModel, params: Any) -> tuple[np.ndarray, Any]:
+    """The hidden states of the valid positions, and the gradient of a sum over them."""
+    ids = np.random.default_rng(2).integers(0, VOCAB, (3, 24))
+    valid = np.arange(24) < LENGTHS[:, None]
+
+    def loss(params: Any) -> tuple[jax.Array, jax.Array]:
+        hidden = encode(model, params, ids, LENGTHS)
+        return jnp.sum(jnp.sin(hidden) * valid[..., None]), hidden
+
+    gradient, hidden = jax.jit(jax.grad(loss, has_aux=True))(params)
+    return np.asarray(hidden)[valid], gradient
+
+
+@pytest.mark.parametrize("fields", [MODERNBERT, ROTARY_BERT, MIXED], ids=["modernbert", "rotary bert", "mixed"])
+def test_hidden_states_are_those_of_the_reference_and_ways_to_compute_change_only_rounding(fields: dict) -> None:
+    model = small_model(fields)
+    params = random_params(model)
+    hidden, gradient = values_and_gradient(model, params)
+    ids = np.random.default_rng(2).integers(0, VOCAB, (3, 24))
+    expected = np.concatenate(hidden_states(params, model.model, ids, LENGTHS))
+    np.testing.assert_allclose(hidden, expected, rtol=0, atol=2e-5)
+    for compute in ({"unroll": True}, {"remat": "full"}):
+        other, other_gradient = values_and_gradient(small_model(fields, **compute), params)
+        np.testing.assert_allclose(other, hidden, rtol=0, atol=1e-5)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), other_gradient, gradient)
+
+
+def test_every_parameter_has_a_gradient_but_the_norm_that_the_first_layer_does_not_have() -> None:
+    model = small_model({**MODERNBERT, **dict.fromkeys(BIASLESS, True)})
+    _, gradient = values_and_gradient(model, random_params(model))
+    norm = gradient["encoder"]["attention"].pop("norm")
+    for leaf in (norm["scale"], norm["bias"]):
+        assert not leaf[0].any() and leaf[1:].any(axis=1).all()
+    for group in ("encoder", "final_norm"):
+        assert all(np.any(leaf) for leaf in jax.tree.leaves(gradient[group]))
+    assert np.any(gradient["embeddings"]["word"])
+
+
+def test_rotary_scores_depend_on_the_distance_alone() -> None:
+    model = small_model(MODERNBERT).model
+    table = layer_modern.rotations(model, 600).full
+    one = np.random.default_rng(3).normal(size=(1, 1, 3, 2, 12)).astype(np.float32)
+    turned = np.asarray(layer_modern.rotate(jnp.asarray(np.tile(one, (1, 600, 1, 1, 1))), table))[0]
+    for distance in (0, 1, 70):
+        scores = np.einsum("lhd,lhd->lh", turned[distance:, 0], turned[: 600 - distance, 1])
+        np.testing.assert_allclose(scores, np.tile(scores[:1], (len(scores), 1)), rtol=0, atol=1e-3)
+    np.testing.assert_array_equal(turned[:, 2], np.tile(one[0, :, 2], (600, 1, 1)))  # values are not turned
+
+
+def test_fresh_kernels_are_truncated_and_outputs_smaller_as_modernberts() -> None:
+    model = small_model({**MODERNBERT, "embed": 96, "mlp": 96})
+    params = jax.jit(lambda key: init_params(model, key))(jax.random.key(0))
+    encoder = params["encoder"]
+    for leaf, std in (
+        (encoder["attention"]["qkv"]["kernel"], 0.02),
+        (encoder["mlp"]["up"]["kernel"], 0.02),
+        (params["embeddings"]["word"][:VOCAB], 0.02),
+        (encoder["attention"]["output"]["kernel"], 0.02 / np.sqrt(10)),
+        (encoder["mlp"]["down"]["kernel"], 0.02 / np.sqrt(10)),
+    ):
+        assert np.std(leaf) == pytest.approx(0.88 * std, rel=0.03) and np.abs(leaf).max() <= 2 * std
+
+
+def test_flops_count_the_pairs_that_layers_see() -> None:
+    model = small_model(MODERNBERT).model  # 5 layers, of which 0 and 3 see everything
+    for length in (3, 24):
+        seen = sum(abs(i - j) <= model.window for i in range(length) for j in range(length))
+        linear = length * 24 * (4 * 24 + 3 * 20)
+        expected = 2 * (5 * linear + 2 * 24 * (2 * length**2 + 3 * seen))
+        assert flops.encoder_flops(model, length) == 3 * expected
+
+
+FOUR_DEVICES = """
+from tests.model.test_layer_modern import MODERNBERT
+from tests.support.steps import losses
+from tests.support.synthetic import small_config
+
+model = {**MODERNBERT, "full_every": 2}
+for mesh in ({"data": 4}, {"fsdp": 2, "model": 2}):
+    print(*(loss.hex() for loss in losses(small_config(model=model, mesh=mesh), 2)))
+"""
+
+
+def test_meshes_and_microbatches_change_nothing_but_rounding_with_dropout_on() -> None:
+    model = {**MODERNBERT, "full_every": 2}
+    expected = losses(small_config(model=model), 2)
+    for line in on_four_devices(FOUR_DEVICES).splitlines():
+        assert [float.fromhex(loss) for loss in line.split()] == pytest.approx(expected, rel=2e-5)
+    assert losses(small_config(model=model, train={"accumulation": 4}), 2) == pytest.approx(expected, rel=2e-5)
+
+
+def test_a_run_in_bfloat16_starts_as_in_float32() -> None:
+    config = small_config(model={**MODERNBERT, "full_every": 2})
+    low = dataclasses.replace(config, compute=ComputeConfig(dtype="bfloat16"))
+    (_, wide), (_, narrow) = (next(states(c, 1)) for c in (config, low))
+    for name in ("mlm_loss", "sbo_loss", "gradient_norm"):
+        assert narrow[name] == pytest.approx(wide[name], rel=0.02) and narrow[name] != wide[name]
