@@ -159,6 +159,7 @@ class ModelConfig:
 # Kernels. "auto" takes the first that runs on the machine: model/kernels/choice.py.
 ATTENTION_KERNELS = ("splash", "triton", "cudnn", "xla")
 DROPPING_KERNELS = ("triton", "xla")  # the attention kernels that have attention dropout
+WINDOW_KERNELS = ("splash", "xla")  # the attention kernels that have sliding windows
 POINTWISE_KERNELS = ("triton", "xla")
 
 

@@ -71,8 +71,13 @@ def keep(counters: jax.Array, second: jax.Array, rate: float) -> jax.Array:
 def drop(x: jax.Array, seeds: jax.Array, rate: float) -> jax.Array:
     """`x` [batch, ...] with dropped elements 0 and the others divided by 1 - rate. For use inside of custom gradients:
     autodiff of `drop` would store the mask."""
+    return drop_others(x, keep_mask(seeds, x.shape, rate), rate)
+
+
+def drop_others(x: jax.Array, kept: jax.Array, rate: float) -> jax.Array:
+    """`drop` with the mask `kept`, bool of the shape of `x`."""
     scaled = (x.astype(jnp.float32) * (1 / (1 - rate))).astype(x.dtype)
-    return jnp.where(keep_mask(seeds, x.shape, rate), scaled, jnp.zeros((), x.dtype))
+    return jnp.where(kept, scaled, jnp.zeros((), x.dtype))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

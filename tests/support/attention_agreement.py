@@ -1,6 +1,7 @@
 """Random inputs, the comparison with the XLA kernel, and a small model, for the tests of the attention kernels."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -10,8 +11,12 @@ import numpy as np
 from spanbert_jax.config import ComputeConfig, Config, ModelConfig
 from spanbert_jax.model.attention import attention
 from spanbert_jax.model.dropout import ATTENTION_PROBABILITIES, Dropout, site_seeds
+from spanbert_jax.model.kernels.attention_banded import banded_attention
+from spanbert_jax.model.kernels.attention_dense import dense_attention
+from spanbert_jax.model.kernels.interpreter import is_interpreted
 from spanbert_jax.model.pretraining_heads import init_params, pretraining_model
 
+FORMS = {"dense": dense_attention, "banded": banded_attention}  # of "xla"
 BF16, F32 = jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float32)
 
 
@@ -40,28 +45,51 @@ def with_logits_near_3000(qkv: jax.Array) -> jax.Array:
 
 
 def values_and_gradients(
-    kernel: str, qkv: jax.Array, cotangent: jax.Array, lengths: tuple[int, ...], rate: float = 0.0
+    kernel: str, qkv: jax.Array, cotangent: jax.Array, lengths: tuple[int, ...], rate: float = 0.0, window: int = 0
 ) -> tuple[np.ndarray, ...]:
-    """(result, gradients of queries, of keys, of values), float64 [batch, length, heads, head_dim] each."""
-
-    @jax.jit
-    def run(qkv: jax.Array, cotangent: jax.Array) -> Any:
-        seeds = seeds_of(len(qkv))
-        result, vjp = jax.vjp(lambda qkv: attention(qkv, jnp.array(lengths), seeds, rate, kernel), qkv)
-        assert result.dtype == qkv.dtype
-        return result, *vjp(cotangent)
-
-    result, gradient = (np.float64(x) for x in run(qkv, cotangent))
+    """(result, gradients of queries, of keys, of values), float64 [batch, length, heads, head_dim] each. kernel: that
+    of `attention`, or one of FORMS."""
+    arrays = _run(kernel, rate, window, is_interpreted(), qkv, cotangent, jnp.array(lengths))
+    result, gradient = (np.float64(x) for x in arrays)
     return result, *np.moveaxis(gradient, 2, 0)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _run(
+    kernel: str,
+    rate: float,
+    window: int,
+    interpreted: bool,  # a part of the key of what is compiled
+    qkv: jax.Array,
+    cotangent: jax.Array,
+    lengths: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    seeds = seeds_of(len(qkv))
+
+    def call(qkv: jax.Array) -> jax.Array:
+        if kernel not in FORMS:
+            return attention(qkv, lengths, seeds, rate, kernel, window)
+        return FORMS[kernel](*jnp.moveaxis(qkv, 2, 0), lengths, seeds if rate else None, rate, window)
+
+    result, vjp = jax.vjp(call, qkv)
+    assert result.dtype == qkv.dtype
+    return result, *vjp(cotangent)
+
+
 def assert_agrees(
-    kernel: str, lengths: tuple[int, ...], shape: tuple[int, int, int], dtype: jnp.dtype, rate: float = 0.0
+    kernel: str,
+    lengths: tuple[int, ...],
+    shape: tuple[int, int, int],
+    dtype: jnp.dtype,
+    rate: float = 0.0,
+    window: int = 0,
 ) -> None:
-    """At valid positions the values, and everywhere the gradients, are the XLA kernel's; nothing is NaN or infinite."""
+    """At valid positions the values, and everywhere the gradients, are those of the dense form; nothing is NaN or
+    infinite."""
     qkv, cotangent = random_qkv(lengths, shape, dtype)
     valid = np.arange(shape[0]) < np.array(lengths)[:, None]
-    ours, expected = (values_and_gradients(name, qkv, cotangent, lengths, rate) for name in (kernel, "xla"))
+    arguments = lengths, rate, window
+    ours, expected = (values_and_gradients(name, qkv, cotangent, *arguments) for name in (kernel, "dense"))
     tolerance = 1e-5 if dtype == F32 else 2e-2
     np.testing.assert_allclose(ours[0][valid], expected[0][valid], rtol=0, atol=tolerance)
     for x, y in zip(ours[1:], expected[1:], strict=True):
@@ -69,7 +97,7 @@ def assert_agrees(
         assert not np.any(x[~valid])  # no valid position depends on a padded one
     assert np.abs(expected[2]).max() > 0.1
     ones = jnp.ones_like(cotangent)  # not 0 at padding
-    assert all(np.isfinite(x).all() for x in values_and_gradients(kernel, qkv, ones, lengths, rate))
+    assert all(np.isfinite(x).all() for x in values_and_gradients(kernel, qkv, ones, *arguments))
 
 
 def small_model(kernel: str, **fields: Any) -> tuple[Any, dict[str, Any]]:

@@ -26,7 +26,16 @@ def arrays_between(function: Callable[..., Any], *arguments: Any, dtypes: tuple[
 
 def cuda_calls(function: Callable[..., Any], *arguments: Any) -> list[str]:
     """The targets of the custom calls in a function's program for an NVIDIA GPU; the machine needs no GPU."""
-    text = jax.jit(function).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
+    return _calls("cuda", function, *arguments)
+
+
+def tpu_calls(function: Callable[..., Any], *arguments: Any) -> list[str]:
+    """The same in a function's program for a TPU."""
+    return _calls("tpu", function, *arguments)
+
+
+def _calls(platform: str, function: Callable[..., Any], *arguments: Any) -> list[str]:
+    text = jax.jit(function).trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
     return re.findall(r"custom_call @([^\s(]+)", text)
 
 
