@@ -169,7 +169,8 @@ class ComputeConfig:
 
     dtype: str = "auto"  # "float32", "bfloat16", or "auto": bfloat16 on GPU and TPU
     # "xla" (anywhere), "triton", "cudnn" (NVIDIA GPU), "splash" (TPU), or "auto": the fastest that runs there. All but
-    # "xla" are faster and hold no [length, length] array; "cudnn" and "splash" have no attention dropout.
+    # "xla" are faster and hold no [length, length] array; "cudnn" and "splash" have no attention dropout. "triton" and
+    # "cudnn" have no sliding windows, so "xla" computes the layers with a window.
     attention: str = "auto"
     # LayerNorm with the dropout and the sum before it, and GELU: "xla" (anywhere), "triton" (NVIDIA GPU) or "auto".
     pointwise: str = "auto"

@@ -13,6 +13,7 @@ from spanbert_jax.config import (
     ATTENTION_KERNELS,
     DROPPING_KERNELS,
     POINTWISE_KERNELS,
+    WINDOW_KERNELS,
     ComputeConfig,
     Config,
     ModelConfig,
@@ -91,7 +92,7 @@ def test_auto_is_the_fastest_pointwise_kernel_that_runs_there_and_what_does_not_
 
 def test_every_kernel_of_attention_can_be_chosen_and_called() -> None:
     assert set(ATTENTION_KERNELS) == {*FLASH, "xla"}
-    assert set(DROPPING_KERNELS) <= set(ATTENTION_KERNELS)
+    assert {*DROPPING_KERNELS, *WINDOW_KERNELS} <= set(ATTENTION_KERNELS)
 
 
 def test_a_program_for_a_gpu_that_is_elsewhere_gets_its_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
