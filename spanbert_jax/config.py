@@ -183,12 +183,16 @@ class OptimizerConfig:
     """The optimizer. The default is AdamW with the values of paper section 4.2. For the base model, the authors used 8
     times the paper's batch, 300k steps and a learning rate of 5e-4 (issue 6 of facebookresearch/SpanBERT)."""
 
-    name: str = "adamw"  # "adamw", or "muon": Muon for hidden matrices, AdamW for the rest (training/muon.py)
+    # "adamw"; "muon": Muon for hidden matrices, AdamW for the rest (training/muon.py); "stable_adamw": AdamW with a
+    # learning rate for each tensor, which falls where the gradient jumps, in the place of clipping
+    name: str = "adamw"
     muon_momentum: float = 0.95
     muon_rms: float = 0.2  # root mean square of Muon's update before the learning rate; 0.2 is about that of Adam's
     learning_rate: float = 5e-4
     warmup_steps: int = 10_000
-    decay_from: str = "start"  # the linear decay counts steps from the "start" (code) or from "warmup_end"
+    schedule: str = "linear"  # after the warm-up: "linear" decay, or "wsd": constant, then 1 - sqrt over decay_steps
+    decay_steps: int = 0  # wsd: steps of the decay, the run's last ones; another run may do them, from a checkpoint
+    decay_from: str = "start"  # linear: the decay counts steps from the "start" (code) or from "warmup_end"
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
@@ -286,6 +290,8 @@ MAY_CHANGE = (
     "mesh.model",
     "mesh.shard_optimizer",
 )
+# Fields that may differ too while the learning rates of all steps so far stay the same (training/workdir.py).
+MAY_CHANGE_BEFORE_THE_DECAY = ("train.steps", "optimizer.decay_steps")
 
 
 # Configurations that earlier versions saved have other fields. Renamed ones: old name -> new name.

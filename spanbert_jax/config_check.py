@@ -12,6 +12,7 @@ from spanbert_jax.config import (
     POINTWISE_KERNELS,
     Config,
     ModelConfig,
+    OptimizerConfig,
     flatten,
 )
 from spanbert_jax.errors import UserError
@@ -36,7 +37,8 @@ _CHOICES = {
     "tagging.scheme": ("auto", "IOB1", "IOB2", "BILOU"),
     "relation.format": ("tacred", "semeval"),
     "relation.entities": ("mask", "markers"),
-    "optimizer.name": ("adamw", "muon"),
+    "optimizer.name": ("adamw", "muon", "stable_adamw"),
+    "optimizer.schedule": ("linear", "wsd"),
     "optimizer.decay_from": ("start", "warmup_end"),
     "optimizer.eps_placement": ("corrected", "uncorrected"),
     "optimizer.decay_scope": ("all", "matrices"),
@@ -84,6 +86,7 @@ _NOT_NEGATIVE = (
     "model.init_std",
     "optimizer.learning_rate",
     "optimizer.warmup_steps",
+    "optimizer.decay_steps",
     "optimizer.weight_decay",
     "optimizer.eps",
     "optimizer.clip_norm",
@@ -142,6 +145,7 @@ def check(config: Config) -> None:
             raise UserError(f"config.{name} is {flat[name]}; it is a share, from 0 to {limit}")
     _check_model(config)
     _check_train(config)
+    _check_optimizer(config)
     if config.task == "pretraining":
         _check_masking(config)
         _check_pretraining(config)
@@ -227,20 +231,28 @@ def _check_family(model: ModelConfig) -> None:
 
 
 def _check_pretraining(config: Config) -> None:
-    train, optimizer = config.train, config.optimizer
     if config.tokenizer.vocab_size < _SMALLEST_VOCABULARY and not config.init_from:
         raise UserError(
             f"config.tokenizer.vocab_size is {config.tokenizer.vocab_size}; it must be at least {_SMALLEST_VOCABULARY}"
         )
-    if optimizer.warmup_steps > train.steps:
-        raise UserError(
-            f"config.optimizer.warmup_steps {optimizer.warmup_steps} is over config.train.steps {train.steps}; "
-            "the learning rate would never reach its peak: lower it"
-        )
+    _check_schedule(config.optimizer, config.train.steps)
     if config.corpus.held_out <= 0:
         raise UserError("config.corpus.held_out is 0; evaluation needs a share of the documents, such as 0.005")
     if not config.corpus.files and not config.corpus.name:
         raise UserError("config.corpus has neither files nor a name; give --config.corpus.files='data/*.txt'")
+
+
+def _check_schedule(optimizer: OptimizerConfig, steps: int) -> None:
+    if optimizer.warmup_steps > steps:
+        raise UserError(
+            f"config.optimizer.warmup_steps {optimizer.warmup_steps} is over config.train.steps {steps}; "
+            "the learning rate would never reach its peak: lower it"
+        )
+    if optimizer.warmup_steps + optimizer.decay_steps > steps:
+        raise UserError(
+            f"config.optimizer.warmup_steps {optimizer.warmup_steps} and decay_steps {optimizer.decay_steps} add up to "
+            f"{optimizer.warmup_steps + optimizer.decay_steps}, over config.train.steps {steps}; lower one of them"
+        )
 
 
 def _check_finetuning(config: Config) -> None:
@@ -251,6 +263,11 @@ def _check_finetuning(config: Config) -> None:
         raise UserError(
             "config.init_from is empty, and so is config.tokenizer.vocab_file; name the weights to fine-tune with "
             "--config.init_from=DIRECTORY, or, to start from nothing, a vocabulary"
+        )
+    if config.optimizer.schedule == "wsd":
+        raise UserError(
+            "config.optimizer.schedule is 'wsd', which counts steps, and the steps of fine-tuning follow from "
+            "config.finetuning.epochs; use 'linear'"
         )
     qa = config.question_answering
     if config.task == "question_answering" and qa.max_question + 3 + qa.stride > config.data.block_length:
@@ -268,3 +285,27 @@ def _check_train(config: Config) -> None:
     axes = {name: getattr(config.mesh, name) for name in MESH_AXES}
     if sum(size == -1 for size in axes.values()) > 1 or any(size < 1 and size != -1 for size in axes.values()):
         raise UserError(f"config.mesh is {axes}; sizes are at least 1, and at most one of them is -1")
+
+
+def _check_optimizer(config: Config) -> None:
+    optimizer = config.optimizer
+    if optimizer.decay_steps and optimizer.schedule != "wsd":
+        raise UserError(
+            f"config.optimizer.decay_steps is {optimizer.decay_steps}, and config.optimizer.schedule is "
+            f"{optimizer.schedule!r}, which decays over all steps; leave decay_steps 0, or set schedule='wsd'"
+        )
+    if optimizer.decay_from != "start" and optimizer.schedule == "wsd":
+        raise UserError(
+            f"config.optimizer.decay_from {optimizer.decay_from!r} is for the schedule 'linear'; the schedule 'wsd' "
+            "decays over the last decay_steps steps: leave decay_from 'start'"
+        )
+    if optimizer.name == "stable_adamw":
+        if not optimizer.bias_correction or optimizer.eps_placement != "corrected":
+            raise UserError(
+                f"config.optimizer.bias_correction is {optimizer.bias_correction} and eps_placement "
+                f"{optimizer.eps_placement!r}; 'stable_adamw' has True and 'corrected' alone"
+            )
+        if not optimizer.eps:
+            raise UserError(
+                "config.optimizer.eps is 0, by which 'stable_adamw' divides where gradients were 0; use 1e-8 or 1e-6"
+            )

@@ -66,6 +66,19 @@ def test_base_and_large_are_the_published_models() -> None:
         ({"train__sbo_weight": float("nan")}, "config.train.sbo_weight is nan"),
         ({"optimizer__warmup_steps": 5000}, "warmup_steps 5000 is over config.train.steps 2000"),
         ({"optimizer__eps_placement": "before"}, "must be one of 'corrected', 'uncorrected'"),
+        ({"optimizer__name": "lion"}, "config.optimizer.name is 'lion'; it must be one of 'adamw', 'muon', 'stable_"),
+        ({"optimizer__muon_momentum": 1.0}, "config.optimizer.muon_momentum is 1.0; it is a share"),
+        ({"optimizer__muon_rms": 0.0}, "config.optimizer.muon_rms is 0.0; it must be greater than 0"),
+        ({"optimizer__schedule": "cosine"}, "it must be one of 'linear', 'wsd'"),
+        ({"optimizer__decay_steps": -1}, "config.optimizer.decay_steps is -1; it must not be negative"),
+        ({"optimizer__decay_steps": 9}, "config.optimizer.decay_steps is 9, and config.optimizer.schedule is 'linear'"),
+        (
+            {"optimizer__schedule": "wsd", "optimizer__decay_steps": 1900},
+            "warmup_steps 200 and decay_steps 1900 add up to 2100, over config.train.steps 2000; lower one",
+        ),
+        ({"optimizer__schedule": "wsd", "optimizer__decay_from": "warmup_end"}, "decay_from 'warmup_end' is for the"),
+        ({"optimizer__name": "stable_adamw", "optimizer__eps": 0.0}, "config.optimizer.eps is 0, by which 'stable_"),
+        ({"optimizer__name": "stable_adamw", "optimizer__bias_correction": False}, "bias_correction is False and eps_"),
         ({"tokenizer__vocab_size": 1}, "it must be at least 300"),
         ({"tokenizer__kind": "wordpiece"}, "give one with --config.tokenizer.vocab_file=vocab.txt"),
         ({"tokenizer__lowercase": True}, "lowercase is for 'wordpiece'"),
@@ -89,6 +102,14 @@ def test_a_value_that_cannot_work_is_refused_with_the_numbers(fields: dict[str, 
     with pytest.raises(UserError, match=r"^config") as error:
         changed(**fields)
     assert words in str(error.value)
+
+
+def test_a_schedule_in_steps_is_refused_for_fine_tuning_which_counts_epochs() -> None:
+    nested = importlib.import_module("configs.squad").get_config().to_dict()
+    nested["data"].update(train="train.json", dev="dev.json")
+    nested["optimizer"].update(schedule="wsd", decay_from="start")
+    with pytest.raises(UserError, match=r"config.optimizer.schedule is 'wsd', .* config.finetuning.epochs; use 'lin"):
+        check(configuration.from_dict(nested | {"init_from": "runs/base"}))
 
 
 def test_the_slots_follow_the_largest_masking_rate() -> None:

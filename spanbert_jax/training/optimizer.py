@@ -15,19 +15,25 @@ from spanbert_jax.training.muon import muon
 
 
 def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Linear warm-up, then linear decay to 0 at `steps`. The schedule's argument is the number of updates already made.
+    """Linear warm-up, then a decay to 0 at `steps`. The schedule's argument is the number of updates already made.
 
     The n-th update of the warm-up has n / warmup_steps of the peak. Afterwards, with decay_from "start" (code:
     polynomial_decay_schedule.py), the rate after n updates is the peak times 1 - n / steps, so it steps down a little
-    at the end of the warm-up. With "warmup_end" the decay starts from the peak.
+    at the end of the warm-up. With "warmup_end" the decay starts from the peak. With the schedule "wsd" the rate stays
+    at the peak until `decay_steps` before the end; k updates later it is the peak times 1 - sqrt(k / decay_steps)
+    (Warner et al. 2024, arXiv:2412.13663, section 2.2).
     """
+
+    def decayed(count: jax.Array) -> jax.Array:
+        if config.schedule == "wsd":
+            return 1 - jnp.sqrt(jnp.maximum(count - (steps - config.decay_steps), 0.0) / max(config.decay_steps, 1))
+        start = config.warmup_steps if config.decay_from == "warmup_end" else 0
+        return 1 - (count - start) / max(steps - start, 1)
 
     def schedule(count: Any) -> jax.Array:
         count = jnp.asarray(count, jnp.float32)
         warm = (count + 1) / max(config.warmup_steps, 1)
-        start = config.warmup_steps if config.decay_from == "warmup_end" else 0
-        decayed = 1 - (count - start) / max(steps - start, 1)
-        return config.learning_rate * jnp.where(count < config.warmup_steps, warm, jnp.maximum(decayed, 0.0))
+        return config.learning_rate * jnp.where(count < config.warmup_steps, warm, jnp.maximum(decayed(count), 0.0))
 
     return schedule
 
@@ -58,17 +64,46 @@ def _adam(config: OptimizerConfig) -> optax.GradientTransformation:
     )
 
 
+def _stable_adamw(config: OptimizerConfig, decay: optax.GradientTransformation) -> optax.GradientTransformation:
+    """AdamW whose step for a tensor is divided by the root mean square of g / max(sqrt(v), eps) where that is over 1
+    (Wortsman et al. 2023, arXiv:2304.13013, algorithm 2): g is the gradient, v Adam's corrected second moment.
+
+    decay: the weight decay, which is divided too. The tensors of the layers are stacked on the first axis under
+    "encoder/", and each layer's is one of its own.
+    """
+    adam = optax.scale_by_adam(config.beta1, config.beta2, config.eps)
+
+    def update(grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
+        updates, of_adam = adam.update(grads, state[0], params)
+        updates, of_decay = decay.update(updates, state[1], params)
+        second = optax.tree.bias_correction(of_adam.nu, config.beta2, of_adam.count)
+
+        def divided(path: tuple[Any, ...], update: jax.Array, grad: jax.Array, moment: jax.Array) -> jax.Array:
+            axes = range(1 if path[0].key == "encoder" else 0, grad.ndim)
+            jump = jnp.mean(grad**2 / jnp.maximum(moment, config.eps**2), axis=tuple(axes), keepdims=True)
+            return update / jnp.maximum(1.0, jnp.sqrt(jump))
+
+        return jax.tree_util.tree_map_with_path(divided, updates, grads, second), (of_adam, of_decay)
+
+    return optax.GradientTransformation(lambda params: (adam.init(params), decay.init(params)), update)
+
+
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """The chain of transformations: divide, clip, Adam or Muon, decoupled weight decay, learning rate. steps: of the
-    run, for the schedule."""
+    """The chain of transformations: divide, clip, the named optimizer with decoupled weight decay, learning rate.
+    steps: of the run, for the schedule."""
 
     def matrices(params: Any) -> Any:
         return jax.tree_util.tree_map_with_path(lambda path, _: decays(path), params)
 
+    decay = optax.add_decayed_weights(config.weight_decay, matrices if config.decay_scope == "matrices" else None)
+    decayed_updates = {
+        "adamw": lambda: (_adam(config), decay),
+        "muon": lambda: (muon(config, _adam(config)), decay),
+        "stable_adamw": lambda: (_stable_adamw(config, decay),),
+    }
     return optax.chain(
         optax.scale(1 / config.gradient_divisor),
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
-        muon(config, _adam(config)) if config.name == "muon" else _adam(config),
-        optax.add_decayed_weights(config.weight_decay, matrices if config.decay_scope == "matrices" else None),
+        *decayed_updates[config.name](),
         optax.scale_by_learning_rate(learning_rate(config, steps)),
     )

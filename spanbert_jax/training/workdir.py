@@ -1,7 +1,8 @@
 """The directory of a run.
 
-Invariant: everything in a workdir was computed with the configuration in its config.json, except for the fields in
-`config.MAY_CHANGE`. A start with another configuration is refused before any file is touched.
+Invariant: everything in a workdir was computed with the configuration in its config.json, or with one that differs from
+it in the fields of `config.MAY_CHANGE` alone, or in a decay of the learning rate that had not begun. A start with any
+other configuration is refused before any file is touched.
 """
 
 import importlib
@@ -10,9 +11,10 @@ from pathlib import Path
 import jax
 from etils import epath
 
-from spanbert_jax.config import MAY_CHANGE, Config, flatten
+from spanbert_jax.config import MAY_CHANGE, MAY_CHANGE_BEFORE_THE_DECAY, Config, flatten
 from spanbert_jax.errors import UserError
 from spanbert_jax.files import bucket_errors, is_remote, make_directory, written_aside
+from spanbert_jax.training.checkpoint import CHECKPOINTS, whole_steps
 from spanbert_jax.training.metadata import config_from_json, config_to_json
 from spanbert_jax.training.together import together
 
@@ -34,7 +36,7 @@ def open_workdir(config: Config, path: str) -> epath.Path:
     with bucket_errors(path, "--workdir"):
         workdir = epath.Path(path)
         if (workdir / _FILE).exists():
-            _check_same(config, workdir / _FILE)
+            _check_same(config, workdir)
     return workdir
 
 
@@ -70,11 +72,27 @@ def read_config(file: epath.Path) -> Config:
     return config_from_json(file.read_text(), str(file))
 
 
-def _check_same(config: Config, file: epath.Path) -> None:
-    old = flatten(read_config(file))
-    new = flatten(config)
+def _check_same(config: Config, workdir: epath.Path) -> None:
+    file = workdir / _FILE
+    saved = read_config(file)
+    old, new = flatten(saved), flatten(config)
     differing = [name for name in new if new[name] != old[name] and name not in MAY_CHANGE]
-    if differing:
+    if differing and set(differing) <= set(MAY_CHANGE_BEFORE_THE_DECAY) and new["optimizer.schedule"] == "wsd":
+        _check_decay_is_ahead(saved, config, workdir)
+    elif differing:
         lines = "; ".join(f"config.{name} is {old[name]!r} there and {new[name]!r} now" for name in differing)
         cure = "set it as it is there, or choose another --workdir"
         raise UserError(f"{file}: this workdir belongs to another configuration: {lines}; {cure}")
+
+
+def _check_decay_is_ahead(saved: Config, config: Config, workdir: epath.Path) -> None:
+    """Raises UserError where a step before the newest checkpoint had another learning rate than `config` gives it."""
+    decays = [one.train.steps - one.optimizer.decay_steps for one in (saved, config)]  # where the constant part ends
+    newest = max((int(step.name) for step in whole_steps(workdir / CHECKPOINTS)), default=0)
+    if newest > min(decays):
+        raise UserError(
+            f"{workdir / _FILE}: the decay of the learning rate began at step {decays[0]} there and would begin at "
+            f"{decays[1]} now, but the newest checkpoint is {newest}; set config.train.steps {saved.train.steps} and "
+            f"config.optimizer.decay_steps {saved.optimizer.decay_steps} as they are there, or go on in a copy of the "
+            f"workdir in which no checkpoint is newer than {min(decays)}"
+        )

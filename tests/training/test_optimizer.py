@@ -125,3 +125,46 @@ def test_without_bias_correction_an_update_is_that_of_the_fine_tuning_code() -> 
 
 def flat(tree: dict[str, dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     return {f"{outer}/{inner}": np.asarray(x) for outer, leaves in tree.items() for inner, x in leaves.items()}
+
+
+def test_stable_adamw_is_the_paper_s_algorithm_2_and_a_layer_is_a_tensor() -> None:
+    """The second gradient is 100 times the first in layer 1 and in the bias, which both shrink their steps."""
+    config = OptimizerConfig(
+        name="stable_adamw", learning_rate=0.1, warmup_steps=0, clip_norm=0.0, weight_decay=0.3, beta2=0.98
+    )
+    rng = np.random.default_rng(0)
+    grads = [
+        {"encoder": {"kernel": rng.normal(size=(2, 3, 4))}, "norm": {"bias": rng.normal(size=5)}} for _ in range(3)
+    ]
+    grads[1]["encoder"]["kernel"][1] *= 100
+    grads[1]["norm"]["bias"] *= 100
+    optimizer, params = make_optimizer(config, 10), jax.tree.map(jnp.ones_like, grads[0])
+    state, schedule, shrunk = optimizer.init(params), learning_rate(config, 10), set()
+    tensors = {("encoder", 0): np.ones((3, 4)), ("encoder", 1): np.ones((3, 4)), ("norm", None): np.ones(5)}
+    moments = {place: (np.zeros_like(tensor), np.zeros_like(tensor)) for place, tensor in tensors.items()}
+    for step, grad in enumerate(grads):
+        updates, state = optimizer.update(jax.tree.map(jnp.float32, grad), state, params)
+        params = optax.apply_updates(params, updates)
+        for (group, layer), tensor in tensors.items():
+            g = grad["norm"]["bias"] if layer is None else grad["encoder"]["kernel"][layer]
+            first, second = moments[group, layer]
+            first, second = 0.9 * first + 0.1 * g, 0.98 * second + 0.02 * g**2
+            moments[group, layer] = first, second
+            corrected = second / (1 - 0.98 ** (step + 1))
+            rms = np.sqrt(np.mean(g**2 / np.maximum(corrected, 1e-16)))
+            rate = float(schedule(step)) / max(1, rms)
+            adam = first / (1 - 0.9 ** (step + 1)) / (np.sqrt(corrected) + 1e-8)
+            tensors[group, layer] = tensor - rate * (adam + 0.3 * tensor)
+            ours = params["norm"]["bias"] if layer is None else params["encoder"]["kernel"][layer]
+            np.testing.assert_allclose(ours, tensors[group, layer], rtol=1e-5)
+            shrunk |= {(step, group, layer)} if rms > 1.2 else set()
+    assert {(1, "encoder", 1), (1, "norm", None)} <= shrunk and (1, "encoder", 0) not in shrunk
+
+
+def test_warm_up_stable_decay_is_constant_and_then_falls_as_one_minus_a_square_root() -> None:
+    config = OptimizerConfig(learning_rate=2.0, warmup_steps=4, schedule="wsd", decay_steps=16)
+    at = learning_rate(config, 40)
+    np.testing.assert_array_equal([at(n) for n in (0, 1, 3, 4, 23, 24)], [0.5, 1.0, 2.0, 2.0, 2.0, 2.0])
+    np.testing.assert_allclose([at(28), at(33), at(39)], [1.0, 0.5, 2 * (1 - np.sqrt(15 / 16))], rtol=1e-6)
+    never = learning_rate(dataclasses.replace(config, decay_steps=0), 40)
+    assert {float(never(n)) for n in range(4, 41)} == {2.0}

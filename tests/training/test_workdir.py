@@ -3,19 +3,23 @@
 import dataclasses
 import json
 import os
+import shutil
 import sys
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 from etils import epath
 
+from spanbert_jax.config import Config
 from spanbert_jax.errors import UserError
 from spanbert_jax.files import make_directory, move_directory
-from spanbert_jax.training import progress
+from spanbert_jax.training import loop, progress
 from spanbert_jax.training.checkpoint import whole_steps
 from spanbert_jax.training.workdir import claim_workdir, open_workdir
-from tests.support import fake_bucket
+from tests.support import fake_bucket, runs
+from tests.support.recipes import recipe_of
 from tests.support.synthetic import small_config
 
 
@@ -28,6 +32,49 @@ def test_a_claimed_workdir_takes_changes_of_where_and_how_fast_but_not_of_what(t
         UserError, match=r"config.train.seed is 1 there and 2 now; set it as it is there, or choose another"
     ):
         open_workdir(small_config(train={"seed": 2}), str(tmp_path / "run"))
+
+
+def wsd(steps: int, decay_steps: int) -> Config:
+    """A run of Muon with a stable learning rate and a decay."""
+    train = {"steps": steps, "checkpoint_every": 2, "keep_checkpoints": 9}
+    return small_config(train=train, optimizer={"name": "muon", "schedule": "wsd", "decay_steps": decay_steps})
+
+
+def run_in(workdir: Path, config: Config) -> list[int]:
+    """Runs from the newest checkpoint in the workdir to the last step of `config`; returns the steps that were done."""
+    asked: list[int] = []
+    claim_workdir(config, open_workdir(config, str(workdir)))
+    assert loop.run(config, recipe_of(config, asked), epath.Path(workdir)).finished
+    return asked
+
+
+def test_a_decay_from_a_stable_checkpoint_is_bitwise_that_of_a_run_that_planned_it(tmp_path: Path) -> None:
+    """The decay is done in a copy of the workdir; the run of the original could go on, or decay otherwise."""
+    stable, copied, planned = (tmp_path / name for name in ("stable", "copied", "planned"))
+    assert run_in(stable, wsd(4, 0)) == [0, 1, 2, 3]
+    shutil.copytree(stable, copied)
+    assert run_in(copied, wsd(7, 3)) == [4, 5, 6]
+    assert run_in(planned, wsd(7, 3)) == [0, 1, 2, 3, 4, 5, 6]
+    one, other = (runs.params(workdir, 7) for workdir in (copied, planned))
+    assert one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
+    assert any(not np.array_equal(one[name], array) for name, array in runs.params(stable, 4).items())
+
+
+def test_a_decay_that_would_change_steps_already_done_is_refused(tmp_path: Path) -> None:
+    claim_workdir(wsd(10, 4), open_workdir(wsd(10, 4), str(tmp_path)))
+    open_workdir(wsd(20, 15), str(tmp_path))  # there is no checkpoint yet
+    for step in (4, 6):
+        (tmp_path / "checkpoints" / str(step)).mkdir(parents=True)
+    open_workdir(wsd(40, 34), str(tmp_path))
+    for config, begins in ((wsd(20, 15), 5), (wsd(5, 0), 5)):
+        with pytest.raises(UserError, match=rf"began at step 6 there and would begin at {begins} now, but the newest"):
+            open_workdir(config, str(tmp_path))
+    (tmp_path / "checkpoints" / "8").mkdir()
+    with pytest.raises(UserError, match=r"newest checkpoint is 8; .* copy of the workdir in which no .* newer than 6"):
+        open_workdir(wsd(40, 20), str(tmp_path))
+    with pytest.raises(UserError, match=r"config.optimizer.warmup_steps is 2 there and 3 now"):
+        changed = dataclasses.replace(wsd(40, 34).optimizer, warmup_steps=3)
+        open_workdir(dataclasses.replace(wsd(40, 34), optimizer=changed), str(tmp_path))
 
 
 def test_an_unclaimed_workdir_takes_any_configuration(tmp_path: Path) -> None:
