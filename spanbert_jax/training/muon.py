@@ -19,22 +19,24 @@ from spanbert_jax.config import OptimizerConfig
 # The hidden matrices: a pattern of a parameter's whole path, and a letter for each of the array's axes. The axes "i"
 # are the rows of a matrix, its inputs, and the axes "o" its columns, its outputs. Along the axes "-" lie matrices that
 # are orthogonalised one by one: layers, the queries', keys' and values' matrices, the two halves of a gated network.
-# The dense layers of the pre-training heads map hidden states to hidden states, and so are hidden matrices too.
+# The dense layers between the encoder and a head's last layer map hidden states to hidden states, and so are hidden
+# matrices too.
 MATRICES = (
     (r"encoder/attention/qkv/kernel", "-i-oo"),
     (r"encoder/attention/output/kernel", "-iio"),
     (r"encoder/mlp/up/kernel", "-io"),
     (r"encoder/mlp/up/kernel", "-i-o"),  # gated
     (r"encoder/mlp/down/kernel", "-io"),
-    (r"(mlm/dense|sbo/dense_[12])/kernel", "io"),
+    (r"(mlm/dense|sbo/dense_[12]|transform/dense|pooler)/kernel", "io"),
+    (r"spans/kernel", "iio"),
 )
-# The parameters that Adam updates: vectors, tables, and the heads of tasks, whose outputs are no hidden states.
+# The parameters that Adam updates: vectors, tables, and the last layers of tasks' heads.
 OTHERS = (
     r".*/(bias|scale)",
     r"embeddings/(word|position|token_type)",
     r"sbo/offset",
-    r"(pooler|qa_outputs|classifier)/kernel",
-    r"spans/(kernel|width|attention)",
+    r"(qa_outputs|classifier)/kernel",
+    r"spans/(width|attention)",
 )
 
 

@@ -24,6 +24,7 @@ SHAPES = {
     "mlm/dense/kernel": (EMBED, EMBED),
     "sbo/dense_1/kernel": (2 * EMBED + 5, EMBED),
     "sbo/offset": (4, 5),
+    "spans/kernel": (EMBED, 3, EMBED),
 }
 
 
@@ -65,7 +66,9 @@ def matrices_of(path: str, array: np.ndarray) -> dict[str, np.ndarray]:
         return {f"{layer}": array[layer].reshape(-1, EMBED) for layer in range(LAYERS)}
     if "up" in path:
         return {f"{layer}{part}": array[layer, :, part] for layer in range(LAYERS) for part in range(2)}
-    return {f"{layer}": array[layer] for layer in range(LAYERS)} if "down" in path else {"": array}
+    if "down" in path:
+        return {f"{layer}": array[layer] for layer in range(LAYERS)}
+    return {"": array.reshape(-1, EMBED)} if "spans" in path else {"": array}
 
 
 def newton_schulz(matrix: np.ndarray) -> np.ndarray:
@@ -115,12 +118,13 @@ def test_all_other_parameters_are_adamw_s() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_parameter_is_a_hidden_matrix_or_named_as_none(family: str) -> None:
-    heads = {"mlm": 1, "sbo": 15, "qa_outputs": 1, "pooler": 1, "classifier": 3}
+    between = "pooler" if family == "bert" else "transform"
+    heads = {"mlm": 1, "sbo": 15, "qa_outputs": 1, between: 1, "classifier": 3}
     shapes = parameters.parameter_shapes(small_config(model={"family": family}).model, VOCAB, heads)
     found = jax.tree_util.tree_leaves_with_path(shapes, is_leaf=lambda x: type(x) is tuple)
     hidden = {path_name(path) for path, shape in found if dimension_numbers(path_name(path), len(shape))}
     of_layers = ("attention/qkv", "attention/output", "mlp/up", "mlp/down")
-    of_heads = ("mlm/dense", "sbo/dense_1", "sbo/dense_2")
+    of_heads = ("mlm/dense", "sbo/dense_1", "sbo/dense_2", "pooler" if family == "bert" else "transform/dense")
     assert hidden == {f"encoder/{name}/kernel" for name in of_layers} | {f"{name}/kernel" for name in of_heads}
 
 
