@@ -17,7 +17,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import IO, NamedTuple
 
 import numpy as np
@@ -183,6 +183,21 @@ def started(sides: Mapping[str, Side], title: str) -> None:
 def median(values: list[float]) -> float:
     """The median."""
     return float(np.median(values))
+
+
+def cores_of(count: int | None) -> tuple[int, ...]:
+    """The numbers of `count` cores that this process may use, None: all of them. Raises UserError where there are
+    fewer."""
+    usable = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    count = count or len(usable)
+    if count > len(usable):
+        raise UserError(f"--cores {count}: this process may use {len(usable)}; ask for that many or fewer")
+    return tuple(usable[:count])
+
+
+def stop(number: int, frame: FrameType | None) -> None:
+    """A handler of SIGTERM that unwinds the stack, which ends the measured processes too."""
+    raise KeyboardInterrupt
 
 
 def need(module: str) -> None:

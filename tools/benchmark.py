@@ -14,14 +14,12 @@ Invariant: this module imports the libraries of a subject only when that subject
 import argparse
 import ast
 import importlib
-import os
 import signal
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from benchmarks import report
-from benchmarks.measure import ROOT, Options, Result, SideFailed
+from benchmarks.measure import ROOT, Options, Result, SideFailed, cores_of, stop
 from spanbert_jax import cli
 from spanbert_jax.errors import UserError
 
@@ -44,17 +42,13 @@ def main(argv: list[str] | None = None) -> int:
 
 def benchmark(arguments: argparse.Namespace) -> None:
     """Measures, prints and writes; raises UserError where a measured process failed."""
-    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGTERM, stop)
     try:
         results = measure(arguments)
     except SideFailed as error:
         raise UserError(f"{arguments.subject}: a measured process failed: {error}") from error
     report.show(results)
     report.save(results, arguments.json, arguments.plot, arguments.markdown)
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt  # unwinds the stack, which ends the measured processes too
 
 
 def parser() -> argparse.ArgumentParser:
@@ -155,12 +149,8 @@ def measure(arguments: argparse.Namespace) -> list[Result]:
 
 def options_of(arguments: argparse.Namespace) -> Options:
     """The options of all subjects; raises UserError where --cores asks for more cores than this process may use."""
-    usable = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
-    count = arguments.cores or len(usable)
-    if count > len(usable):
-        raise UserError(f"--cores {count}: this process may use {len(usable)}; ask for that many or fewer")
     paths = (getattr(arguments, name, Path()).resolve() for name in ("work", "text", "vocab"))
-    return Options(arguments.rounds, tuple(usable[:count]), *paths)
+    return Options(arguments.rounds, cores_of(arguments.cores), *paths)
 
 
 if __name__ == "__main__":

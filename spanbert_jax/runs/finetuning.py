@@ -82,7 +82,7 @@ def _train(
         make_directory(place, "--workdir")
         seeded = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=config.train.seed + trial))
         batches = data.task.train_batches(data.train, seeded)
-        one = _resolve(seeded, batches.steps_per_epoch)
+        one = with_steps(seeded, batches.steps_per_epoch)
         model = data.task.model(jax.default_backend())
         taken = initial_params(
             config,
@@ -149,7 +149,7 @@ def _prepare(
     return Data(task, rows[0], dev, rows[1], baseline, mark)
 
 
-def _resolve(config: Config, per_epoch: int) -> Config:
+def with_steps(config: Config, per_epoch: int) -> Config:
     """The configuration of one trial, with steps in place of epochs. per_epoch: the steps of an epoch."""
     tuning = config.finetuning
     steps = max(round(tuning.epochs * per_epoch), 1)
