@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from tests.support.synthetic import VOCAB
 COUNT = 11  # examples, so that an epoch of batches of 4 has an empty row
 SMALL = {
     "data.block_length": 32,
-    "data.lengths": 2,
+    "data.lengths": 1,
     "model.dropout": 0.0,
     "model.attention_dropout": 0.0,
     "optimizer.learning_rate": 1e-3,
@@ -79,6 +80,20 @@ KINDS = {
 }
 
 
+# A softmax does not change where all its inputs shift by as much. The gradient of these is rounding alone, of which
+# Adam makes steps of any size.
+SHIFTS = ("attention.self.key.bias", "qa_outputs.bias")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """PyTorch's threads would wait in loops for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def spec_of(kind: str, init: Path, folder: Path) -> dict[str, Any]:
     config, fields = KINDS[kind]
     data = folder / f"{kind}.{'json' if kind == 'question' else 'tsv'}"
@@ -103,10 +118,10 @@ def test_both_sides_take_the_same_steps(kind: str, init: Path, tmp_path: Path) -
     before, after = (finetuning_torch.tensors(material, params) for params in (material.params, ours.weights))
     state = theirs.weights.state_dict()
     assert after.keys() == state.keys()
-    moved = max(float(np.max(np.abs(after[name] - before[name]))) for name in after)
-    assert moved > 2e-3
     for name, tensor in after.items():
-        np.testing.assert_allclose(state[name].numpy(), tensor, rtol=0, atol=moved / 100, err_msg=name)
+        if not name.endswith(SHIFTS):
+            np.testing.assert_allclose(state[name].numpy(), tensor, rtol=0, atol=2e-5, err_msg=name)
+    assert max(float(np.max(np.abs(after[name] - before[name]))) for name in after) > 2e-3
     scores = [finetuning_side.results(material, trained) for trained in (ours, theirs)]
     assert scores[0]["metrics"] == pytest.approx(scores[1]["metrics"]) and scores[0]["guess"] == scores[1]["guess"]
     assert ours.compile_seconds > 0 == theirs.compile_seconds
