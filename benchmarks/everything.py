@@ -6,7 +6,7 @@ run.
 
 from collections.abc import Callable
 
-from benchmarks import corpus, input, padding, save, start, step
+from benchmarks import corpus, input, padding, save, start, step, window
 from benchmarks.measure import Options, Result, SideFailed
 from benchmarks.report import terminal
 from spanbert_jax.errors import UserError
@@ -32,6 +32,7 @@ def run(options: Options) -> list[Result]:
         "padding": lambda: padding.run(options),
         "input": lambda: input.run(options),
         "corpus": lambda: corpus.run(few),
+        "window": lambda: window.run(options),
         "save": lambda: save.run(few),
         "start": lambda: start.run(options),
     }

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import input, padding, peers, report, save, start, step
+from benchmarks import input, padding, peers, report, save, start, step, window
 from benchmarks.batches import VOCAB, make_batch, make_config
 from benchmarks.corpus import corpus_config
 from benchmarks.measure import Options, Result, Side, SideFailed
@@ -366,6 +366,16 @@ def test_sides_of_padding_count_pieces_and_positions(blocks: dict[str, Any]) -> 
     assert found[1]["shapes"] == [(4, 64)] and len(found[2]["shapes"]) == 2
     assert found[1]["blocks"] == found[2]["blocks"]  # an epoch, whatever the shapes
     assert 0 <= found[2]["padding"] < found[1]["padding"] < 1
+
+
+def test_both_forms_of_a_window_are_timed_and_the_banded_one_needs_less_memory() -> None:
+    spec = {"lengths": [96, 256], "rows": 1, "heads": 2, "head_dim": 8, "window": 8, "seconds": 0}
+    sizes = {}
+    for form in ("banded", "dense"):
+        facts, ask = window.start({**spec, "form": form})
+        assert len(ask({})["speeds"]) == 2 and min(ask({})["speeds"]) > 0
+        sizes[form] = facts["bytes"][1]
+    assert 0 < 2 * sizes["banded"] < sizes["dense"]
 
 
 def test_a_save_is_timed_and_leaves_nothing(tmp_path: Path) -> None:
