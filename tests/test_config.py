@@ -52,10 +52,32 @@ def test_base_and_large_are_the_published_models() -> None:
     assert slots(base) == 80
 
 
+def test_the_modern_models_have_the_published_shapes() -> None:
+    shapes = {
+        "modern_base": (22, 768, 12, 1152),
+        "modern_large": (28, 1024, 16, 2624),
+        "modern_small": (7, 256, 4, 384),
+    }
+    for name, shape in shapes.items():
+        model = configuration.from_dict(importlib.import_module(f"configs.{name}").get_config().to_dict()).model
+        assert (model.layers, model.embed, model.heads, model.mlp) == shape
+        assert (model.family, model.window, model.full_every, model.rope_theta) == ("modern", 64, 3, 160_000)
+
+
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
         ({"corpus__workers": -1}, "config.corpus.workers is -1; it must not be negative"),
+        (
+            {"model__window": 4},
+            "config.model.window is 4, and config.model.family 'bert' has 0 alone; set config.model.f",
+        ),
+        ({"model__norm_bias": False}, "config.model.norm_bias is False, and config.model.family 'bert' has True alone"),
+        ({"model__family": "modern", "model__heads": 128}, "is 1; rotary positions turn pairs of numbers"),
+        (
+            {"model__family": "modern", "data__block_length": 256},
+            "block_length 256 is over the model's longest row of 128",
+        ),
         ({"train__eval_blocks": -5}, "config.train.eval_blocks is -5; it must not be negative"),
         ({"train__seed": 2**64}, "config.train.seed is 18446744073709551616"),
         ({"train__steps": 0}, "config.train.steps is 0; it must be greater than 0"),
