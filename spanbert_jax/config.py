@@ -30,13 +30,17 @@ class CorpusConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerConfig:
-    """The vocabulary: WordPiece from a file, or SentencePiece trained on the corpus."""
+    """The vocabulary: WordPiece or any tokenizer.json from a file, or SentencePiece trained on the corpus."""
 
-    kind: str = "unigram"  # "unigram" or "bpe" (SentencePiece), or "wordpiece" (BERT)
-    vocab_file: str = ""  # wordpiece: vocab.txt, required; SentencePiece: a .model to use instead of training
+    kind: str = "unigram"  # "unigram" or "bpe" (SentencePiece), "wordpiece" (BERT), or "tokenizer_json" (any other)
+    # wordpiece: vocab.txt, and tokenizer_json: tokenizer.json, required; SentencePiece: a .model, instead of training
+    vocab_file: str = ""
     lowercase: bool = False  # wordpiece only; SpanBERT is cased
     vocab_size: int = 28_996  # pieces of a SentencePiece to train, as many as BERT's cased vocabulary has
     sample_bytes: int = 100_000_000  # of text that a SentencePiece is trained on
+    # Tasks whose examples are lists of words (entities, relations): each word of a byte-level BPE gets the space that
+    # words have inside a text. Other kinds, and other tasks, read text as the tokenizer does.
+    add_prefix_space: bool = True
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,7 +20,7 @@ from spanbert_jax.errors import UserError
 _CHOICES = {
     "corpus.document_break": ("blank_line", "file"),
     "corpus.sentences": ("sentencex", "none"),
-    "tokenizer.kind": ("unigram", "bpe", "wordpiece"),
+    "tokenizer.kind": ("unigram", "bpe", "wordpiece", "tokenizer_json"),
     "masking.scheme": ("span", "whole_word", "subword"),
     "masking.granularity": ("span", "piece"),
     "masking.boundaries": ("external", "internal"),
@@ -202,10 +202,12 @@ def _check_model(config: Config) -> None:
             f"config.init_from brings its own vocabulary, and config.tokenizer.vocab_file is "
             f"{config.tokenizer.vocab_file!r}; leave the vocab_file out"
         )
-    if config.tokenizer.kind == "wordpiece" and not config.tokenizer.vocab_file and not config.init_from:
+    files = {"wordpiece": "vocab.txt", "tokenizer_json": "tokenizer.json"}
+    kind = config.tokenizer.kind
+    if kind in files and not config.tokenizer.vocab_file and not config.init_from:
         raise UserError(
-            "config.tokenizer.kind is 'wordpiece' without a vocabulary; give one with "
-            "--config.tokenizer.vocab_file=vocab.txt, or train one with --config.tokenizer.kind=unigram"
+            f"config.tokenizer.kind is {kind!r} without a vocabulary; give one with "
+            f"--config.tokenizer.vocab_file={files[kind]}, or train one with --config.tokenizer.kind=unigram"
         )
     if config.tokenizer.lowercase and config.tokenizer.kind != "wordpiece":
         raise UserError(

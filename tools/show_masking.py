@@ -124,7 +124,7 @@ def describe_row(tokenizer: Tokenizer, row: dict[str, np.ndarray]) -> tuple[str,
     sbo = set(row["masked_positions"][predicted].tolist())
 
     def text(ids: np.ndarray, begins: np.ndarray) -> str:
-        pieces = ((" " if begin else "") + plain(tokenizer, int(id)) for id, begin in zip(ids, begins, strict=True))
+        pieces = ((" " if begin else "") + tokenizer.surface(int(id)) for id, begin in zip(ids, begins, strict=True))
         return "".join(pieces).strip()
 
     segments: list[Segment] = []
@@ -133,7 +133,7 @@ def describe_row(tokenizer: Tokenizer, row: dict[str, np.ndarray]) -> tuple[str,
         if at not in kind_at:
             special = at in (0, len(clean) - 1)
             kind = "special" if special else "boundary" if at in boundaries else "plain"
-            segments.append(Segment(kind, plain(tokenizer, int(clean[at])), bool(starts[at])))
+            segments.append(Segment(kind, tokenizer.surface(int(clean[at])), bool(starts[at])))
             at += 1
             continue
         end = at
@@ -148,12 +148,6 @@ def describe_row(tokenizer: Tokenizer, row: dict[str, np.ndarray]) -> tuple[str,
     spans = int(np.sum(np.diff(positions, prepend=-1) != 1))
     masked = f"{len(positions)} masked in {spans} spans, {len(sbo)} of them predicted by SBO as well"
     return f"{len(clean) - 2} pieces, {masked}", segments
-
-
-def plain(tokenizer: Tokenizer, id: int) -> str:
-    """A piece without the mark ("##" or "▁") that says whether it begins a word."""
-    piece = tokenizer.piece(id)
-    return piece.removeprefix("##").removeprefix("▁")
 
 
 def print_rows(console: Console, rows: list[tuple[str, list[Segment]]]) -> None:

@@ -76,7 +76,8 @@ def write_export(export: Export, directory: Path, dtype: str, encoder_only: bool
     write_tokenizer(export.tokenizer, directory, export.model.max_length)
     training = {**export.training, "tokenizer_fingerprint": export.tokenizer.fingerprint}
     _write_json(directory / "spanbert_jax.json", training)
-    card = model_card(export.name, name, fields, training, bool(sbo), "pooler" in kept)
+    mask = export.tokenizer.piece(export.tokenizer.mask_id)
+    card = model_card(export.name, name, fields, training, bool(sbo), "pooler" in kept, mask)
     (directory / "README.md").write_text(card, encoding="utf-8")
     return name, groups
 

@@ -75,11 +75,13 @@ def model_card(
     training: Mapping[str, Any],
     has_sbo: bool,
     has_pooler: bool,
+    mask: str,
 ) -> str:
     """The card's text.
 
     name: the directory, or the model's name on the Hub. architecture: transformers' class. fields: those of
-    config.json. training: those of spanbert_jax.json. has_pooler: whether a trained pooler was written.
+    config.json. training: those of spanbert_jax.json. has_pooler: whether a trained pooler was written. mask: the name of the mask
+    in text.
     """
     config: Mapping[str, Any] = training.get("config", {})
     if training.get("task", "pretraining") != "pretraining":  # Fine-tuning does not read these sections.
@@ -93,7 +95,7 @@ def model_card(
         "tags": ["bert", "spanbert", "spanbert_jax"],
     }
     front = [f"{key}: {json.dumps(value)}" for key, value in matter.items() if value]
-    use = _USES[architecture].replace('"DIRECTORY"', json.dumps(name, ensure_ascii=False))
+    use = _USES[architecture].replace("[MASK]", mask).replace('"DIRECTORY"', json.dumps(name, ensure_ascii=False))
     sizes = (
         f"BERT with {fields['num_hidden_layers']} layers of width {fields['hidden_size']}, "
         f"{fields['num_attention_heads']} attention heads, {fields['vocab_size']:,} rows in the word table, texts "

@@ -2,8 +2,8 @@
 
 Invariant: with the files written here, `tokenizers` and transformers give our ids. The exception are the names of
 special pieces in text: both libraries read "[MASK]" in text as the mask, as a user of theirs needs, and we read it as
-text. WordPiece has no other exception. SentencePiece has rare ones, which `differing` finds (2 lines in 100,000 of
-English Wikipedia and novels):
+text. WordPiece and a tokenizer.json have no other exception. SentencePiece has rare ones, which `differing` finds (2
+lines in 100,000 of English Wikipedia and novels):
   - `tokenizers` applies SentencePiece's character map to graphemes, not characters. It drops or leaves the characters
     that the map does not join: a letter with two or more separate combining marks, a mark after a character that the
     map changes, unjoined Hangul, half-width kana with a separate sound mark;
@@ -23,60 +23,105 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from spanbert_jax.errors import UserError
 from spanbert_jax.text import wordpiece
 from spanbert_jax.text.tokenizer import VOCABULARY_FILES, Tokenizer
+from spanbert_jax.text.tokenizer_files import CONFIG_FILE, ROLES, TOKENIZER_FILE, prefix_space
+from spanbert_jax.text.tokenizer_json import KIND, JsonSettings, whole_engine
+from spanbert_jax.text.wordpiece import WordPieceSettings
 
-TOKENIZER_FILE, CONFIG_FILE = "tokenizer.json", "tokenizer_config.json"
 _SPACE = "▁"
 _NORMAL, _USER_DEFINED = 1, 4  # ModelProto.SentencePiece.Type
 
 
-def write_tokenizer(tokenizer: Tokenizer, directory: Path, max_length: int) -> None:
+def write_tokenizer(tokenizer: Tokenizer, directory: Path, max_length: int, token_types: bool = True) -> None:
     """Writes tokenizer.json, tokenizer_config.json and vocab.txt or spiece.model into an existing directory.
 
-    max_length: the most ids, special ones included, that transformers keeps when it truncates.
+    max_length: the most ids, special ones included, that transformers keeps when it truncates. token_types: whether the
+    model reads token_type_ids, 1 for the second of two texts.
     Raises UserError, before anything is written, for a SentencePiece model that tokenizer.json cannot express.
     """
-    if tokenizer.kind == "wordpiece":
-        lines = wordpiece.read_vocabulary(tokenizer.vocabulary, VOCABULARY_FILES["wordpiece"])
-        engine = wordpiece.engine(lines, tokenizer.lowercase, tokenizer.settings)
+    names = dict(zip(ROLES, map(tokenizer.piece, _special_ids(tokenizer)), strict=True))
+    if isinstance(tokenizer.settings, JsonSettings):
+        content = _serialised(tokenizer, tokenizer.settings, token_types)
     else:
-        engine = _sentencepiece(tokenizer)
-    names = _special_names(tokenizer)
-    # SentencePiece's pieces begin with their space, so the space before a mask belongs to the masked piece (lstrip).
-    engine.add_special_tokens(
-        [
-            tokenizers.AddedToken(
-                name, special=True, normalized=False, lstrip=role == "mask_token" and tokenizer.kind != "wordpiece"
-            )
-            for role, name in names.items()
-        ]
-    )
-    cls, sep = names["cls_token"], names["sep_token"]
-    engine.post_processor = processors.TemplateProcessing(
-        single=f"{cls}:0 $A:0 {sep}:0",
-        pair=f"{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1",
-        special_tokens=[(cls, tokenizer.cls_id), (sep, tokenizer.sep_id)],
-    )
+        content = _converted(tokenizer, names)
     # transformers rebuilds a BertTokenizer from the vocabulary and the settings below. clean_text is not among these
     # settings, so a tokenizer without it needs the other class, which takes tokenizer.json as it is.
-    rebuilt = tokenizer.kind == "wordpiece" and tokenizer.settings.clean_text
+    rebuilt = isinstance(tokenizer.settings, WordPieceSettings) and tokenizer.settings.clean_text
     config: dict[str, Any] = {
-        "tokenizer_class": "BertTokenizer" if rebuilt else "PreTrainedTokenizerFast",
+        "tokenizer_class": "BertTokenizer" if tokenizer.kind == "wordpiece" and rebuilt else "PreTrainedTokenizerFast",
         "model_max_length": max_length,
-        "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
+        "model_input_names": ["input_ids", *(["token_type_ids"] if token_types else []), "attention_mask"],
         "padding_side": "right",
         "clean_up_tokenization_spaces": False,
         **names,
     }
-    if tokenizer.kind == "wordpiece":
+    if tokenizer.kind == "wordpiece" and isinstance(tokenizer.settings, WordPieceSettings):
         settings = tokenizer.settings
         config |= {
             "do_lower_case": tokenizer.lowercase,
             "strip_accents": settings.strip_accents,  # null: as do_lower_case
             "tokenize_chinese_chars": settings.handle_chinese_chars,
         }
+    space = prefix_space(json.loads(content)) if tokenizer.kind == KIND else None
+    if space is not None:
+        config["add_prefix_space"] = space  # transformers 4 sets it in the tokenizer.json, to false where it is missing
     (directory / VOCABULARY_FILES[tokenizer.kind]).write_bytes(tokenizer.vocabulary)
-    (directory / TOKENIZER_FILE).write_text(engine.to_str(pretty=True) + "\n", encoding="utf-8")
+    (directory / TOKENIZER_FILE).write_bytes(content)
     (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _converted(tokenizer: Tokenizer, names: dict[str, str]) -> bytes:
+    """The tokenizer.json of a WordPiece or a SentencePiece. names: role -> the special piece's name."""
+    if isinstance(tokenizer.settings, WordPieceSettings) and tokenizer.kind == "wordpiece":
+        lines = wordpiece.read_vocabulary(tokenizer.vocabulary, VOCABULARY_FILES["wordpiece"])
+        engine = wordpiece.engine(lines, tokenizer.lowercase, tokenizer.settings)
+    else:
+        engine = _sentencepiece(tokenizer)
+    _add_special(engine, list(names.values()), names["mask_token"] if tokenizer.kind != "wordpiece" else "")
+    engine.post_processor = _template(tokenizer)
+    return (engine.to_str(pretty=True) + "\n").encode()
+
+
+def _serialised(tokenizer: Tokenizer, settings: JsonSettings, token_types: bool) -> bytes:
+    """The tokenizer.json as it is given. It is written anew where other files add pieces, where it does not find the
+    special pieces in text, and where its rows are not those that the model is trained on, [CLS] A [SEP] B [SEP]."""
+    engine = whole_engine(tokenizer.vocabulary, settings, VOCABULARY_FILES[KIND])
+    found = {token.content for token in engine.get_added_tokens_decoder().values() if token.special}
+    hidden = [name for name in settings.special if name not in found]
+    is_ours = _has_our_rows(engine, tokenizer, token_types)
+    if is_ours and not hidden and not settings.added:
+        return tokenizer.vocabulary
+    by_word = isinstance(engine.model, models.WordPiece | models.WordLevel)
+    _add_special(engine, hidden, "" if by_word else settings.special[-1])
+    if not is_ours:
+        engine.post_processor = _template(tokenizer)
+    return (engine.to_str(pretty=True) + "\n").encode()
+
+
+def _add_special(engine: tokenizers.Tokenizer, names: Sequence[str], strips: str) -> None:
+    """Lets the engine find special pieces in text. strips: the piece that takes the space before it, since pieces that
+    begin with their space leave a masked word's space to its mask."""
+    engine.add_special_tokens(
+        [tokenizers.AddedToken(name, special=True, normalized=False, lstrip=name == strips) for name in names]
+    )
+
+
+def _template(tokenizer: Tokenizer) -> processors.TemplateProcessing:
+    """[CLS] A [SEP] B [SEP], with type 1 for B and the [SEP] after it."""
+    cls, sep = tokenizer.piece(tokenizer.cls_id), tokenizer.piece(tokenizer.sep_id)
+    return processors.TemplateProcessing(
+        single=f"{cls}:0 $A:0 {sep}:0",
+        pair=f"{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1",
+        special_tokens=[(cls, tokenizer.cls_id), (sep, tokenizer.sep_id)],
+    )
+
+
+def _has_our_rows(engine: tokenizers.Tokenizer, tokenizer: Tokenizer, token_types: bool) -> bool:
+    a = engine.encode("a", add_special_tokens=False).ids
+    cls, sep = tokenizer.cls_id, tokenizer.sep_id
+    one, two = engine.encode("a"), engine.encode("a", "a")
+    types = [0] * (len(a) + 2) + [1] * (len(a) + 1)
+    ids = one.ids == [cls, *a, sep] and two.ids == [cls, *a, sep, *a, sep]
+    return ids and (not token_types or two.type_ids == types)
 
 
 def differing(tokenizer: Tokenizer, directory: Path, lines: Sequence[str]) -> list[tuple[str, list[int], list[int]]]:
@@ -94,14 +139,8 @@ def differing(tokenizer: Tokenizer, directory: Path, lines: Sequence[str]) -> li
     return [(line, a, b) for line, a, b in zip(lines, ours, theirs, strict=True) if a != b]
 
 
-def _special_names(tokenizer: Tokenizer) -> dict[str, str]:
-    return {
-        "pad_token": tokenizer.piece(tokenizer.pad_id),
-        "unk_token": tokenizer.piece(tokenizer.unk_id),
-        "cls_token": tokenizer.piece(tokenizer.cls_id),
-        "sep_token": tokenizer.piece(tokenizer.sep_id),
-        "mask_token": tokenizer.piece(tokenizer.mask_id),
-    }
+def _special_ids(tokenizer: Tokenizer) -> list[int]:
+    return [tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id]
 
 
 def _sentencepiece(tokenizer: Tokenizer) -> tokenizers.Tokenizer:

@@ -11,11 +11,8 @@ from pathlib import Path
 
 import tokenizers
 from tokenizers.models import WordPiece
-from tokenizers.normalizers import BertNormalizer
-from tokenizers.pre_tokenizers import BertPreTokenizer
 
-from spanbert_jax.convert.tokenizer_export import CONFIG_FILE, TOKENIZER_FILE
-from spanbert_jax.convert.tokenizer_json import TokenizerFiles, added_pieces, check_class, listed_pieces, setting
+from spanbert_jax.convert.wordpiece_files import added_pieces, rebuilds_bert, setting, unlike_bert
 from spanbert_jax.errors import UserError
 from spanbert_jax.text import wordpiece
 from spanbert_jax.text.tokenizer import (
@@ -26,6 +23,16 @@ from spanbert_jax.text.tokenizer import (
     load_tokenizer,
     sentencepiece_from_model,
 )
+from spanbert_jax.text.tokenizer_files import (
+    CONFIG_FILE,
+    TOKENIZER_FILE,
+    TokenizerFiles,
+    listed_pieces,
+    prefix_space,
+    refuse_code,
+    serialised_tokenizer,
+)
+from spanbert_jax.text.tokenizer_json import read_engine
 from spanbert_jax.text.wordpiece import WordPieceSettings
 
 # A vocabulary with capitals in a larger share of its pieces is cased. In BERT's cased English vocabulary 29% of the
@@ -39,18 +46,41 @@ def read_tokenizer(source: Path) -> tuple[Tokenizer, tuple[str, ...]]:
 
     source: a model's directory, or one file: a vocab.txt, a SentencePiece .model or a tokenizer.json. In a directory
     the first of these counts: the tokenizer that spanbert_tokenizer.json names, spiece.model, the only *.model,
-    vocab.txt, a tokenizer.json that holds a WordPiece. Casing, settings and added pieces come from the files beside the
-    vocabulary. Raises UserError where there is no vocabulary, or where our tokenizers would give other ids.
+    vocab.txt, tokenizer.json. Where SentencePiece or BERT's WordPiece would give other ids than the files ask for,
+    tokenizer.json counts. Casing, settings, special and added pieces come from the files beside the vocabulary. Raises
+    UserError where there is no vocabulary, or none that can be followed.
     """
     if (source / METADATA_FILE).exists():
         return load_tokenizer(source), ()
     path = _find_vocabulary(source) if source.is_dir() else source
     described = TokenizerFiles.beside(path)
     if path.suffix == ".model":
-        tokenizer = sentencepiece_from_model(path)
-        _check_sentencepiece_added(tokenizer, path, described)
+        try:
+            tokenizer = sentencepiece_from_model(path)
+            _check_sentencepiece_added(tokenizer, path, described)
+        except UserError:  # for example because the special pieces are not BERT's, as in XLM-RoBERTa
+            if not source.is_dir() or not described.serialised:
+                raise
+            return _read_json(described)
         return tokenizer, ()
-    return _read_wordpiece(path, described)
+    return _read_words(path, described, source.is_dir())
+
+
+def _read_json(described: TokenizerFiles) -> tuple[Tokenizer, tuple[str, ...]]:
+    """The tokenizer of the tokenizer.json, and lines for people."""
+    tokenizer = serialised_tokenizer(described)
+    special = (tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id)
+    names = ", ".join(f"{tokenizer.piece(i)} {i}" for i in special)
+    notes = [f"Text: as {described.path.name} says, a {described.model_type} model; special pieces {names}"]
+    if rebuilds_bert(described):
+        notes.append(
+            f"Text: transformers 5 reads the pieces of {described.path.name} alone and splits text as BERT does, "
+            "because of the tokenizer's class; this program follows the file, as transformers 4 did"
+        )
+    said, there = described.config.get("add_prefix_space"), prefix_space(described.serialised)
+    if said is not None and there is not None and bool(said) != there:
+        notes.append(f"Text: {described.path.name} contradicts add_prefix_space in {CONFIG_FILE}, and counts")
+    return tokenizer, tuple(notes)
 
 
 def _find_vocabulary(directory: Path) -> Path:
@@ -69,22 +99,42 @@ def _find_vocabulary(directory: Path) -> Path:
     )
 
 
-def _read_wordpiece(path: Path, described: TokenizerFiles) -> tuple[Tokenizer, tuple[str, ...]]:
-    engine = _read_engine(described.directory / TOKENIZER_FILE) if described.serialised else None
-    check_class(described)
-    if path.name == TOKENIZER_FILE:
+def _read_words(path: Path, described: TokenizerFiles, may_choose: bool) -> tuple[Tokenizer, tuple[str, ...]]:
+    """BERT's WordPiece of a vocab.txt or a tokenizer.json; where the files are not BERT's, that of the tokenizer.json.
+
+    may_choose: whether the tokenizer.json may be read where `path` is a vocab.txt.
+    """
+    engine = read_engine(described.path.read_bytes(), str(described.path)) if described.serialised else None
+    refuse_code(described)
+    reason = unlike_bert(described, engine)
+    if path == described.path:
         if engine is None:
             raise UserError(f"{path} holds no tokenizer; give the vocab.txt that the model was trained with")
+        if reason:
+            return _read_json(described)
         vocabulary = _vocabulary_of(engine, path)
-        pieces = wordpiece.read_vocabulary(vocabulary, str(path))
-    else:
-        try:
-            vocabulary = path.read_bytes()
-        except OSError as error:
-            raise UserError(f"cannot read {path} ({error.strerror}); it should be a vocab.txt") from error
-        pieces = wordpiece.read_vocabulary(vocabulary, str(path))
-        if engine is not None:
-            _check_same(pieces, engine, path)
+        return _wordpiece(path, described, vocabulary, wordpiece.read_vocabulary(vocabulary, str(path)), engine)
+    try:
+        vocabulary = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror}); it should be a vocab.txt") from error
+    pieces = wordpiece.read_vocabulary(vocabulary, str(path))
+    if engine is not None and isinstance(engine.model, WordPiece):
+        _check_same(pieces, engine, path)
+    if reason and engine is None:
+        raise UserError(
+            f"{reason}; without a {TOKENIZER_FILE} only BERT's tokenizer can be followed: let transformers write one, "
+            "AutoTokenizer.from_pretrained(DIRECTORY).save_pretrained(DIRECTORY)"
+        )
+    if reason and not may_choose:
+        raise UserError(f"{reason}, so {path.name} alone does not say how text is read; give {described.path}")
+    return _read_json(described) if reason else _wordpiece(path, described, vocabulary, pieces, engine)
+
+
+def _wordpiece(
+    path: Path, described: TokenizerFiles, vocabulary: bytes, pieces: Sequence[str], engine: tokenizers.Tokenizer | None
+) -> tuple[Tokenizer, tuple[str, ...]]:
+    """BERT's WordPiece with the pieces of a vocabulary, and the settings that the files have."""
     serialised = _settings_of(engine)
     lowercase, why = _lowercase(pieces, described, serialised["do_lower_case"])
     accents = setting(described, "strip_accents", serialised["strip_accents"])
@@ -127,42 +177,6 @@ def _notes(settings: WordPieceSettings, why: str) -> Iterator[str]:
         names = ", ".join(repr(piece.content) for piece in settings.added[:5])
         more = ", ..." if len(settings.added) > 5 else ""
         yield f"Added: {len(settings.added)} pieces that are found in text as a whole: {names}{more}"
-
-
-def _read_engine(path: Path) -> tokenizers.Tokenizer:
-    """The tokenizer in a tokenizer.json of any version; raises UserError where it is not BERT's."""
-    try:
-        engine = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing narrower
-        raise UserError(
-            f"{path}: the tokenizers library cannot read it ({error}); give the vocab.txt that the model was trained "
-            "with, in a directory of its own, --vocab FILE"
-        ) from error
-    model = engine.model
-    if not isinstance(model, WordPiece):
-        raise UserError(
-            f"{path} holds a {type(model).__name__} model; only BERT's WordPiece can be read from there: give the "
-            "vocab.txt or the SentencePiece .model that the model was trained with, --vocab FILE"
-        )
-    found = {
-        "unk_token": (model.unk_token, wordpiece.UNKNOWN),
-        "continuing_subword_prefix": (model.continuing_subword_prefix, wordpiece.CONTINUES),
-        "max_input_chars_per_word": (model.max_input_chars_per_word, wordpiece.MAX_WORD),
-    }
-    for name, (value, expected) in found.items():
-        if value != expected:
-            raise UserError(f"{path}: {name} is {value!r}; only BERT's {expected!r} can be followed")
-    steps = (
-        ("normalizer", engine.normalizer, BertNormalizer),
-        ("pre_tokenizer", engine.pre_tokenizer, BertPreTokenizer),
-    )
-    for name, step, expected_step in steps:
-        if not isinstance(step, expected_step):
-            raise UserError(
-                f"{path}: its {name} is {step!r}; only {expected_step.__name__} can be followed, and with another "
-                "one this program would give other ids than the model was trained on"
-            )
-    return engine
 
 
 def _vocabulary_of(engine: tokenizers.Tokenizer, path: Path) -> bytes:

@@ -44,6 +44,7 @@ from spanbert_jax.text.documents import Document, hash_text, in_share
 from spanbert_jax.text.packing import FEATURE
 from spanbert_jax.text.sentences import split_sentences
 from spanbert_jax.text.tokenizer import Tokenizer, sentencepiece_from_model, wordpiece_from_vocab
+from spanbert_jax.text.tokenizer_files import tokenizer_json_from_file
 from spanbert_jax.version import VERSION
 
 SHARD_RECORDS = 262_144  # about 300 MB
@@ -136,6 +137,8 @@ def tokenizer_from_file(wanted: TokenizerConfig) -> Tokenizer | None:
         return None
     if wanted.kind == "wordpiece":
         return wordpiece_from_vocab(wanted.vocab_file, wanted.lowercase)
+    if wanted.kind == "tokenizer_json":
+        return tokenizer_json_from_file(wanted.vocab_file)
     return sentencepiece_from_model(wanted.vocab_file)
 
 

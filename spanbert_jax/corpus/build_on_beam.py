@@ -36,9 +36,10 @@ from spanbert_jax.corpus.vocabulary_fit import check_fit
 from spanbert_jax.errors import UserError
 from spanbert_jax.text.block_making import BlockMaker
 from spanbert_jax.text.documents import Document
-from spanbert_jax.text.tokenizer import Tokenizer, load_tokenizer
+from spanbert_jax.text.tokenizer import METADATA_FILE as TOKENIZER_METADATA
+from spanbert_jax.text.tokenizer import VOCABULARY_FILES, Tokenizer, load_tokenizer
 
-_TOKENIZER_FILES = ("spanbert_tokenizer.json", "vocab.txt", "spiece.model")
+_TOKENIZER_FILES = (TOKENIZER_METADATA, *sorted(set(VOCABULARY_FILES.values())))
 _LOCAL_RUNNERS = ("", "DirectRunner", "FnApiRunner")
 _SAMPLE_CHARS = 400_000  # of text, on which the vocabulary is tried
 

@@ -62,7 +62,7 @@ def run(kind: type[FineTuning[ExampleT, ModelT]], config: Config, path: str) -> 
         config = adopt(config, epath.Path(path), start)
         sharding.mesh_of(config)
         workdir = open_workdir(config, path)
-        tokenizer = _tokenizer(config, Path(workdir), start)
+        tokenizer = _tokenizer(kind, config, Path(workdir), start)
         prepare = functools.partial(_prepare, kind, config, tokenizer, Path(workdir) / "rows")
         data = together("prepare the data", prepare)
         claim_workdir(config, workdir)
@@ -103,10 +103,12 @@ def _train(
     return results
 
 
-def _tokenizer(config: Config, workdir: Path, start: StartingWeights) -> Tokenizer:
+def _tokenizer(
+    kind: type[FineTuning[ExampleT, ModelT]], config: Config, workdir: Path, start: StartingWeights
+) -> Tokenizer:
     """The vocabulary of the weights in `init_from`, or the given one, copied into the workdir.
 
-    A run that goes on reads the copy. A copy that was left by a start that failed before it claimed the workdir is
+    For a task that reads words, the copy has a prefix space, unless the configuration wants none. A run that goes on reads the copy. A copy that was left by a start that failed before it claimed the workdir is
     replaced.
     """
     kept = workdir / "tokenizer"
@@ -115,6 +117,8 @@ def _tokenizer(config: Config, workdir: Path, start: StartingWeights) -> Tokeniz
         if not (kept.exists() and (workdir / "config.json").exists()):
             tokenizer = given_tokenizer(config, start)
             assert tokenizer is not None  # config_check requires one
+            if kind.reads_words and config.tokenizer.add_prefix_space:
+                tokenizer = tokenizer.with_prefix_space()
             shutil.rmtree(kept, ignore_errors=True)
             with new_directory(kept, "--workdir") as aside:
                 tokenizer.save(aside)

@@ -56,7 +56,7 @@ print(hidden_states.shape)
 """
 STABLEHLO_PREDICT = 'logits = np.asarray(functions["predict"](params, *inputs))\n'
 STABLEHLO_ANSWER = {
-    "BertForMaskedLM": """row, position = np.argwhere(inputs[0] == tokenizer.token_to_id("[MASK]"))[0]
+    "BertForMaskedLM": """row, position = np.argwhere(inputs[0] == tokenizer.token_to_id($mask))[0]
 print(tokenizer.id_to_token(int(logits[row, position].argmax())))
 """,
     "BertForQuestionAnswering": """scores = logits[0, :, 0][:, None] + logits[0, :, 1][None, :]  # [first, last]
@@ -90,13 +90,18 @@ print(logits.shape)
 
 def lines_of_python(model: Model, kind: str, directory: Path, name: str) -> str:
     """Python that loads and calls the export. directory: where it lies now; name: its directory's later name."""
-    texts = TEXTS.get(model.architecture, OTHER_TEXTS)
+    mask = model.tokenizer.piece(model.tokenizer.mask_id)
+    texts = [
+        text.replace("[MASK]", mask) if isinstance(text, str) else text
+        for text in TEXTS.get(model.architecture, OTHER_TEXTS)
+    ]
     tokenizer = tokenizers.Tokenizer.from_file(str(directory / TOKENIZER_FILE))
     tokenizer.enable_truncation(model.max_length)
     tokenizer.enable_padding(pad_id=model.tokenizer.pad_id)
     encodings = tokenizer.encode_batch(texts)
     values = {
         "name": name,
+        "mask": mask,
         "max_length": model.max_length,
         "pad_id": model.tokenizer.pad_id,
         "texts": texts,

@@ -86,6 +86,7 @@ class FineTuning(abc.ABC, Generic[ExampleT, ModelT]):
     settings: ClassVar[tuple[str, ...]]
     best: str  # the metric whose highest value decides which checkpoint is kept
     padding: ClassVar[Mapping[str, int]] = {}  # ragged column -> padding that is not 0
+    reads_words: ClassVar[bool] = False  # whether `row_maker` encodes each word of an example by itself
     # The fields of a batch that `outputs` reads, all int32: name -> number of axes, 1 for [batch], 2 for [batch,
     # length].
     inputs: ClassVar[Mapping[str, int]] = {"input_ids": 2, "lengths": 1, "token_type_ids": 2}

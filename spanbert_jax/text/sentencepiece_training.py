@@ -17,7 +17,8 @@ from collections.abc import Iterable, Iterator
 import sentencepiece
 
 from spanbert_jax.errors import UserError
-from spanbert_jax.text.tokenizer import CJK, Tokenizer, is_own_word
+from spanbert_jax.text.tokenizer import Tokenizer
+from spanbert_jax.text.wordpiece import CJK, is_own_word
 
 _DELIMITER = "\ue000"  # private use; marks, in training text only, where no piece may cross
 # These characters are always pieces, even rare ones: a mark that falls back to bytes would be no word of its own.

@@ -1,15 +1,14 @@
-"""Text to pieces and back: BERT's WordPiece and SentencePiece behind one class.
+"""Text to pieces and back: BERT's WordPiece, SentencePiece and any tokenizer.json behind one class.
 
 Invariant: no text can produce a special id. "[CLS]" or "[MASK]" written in text is split like any other text.
-(transformers' BertTokenizer turns such text into the special id, which is the one intended difference.) The three
+(transformers turns such text into the special id, which is the one intended difference.) The three
 boolean tables of `Tokenizer` hold all that masking needs to know about words.
 """
 
 import hashlib
 import json
 import re
-import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +17,20 @@ import sentencepiece
 
 from spanbert_jax.errors import UserError
 from spanbert_jax.files import written_aside
-from spanbert_jax.text import wordpiece
-from spanbert_jax.text.wordpiece import WordPieceSettings
+from spanbert_jax.text import tokenizer_json, wordpiece
+from spanbert_jax.text.tokenizer_json import JsonEngine, JsonSettings
+from spanbert_jax.text.wordpiece import WordPieceSettings, is_own_word
 
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # in the order of Tokenizer's pad_id, unk_id, ..., mask_id
 METADATA_FILE = "spanbert_tokenizer.json"
-VOCABULARY_FILES = {"wordpiece": "vocab.txt", "unigram": "spiece.model", "bpe": "spiece.model"}
+VOCABULARY_FILES = {
+    "wordpiece": "vocab.txt",
+    "unigram": "spiece.model",
+    "bpe": "spiece.model",
+    tokenizer_json.KIND: "tokenizer.json",
+}
 _SPACE = "▁"  # SentencePiece's mark of a word's beginning
-CJK = (
-    (0x3400, 0x4DBF),
-    (0x4E00, 0x9FFF),
-    (0xF900, 0xFAFF),
-    (0x20000, 0x2A6DF),
-    (0x2A700, 0x2CEAF),
-    (0x2F800, 0x2FA1F),
-)  # the blocks that BERT's BasicTokenizer sets apart
+_SENTENCEPIECE = ("unigram", "bpe")
 _BERT = WordPieceSettings()
 
 
@@ -40,16 +38,20 @@ class Tokenizer:
     """Text to ids. Equal vocabularies and settings give equal tokenizers in every process; a pickle holds only these.
 
     Attributes:
-      kind: "wordpiece", "unigram" or "bpe".
+      kind: "wordpiece" (BERT's), "unigram" or "bpe" (SentencePiece), or "tokenizer_json" (any other tokenizer of the
+        `tokenizers` library).
       lowercase: WordPiece only: text is lowercased, and stripped of accents unless the settings say otherwise.
-      settings: WordPiece only: how text becomes words, and the pieces that are added to those of the vocabulary file.
+      settings: WordPiece: how text becomes words, and the pieces that are added to those of the vocabulary file. A
+        tokenizer.json: the special pieces' names, and the pieces that other files add.
       vocabulary: the bytes of the vocabulary file.
       vocab_size: the number of ids, added pieces included.
       pad_id, unk_id, cls_id, sep_id, mask_id: the special ids.
       fingerprint: sha256, in hex, of all that the ids depend on.
       starts_word: bool[vocab_size], whether the piece begins a word.
       ends_word: bool[vocab_size], whether the next piece begins a word in any case (after punctuation and CJK).
-      joins_next: bool[vocab_size], whether the next piece never begins a word (after SentencePiece's lone "▁").
+      joins_next: bool[vocab_size], whether the next piece never begins a word (after white space alone, as
+        SentencePiece's lone "▁").
+      marks_words: whether these three tables hold. They do not where the pieces do not show where words begin.
     """
 
     def __init__(
@@ -58,29 +60,33 @@ class Tokenizer:
         vocabulary: bytes,
         lowercase: bool = False,
         source: str = "the vocabulary",
-        settings: WordPieceSettings = _BERT,
+        settings: WordPieceSettings | JsonSettings = _BERT,
     ) -> None:
         """Raises UserError, naming `source`, where the bytes are no vocabulary of that kind."""
         self.kind, self.lowercase, self.vocabulary, self.settings = kind, lowercase, vocabulary, settings
-        if kind == "wordpiece":
+        self._json: JsonEngine | None = None
+        if isinstance(settings, JsonSettings):
+            self._json = JsonEngine(vocabulary, settings, source)
+            self._engine: Any = self._json.of_text
+            special_ids, self._pieces, boundaries = self._json.special_ids, self._json.pieces, self._json.boundaries
+        elif kind == "wordpiece":
             lines = wordpiece.read_vocabulary(vocabulary, source)
             special_ids = _wordpiece_special_ids(lines, source)
-            self._engine: Any = wordpiece.engine(lines, lowercase, settings)
+            self._engine = wordpiece.engine(lines, lowercase, settings)
             self._pieces = wordpiece.all_pieces(lines, settings)
-            tables: Callable[[str], tuple[bool, bool, bool]] = _wordpiece_boundaries
+            boundaries = np.array([_wordpiece_boundaries(piece) for piece in self._pieces], dtype=np.bool_)
         else:
             self._engine = _sentencepiece_engine(vocabulary, source)
             special_ids = _sentencepiece_special_ids(self._engine, source)
             self._pieces = [self._engine.id_to_piece(i) for i in range(len(self._engine))]
-            tables = _sentencepiece_boundaries
+            boundaries = np.array([_sentencepiece_boundaries(piece) for piece in self._pieces], dtype=np.bool_)
+            boundaries[special_ids[1]] = False  # An unknown character is taken as part of the word around it.
         self.vocab_size = len(self._pieces)
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = special_ids
         unusual = "" if settings == _BERT else " " + json.dumps(settings.to_dict())
         self.fingerprint = hashlib.sha256(f"{kind} lowercase={lowercase}{unusual}\n".encode() + vocabulary).hexdigest()
-        boundaries = np.array([tables(piece) for piece in self._pieces], dtype=np.bool_)  # [vocab, 3]
-        if kind != "wordpiece":
-            boundaries[self.unk_id] = False  # An unknown character is taken as part of the word around it.
-        self.starts_word, self.ends_word, self.joins_next = np.ascontiguousarray(boundaries.T)
+        self.starts_word, self.ends_word, self.joins_next = np.ascontiguousarray(boundaries.T)  # from [vocab, 3]
+        self.marks_words = self._json.marks_words if self._json else True
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Tokenizer, (self.kind, self.vocabulary, self.lowercase, "the vocabulary", self.settings)
@@ -91,34 +97,55 @@ class Tokenizer:
 
     def tokenize_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of every text, without [CLS] and [SEP]; faster than `tokenize` of each."""
-        if self.kind == "wordpiece":
-            return [e.ids for e in self._engine.encode_batch_fast(texts, add_special_tokens=False)]
-        return self._engine.encode(texts, num_threads=1)
+        if self.kind in _SENTENCEPIECE:
+            return self._engine.encode(texts, num_threads=1)
+        return [e.ids for e in self._engine.encode_batch_fast(texts, add_special_tokens=False)]
 
     def tokenize_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """The ids, and for each id the (start, end) of its characters in `text`, without surrounding white space.
 
-        Where SentencePiece falls back to bytes, a character belongs to its last byte; the offsets of the others are
-        empty.
+        Where SentencePiece falls back to bytes, or the pieces of a tokenizer.json share a character, the character
+        belongs to the last of them; the offsets of the others are empty.
         """
-        if self.kind == "wordpiece":
-            encoding = self._engine.encode(text, add_special_tokens=False)
-            if not self.settings.added:
-                return encoding.ids, encoding.offsets
-            return encoding.ids, [_strip(text, start, end) for start, end in encoding.offsets]
-        mapping = self._engine.encode_as_offset_mapping(text)
-        return mapping["ids"], [_strip(text, start, end) for start, end in mapping["offsets"]]
+        if self.kind in _SENTENCEPIECE:
+            mapping = self._engine.encode_as_offset_mapping(text)
+            return mapping["ids"], [_strip(text, start, end) for start, end in mapping["offsets"]]
+        encoding = self._engine.encode(text, add_special_tokens=False)
+        if self._json:
+            return encoding.ids, _disjoint(text, encoding.offsets)
+        if not self.settings.added:
+            return encoding.ids, encoding.offsets
+        return encoding.ids, [_strip(text, start, end) for start, end in encoding.offsets]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, without special pieces other than [UNK]; with SentencePiece, the normalised text exactly."""
-        if self.kind != "wordpiece":
+        if self.kind in _SENTENCEPIECE:
             return self._engine.decode([int(i) for i in ids])
+        if self._json:
+            kept = [int(i) for i in ids if i not in self._json.silent]
+            return self._json.whole.decode(kept, skip_special_tokens=False)
         special = {self.pad_id, self.cls_id, self.sep_id, self.mask_id}
         return self._engine.decode([int(i) for i in ids if i not in special])
 
     def piece(self, id: int) -> str:
-        """The piece as the vocabulary writes it ("##ing", "▁the")."""
+        """The piece as the vocabulary writes it ("##ing", "▁the", "Ġthe")."""
         return self._pieces[id]
+
+    def surface(self, id: int) -> str:
+        """The piece without its mark of a word's beginning ("ing", "the"); "\ufffd" for a part of a character."""
+        if self._json:
+            return self._json.surface(self._pieces[id]).strip()
+        return self._pieces[id].removeprefix(wordpiece.CONTINUES).removeprefix(_SPACE)
+
+    def with_prefix_space(self) -> "Tokenizer":
+        """The tokenizer that reads a text's first word as the words after it, with a space before it.
+
+        Only byte-level pieces differ: SentencePiece and WordPiece do so anyway.
+        """
+        if not isinstance(self.settings, JsonSettings):
+            return self
+        changed = tokenizer_json.with_prefix_space(self.vocabulary)
+        return self if changed == self.vocabulary else Tokenizer(self.kind, changed, settings=self.settings)
 
     def save(self, directory: Path) -> None:
         """Writes the vocabulary, byte for byte, and spanbert_tokenizer.json, which makes the directory loadable."""
@@ -141,7 +168,8 @@ def word_starts(tokenizer: Tokenizer, ids: Sequence[int] | np.ndarray) -> np.nda
     """bool[len(ids)]: whether each piece begins a word; the piece at position 0 always does.
 
     With WordPiece, words are those of the reference, whose masking.py joins runs of "##" pieces to the piece before.
-    With SentencePiece, words are the same, found by "▁", punctuation and CJK characters.
+    With SentencePiece and a tokenizer.json, words are the same, found by white space ("▁" and "Ġ" stand for it),
+    punctuation and CJK characters. A part of a character is taken as part of the word around it.
     """
     ids = np.asarray(ids, dtype=np.int64)
     starts = tokenizer.starts_word[ids]
@@ -160,7 +188,8 @@ def load_tokenizer(directory: Path) -> Tokenizer:
         if kind not in VOCABULARY_FILES:
             raise ValueError(f"kind {kind!r} is none of {', '.join(VOCABULARY_FILES)}")
         vocab_size, fingerprint = metadata["vocab_size"], metadata["fingerprint"]
-        settings = WordPieceSettings.from_dict(metadata.get("settings", {}))
+        of_kind: Any = JsonSettings if kind == tokenizer_json.KIND else WordPieceSettings
+        settings = of_kind.from_dict(metadata.get("settings", {}))
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} is not a tokenizer's metadata ({error!r}); restore it or train the tokenizer again"
@@ -193,13 +222,6 @@ def sentencepiece_from_model(path: str | Path) -> Tokenizer:
     if kind is None:
         raise UserError(f"{path} is a SentencePiece model of words or characters; give a unigram or a BPE model")
     return Tokenizer(kind, data, source=str(path))
-
-
-def is_own_word(char: str) -> bool:
-    """Whether BERT makes the character a word: punctuation (category P*, and every ASCII symbol) and CJK characters."""
-    if char.isascii():
-        return char.isprintable() and not char.isalnum() and char != " "
-    return unicodedata.category(char)[0] == "P" or any(low <= ord(char) <= high for low, high in CJK)
 
 
 def _wordpiece_boundaries(piece: str) -> tuple[bool, bool, bool]:
@@ -253,6 +275,16 @@ def _strip(text: str, start: int, end: int) -> tuple[int, int]:
     surface = text[start:end]
     start += len(surface) - len(surface.lstrip())
     return start, max(start, end - len(surface) + len(surface.rstrip()))
+
+
+def _disjoint(text: str, offsets: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The offsets without white space around them, and without the characters of the pieces that follow."""
+    found, limit = [], len(text)
+    for start, end in reversed(offsets):
+        start, end = _strip(text, min(start, limit), min(end, limit))
+        limit = min(start, limit)
+        found.append((start, end))
+    return found[::-1]
 
 
 def _read(path: Path, what: str) -> bytes:

@@ -7,6 +7,7 @@ pieces added.
 import codecs
 import dataclasses
 import io
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,14 @@ from spanbert_jax.text.lines import Content, numbered_lines
 
 CONTINUES = "##"  # the beginning of a piece that continues a word
 UNKNOWN = "[UNK]"
+CJK = (
+    (0x3400, 0x4DBF),
+    (0x4E00, 0x9FFF),
+    (0xF900, 0xFAFF),
+    (0x20000, 0x2A6DF),
+    (0x2A700, 0x2CEAF),
+    (0x2F800, 0x2FA1F),
+)  # the blocks that BERT's BasicTokenizer sets apart
 MAX_WORD = 100  # characters; a longer word is [UNK], as in Google's BERT
 
 
@@ -72,6 +81,13 @@ def read_vocabulary(vocabulary: bytes, source: str) -> list[str]:
     while pieces and not pieces[-1]:
         pieces.pop()
     return pieces
+
+
+def is_own_word(char: str) -> bool:
+    """Whether BERT makes the character a word: punctuation (category P*, and every ASCII symbol) and CJK characters."""
+    if char.isascii():
+        return char.isprintable() and not char.isalnum() and char != " "
+    return unicodedata.category(char)[0] == "P" or any(low <= ord(char) <= high for low, high in CJK)
 
 
 def engine(pieces: Sequence[str], lowercase: bool, settings: WordPieceSettings) -> tokenizers.Tokenizer:

@@ -31,6 +31,7 @@ class Tagging(FineTuning[WordExample, ModelT]):
 
     task = "token_classification"
     settings: ClassVar[tuple[str, ...]] = ("data.block_length", "tagging")
+    reads_words: ClassVar[bool] = True
     best = "f1"
     padding: ClassVar[Mapping[str, int]] = {"label": -1, "word": -1, "first": -1, "last": -1}
 

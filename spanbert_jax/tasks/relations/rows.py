@@ -16,7 +16,7 @@ from spanbert_jax.text.tokenizer import Tokenizer
 
 MARKERS = ("SUBJ_START", "SUBJ_END", "OBJ_START", "OBJ_END")
 # Control characters, which text never has; control characters that are white space are left out.
-_CONTROL_BYTES = [f"<0x{byte:02X}>" for byte in range(1, 32) if byte not in range(9, 14) and byte not in range(28, 32)]
+_CONTROL_BYTES = [byte for byte in range(1, 32) if byte not in range(9, 14) and byte not in range(28, 32)]
 
 
 def special_names(examples: Sequence[RelationSentence], entities: str) -> list[str]:
@@ -32,16 +32,20 @@ def special_names(examples: Sequence[RelationSentence], entities: str) -> list[s
 
 def assign_special(names: Sequence[str], tokenizer: Tokenizer) -> dict[str, int]:
     """Name -> the id of a piece that no text has: [unused1], [unused2], ... of WordPiece, unless the tokenizer's author
-    added such a piece to be found in text; control bytes of SentencePiece.
+    added such a piece to be found in text; control bytes of SentencePiece and of byte-level BPE.
 
     Raises UserError where the vocabulary has too few such pieces.
     """
-    in_text = {added.content for added in tokenizer.settings.added}
-    ids = {piece: i for i in range(tokenizer.vocab_size) if (piece := tokenizer.piece(i)) not in in_text}
+    ids = {tokenizer.piece(i): i for i in range(tokenizer.vocab_size)}
     unused = sorted(
-        (int(m[1]), i) for piece, i in ids.items() if (m := re.fullmatch(r"\[unused(\d+)\]", piece)) and m[1] != "0"
+        (int(m[1]), i)
+        for piece, i in ids.items()
+        if (m := re.fullmatch(r"\[unused(\d+)\]", piece)) and m[1] != "0" and i not in tokenizer.tokenize(piece)
     )
-    free = [i for _, i in unused] or [ids[piece] for piece in _CONTROL_BYTES if piece in ids]
+    free = [i for _, i in unused] or [ids[piece] for piece in map("<0x{:02X}>".format, _CONTROL_BYTES) if piece in ids]
+    if not free:
+        surfaces = {tokenizer.surface(i): i for i in ids.values()}
+        free = [surfaces[char] for char in map(chr, _CONTROL_BYTES) if char in surfaces]
     if len(free) < len(names):
         raise UserError(
             f"the data needs {len(names)} special pieces ({', '.join(names[:3])}, ...), and the vocabulary has "

@@ -30,6 +30,7 @@ class RelationExtraction(SequenceTask[RelationSentence]):
 
     task = "relation_extraction"
     settings: ClassVar[tuple[str, ...]] = ("data.block_length", "relation")
+    reads_words: ClassVar[bool] = True
 
     def __init__(self, config: Config, tokenizer: Tokenizer, learnt: Learnt):
         super().__init__(config, tokenizer, learnt)

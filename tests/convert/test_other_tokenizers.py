@@ -1,0 +1,270 @@
+"""Any tokenizer.json as ours: transformers' ids, words and offsets by definition, files that transformers reads."""
+
+import itertools
+import json
+import pickle
+import unicodedata
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import models, normalizers, pre_tokenizers
+
+from spanbert_jax.convert.tokenizer_export import differing, write_tokenizer
+from spanbert_jax.convert.tokenizer_import import read_tokenizer
+from spanbert_jax.errors import UserError
+from spanbert_jax.text.tokenizer import Tokenizer, load_tokenizer, word_starts
+from tests.support.other_tokenizers import ADDED, BERTS, NAMES, ROBERTAS, write_all
+from tests.support.texts_and_tokenizers import TEXTS
+
+transformers = pytest.importorskip("transformers")
+
+SOME = [
+    "The old cat sat; it didn't move (U.S., 1869).",
+    "Größe naïve 中文 字, 한국어 😀 ½ \u3000x",
+    "a\nb\t\tc   d  ",
+    "",
+]
+
+
+@pytest.fixture(scope="session")
+def lines(shared_data: Path) -> list[str]:
+    """10,000 real lines, each cut to 60 characters, so that the test stays cheap."""
+    names = [*(f"enwiki2015/wiki_{number}" for number in ("07", "31", "44")), "novels/Blackmore_Lorna_1869.txt"]
+    found = [line.strip() for name in names for line in (shared_data / "text" / name).read_text("utf-8").split("\n")]
+    found = [line[:60] for line in found if line and not line.startswith(("<doc ", "</doc>"))]
+    assert len(found) > 10_000
+    return found[-10_000:]
+
+
+@pytest.fixture(scope="session")
+def folders(lines: list[str], once_a_session: Callable[..., tuple[Path, object]]) -> Path:
+    """The directories of `write_all`."""
+    return once_a_session("other-tokenizers", lambda folder: write_all(lines[::4], folder))[0]
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def folder(request: pytest.FixtureRequest, folders: Path) -> Path:
+    return folders / request.param
+
+
+_LOADED: dict[Path, tuple[Tokenizer, Any]] = {}
+
+
+def pair(folder: Path) -> tuple[Tokenizer, Any]:
+    """(ours, transformers')."""
+    if folder not in _LOADED:
+        _LOADED[folder] = read_tokenizer(folder)[0], transformers.AutoTokenizer.from_pretrained(folder)
+    return _LOADED[folder]
+
+
+def ids_of(theirs: Any, texts: Sequence[str]) -> list[list[int]]:
+    return [e.ids for e in theirs.backend_tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+
+def special_ids(tokenizer: Tokenizer) -> list[int]:
+    return [tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id]
+
+
+def test_ids_are_transformers_on_10000_real_lines(folder: Path, lines: list[str]) -> None:
+    ours, theirs = pair(folder)
+    assert ours.kind == "tokenizer_json"
+    ids = ours.tokenize_batch(lines)
+    assert sum(map(len, ids)) > 120_000
+    assert [line for line, a, b in zip(lines, ids, ids_of(theirs, lines), strict=True) if a != b] == []
+
+
+def test_special_pieces_are_those_of_transformers(folder: Path) -> None:
+    ours, theirs = pair(folder)
+    if folder.name == "bytes":  # whose directory has no file that names them
+        assert special_ids(ours) == [0, 1, 2, 3, 4]
+        return
+    names = [theirs.pad_token_id, theirs.unk_token_id, theirs.cls_token_id, theirs.sep_token_id, theirs.mask_token_id]
+    assert special_ids(ours) == names
+    assert ours.vocab_size == len(theirs)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(text=TEXTS | st.text(max_size=30))
+@pytest.mark.parametrize("name", NAMES)
+def test_ids_are_transformers_on_any_text_and_offsets_are_in_order(folders: Path, name: str, text: str) -> None:
+    ours, theirs = pair(folders / name)
+    ids, offsets = ours.tokenize_with_offsets(text)
+    assert ids == ours.tokenize(text) == ids_of(theirs, [text])[0]
+    assert all(0 <= start <= end <= len(text) for start, end in offsets)
+    assert all(before[1] <= after[0] for before, after in pairwise(offsets))
+    assert all(text[start:end] == text[start:end].strip() for start, end in offsets)
+    # Nothing is unknown to bytes. Of a character that the normalizer composes, the library knows the first part alone.
+    if name == "roberta" or (name == "modern" and unicodedata.is_normalized("NFC", text)):
+        assert "".join(text[start:end] for start, end in offsets) == "".join(text.split())
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(parts=st.lists(st.sampled_from([*BERTS, *ROBERTAS, " ", "a", "\ufdd0 4", "<0x41>", "▁", "Ġ"]), max_size=8))
+@pytest.mark.parametrize("name", NAMES)
+def test_no_text_gives_a_special_id(folders: Path, name: str, parts: list[str]) -> None:
+    ours, _ = pair(folders / name)
+    assert not set(special_ids(ours)) - {ours.unk_id} & set(ours.tokenize("".join(parts)))
+
+
+@pytest.mark.parametrize("name", ["modern", "roberta"])
+def test_added_pieces_are_found_as_transformers_finds_them(folders: Path, name: str) -> None:
+    ours, theirs = pair(folders / name)
+    parts = [token.content for token in ADDED] + ["x", " ", "THE OLD"]
+    texts = ["".join(some) for some in itertools.product(parts, repeat=3)]
+    found = ours.tokenize_batch(texts)
+    assert found == ids_of(theirs, texts)
+    assert {ours.piece(i) for ids in found for i in ids} >= {token.content for token in ADDED}
+    text = "xcovid-19x |||PHONE||| x"
+    ids, offsets = ours.tokenize_with_offsets(text)
+    places = [place for (place, _), start in zip(offsets, word_starts(ours, ids), strict=True) if start]
+    assert places == [0, 1, 9, 11, 23]  # An added piece is a word, and so is the text after it.
+
+
+# --- words
+
+
+_WORDS = tokenizers.Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
+_WORDS.normalizer = normalizers.BertNormalizer(False, True, False, False)
+_WORDS.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+PARTS = [
+    "the ",
+    "cat",
+    "a",
+    "é",
+    "ü",
+    "'s",
+    ".",
+    ",",
+    "-",
+    "(",
+    "中",
+    "文",
+    "한",
+    " ",
+    "  ",
+    "\n",
+    "\t",
+    "\u00a0",
+    "\u3000",
+]
+
+
+def starts_by_definition(text: str, spans: Sequence[tuple[int, int]], letters: set[int]) -> list[bool]:
+    """Whether each piece begins a word of BERT's. A piece does where the next character from its beginning on that is
+    no white space is a word's first, and no earlier piece stands in the white space before. spans: the pieces' places,
+    white space included; letters: places of characters that count as letters, whatever they are."""
+    read = "".join("x" if place in letters else char for place, char in enumerate(text))
+    firsts = {start for start, _ in _WORDS.encode(read).offsets} | {len(text)}
+    seen: set[int] = set()
+    found = []
+    for start, _ in spans:
+        place = next((i for i in range(start, len(text)) if not read[i].isspace()), len(text))
+        found.append(not found or (place in firsts and place not in seen))
+        seen.add(place)
+    return found
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(parts=st.lists(st.sampled_from(PARTS), max_size=14))
+@pytest.mark.parametrize("name", NAMES)
+def test_words_begin_where_berts_do(folders: Path, name: str, parts: list[str]) -> None:
+    """Of the characters, those count as letters of which a piece has a part, or that are unknown to pieces that are no
+    words."""
+    ours, theirs = pair(folders / name)
+    text = "".join(parts)
+    encoding = theirs.backend_tokenizer.encode(text, add_special_tokens=False)
+    spans, letters = encoding.offsets, set()
+    marked = zip(spans, encoding.tokens, strict=True)
+    covered = [place for (start, end), token in marked if token != "▁" for place in range(start, end)]
+    if name in ("modern", "roberta", "bytes"):
+        letters = {place for place in covered if covered.count(place) > 1}
+    elif name == "xlm_roberta":
+        unknown = [span for span, i in zip(spans, encoding.ids, strict=True) if i == ours.unk_id]
+        letters = {place for start, end in unknown for place in range(start, end)}
+    assert word_starts(ours, encoding.ids).tolist() == starts_by_definition(text, spans, letters)
+
+
+# --- files
+
+
+def test_a_tokenizer_survives_saving_pickling_and_a_worker(folder: Path, tmp_path: Path) -> None:
+    ours, _ = pair(folder)
+    ours.save(tmp_path)
+    assert (tmp_path / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes() == ours.vocabulary
+    for again in (load_tokenizer(tmp_path), pickle.loads(pickle.dumps(ours)), read_tokenizer(tmp_path)[0]):
+        assert (again.kind, again.fingerprint, again.vocab_size) == (ours.kind, ours.fingerprint, ours.vocab_size)
+        assert again.tokenize_batch(SOME) == ours.tokenize_batch(SOME)
+        assert special_ids(again) == special_ids(ours)
+    changed = json.loads((tmp_path / "tokenizer.json").read_text()) | {"normalizer": {"type": "Lowercase"}}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(changed))
+    with pytest.raises(UserError, match="restore the vocabulary file"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("token_types", [True, False])
+def test_an_export_gives_our_ids_and_rows_in_transformers(
+    folder: Path, lines: list[str], token_types: bool, tmp_path: Path
+) -> None:
+    ours, _ = pair(folder)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert" if token_types else "modernbert"}))
+    write_tokenizer(ours, tmp_path, 128, token_types=token_types)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    names = [theirs.pad_token_id, theirs.unk_token_id, theirs.cls_token_id, theirs.sep_token_id, theirs.mask_token_id]
+    assert names == special_ids(ours) and theirs.model_max_length == 128
+    texts = [*SOME, *lines[:200]]
+    assert theirs(texts, add_special_tokens=False)["input_ids"] == ours.tokenize_batch(texts)
+    assert differing(ours, tmp_path, texts) == []
+    a, b = ours.tokenize("The old cat"), ours.tokenize("It's raining")
+    both = theirs("The old cat", "It's raining")
+    assert both["input_ids"] == [ours.cls_id, *a, ours.sep_id, *b, ours.sep_id]
+    assert theirs("The old cat")["input_ids"] == [ours.cls_id, *a, ours.sep_id]
+    assert both.get("token_type_ids") == ([0] * (len(a) + 2) + [1] * (len(b) + 1) if token_types else None)
+    mask = theirs.mask_token
+    assert ours.mask_id in theirs(f"The {mask} cat", add_special_tokens=False)["input_ids"]
+    assert ours.mask_id not in ours.tokenize(f"The {mask} cat")
+    again, _ = read_tokenizer(tmp_path)
+    assert again.tokenize_batch(texts) == ours.tokenize_batch(texts) and special_ids(again) == special_ids(ours)
+
+
+def test_a_file_with_our_rows_is_exported_byte_for_byte(folders: Path, tmp_path: Path) -> None:
+    write_tokenizer(pair(folders / "modern")[0], tmp_path, 128, token_types=False)
+    assert (tmp_path / "tokenizer.json").read_bytes() == (folders / "modern" / "tokenizer.json").read_bytes()
+
+
+def test_decode_gives_what_transformers_gives_without_special_pieces(folder: Path) -> None:
+    ours, theirs = pair(folder)
+    for text in ("The old cat, it sat. |||PHONE||| x", "1869 covid-19"):
+        kept = [i for i in ours.tokenize(text) if i != ours.unk_id]
+        ids = [ours.cls_id, *kept, ours.mask_id, ours.sep_id, ours.pad_id]
+        assert ours.decode(ids) == theirs.backend_tokenizer.decode(kept, skip_special_tokens=True)
+    assert ours.piece(ours.unk_id) in ours.decode([ours.unk_id])
+
+
+# --- words that are cut beforehand
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_with_prefix_space_words_are_read_as_transformers_reads_them(folders: Path, name: str, tmp_path: Path) -> None:
+    ours, _ = pair(folders / name)
+    spaced = ours.with_prefix_space()
+    words = ["The", "cat", "'s", "naïve", "中文", "(", "U.S.", "1869", "é"]
+    if name != "modern":
+        assert spaced is ours
+    else:
+        assert spaced.fingerprint != ours.fingerprint and spaced.with_prefix_space() is spaced
+        assert spaced.tokenize_batch(words) == ours.tokenize_batch([f" {word}" for word in words])
+        assert spaced.tokenize("The cat") == ours.tokenize(" The cat")
+        _, offsets = spaced.tokenize_with_offsets("The cat")
+        assert "".join("The cat"[start:end] for start, end in offsets) == "Thecat"
+    write_tokenizer(spaced, tmp_path, 128, token_types=False)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "modernbert"}))
+    exported = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    split = exported(words, is_split_into_words=True, add_special_tokens=False)["input_ids"]
+    assert split == [i for ids in spaced.tokenize_batch(words) for i in ids]
+    assert read_tokenizer(tmp_path)[0].tokenize_batch(words) == spaced.tokenize_batch(words)
