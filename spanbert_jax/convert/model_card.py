@@ -80,8 +80,8 @@ def model_card(
     """The card's text.
 
     name: the directory, or the model's name on the Hub. architecture: transformers' class. fields: those of
-    config.json. training: those of spanbert_jax.json. has_pooler: whether a trained pooler was written. mask: the name of the mask
-    in text.
+    config.json. training: those of spanbert_jax.json. has_pooler: whether a trained pooler was written. mask: the
+    mask's name in text.
     """
     config: Mapping[str, Any] = training.get("config", {})
     if training.get("task", "pretraining") != "pretraining":  # Fine-tuning does not read these sections.

@@ -108,8 +108,8 @@ def _tokenizer(
 ) -> Tokenizer:
     """The vocabulary of the weights in `init_from`, or the given one, copied into the workdir.
 
-    For a task that reads words, the copy has a prefix space, unless the configuration wants none. A run that goes on reads the copy. A copy that was left by a start that failed before it claimed the workdir is
-    replaced.
+    For a task that reads words, the copy has a prefix space, unless the configuration wants none. A run that goes on
+    reads the copy. A copy that was left by a start that failed before it claimed the workdir is replaced.
     """
     kept = workdir / "tokenizer"
 
