@@ -154,7 +154,7 @@ def test_splash_agrees_with_the_dense_form(
         assert_agrees("splash", lengths, shape, dtype, window=window)
 
 
-@pytest.mark.parametrize(("length", "calls"), [(512, 2), (1024, 3)])
+@pytest.mark.parametrize(("length", "calls"), [(1024, 2), (4096, 3)])
 def test_for_a_tpu_splash_is_lowered_with_one_kernel_of_gradients_for_short_rows_and_two_for_long(
     length: int, calls: int
 ) -> None:
