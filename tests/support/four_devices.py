@@ -5,10 +5,12 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 
 from spanbert_jax.model import pretraining_heads
 from spanbert_jax.tasks.pretraining_loss import objective
 from spanbert_jax.training import sharding
+from spanbert_jax.training.optimizer import make_optimizer
 from spanbert_jax.training.step import abstract_state, init_state, make_train_step
 from tests.support.synthetic import VOCAB, random_batch, small_config
 
@@ -71,3 +73,42 @@ def run(mesh: dict[str, Any]) -> dict[str, Any]:
 def measured() -> dict[str, Any]:
     """Every case's results, by the case's name."""
     return {name: run(dict(mesh)) for name, mesh in CASES.items()}
+
+
+MUON_CASES: dict[str, dict[str, Any]] = {
+    "one": {"data": 1},
+    "zero": {"data": 4, "shard_optimizer": True},
+    "fsdp_model": {"fsdp": 2, "model": 2},
+}
+
+
+def muon(mesh: dict[str, Any]) -> dict[str, Any]:
+    """The parameters after three updates of Muon by given gradients, and the number of elements that the first device
+    holds of each hidden matrix's momentum, beside the number in all."""
+    config = small_config(mesh=mesh, optimizer={"name": "muon"})
+    devices = int(np.prod([mesh.get(axis, 1) for axis in ("data", "fsdp", "model")]))
+    where = sharding.make_mesh(config.mesh, jax.devices()[:devices])
+    rng = np.random.default_rng(0)
+    with jax.set_mesh(where):
+        model = pretraining_heads.pretraining_model(config, VOCAB, "cpu")
+        abstract = abstract_state(config, lambda key: pretraining_heads.init_params(model, key), where)
+        layout = jax.tree.map(lambda leaf: leaf.sharding, (abstract["params"], abstract["opt_state"]))
+        optimizer = make_optimizer(config.optimizer, config.train.steps)
+
+        def drawn() -> Any:
+            arrays = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), abstract["params"])
+            return jax.device_put(arrays, layout[0])
+
+        def update(params: Any, opt_state: Any, grads: Any) -> tuple[Any, Any]:
+            updates, opt_state = optimizer.update(grads, opt_state, params)
+            return optax.apply_updates(params, updates), opt_state
+
+        step, params = jax.jit(update, out_shardings=layout), drawn()
+        opt_state = jax.jit(optimizer.init, out_shardings=layout[1])(params)
+        for _ in range(3):
+            params, opt_state = step(params, opt_state, drawn())
+    momentum = opt_state[2].inner_states["matrices"].inner_state[0].mu
+    return {
+        "params": [np.asarray(leaf).ravel().tolist() for leaf in jax.tree.leaves(params)],
+        "momentum": [(leaf.addressable_shards[0].data.size, leaf.size) for leaf in jax.tree.leaves(momentum)],
+    }

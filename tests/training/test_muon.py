@@ -1,5 +1,7 @@
 """Muon against a reference in float64 NumPy, matrix by matrix, and its tables against every family's parameters."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,7 @@ from spanbert_jax.model import parameters
 from spanbert_jax.training.muon import dimension_numbers
 from spanbert_jax.training.optimizer import learning_rate, make_optimizer
 from spanbert_jax.training.sharding import path_name
+from tests.support.devices import on_four_devices
 from tests.support.synthetic import VOCAB, small_config
 
 LAYERS, EMBED, HEADS, HEAD_DIM, MLP = 2, 8, 2, 3, 12
@@ -134,3 +137,16 @@ def test_a_parameter_that_no_row_describes_is_refused_by_name() -> None:
         optimizer.init({"encoder": {"gate": {"kernel": jnp.ones((2, 3, 4))}}})
     with pytest.raises(ValueError, match=r"encoder/mlp/up/kernel with 5 axes is described by 0 rows"):
         optimizer.init({"encoder": {"mlp": {"up": {"kernel": jnp.ones((2, 3, 4, 5, 6))}}}})
+
+
+def test_a_mesh_divides_the_momentum_and_changes_nothing_but_rounding() -> None:
+    script = """
+import json
+from tests.support.four_devices import MUON_CASES, muon
+print(json.dumps({name: muon(mesh) for name, mesh in MUON_CASES.items()}))
+"""
+    cases = json.loads(on_four_devices(script))
+    for name, parts in (("zero", {4}), ("fsdp_model", {2, 4})):
+        for one, other in zip(cases["one"]["params"], cases[name]["params"], strict=True):
+            np.testing.assert_allclose(other, one, rtol=0, atol=2e-6)
+        assert {whole / held for held, whole in cases[name]["momentum"]} == parts
