@@ -235,7 +235,7 @@ class MeshConfig:
     fsdp: int = 1
     model: int = 1
     reduce_dtype: str = "float32"  # dtype of the gradients that are summed; "bfloat16": half the traffic, coarser sums
-    shard_optimizer: bool = False  # divide Adam's moments over the data axis too (ZeRO, stage 1): less memory
+    shard_optimizer: bool = False  # divide the moments over the data axis too (ZeRO, stage 1): less memory
 
 
 @dataclasses.dataclass(frozen=True)

@@ -83,9 +83,9 @@ def _scale_by_shape(rms: float) -> optax.GradientTransformation:
 def muon(config: OptimizerConfig, others: optax.GradientTransformation) -> optax.GradientTransformation:
     """Muon for the hidden matrices, with Nesterov momentum, and `others` for the other parameters.
 
-    The rest of the chain sets the sign and the learning rate. Five Newton-Schulz iterations in float32 bring most
-    singular values of a matrix to between 0.7 and 1.2. Jordan's code does not correct the bias of the momentum; optax
-    does, which makes a difference in the first 100 steps or so.
+    The rest of the chain sets the sign and the learning rate. Five Newton-Schulz iterations bring most singular values
+    of a matrix to between 0.7 and 1.2. Jordan's code does not correct the bias of the momentum; optax does, which makes
+    a difference in the first 100 steps or so.
     """
 
     def label(tree: Any) -> Any:
