@@ -82,7 +82,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = cli.parser(__doc__)
     parser.add_argument("--input", type=Path, required=True, help="the weights, a directory or file")
     parser.add_argument("--output", type=Path, required=True, help="the directory to make")
-    parser.add_argument("--vocab", type=Path, help="vocab.txt or .model, where the weights have none beside them")
+    parser.add_argument(
+        "--vocab", type=Path, help="vocab.txt, .model or tokenizer.json, where the weights have none beside them"
+    )
     arguments = parser.parse_args(argv)
     return cli.status(lambda: convert(arguments.input, arguments.output, arguments.vocab))
 

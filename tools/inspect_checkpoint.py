@@ -119,7 +119,9 @@ def show(source: Path, vocab: Path | None, console: Console) -> None:
 def main(argv: list[str] | None = None) -> int:
     parser = cli.parser(__doc__)
     parser.add_argument("checkpoint", type=Path, help="a workdir, one of its checkpoints/STEP, or weights of others")
-    parser.add_argument("--vocab", type=Path, help="vocab.txt or .model, where weights of others have none beside them")
+    parser.add_argument(
+        "--vocab", type=Path, help="vocab.txt, .model or tokenizer.json, where weights of others have none beside them"
+    )
     arguments = parser.parse_args(argv)
     console = Console(highlight=False, soft_wrap=True)
     if not console.is_terminal:

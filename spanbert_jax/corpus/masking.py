@@ -24,6 +24,7 @@ import tensorflow as tf
 
 from spanbert_jax.batch import KEPT, MASK, RANDOM, slots
 from spanbert_jax.config import Config, MaskingConfig
+from spanbert_jax.errors import UserError
 from spanbert_jax.text.tokenizer import Tokenizer
 
 GAMMA = 0x9E3779B97F4A7C15  # the step of splitmix64's counter (Steele et al. 2014); `splitmix64` has its multipliers
@@ -77,7 +78,14 @@ class Masker:
     """
 
     def __init__(self, config: Config, tokenizer: Tokenizer, piece_counts: np.ndarray, chunk: int = 0) -> None:
+        """Raises UserError where words are masked and the vocabulary does not show where words begin."""
         self.masking = config.masking
+        if self.masking.scheme != "subword" and not tokenizer.marks_words:
+            raise UserError(
+                "the pieces of this tokenizer.json do not show where words begin, and config.masking.scheme is "
+                f"{self.masking.scheme!r}; set --config.masking.scheme=subword --config.train.sbo_weight=0, or give "
+                "another vocabulary"
+            )
         self._slots = np.array([slots(config, pieces + 2) for pieces in range(config.data.block_length - 1)], np.int32)
         self.cls_id, self.sep_id, self.mask_id = tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id
         self.pad_id = tokenizer.pad_id

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,7 +18,9 @@ from spanbert_jax.config import Config, DataConfig, MaskingConfig, TrainConfig
 from spanbert_jax.config_check import check
 from spanbert_jax.corpus import masking
 from spanbert_jax.corpus.masking import Masker, mask_rate, row_keys
+from spanbert_jax.errors import UserError
 from spanbert_jax.text.tokenizer import Tokenizer, word_starts
+from spanbert_jax.text.tokenizer_json import JsonSettings
 from tests.support import masking_reference as reference
 
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -263,6 +266,16 @@ def test_word_starts_are_the_tokenizers(kind: str) -> None:
     blocks = random_blocks(np.full(20, LENGTH), 10)
     got = Masker(config, tokenizer, COUNTS).word_starts(tf.constant(blocks)).numpy()
     np.testing.assert_array_equal(got, [word_starts(tokenizer, block) for block in blocks])
+
+
+def test_a_vocabulary_that_does_not_show_where_words_begin_masks_pieces_alone() -> None:
+    engine = tokenizers.Tokenizer(tokenizers.models.BPE({name: i for i, name in enumerate((*SPECIALS, *"abc"))}, []))
+    engine.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer = Tokenizer("tokenizer_json", engine.to_str().encode(), settings=JsonSettings(SPECIALS))
+    assert not tokenizer.marks_words
+    with pytest.raises(UserError, match=r"do not show where words begin.*--config.masking.scheme=subword"):
+        Masker(make_config(), tokenizer, COUNTS)
+    Masker(make_config(scheme="subword"), tokenizer, COUNTS)
 
 
 def test_mask_rate_is_a_straight_line_then_constant() -> None:
