@@ -33,7 +33,8 @@ def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
     def schedule(count: Any) -> jax.Array:
         count = jnp.asarray(count, jnp.float32)
         warm = (count + 1) / max(config.warmup_steps, 1)
-        return config.learning_rate * jnp.where(count < config.warmup_steps, warm, jnp.maximum(decayed(count), 0.0))
+        later = decayed(count)
+        return config.learning_rate * jnp.where(count < config.warmup_steps, warm, jnp.maximum(later, 0.0))
 
     return schedule
 
