@@ -237,7 +237,7 @@ def main(argv: list[str] | None = None) -> int:
         "--init",
         type=Path,
         default=SHARED / "checkpoints" / "minilm_l6",
-        help="the weights; any that config.init_from takes; default: MiniLM in --data",
+        help="the weights, as of config.init_from; default MiniLM in ../shared/data",
     )
     parser.add_argument("--data", type=Path, default=SHARED, help="the labelled data; default ../shared/data")
     parser.add_argument(
