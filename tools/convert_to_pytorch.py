@@ -47,13 +47,14 @@ def ours(export: Export, groups: tuple[str, ...], dtype: str, inputs: list[np.nd
     params = jax.tree.map(
         lambda x: x.astype(DTYPES[dtype]).astype(np.float32), {group: export.params[group] for group in groups}
     )
-    computed = functions(Config(model=export.model), groups, export.tokenizer.vocab_size, len(export.labels))
+    config = Config(model=export.model, task=export.task)
+    computed = functions(config, groups, export.tokenizer.vocab_size, len(export.labels))
     return {name: np.asarray(jax.jit(function)(params, *inputs)) for name, function in computed.items()}
 
 
-def theirs(name: str, directory: Path, inputs: list[np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
-    """The outputs of transformers' class `name`, with eager and with sdpa attention, for (input_ids, attention_mask,
-    token_type_ids).
+def theirs(name: str, directory: Path, inputs: dict[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
+    """The outputs of transformers' class `name`, with eager and with sdpa attention; `inputs` are by the names of its
+    arguments.
 
     Raises UserError where the class misses a tensor in the export, or finds one that it does not know.
     """
@@ -69,11 +70,12 @@ def theirs(name: str, directory: Path, inputs: list[np.ndarray]) -> dict[str, di
     for implementation in ("eager", "sdpa"):
         model.eval().set_attn_implementation(implementation)
         with torch.no_grad():
-            output = model(*(torch.tensor(x.astype(np.int64)) for x in inputs), output_hidden_states=True)
+            tensors = {argument: torch.tensor(x.astype(np.int64)) for argument, x in inputs.items()}
+            output = model(**tensors, output_hidden_states=True)
         outputs[implementation] = {"encode": output.hidden_states[-1].numpy()}
-        if name == "BertForQuestionAnswering":
+        if name.endswith("ForQuestionAnswering"):
             outputs[implementation]["predict"] = torch.stack([output.start_logits, output.end_logits], -1).numpy()
-        elif name != "BertModel":
+        elif not name.endswith("Model"):
             outputs[implementation]["predict"] = output.logits.numpy()
     return outputs
 
@@ -89,7 +91,10 @@ def compare(export: Export, directory: Path, name: str, groups: tuple[str, ...],
     types = second.astype(np.int32)
     expected = ours(export, groups, dtype, [ids, lengths, types])
     said = [f"Compared with transformers' {name} on {ROWS} rows of real text, largest difference:"]
-    for implementation, outputs in theirs(name, directory, [ids, valid, types]).items():
+    inputs = {"input_ids": ids, "attention_mask": valid}
+    if export.model.family == "bert":  # ModernBERT has no token types.
+        inputs["token_type_ids"] = types
+    for implementation, outputs in theirs(name, directory, inputs).items():
         found = []
         for what, title in (("encode", "hidden states"), ("predict", "logits")):
             if what not in outputs:
@@ -120,7 +125,7 @@ def convert(arguments: argparse.Namespace) -> None:
             params, _ = weights.load()
         model, tokenizer, labels = weights.config.model, weights.tokenizer, weights.labels
         training = training_of(weights) | {"exported_by": f"spanbert_jax {VERSION}"}
-        export = Export(params, model, tokenizer, labels, training, arguments.output.name)
+        export = Export(params, model, tokenizer, labels, training, arguments.output.name, weights.config.task)
         with Stage(f"Writing {arguments.output}"):
             name, groups = write_export(export, directory, arguments.dtype, arguments.encoder_only)
         report = [f"  {file.name:24}{file.stat().st_size:>14,} bytes" for file in sorted(directory.iterdir())]

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from spanbert_jax import cli
 from spanbert_jax.config import Config, flatten
-from spanbert_jax.convert.huggingface import Params
+from spanbert_jax.convert.names import Params
 
 if TYPE_CHECKING:
     from spanbert_jax.serving.weights import Weights
@@ -66,7 +66,7 @@ def token_type_note(params: Params, weights: "Weights") -> list[str]:
 
     from spanbert_jax.training.optimizer import learning_rate
 
-    table = params["embeddings"]["token_type"]
+    table = params["embeddings"].get("token_type", ())
     if len(table) < 2:
         return []
     norms = [float(np.linalg.norm(row)) for row in table[:2]]

@@ -16,9 +16,11 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from spanbert_jax.config import ModelConfig
-from spanbert_jax.convert.huggingface import HEADS, SBO, Params, plain_pooler, to_tensors
+from spanbert_jax.convert.config_fields import SpecialIds
+from spanbert_jax.convert.huggingface import NAMES, plain_pooler, to_tensors
 from spanbert_jax.convert.huggingface_config import architecture, to_fields
 from spanbert_jax.convert.model_card import model_card
+from spanbert_jax.convert.names import ENCODER, HEADS, SBO, Params
 from spanbert_jax.convert.published_weights import SBO_FILE
 from spanbert_jax.convert.tokenizer_export import write_tokenizer
 from spanbert_jax.errors import UserError
@@ -37,47 +39,51 @@ class Export:
     labels: Sequence[str]  # the names of a classifier's labels, in order; not read for a model without classifier
     training: Mapping[str, Any]  # written to spanbert_jax.json; the card shows "config" (flat), "step", "evaluation"
     name: str  # of the model, in its card
+    task: str = "pretraining"  # config.task of the model's run
 
 
 def write_export(export: Export, directory: Path, dtype: str, encoder_only: bool) -> tuple[str, tuple[str, ...]]:
     """Writes all files into an existing directory; returns the name of transformers' class, and the groups of
     `export.params` that were written.
 
-    dtype: a key of DTYPES. encoder_only: leave out every head but the pooler. Raises UserError where the layers are not
-    BERT's, where a value is not finite, or where transformers has no counterpart of a head.
+    dtype: a key of DTYPES. encoder_only: leave out every head but the pooler. Raises UserError where a value is not
+    finite, or where transformers has no counterpart of the layers or of a head.
     """
-    if export.model.family != "bert":
+    model, tokenizer = export.model, export.tokenizer
+    if model.family not in NAMES:
         raise UserError(
-            f"model.family is {export.model.family!r}: an export holds layers of 'bert' alone, as transformers' Bert "
-            "classes have them; export such a model with tools/export_serving.py"
+            f"model.family is {model.family!r}; an export holds layers of {' or '.join(map(repr, NAMES))}, which "
+            "transformers has; export such a model with tools/export_serving.py"
         )
-    heads = [group for group in export.params if group not in ("embeddings", "encoder")]
+    heads = [group for group in export.params if group not in ENCODER]
     unknown = [head for head in heads if head not in HEADS]
     if unknown and not encoder_only:
         raise UserError(f"transformers has no class with the head {unknown[0]!r}; export the encoder: --encoder-only")
-    name, kept = ("BertModel", ("pooler",)) if encoder_only else architecture(heads)
-    kept = tuple(head for head in heads if head in kept or (head == "sbo" and not encoder_only))
-    groups = ("embeddings", "encoder", *kept)
+    exported = [head for head in heads if head == "pooler" or not encoder_only]
+    name, task, needed = architecture(exported, model.family, export.task)
+    kept = tuple(head for head in exported if head in needed or head == "sbo")
+    groups = (*(group for group in ENCODER if group in export.params), *kept)
+    vocab_rows = max(tokenizer.vocab_size, model.vocab_rows)
+    specials = SpecialIds(tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id)
+    fields = to_fields(model, vocab_rows, specials, name, export.labels if "classifier" in kept else (), dtype)
     params = {group: export.params[group] for group in groups}
     if name == "BertModel" and "pooler" not in params:
         # AutoModel always has a pooler. Without this one it would draw a random one at every load.
-        params["pooler"] = plain_pooler(export.model.embed)
-    vocab_rows = max(export.tokenizer.vocab_size, export.model.vocab_rows)
-    tensors = to_tensors(params, vocab_rows, DTYPES[dtype])
+        params["pooler"] = plain_pooler(model.embed)
+    tensors = to_tensors(params, vocab_rows, DTYPES[dtype], model.family)
     sbo = {key: tensors.pop(key) for key in list(tensors) if key.startswith(SBO)}
-    if name == "BertModel":  # The names in a BertModel's own files have no prefix.
-        tensors = {key.removeprefix("bert."): tensor for key, tensor in tensors.items()}
+    if not task:  # The names in an encoder's own files have no prefix.
+        prefix = NAMES[model.family].base
+        tensors = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
     _write_tensors(directory / "model.safetensors", tensors)
     if sbo:
         _write_tensors(directory / SBO_FILE, {_original(key): tensor for key, tensor in sbo.items()})
-    labels = export.labels if "classifier" in kept else ()
-    fields = to_fields(export.model, vocab_rows, export.tokenizer.pad_id, name, labels, dtype)
     _write_json(directory / "config.json", fields)
-    write_tokenizer(export.tokenizer, directory, export.model.max_length)
-    training = {**export.training, "tokenizer_fingerprint": export.tokenizer.fingerprint}
+    write_tokenizer(tokenizer, directory, model.max_length)
+    training = {**export.training, "tokenizer_fingerprint": tokenizer.fingerprint}
     _write_json(directory / "spanbert_jax.json", training)
-    mask = export.tokenizer.piece(export.tokenizer.mask_id)
-    card = model_card(export.name, name, fields, training, bool(sbo), "pooler" in kept, mask)
+    mask = tokenizer.piece(tokenizer.mask_id)
+    card = model_card(export.name, task, fields, training, bool(sbo), "pooler" in kept, mask)
     (directory / "README.md").write_text(card, encoding="utf-8")
     return name, groups
 

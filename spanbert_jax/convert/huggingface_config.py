@@ -1,50 +1,53 @@
-"""Hugging Face's config.json of a BERT, to and from our `ModelConfig`.
+"""Hugging Face's config.json: the parts that all families share, and the choice of the family.
 
-Invariant: a configuration that our encoder does not compute (another architecture, activation or position scheme) is
-refused, never approximated. A configuration that is written holds every field, since other readers have no defaults.
+Invariant: a configuration that our encoder does not compute is refused, never approximated. A family's fields are in a
+file of its own: `bert_config.py`, `modernbert_config.py`.
 """
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from spanbert_jax.config import ModelConfig
+from spanbert_jax.convert import bert_config, modernbert_config
+from spanbert_jax.convert.config_fields import SpecialIds
 from spanbert_jax.errors import UserError
 
-# Ours -> Hugging Face's, of the fields that both have.
-_SIZES = {
-    "layers": "num_hidden_layers",
-    "embed": "hidden_size",
-    "heads": "num_attention_heads",
-    "mlp": "intermediate_size",
-    "max_length": "max_position_embeddings",
-    "token_types": "type_vocab_size",
-}
-_RATES = {
-    "dropout": "hidden_dropout_prob",
-    "attention_dropout": "attention_probs_dropout_prob",
-    "layer_norm_eps": "layer_norm_eps",
-    "init_std": "initializer_range",
+_READERS: Mapping[str, Callable[[Mapping[str, Any], str], ModelConfig]] = {  # by model_type
+    "bert": bert_config.to_model_config,
+    "modernbert": modernbert_config.to_model_config,
 }
 
-# The values that our encoder computes, BERT's default first. "gelu_python" is another name of the exact GELU.
-_FIXED: dict[str, tuple[Any, ...]] = {
-    "model_type": ("bert",),
-    "hidden_act": ("gelu", "gelu_python"),
-    "position_embedding_type": ("absolute",),
-    "is_decoder": (False,),
-    "add_cross_attention": (False,),
-}
+MASKED_LM = "masked_lm"
 
-# transformers' classes, and the heads that each needs. The first class whose heads a model of ours has is taken.
-_ARCHITECTURES = (
-    ("BertForQuestionAnswering", ("qa_outputs",)),
-    ("BertForSequenceClassification", ("pooler", "classifier")),
-    ("BertForTokenClassification", ("classifier",)),
-    ("BertForMaskedLM", ("mlm",)),
-    ("BertModel", ()),
-)
+
+class Architecture(NamedTuple):
+    """A class of transformers, as the counterpart of a model of ours."""
+
+    name: str  # "BertForMaskedLM"
+    task: str  # MASKED_LM, a task of `linear_heads.task_model`, or "" for the encoder alone
+    heads: tuple[str, ...]  # the model's groups of parameters that the class has beside the encoder
+
+
+# By `config.model.family`: transformers' classes with the heads that each needs. The first class whose heads a model of
+# ours has is taken.
+_CLASSES = {
+    "bert": (
+        Architecture("BertForQuestionAnswering", "question_answering", ("qa_outputs",)),
+        Architecture("BertForSequenceClassification", "sequence_classification", ("pooler", "classifier")),
+        Architecture("BertForTokenClassification", "token_classification", ("classifier",)),
+        Architecture("BertForMaskedLM", MASKED_LM, ("mlm",)),
+        Architecture("BertModel", "", ()),
+    ),
+    "modern": (
+        Architecture("ModernBertForQuestionAnswering", "question_answering", ("transform", "qa_outputs")),
+        Architecture("ModernBertForSequenceClassification", "sequence_classification", ("transform", "classifier")),
+        Architecture("ModernBertForTokenClassification", "token_classification", ("transform", "classifier")),
+        Architecture("ModernBertForMaskedLM", MASKED_LM, ("mlm",)),
+        Architecture("ModernBertModel", "", ()),
+    ),
+}
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -58,33 +61,35 @@ def read_config(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error}); fetch it again") from error
     if not isinstance(fields, dict):
-        raise UserError(f"{path}: holds a {type(fields).__name__}; expected the fields of a BERT's configuration")
+        raise UserError(f"{path}: holds a {type(fields).__name__}; expected the fields of a model's configuration")
     return fields
 
 
 def to_model_config(fields: Mapping[str, Any], source: str) -> ModelConfig:
-    """The ModelConfig of a config.json's fields; rates that are missing take BERT's defaults.
+    """The ModelConfig of a config.json's fields; a missing model_type is BERT's. Raises UserError where the model is of
+    another architecture, or a field has a value that is not followed."""
+    kind = fields.get("model_type", "bert")
+    if kind not in tuple(_READERS):
+        raise UserError(
+            f"{source}: model_type is {kind!r}; only 'bert' or 'modernbert' is supported: BERT, SpanBERT and ModernBERT"
+        )
+    return _READERS[kind](fields, source)
 
-    Raises UserError where the model is of another architecture, or a size is missing or no number.
-    """
-    for name, supported in _FIXED.items():
-        if fields.get(name, supported[0]) not in supported:
-            expected = " or ".join(map(repr, supported))
-            raise UserError(f"{source}: {name} is {fields[name]!r}; only {expected} is supported: BERT and SpanBERT")
-    values: dict[str, Any] = {}
-    for ours, theirs in _SIZES.items():
-        value = fields.get(theirs)
-        if not isinstance(value, int) or value < 1:
-            raise UserError(f"{source}: {theirs} is {value!r}; expected a whole number greater than 0")
-        values[ours] = value
-    for ours, theirs in _RATES.items():
-        value = fields.get(theirs, getattr(ModelConfig, ours))
-        if not isinstance(value, int | float):
-            raise UserError(f"{source}: {theirs} is {value!r}; expected a number")
-        values[ours] = float(value)
-    if values["embed"] % values["heads"]:
-        raise UserError(f"{source}: hidden_size {values['embed']} is not divisible by {values['heads']} heads")
-    return ModelConfig(**values)
+
+def class_of(fields: Mapping[str, Any]) -> str:
+    """transformers' class in a config.json, "" where there is none."""
+    given = fields.get("architectures")
+    return str(given[0]) if isinstance(given, list) and given else ""
+
+
+def task_of(name: str) -> str:
+    """The `task` of the Architecture of transformers' class `name`, where another class has the same heads; elsewhere
+    "", since the heads tell the task."""
+    for rows in _CLASSES.values():
+        for row in rows:
+            if row.name == name and sum(other.heads == row.heads for other in rows) > 1:
+                return row.task
+    return ""
 
 
 def labels_of(fields: Mapping[str, Any], count: int, source: str) -> tuple[str, ...]:
@@ -99,36 +104,34 @@ def labels_of(fields: Mapping[str, Any], count: int, source: str) -> tuple[str, 
     return tuple(names.get(i, f"LABEL_{i}") for i in range(count))
 
 
-def architecture(heads: Collection[str]) -> tuple[str, tuple[str, ...]]:
-    """(transformers' class, those of the heads that the class has) for a model of ours with `heads`."""
+def architecture(heads: Collection[str], family: str, task: str) -> Architecture:
+    """transformers' class for a model of ours with `heads`.
+
+    family: `config.model.family`. task: `config.task` of the model's run; where a classifier of tokens and one of rows
+    have the same heads, the task tells them apart.
+    """
     # Beside "spans", the classifier classifies spans and not tokens.
     known = set(heads) - ({"classifier"} if "spans" in heads else set())
-    name, has = next(row for row in _ARCHITECTURES if set(row[1]) <= known)
-    return name, ("pooler",) if name == "BertModel" and "pooler" in heads else has
+    rows = [row for row in _CLASSES[family] if set(row.heads) <= known]
+    alike = [row for row in rows if row.heads == rows[0].heads]
+    found = next((row for row in alike if row.task == task), alike[0])
+    return found._replace(heads=("pooler",)) if found.name == "BertModel" and "pooler" in heads else found
 
 
 def to_fields(
-    model: ModelConfig, vocab_size: int, pad_id: int, name: str, labels: Sequence[str], dtype: str
+    model: ModelConfig, vocab_size: int, specials: SpecialIds, name: str, labels: Sequence[str], dtype: str
 ) -> dict[str, Any]:
     """Every field of the config.json of transformers' class `name`.
 
     vocab_size: rows of the word table. labels: the names of a classifier's labels in order, empty for other models.
-    dtype: "float32" or "bfloat16", of the tensors.
+    dtype: "float32" or "bfloat16", of the tensors. Raises UserError where transformers has no counterpart of `model`.
     """
+    own = (bert_config if model.family == "bert" else modernbert_config).to_fields(model, specials)
     fields: dict[str, Any] = {
         "architectures": [name],
-        "model_type": "bert",
+        "model_type": own["model_type"],
         "vocab_size": vocab_size,
-        **{theirs: getattr(model, ours) for ours, theirs in (_SIZES | _RATES).items()},
-        "hidden_act": "gelu",
-        "position_embedding_type": "absolute",
-        "classifier_dropout": None,
-        "pad_token_id": pad_id,
-        "bos_token_id": None,
-        "eos_token_id": None,
-        "is_decoder": False,
-        "add_cross_attention": False,
-        "use_cache": True,
+        **own,
         "tie_word_embeddings": True,
         "dtype": dtype,
     }

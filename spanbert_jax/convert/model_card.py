@@ -8,25 +8,30 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from spanbert_jax.convert.huggingface_config import MASKED_LM
+
+_TITLES = {"bert": "BERT", "modernbert": "ModernBERT"}  # by model_type
+
+# By the task of the model's class, `huggingface_config.Architecture.task`.
 _PIPELINES = {
-    "BertForMaskedLM": "fill-mask",
-    "BertForTokenClassification": "token-classification",
-    "BertForSequenceClassification": "text-classification",
-    "BertForQuestionAnswering": "question-answering",
-    "BertModel": "feature-extraction",
+    "masked_lm": "fill-mask",
+    "token_classification": "token-classification",
+    "sequence_classification": "text-classification",
+    "question_answering": "question-answering",
+    "": "feature-extraction",
 }
 
 _USES = {
-    "BertForMaskedLM": """from transformers import pipeline
+    "masked_lm": """from transformers import pipeline
 
 print(pipeline("fill-mask", model="DIRECTORY")("Paris is the [MASK] of France."))""",
-    "BertForTokenClassification": """from transformers import pipeline
+    "token_classification": """from transformers import pipeline
 
 print(pipeline("token-classification", model="DIRECTORY")("Ada Lovelace lived in London."))""",
-    "BertForSequenceClassification": """from transformers import pipeline
+    "sequence_classification": """from transformers import pipeline
 
 print(pipeline("text-classification", model="DIRECTORY")("A film to see twice."))""",
-    "BertForQuestionAnswering": """import torch
+    "question_answering": """import torch
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("DIRECTORY")
@@ -41,7 +46,7 @@ pairs = scores.start_logits[0, :, None] + scores.end_logits[0, None, :]  # [firs
 allowed = torch.ones_like(pairs).triu().tril(29).bool() & in_text[:, None] & in_text[None, :]
 first, last = divmod(int(pairs.where(allowed, torch.tensor(float("-inf"))).argmax()), pairs.shape[1])
 print(text[offsets[first, 0] : offsets[last, 1]])""",
-    "BertModel": """import torch
+    "": """import torch
 from transformers import AutoModel, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("DIRECTORY")
@@ -56,11 +61,17 @@ _SBO = """
 spanbert_jax: `--config.init_from=DIRECTORY`.
 """
 
-_ENCODER = """
+_ENCODER = {  # by model_type
+    "bert": """
 `AutoModel` loads the encoder alone from here. It reports that the head is left over, and that its pooler is newly
 initialised, because span pre-training trains no pooler. spanbert_jax's tools/convert_to_pytorch.py writes a directory
 that `AutoModel` loads without such a report: give it `--encoder-only`.
-"""
+""",
+    "modernbert": """
+`AutoModel` loads the encoder alone from here, and reports that the head is left over. spanbert_jax's
+tools/convert_to_pytorch.py writes a directory that `AutoModel` loads without such a report: give it `--encoder-only`.
+""",
+}
 
 _POOLER = """
 There is no trained pooler, because span pre-training trains none. The pooler here is the identity, so `pooler_output`
@@ -70,7 +81,7 @@ is the tanh of the first hidden state.
 
 def model_card(
     name: str,
-    architecture: str,
+    task: str,
     fields: Mapping[str, Any],
     training: Mapping[str, Any],
     has_sbo: bool,
@@ -79,10 +90,11 @@ def model_card(
 ) -> str:
     """The card's text.
 
-    name: the directory, or the model's name on the Hub. architecture: transformers' class. fields: those of
+    name: the directory, or the model's name on the Hub. task: of the model's class, "" for an encoder. fields: those of
     config.json. training: those of spanbert_jax.json. has_pooler: whether a trained pooler was written. mask: the
     mask's name in text.
     """
+    kind, title = fields["model_type"], _TITLES[fields["model_type"]]
     config: Mapping[str, Any] = training.get("config", {})
     if training.get("task", "pretraining") != "pretraining":  # Fine-tuning does not read these sections.
         config = {
@@ -91,22 +103,22 @@ def model_card(
     matter = {
         "language": config.get("corpus.language"),
         "library_name": "transformers",
-        "pipeline_tag": _PIPELINES[architecture],
-        "tags": ["bert", "spanbert", "spanbert_jax"],
+        "pipeline_tag": _PIPELINES[task],
+        "tags": [kind, "spanbert", "spanbert_jax"],
     }
     front = [f"{key}: {json.dumps(value)}" for key, value in matter.items() if value]
-    use = _USES[architecture].replace("[MASK]", mask).replace('"DIRECTORY"', json.dumps(name, ensure_ascii=False))
+    code = _USES[task].replace("[MASK]", mask).replace('"DIRECTORY"', json.dumps(name, ensure_ascii=False))
     sizes = (
-        f"BERT with {fields['num_hidden_layers']} layers of width {fields['hidden_size']}, "
+        f"{title} with {fields['num_hidden_layers']} layers of width {fields['hidden_size']}, "
         f"{fields['num_attention_heads']} attention heads, {fields['vocab_size']:,} rows in the word table, texts "
         f"of up to {fields['max_position_embeddings']} pieces"
     )
     lines = ["---", *front, "---", "", f"# {name}", "", f"{sizes}; trained with spanbert_jax.", ""]
-    lines += ["```python", use, "```", ""]
-    if architecture == "BertModel" and not has_pooler:
+    lines += ["```python", code, "```", ""]
+    if not task and kind == "bert" and not has_pooler:
         lines.append(_POOLER.strip() + "\n")
-    if architecture == "BertForMaskedLM":
-        lines.append(_ENCODER.strip() + "\n")
+    if task == MASKED_LM:
+        lines.append(_ENCODER[kind].strip() + "\n")
     if has_sbo:
         lines.append(_SBO.strip().replace("DIRECTORY", shlex.quote(name)) + "\n")
     lines += ["## Training", "", f"Step {training.get('step', 0):,}. All fields: `spanbert_jax.json`.", ""]

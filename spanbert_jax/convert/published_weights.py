@@ -1,4 +1,4 @@
-"""Weights as others publish them: a Hugging Face directory, SpanBERT's archives, a TensorFlow-1 BERT.
+"""Weights as others publish them: a Hugging Face BERT or ModernBERT, SpanBERT's archives, a TensorFlow-1 BERT.
 
 Invariant: the files themselves say how they are read, and sizes and settings come from them. (Alone the number of
 attention heads of a fairseq checkpoint without config.json is a convention, see `fairseq.config_fields`.) Each tensor
@@ -17,7 +17,8 @@ from typing import Any
 
 from spanbert_jax.config import ModelConfig
 from spanbert_jax.convert import fairseq, google_bert, huggingface
-from spanbert_jax.convert.huggingface_config import labels_of, read_config, to_model_config
+from spanbert_jax.convert.huggingface_config import class_of, labels_of, read_config, task_of, to_model_config
+from spanbert_jax.convert.names import SBO
 from spanbert_jax.convert.tensor_files import Tensors, read_tensors
 from spanbert_jax.convert.tokenizer_import import read_tokenizer
 from spanbert_jax.errors import UserError
@@ -39,6 +40,7 @@ class PublishedWeights:
     tokenizer: Tokenizer
     notes: tuple[str, ...]  # lines for people: how text is read and why, rows without pieces
     labels: tuple[str, ...]  # the names of a classifier's labels, in order; empty without a classifier
+    task: str  # of the class in config.json, where its tensors do not tell it; "" elsewhere
     span_boundary: tuple[int, int] | None  # (offsets, width) of the span-boundary head's table of offsets
     load: Callable[[huggingface.Shapes], tuple[huggingface.Params, huggingface.Coverage]]  # as `from_tensors`
 
@@ -58,7 +60,7 @@ def open_published_weights(path: Path, vocab: Path | None = None) -> Iterator[Pu
         else:
             found = _find(path)
         tensors, fields, left, kind = _read(found)
-        name = str(path if path.is_file() else found)
+        name, architecture = str(path if path.is_file() else found), class_of(fields)
         config = found.parent / "config.json"
         # The architecture is checked before the vocabulary: another architecture often has another kind of vocabulary,
         # and an error about the vocabulary would hide the cause.
@@ -81,12 +83,15 @@ def open_published_weights(path: Path, vocab: Path | None = None) -> Iterator[Pu
             model = dataclasses.replace(model, span_offset_embed=span_boundary[1])
 
         def load(shapes: huggingface.Shapes) -> tuple[huggingface.Params, huggingface.Coverage]:
-            params, report = huggingface.from_tensors(tensors, model, vocab_rows, shapes, name)
+            params, report = huggingface.from_tensors(tensors, model, vocab_rows, shapes, name, architecture)
             return params, report._replace(left=(*report.left, *left))
 
-        classifier = tensors["classifier.weight"]() if "classifier.weight" in tensors else None
+        heads = huggingface.NAMES[model.family].heads(architecture)
+        is_classifier = "classifier" in heads and "classifier.weight" in tensors
+        classifier = tensors["classifier.weight"]() if is_classifier else None
         labels = labels_of(fields, len(classifier), name) if classifier is not None and classifier.ndim else ()
-        yield PublishedWeights(path, kind, model, tokenizer, notes, labels, span_boundary, load)
+        task = task_of(architecture)
+        yield PublishedWeights(path, kind, model, tokenizer, notes, labels, task, span_boundary, load)
 
 
 def _check_rows(vocab_rows: int, pieces: int, name: str, vocabulary: Path, is_given: bool) -> None:
@@ -107,7 +112,7 @@ def _check_rows(vocab_rows: int, pieces: int, name: str, vocabulary: Path, is_gi
 
 def _span_boundary(tensors: Tensors) -> tuple[int, int] | None:
     """The shape of the span-boundary head's table of offsets, which config.json does not hold."""
-    name = f"{huggingface.SBO}.position_embeddings.weight"
+    name = f"{SBO}.position_embeddings.weight"
     table = tensors[name]() if name in tensors else None
     return (table.shape[0], table.shape[1]) if table is not None and table.ndim == 2 else None
 
@@ -185,4 +190,6 @@ def _read(found: Path) -> tuple[Tensors, dict[str, Any], list[str], str]:
     sbo = found.parent / SBO_FILE
     if sbo.is_file():
         tensors = {**tensors, **read_tensors(sbo)}
-    return tensors, read_config(config), [], "a Hugging Face BERT"
+    fields = read_config(config)
+    title = "ModernBERT" if fields.get("model_type") == "modernbert" else "BERT"
+    return tensors, fields, [], f"a Hugging Face {title}"

@@ -108,6 +108,9 @@ def initial_params(
         weights = start.open()
         params, _ = weights.load()
         wanted = jax.eval_shape(init)
+        inherited = "transform" in wanted and "transform" not in params and "mlm" in params
+        if inherited:  # as in ModernBERT, whose task heads begin with the masked language model's layer
+            params["transform"] = {part: params["mlm"][part] for part in ("dense", "norm")}
         other = {"classifier"} if weights.labels != labels else set()
         if release:
             del weights
@@ -116,7 +119,8 @@ def initial_params(
         params = {group: params[group] for group in params if here.get(group) == there[group] and group not in other}
         if jax.process_index() == 0:
             fresh = [group for group in wanted if group not in params]
-            print(f"Taken: {', '.join(params)}; freshly initialised: {', '.join(fresh) or 'nothing'}")
+            taken = [f"{group} (mlm's)" if group == "transform" and inherited else group for group in params]
+            print(f"Taken: {', '.join(taken)}; freshly initialised: {', '.join(fresh) or 'nothing'}")
         return params
 
     return read

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from spanbert_jax.convert.huggingface_config import architecture
+from spanbert_jax.convert.names import ENCODER
 from spanbert_jax.errors import UserError
 from spanbert_jax.serving.functions import functions
 from spanbert_jax.serving.real_text import rows_of_lines
@@ -30,11 +31,11 @@ class Model:
     """A model to export. Each of `functions` takes (params, input_ids, lengths, token_type_ids) as its namesake in
     serving/functions.py does, but params is a flat {"a/b/c": array}."""
 
-    architecture: str  # transformers' name for the encoder with this head
+    task: str  # as `huggingface_config.Architecture` has it: "" for the encoder alone
     functions: dict[str, Call]
     params: dict[str, np.ndarray]
     tokenizer: Tokenizer
-    max_length: int  # pieces, the most that the position embeddings allow
+    max_length: int  # pieces in the longest row
     token_types: int
     labels: tuple[str, ...]
 
@@ -43,9 +44,10 @@ def read_model(weights: Weights) -> Model:
     """The weights as a `Model`, with only those parameters that its functions use."""
     params, _ = weights.load()
     config, tokenizer = weights.config, weights.tokenizer
-    name, heads = architecture(params)
+    _, task, heads = architecture(params, config.model.family, config.task)
     computed = functions(config, params, tokenizer.vocab_size, len(weights.labels))
-    used = ("embeddings", "encoder", *(heads if "predict" in computed else ()))
+    encoder = (group for group in ENCODER if group in params)
+    used = (*encoder, *(heads if "predict" in computed else ()))
     leaves, structure = jax.tree_util.tree_flatten_with_path({group: params[group] for group in used})
     flat = {path_name(path): np.ascontiguousarray(leaf) for path, leaf in leaves}
 
@@ -57,7 +59,7 @@ def read_model(weights: Weights) -> Model:
 
     calls = {what: from_flat(function) for what, function in computed.items()}
     labels = weights.labels if "classifier" in heads else ()
-    return Model(name, calls, flat, tokenizer, config.model.max_length, config.model.token_types, labels)
+    return Model(task, calls, flat, tokenizer, config.model.max_length, config.model.token_types, labels)
 
 
 def compare(model: Model, calls: Mapping[str, Call], lines: list[str]) -> str:

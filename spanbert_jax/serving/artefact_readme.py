@@ -14,15 +14,16 @@ from spanbert_jax.convert.tokenizer_export import TOKENIZER_FILE
 from spanbert_jax.serving.artefact import PLATFORMS, Model
 from spanbert_jax.serving.saved_model import tensorflow_version
 
+# By the task of the model's class, `huggingface_config.Architecture.task`.
 LOGITS = {
-    "BertForMaskedLM": "[batch, length, pieces], a score of each piece of the vocabulary for each position",
-    "BertForQuestionAnswering": "[batch, length, 2], for each piece its scores as the answer's first and last piece",
-    "BertForTokenClassification": "[batch, length, labels], a score of each label for each piece",
-    "BertForSequenceClassification": "[batch, labels], a score of each label for the row",
+    "masked_lm": "[batch, length, pieces], a score of each piece of the vocabulary for each position",
+    "question_answering": "[batch, length, 2], for each piece its scores as the answer's first and last piece",
+    "token_classification": "[batch, length, labels], a score of each label for each piece",
+    "sequence_classification": "[batch, labels], a score of each label for the row",
 }
 TEXTS: dict[str, list[Any]] = {
-    "BertForMaskedLM": ["Paris is the [MASK] of France.", "Hello!"],
-    "BertForQuestionAnswering": [("Who lived in London?", "Ada Lovelace lived in London.")],
+    "masked_lm": ["Paris is the [MASK] of France.", "Hello!"],
+    "question_answering": [("Who lived in London?", "Ada Lovelace lived in London.")],
 }
 OTHER_TEXTS = ["Ada Lovelace lived in London.", "Hello!"]
 
@@ -56,19 +57,19 @@ print(hidden_states.shape)
 """
 STABLEHLO_PREDICT = 'logits = np.asarray(functions["predict"](params, *inputs))\n'
 STABLEHLO_ANSWER = {
-    "BertForMaskedLM": """row, position = np.argwhere(inputs[0] == tokenizer.token_to_id($mask))[0]
+    "masked_lm": """row, position = np.argwhere(inputs[0] == tokenizer.token_to_id($mask))[0]
 print(tokenizer.id_to_token(int(logits[row, position].argmax())))
 """,
-    "BertForQuestionAnswering": """scores = logits[0, :, 0][:, None] + logits[0, :, 1][None, :]  # [first, last]
+    "question_answering": """scores = logits[0, :, 0][:, None] + logits[0, :, 1][None, :]  # [first, last]
 in_text = np.array([part == 1 for part in encodings[0].sequence_ids])
 allowed = np.tril(np.triu(np.ones_like(scores, bool)), 29) & in_text[:, None] & in_text[None, :]
 first, last = np.unravel_index(np.where(allowed, scores, -np.inf).argmax(), scores.shape)
 print(texts[0][1][encodings[0].offsets[first][0] : encodings[0].offsets[last][1]])
 """,
-    "BertForTokenClassification": """labels = $labels
+    "token_classification": """labels = $labels
 print([(piece, labels[label]) for piece, label in zip(encodings[0].tokens, logits[0].argmax(-1))])
 """,
-    "BertForSequenceClassification": """labels = $labels
+    "sequence_classification": """labels = $labels
 print([labels[label] for label in logits.argmax(-1)])
 """,
 }
@@ -92,8 +93,7 @@ def lines_of_python(model: Model, kind: str, directory: Path, name: str) -> str:
     """Python that loads and calls the export. directory: where it lies now; name: its directory's later name."""
     mask = model.tokenizer.piece(model.tokenizer.mask_id)
     texts = [
-        text.replace("[MASK]", mask) if isinstance(text, str) else text
-        for text in TEXTS.get(model.architecture, OTHER_TEXTS)
+        text.replace("[MASK]", mask) if isinstance(text, str) else text for text in TEXTS.get(model.task, OTHER_TEXTS)
     ]
     tokenizer = tokenizers.Tokenizer.from_file(str(directory / TOKENIZER_FILE))
     tokenizer.enable_truncation(model.max_length)
@@ -112,17 +112,17 @@ def lines_of_python(model: Model, kind: str, directory: Path, name: str) -> str:
     }
     code = STABLEHLO if kind == "stablehlo" else SAVED_MODEL
     if "predict" in model.functions:
-        predict = STABLEHLO_PREDICT + STABLEHLO_ANSWER[model.architecture]
+        predict = STABLEHLO_PREDICT + STABLEHLO_ANSWER[model.task]
         code += predict if kind == "stablehlo" else SAVED_MODEL_PREDICT
     return string.Template(code).substitute({key: repr(value) for key, value in values.items()})
 
 
 def readme(model: Model, kind: str, directory: Path, name: str) -> str:
     """The README.md of the export. directory: where it lies now; name: its directory's later name."""
-    width = model.params["embeddings/position"].shape[1]
+    width = model.params["embeddings/word"].shape[1]
     outputs = [f"- `encode`: hidden states, float32 [batch, length, {width}]"]
     if "predict" in model.functions:
-        outputs.append(f"- `predict`: logits, float32 {LOGITS[model.architecture]}")
+        outputs.append(f"- `predict`: logits, float32 {LOGITS[model.task]}")
     if model.labels:
         outputs[-1] += f"; the labels, in order: {', '.join(f'`{label}`' for label in model.labels)}"
     if kind == "stablehlo":

@@ -11,16 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from spanbert_jax.config import ComputeConfig, Config
-from spanbert_jax.convert.huggingface_config import architecture
+from spanbert_jax.convert.huggingface_config import MASKED_LM, architecture
 from spanbert_jax.model import encoder, linear_heads, pretraining_heads
 
 Function = Callable[[Any, jax.Array, jax.Array, jax.Array], jax.Array]
-
-_TASKS = {  # transformers' class -> the kind of linear head
-    "BertForQuestionAnswering": "question_answering",
-    "BertForSequenceClassification": "sequence_classification",
-    "BertForTokenClassification": "token_classification",
-}
 
 
 def _exact(function: Function) -> Function:
@@ -48,11 +42,11 @@ def functions(config: Config, groups: Collection[str], vocab_size: int, labels: 
     def encode(params: Any, input_ids: jax.Array, lengths: jax.Array, token_type_ids: jax.Array) -> jax.Array:
         return encoder.encode(base, params, input_ids, lengths, token_type_ids)
 
-    name, _ = architecture(groups)
-    if name == "BertModel":
+    task = architecture(groups, config.model.family, config.task).task
+    if not task:
         return {"encode": _exact(encode)}
     whole = Config(model=config.model, compute=compute, masking=config.masking)
-    if name == "BertForMaskedLM":
+    if task == MASKED_LM:
         model = pretraining_heads.pretraining_model(whole, vocab_size, "cpu")
 
         def masked_lm(params: Any, input_ids: jax.Array, lengths: jax.Array, token_type_ids: jax.Array) -> jax.Array:
@@ -63,9 +57,9 @@ def functions(config: Config, groups: Collection[str], vocab_size: int, labels: 
             return pretraining_heads.apply(model, params, batch, heads=(mlm,))[mlm.name][..., :vocab_size]
 
         return {"encode": _exact(encode), "predict": _exact(masked_lm)}
-    task = linear_heads.task_model(_TASKS[name], whole, vocab_size, labels, "cpu")
+    fine_tuned = linear_heads.task_model(task, whole, vocab_size, labels, "cpu")
 
     def predict(params: Any, input_ids: jax.Array, lengths: jax.Array, token_type_ids: jax.Array) -> jax.Array:
-        return linear_heads.apply(task, params, input_ids, lengths, token_type_ids)
+        return linear_heads.apply(fine_tuned, params, input_ids, lengths, token_type_ids)
 
     return {"encode": _exact(encode), "predict": _exact(predict)}

@@ -13,12 +13,11 @@ from jax.sharding import NamedSharding
 
 from spanbert_jax.batch import Batch, NumpyBatch
 from spanbert_jax.batches.shapes import plan_batches, shape_table
+from spanbert_jax.convert.names import ENCODER
 from spanbert_jax.serving.functions import functions
 from spanbert_jax.serving.predictor import Params, Predictor
 from spanbert_jax.serving.weights import Weights
 from spanbert_jax.tasks.rows import Rows, make_rows
-
-_GROUPS = ("embeddings", "encoder")
 
 
 class Encoding(NamedTuple):
@@ -36,13 +35,13 @@ class TextEncoder:
     def __init__(self, weights: Weights, params: Params, layout: NamedSharding):
         """layout: divides the rows of a batch among the devices."""
         self._tokenizer, self._longest = weights.tokenizer, weights.config.model.max_length
-        encode = functions(weights.config, _GROUPS, weights.tokenizer.vocab_size, 0)["encode"]
+        encode = functions(weights.config, ENCODER, weights.tokenizer.vocab_size, 0)["encode"]
 
         def compute(params: Params, batch: Batch) -> dict[str, jax.Array]:
             return {"hidden_states": encode(params, batch["input_ids"], batch["lengths"], batch["token_type_ids"])}
 
         self._predictor = Predictor(compute, layout)
-        self._params = self._predictor.place({group: params[group] for group in _GROUPS})
+        self._params = self._predictor.place({group: params[group] for group in ENCODER if group in params})
         self._table = shape_table(self._longest, weights.config.data.lengths, self._predictor.multiple)
 
     def encode(self, texts: Sequence[str]) -> list[Encoding]:

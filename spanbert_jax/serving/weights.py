@@ -13,7 +13,8 @@ from typing import Any
 from etils import epath
 
 from spanbert_jax.config import Config
-from spanbert_jax.convert.huggingface import Coverage, Params
+from spanbert_jax.convert.huggingface import Coverage
+from spanbert_jax.convert.names import Params
 from spanbert_jax.convert.published_weights import open_published_weights
 from spanbert_jax.model import pretraining_heads
 from spanbert_jax.model.parameters import parameter_shapes
@@ -40,7 +41,7 @@ class Weights:
 
     source: str  # the checkpoint of a run; the path of others' weights
     kind: str  # for people: "a checkpoint of spanbert_jax", "a Hugging Face directory", ...
-    config: Config  # the run's; for others' weights the defaults, with these weights' model and vocabulary
+    config: Config  # the run's; for others' weights the defaults, with these weights' model, vocabulary and task
     tokenizer: Tokenizer
     load: Callable[[], tuple[Params, Coverage]]  # (the parameters, which tensors were taken, missing or left alone)
     labels: tuple[str, ...] = ()  # of a classifier, in its order
@@ -73,7 +74,7 @@ def open_weights(path: Path, vocab: Path | None = None) -> Iterator[Weights]:
         yield Weights(
             source=str(path),
             kind=published.kind,
-            config=Config(model=published.model, tokenizer=settings),
+            config=Config(model=published.model, tokenizer=settings, task=published.task or Config().task),
             tokenizer=tokenizer,
             load=lambda: published.load(shapes),
             labels=published.labels,

@@ -24,7 +24,8 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from spanbert_jax.convert.export import DTYPES, Export, write_export
-from spanbert_jax.convert.huggingface import Params, named_views
+from spanbert_jax.convert.huggingface import named_views
+from spanbert_jax.convert.names import Params
 from spanbert_jax.convert.published_weights import open_published_weights
 from spanbert_jax.errors import UserError
 from spanbert_jax.model.parameters import parameter_shapes
@@ -335,14 +336,22 @@ def test_the_cards_answer_is_the_best_span_of_the_text(made: dict[tuple[str, str
     assert printed.getvalue() == text[offsets[first][0] : offsets[last][1]] + "\n"
 
 
-def test_layers_of_another_family_than_bert_are_refused_by_name_and_nothing_is_written(
-    tmp_path: Path, tokenizers: dict[str, Tokenizer]
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"family": "toy"}, r"model\.family is 'toy'; an export holds layers of 'bert' or 'modern'"),
+        ({"family": "modern", "gated_mlp": True}, r"model\.pre_norm is False: transformers' ModernBERT has True alone"),
+        ({"family": "modern", "pre_norm": True}, r"model\.gated_mlp is False: transformers' ModernBERT has True alone"),
+    ],
+)
+def test_layers_that_transformers_lacks_are_refused_by_their_field_and_nothing_is_written(
+    fields: dict[str, Any], message: str, tmp_path: Path, tokenizers: dict[str, Tokenizer]
 ) -> None:
     tokenizer = tokenizers["wordpiece"]
     params = random_params({"mlm": 0}, tokenizer.vocab_size)
-    model = dataclasses.replace(MODEL, family="modern")
+    model = dataclasses.replace(MODEL, **fields)
     for encoder_only in (False, True):
-        with pytest.raises(UserError, match=r"model\.family is 'modern'"):
+        with pytest.raises(UserError, match=message):
             write_export(Export(params, model, tokenizer, (), TRAINING, NAME), tmp_path, "float32", encoder_only)
     assert not list(tmp_path.iterdir())
 

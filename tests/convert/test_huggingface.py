@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from spanbert_jax.convert.huggingface import SBO, Coverage, Params, from_tensors, named_views, to_tensors
+from spanbert_jax.convert.huggingface import Coverage, from_tensors, named_views, to_tensors
+from spanbert_jax.convert.names import SBO, Params
 from spanbert_jax.convert.tensor_files import read_tensors
 from spanbert_jax.errors import UserError
 from tests.support.published import lazy

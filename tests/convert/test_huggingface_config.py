@@ -11,7 +11,8 @@ import torch
 import transformers
 
 from spanbert_jax.config import ModelConfig
-from spanbert_jax.convert.huggingface import HEADS
+from spanbert_jax.convert.bert import HEADS
+from spanbert_jax.convert.config_fields import SpecialIds
 from spanbert_jax.convert.huggingface_config import architecture, labels_of, read_config, to_fields, to_model_config
 from spanbert_jax.errors import UserError
 
@@ -54,7 +55,7 @@ CLASSES = (
 @pytest.mark.parametrize("name", CLASSES)
 @pytest.mark.parametrize(("dtype", "labels"), [("float32", ()), ("bfloat16", ("O", "B-PER", "I-PER"))])
 def test_transformers_reads_what_was_meant(name: str, dtype: str, labels: tuple[str, ...], tmp_path: Path) -> None:
-    fields = to_fields(ODD, 131, 7, name, labels, dtype)
+    fields = to_fields(ODD, 131, SpecialIds(7, 5, 6), name, labels, dtype)
     (tmp_path / "config.json").write_text(json.dumps(fields))
     config = transformers.AutoConfig.from_pretrained(tmp_path)  # strict: a field of another type is an error
     assert type(config) is transformers.BertConfig
@@ -69,7 +70,9 @@ def test_transformers_reads_what_was_meant(name: str, dtype: str, labels: tuple[
 
 @pytest.mark.parametrize("model", [ODD, ModelConfig()], ids=["odd", "base"])
 def test_a_written_configuration_is_read_back_the_same(model: ModelConfig, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(to_fields(model, 131, 0, "BertModel", (), "float32")))
+    (tmp_path / "config.json").write_text(
+        json.dumps(to_fields(model, 131, SpecialIds(0, 5, 6), "BertModel", (), "float32"))
+    )
     again = to_model_config(read_config(tmp_path / "config.json"), "config.json")
     assert again == model
     for field in dataclasses.fields(ModelConfig):
@@ -84,7 +87,7 @@ def test_every_field_that_transformers_writes_is_written(name: str, tmp_path: Pa
     config.save_pretrained(tmp_path)
     theirs = json.loads((tmp_path / "config.json").read_text())
     del theirs["transformers_version"]
-    ours = to_fields(ODD, 131, 0, name, ("LABEL_0", "LABEL_1", "LABEL_2"), "float32")
+    ours = to_fields(ODD, 131, SpecialIds(0, 5, 6), name, ("LABEL_0", "LABEL_1", "LABEL_2"), "float32")
     assert {field: ours.get(field, "not written") for field in theirs} == theirs
 
 
@@ -205,7 +208,7 @@ def heads_of_classes() -> dict[tuple[str, bool], set[str]]:
 def test_any_set_of_heads_has_a_class_with_no_other_heads(
     heads: tuple[str, ...], heads_of_classes: dict[tuple[str, bool], set[str]]
 ) -> None:
-    name, has = architecture(heads)
+    name, _, has = found = architecture(heads, "bert", "")
     assert set(has) <= set(heads)
     assert set(has) == heads_of_classes[name, name == "BertModel" and "pooler" in has]
     # Of what was trained, a task's head first, then the vocabulary's.
@@ -216,4 +219,4 @@ def test_any_set_of_heads_has_a_class_with_no_other_heads(
     else:
         assert name == ("BertForMaskedLM" if "mlm" in heads else "BertModel")
         assert ("pooler" in has) == ("pooler" in heads and "mlm" not in heads)
-    assert architecture(heads[::-1]) == (name, has)
+    assert architecture(heads[::-1], "bert", "") == found

@@ -13,7 +13,8 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from spanbert_jax.convert.huggingface import SBO, Coverage, Params, named_views, to_tensors
+from spanbert_jax.convert.huggingface import Coverage, named_views, to_tensors
+from spanbert_jax.convert.names import SBO, Params
 from spanbert_jax.convert.published_weights import PublishedWeights, open_published_weights
 from spanbert_jax.errors import UserError
 from spanbert_jax.model.encoder import table_rows

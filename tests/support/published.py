@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from spanbert_jax.convert.huggingface import Coverage, Params
+from spanbert_jax.convert.huggingface import Coverage
+from spanbert_jax.convert.names import Params
 from spanbert_jax.convert.published_weights import PublishedWeights
 from spanbert_jax.convert.tensor_files import Tensors
 from spanbert_jax.model.parameters import parameter_shapes

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from spanbert_jax.convert.huggingface import Params
+from spanbert_jax.convert.names import Params
 from spanbert_jax.model.encoder import padded_vocab
 from spanbert_jax.model.parameters import parameter_shapes
 from tests.support.synthetic import VOCAB, small_config

@@ -23,7 +23,7 @@ from etils import epath
 from safetensors.numpy import load_file, save_file
 
 from spanbert_jax.config import Config, ModelConfig, flatten
-from spanbert_jax.convert.huggingface import Params
+from spanbert_jax.convert.names import Params
 from spanbert_jax.model import pretraining_heads
 from spanbert_jax.model.encoder import padded_vocab
 from spanbert_jax.model.parameters import parameter_shapes
