@@ -21,7 +21,7 @@ from spanbert_jax.config_check import check
 from spanbert_jax.convert.export import Export, write_export
 from spanbert_jax.errors import UserError
 from spanbert_jax.files import new_directory
-from spanbert_jax.model import pretraining_heads
+from spanbert_jax.model import linear_heads, pretraining_heads
 from spanbert_jax.model.encoder import padded_vocab
 from spanbert_jax.model.parameters import parameter_shapes
 from spanbert_jax.runs import pretraining
@@ -166,6 +166,29 @@ def test_a_hugging_face_encoder_gets_fresh_heads_and_is_said_to(
     wanted = {"kind": "wordpiece", "lowercase": True, "vocab_size": pieces, "vocab_file": ""}
     assert config["tokenizer"] == config["tokenizer"] | wanted
     assert fingerprint(tmp_path / "run" / "data" / "tokenizer") == tokenizer.fingerprint
+
+
+@pytest.mark.parametrize("task", ["token_classification", "question_answering"])
+def test_the_layer_before_a_task_head_is_that_of_the_masked_language_model(
+    task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """transformers shares this layer by its name, `head`, between ModernBERT's classes."""
+    fields = {"pre_norm": True, "gated_mlp": True, "head_bias": False}
+    model = ModelConfig(family="modern", layers=1, embed=24, heads=3, mlp=40, max_length=80, **fields)
+    params = random_params(model, mlm=0, sbo=15)
+    write_params(epath.Path(tmp_path / "checkpoints"), params, Metadata("pretraining", 0, Config(model=model)))
+    wordpiece().save(tmp_path / "tokenizer")
+    config = Config(task=task, init_from=str(tmp_path), model=model)
+    head = linear_heads.task_model(task, config, wordpiece().vocab_size, 3, "cpu")
+    with StartingWeights(config) as start:
+        init = functools.partial(linear_heads.init_params, head, jax.random.key(0))
+        taken = initial_params(config, start, init)()
+    last = "qa_outputs" if task == "question_answering" else "classifier"
+    said = "Taken: embeddings, encoder, final_norm, transform (mlm's); freshly initialised: "
+    assert capsys.readouterr().out == f"{said}{last}\n"
+    transform = {part: params["mlm"][part] for part in ("dense", "norm")}
+    wanted = {name: params[name] for name in ("embeddings", "encoder", "final_norm")} | {"transform": transform}
+    jax.tree.map(np.testing.assert_array_equal, taken, wanted)
 
 
 def assert_padding_is_zero(params: dict[str, np.ndarray]) -> None:

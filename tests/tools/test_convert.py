@@ -27,12 +27,14 @@ from spanbert_jax.convert.names import Params
 from spanbert_jax.model import pretraining_heads
 from spanbert_jax.model.encoder import padded_vocab
 from spanbert_jax.model.parameters import parameter_shapes
+from spanbert_jax.serving.artefact import read_model
+from spanbert_jax.serving.weights import open_weights
 from spanbert_jax.text.tokenizer import SPECIALS, Tokenizer, load_tokenizer
 from spanbert_jax.training.checkpoint import find_checkpoint, read_metadata, read_params, write_params
 from spanbert_jax.training.metadata import Metadata
 from spanbert_jax.training.workdir import read_config
 from tests.support import runs
-from tools import convert_from_pytorch, convert_to_pytorch
+from tools import convert_from_pytorch, convert_to_pytorch, inspect_checkpoint
 
 MODEL = ModelConfig(layers=2, embed=48, heads=4, mlp=64, max_length=40, span_offset_embed=20)
 ABOUT = "spanbert_jax.json"
@@ -46,7 +48,7 @@ def wordpiece(lowercase: bool) -> Tokenizer:
     return Tokenizer("wordpiece", "\n".join([*whole, *(f"##{x}" for x in letters), "##ing", ""]).encode(), lowercase)
 
 
-def random_params(lowercase: bool = False, **heads: int) -> Params:
+def random_params(lowercase: bool = False, model: ModelConfig = MODEL, **heads: int) -> Params:
     """Random everywhere, but in the rows that only pad the vocabulary."""
     rng, vocab_size = np.random.default_rng(len(heads)), wordpiece(lowercase).vocab_size
 
@@ -56,14 +58,20 @@ def random_params(lowercase: bool = False, **heads: int) -> Params:
             array[vocab_size:] = 0
         return array
 
-    tree = parameter_shapes(MODEL, vocab_size, heads)
+    tree = parameter_shapes(model, vocab_size, heads)
     return jax.tree_util.tree_map_with_path(leaf, tree, is_leaf=lambda node: isinstance(node, tuple))
 
 
-def write_run(workdir: Path, params: Params, lowercase: bool = False, labels: tuple[str, ...] = ()) -> Path:
+def write_run(
+    workdir: Path,
+    params: Params,
+    lowercase: bool = False,
+    labels: tuple[str, ...] = (),
+    config: Config | None = None,
+) -> Path:
     """What a run leaves, as far as the tools read it."""
     wordpiece(lowercase).save(workdir / "tokenizer")
-    metadata = Metadata("any", 7, Config(model=MODEL), labels=labels)
+    metadata = Metadata("any", 7, config or Config(model=MODEL), labels=labels)
     write_params(epath.Path(workdir / "checkpoints"), params, metadata)
     return workdir
 
@@ -205,6 +213,38 @@ def test_a_run_with_any_head_is_verified_and_comes_back_bitwise(name: str, lower
     assert load_tokenizer(tmp_path / "imported" / "tokenizer").fingerprint == wordpiece(lowercase).fingerprint
     export(tmp_path / "imported", tmp_path / "again")
     assert files(tmp_path / "export") == files(tmp_path / "again")
+
+
+def test_a_run_of_the_modern_family_is_verified_comes_back_bitwise_and_is_inspected(tmp_path: Path) -> None:
+    """With classes of tokens, whose heads have the names of those of rows: the task goes along."""
+    own = {"pre_norm": True, "gated_mlp": True, "norm_bias": False, "window": 4, "full_every": 2, "init": "truncated"}
+    model = ModelConfig(family="modern", layers=2, embed=24, heads=2, mlp=16, max_length=40, pooling="mean", **own)
+    params, labels = random_params(model=model, transform=0, classifier=3), ("no", "per haps", "yes")
+    params["encoder"]["attention"]["norm"]["scale"][0] = 1  # never used, and in no file of transformers
+    config = Config(model=model, task="token_classification")
+    run = write_run(tmp_path / "run", params, labels=labels, config=config)
+    printed = export(run, tmp_path / "export")
+    assert "; for transformers' ModernBertForTokenClassification\n" in printed
+    assert "Left out" not in printed and max(differences(printed)) <= 2e-5
+
+    printed = import_(tmp_path / "export", tmp_path / "imported")
+    assert f"{tmp_path}/export: a Hugging Face ModernBERT, 2 layers x 24, 2 heads" in printed
+    taken = "Taken: embeddings, encoder, final_norm, transform, classifier (no, per haps, yes)\n"
+    assert taken in printed and "Left alone" not in printed
+    checkpoint = find_checkpoint(epath.Path(tmp_path / "imported"))
+    assert_same(read_params(checkpoint), params)
+    export(tmp_path / "imported", tmp_path / "again")
+    assert files(tmp_path / "export") == files(tmp_path / "again")
+
+    for weights in (tmp_path / "export", tmp_path / "imported"):
+        status, printed, _ = call(inspect_checkpoint, weights)
+        assert status == 0 and re.search(r"encoder/mlp/up/kernel +2 x 24 x 2 x 16 +-, embed, -, mlp", printed)
+        assert "final_norm" in printed and "Token types" not in printed
+    with open_weights(tmp_path / "imported") as opened:
+        served = read_model(opened)
+    assert (
+        served.task == "token_classification" and {"final_norm/scale", "transform/norm/scale"} <= served.params.keys()
+    )
 
 
 @pytest.fixture(scope="module")
