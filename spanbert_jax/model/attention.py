@@ -32,13 +32,15 @@ def attention(
     dropout or a window is asked for, "xla" replaces a kernel that has none. "xla" replaces "auto" too. window: the most
     positions between a query and a key that the query sees, so that a query sees 2 * window + 1 keys; 0: all keys.
     """
-    if window >= qkv.shape[1] - 1:
+    length = qkv.shape[1]
+    is_known = isinstance(length, int)  # not in an export for rows of any length
+    if window and is_known and window >= length - 1:
         window = 0  # every query sees every key
     if not rate:
         seeds = None
     able = (seeds is None or kernel in DROPPING_KERNELS) and (not window or kernel in WINDOW_KERNELS)
     if kernel not in FLASH or not able:
-        banded = window and Band(qkv.shape[1], window).is_cheaper()
+        banded = window and is_known and Band(length, window).is_cheaper()
         return (banded_attention if banded else dense_attention)(*_parts(qkv), lengths, seeds, rate, window)
     mapped = on_each_device(
         lambda *arrays: (FLASH[kernel](*arrays, rate, window),),
