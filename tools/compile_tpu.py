@@ -6,7 +6,8 @@
 Needs no TPU: `pip install -r requirements-tpu.txt` brings the compiler. Fields are set as --config.FIELD=VALUE.
 
 Invariant: memory, traffic and collectives are those of the program that would run on these TPUs. XLA counts the body of
-a loop once, so the FLOPs are extrapolated to all layers from one and two unrolled layers on one chip with as many rows.
+a loop once, so the FLOPs are extrapolated to all layers from few unrolled layers on one chip with as many rows: from
+one layer, and one turn of the family's kinds of layers more (of BERT, one layer).
 """
 
 import dataclasses
@@ -51,8 +52,10 @@ TABLE = flags.DEFINE_bool("table", False, "Base and large for every topology, as
 
 
 # Matrix products of [length, head_dim] by [length, length] in one call of splash attention's kernels, which XLA leaves
-# uncounted. Forward: the scores and the values. Backward: the scores again and four gradients.
+# uncounted. Forward: the scores and the values. Backward: the scores again and four gradients. Where a kernel of its
+# own computes the gradient of the queries, both compute the scores and the gradient of the probabilities.
 _PRODUCTS = {"splash_mha_fwd": 2, "splash_mha_dkv": 5}
+_SEPARATE_PRODUCTS = {"splash_mha_fwd": 2, "splash_mha_dkv": 4, "splash_mha_dq": 3}
 
 
 class DoesNotFit(Exception):
@@ -121,7 +124,8 @@ def with_rows(config: Config, mesh: "Mesh", rows: int | None) -> tuple[Config, i
 
 
 def one_chip_costs(config: Config, rows: int) -> dict[str, float]:
-    """FLOPs and bytes per row of all layers, unrolled on one chip: extrapolated from one and two layers."""
+    """FLOPs and bytes per row of all layers, unrolled on one chip: extrapolated from few layers."""
+    from spanbert_jax.model.families import family_of
     from spanbert_jax.training import sharding
 
     (device,) = compile_only_devices(one_chip(topology(TOPOLOGY.value)))
@@ -129,29 +133,47 @@ def one_chip_costs(config: Config, rows: int) -> dict[str, float]:
     mesh_config = dataclasses.replace(config.mesh, data=1, fsdp=1, model=1)
     train = dataclasses.replace(config.train, batch_size=rows, accumulation=1)
     config = dataclasses.replace(config, compute=compute, mesh=mesh_config, train=train)
-    costs = []
-    for layers in (1, 2):
+
+    def costs(layers: int) -> dict[str, float]:
         shallow = dataclasses.replace(config, model=dataclasses.replace(config.model, layers=layers))
         mesh = sharding.make_mesh(mesh_config, [device])
         compiled = compile_step(shallow, mesh, f"{layers} of {config.model.layers} layers for one chip")
         moved = sum(one.bytes * one.runs for one in hlo_cost.traffic(compiled.program))
         xla = compiled.costs
         total = xla["flops"] + kernel_flops(compiled.program, config, rows)
-        costs.append({"flops": total, "xla_bytes": xla["bytes accessed"], "memory_bytes": float(moved)})
-    one, two = costs
-    return {name: (one[name] + (config.model.layers - 1) * (two[name] - one[name])) / rows for name in one}
+        return {"flops": total, "xla_bytes": xla["bytes accessed"], "memory_bytes": float(moved)}
+
+    summed = of_all_layers(costs, config.model.layers, len(family_of(config.model).layers(config.model)))
+    return {name: cost / rows for name, cost in summed.items()}
+
+
+def of_all_layers(costs: Callable[[int], dict[str, float]], layers: int, kinds: int) -> dict[str, float]:
+    """`costs(layers)` for `layers` layers of which `kinds` kinds take turns, where each kind adds the same costs
+    wherever it stands: from costs of at most 1 + `kinds` layers."""
+    turns, rest = divmod(layers - 1, kinds)
+    first = costs(1)
+    turn = costs(1 + kinds) if turns else first
+    last = costs(1 + rest) if rest else first
+    return {name: first[name] + turns * (turn[name] - first[name]) + last[name] - first[name] for name in first}
 
 
 def kernel_flops(program: hlo_cost.Program, config: Config, rows: int) -> float:
-    """FLOPs of the calls of splash attention in a step on `rows` rows."""
-    product = 2.0 * rows * config.data.block_length**2 * config.model.embed
+    """FLOPs of the calls of splash attention in a step on `rows` rows. Those with a window count the scores of all
+    blocks that they compute."""
+    from spanbert_jax.model.kernels.attention_splash import SCOPE, computed_scores
+
+    length, window = config.data.block_length, config.model.window
     calls = [
-        one.name.partition("_segmented")[0]
+        (one.name.partition("_segmented")[0], SCOPE in one.origin)
         for computation in program.computations.values()
         for one in computation.values()
         if one.opcode == "custom-call" and "tpu_custom_call" in one.attributes
     ]
-    return product * sum(_PRODUCTS[name] for name in calls)
+    separate = ("splash_mha_dq", True) in calls
+    products = {True: _SEPARATE_PRODUCTS if separate else _PRODUCTS, False: _PRODUCTS}
+    scores = {True: computed_scores(length, window), False: length**2}
+    summed = sum(products[windowed][name] * scores[windowed] for name, windowed in calls)
+    return 2.0 * rows * config.model.embed * summed
 
 
 def memory_of(compiled: Compiled) -> dict[str, int]:

@@ -4,6 +4,7 @@ Both forms of "xla" are compared with brute force in float64, and the banded for
 """
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from spanbert_jax.model.attention import attention
 from spanbert_jax.model.dropout import keep_mask
 from spanbert_jax.model.kernels.attention_banded import Band
+from spanbert_jax.model.kernels.attention_splash import computed_scores
 from spanbert_jax.model.kernels.interpreter import interpreted
 from tests.support.attention_agreement import (
     BF16,
@@ -165,6 +167,18 @@ def test_for_a_tpu_splash_is_lowered_with_one_kernel_of_gradients_for_short_rows
     assert tpu_calls(jax.grad(loss), *arguments) == calls * ["tpu_custom_call"]
     assert not [shape for shape in arrays_between(jax.grad(loss), *arguments) if shape.count(length) > 1]
     assert len(kernel_calls(jax.grad(loss), *arguments)) == calls
+
+
+@pytest.mark.parametrize(("length", "window"), [(600, 0), (1024, 64), (1500, 513), (8192, 64)])
+def test_splash_computes_the_blocks_that_hold_a_score_of_the_window(length: int, window: int) -> None:
+    padded = -(-length // 128) * 128
+    block = math.gcd(512, padded)
+    places = np.arange(padded)
+    blocks = np.zeros((padded // block, padded // block), bool)
+    for begin in range(0, padded, block):
+        near = np.abs(np.arange(begin, begin + block)[:, None] - places) <= (window or padded)
+        blocks[begin // block] = near.reshape(block, -1, block).any((0, 2))
+    assert computed_scores(length, window) == blocks.sum() * block**2
 
 
 def test_the_banded_form_in_a_scan_with_rematerialisation_and_under_vmap_has_the_gradients_of_one_call() -> None:

@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 
+from spanbert_jax.config import Config, DataConfig, ModelConfig
 from spanbert_jax.errors import UserError
 from spanbert_jax.training import flops
-from tools.compile_tpu import bounds_of, largest_rung
-from tools.tpu import tpu_topologies
+from tools.compile_tpu import bounds_of, kernel_flops, largest_rung, of_all_layers
+from tools.tpu import hlo_cost, tpu_topologies
 
 ROOT = Path(__file__).resolve().parents[2]
 needs_libtpu = pytest.mark.skipif(
@@ -147,6 +148,39 @@ def test_bisection_finds_the_largest_that_fits_and_never_tries_twice(most: int, 
 
     assert largest_rung(fits, start) == most
     assert len(tried) == len(set(tried)) <= 11
+
+
+@pytest.mark.parametrize(("kinds", "layers", "most"), [(1, 12, 2), (1, 1, 1), (3, 22, 4), (3, 2, 2), (3, 12, 4)])
+def test_costs_of_all_layers_are_those_of_few_with_each_kind_as_often_as_it_stands(
+    kinds: int, layers: int, most: int
+) -> None:
+    compiled = []
+
+    def costs(count: int) -> dict[str, float]:
+        compiled.append(count)
+        return {"flops": 100.0 + sum(10.0 ** -(layer % kinds) for layer in range(count))}
+
+    found = of_all_layers(costs, layers, kinds)
+    assert max(compiled) <= most and len(compiled) <= 3
+    assert found["flops"] == pytest.approx(costs(layers)["flops"])
+
+
+_CALL = """\
+  %{name}.{number} = bf16[1,4096,64]{{2,1,0}} custom-call(%x), target="tpu_custom_call", of={{kernel_metadata={{
+"xprof_metadata":"{{}}"
+}}}}, metadata={{op_name="jit(step)/jvp({scope})/pallas_call"}}"""
+
+
+def test_flops_of_splash_count_the_blocks_within_a_window_and_the_products_of_separate_kernels() -> None:
+    """A full layer of 2 and 5 products, and a windowed one of 2, 4 and 3, with 8 + 2 * 7 of the 8 * 8 blocks."""
+    fwd, dkv, dq = (f"splash_mha_{name}_segmented_residuals" for name in ("fwd", "dkv", "dq"))
+    calls = [(fwd, "splash"), (dkv, "splash"), *((name, "windowed_splash") for name in (fwd, dkv, dq))]
+    lines = [_CALL.format(name=name, number=number, scope=scope) for number, (name, scope) in enumerate(calls)]
+    program = hlo_cost.read_program("\n".join(["ENTRY %main (x: f32[]) -> f32[] {", *lines, "}"]))
+    config = Config(
+        model=ModelConfig(family="modern", embed=64, heads=1, window=64), data=DataConfig(block_length=4096)
+    )
+    assert kernel_flops(program, config, 3) == 2 * 3 * 64 * (7 * 4096**2 + 9 * 22 * 512**2)
 
 
 def test_the_bound_of_a_step_is_that_of_its_slowest_resource() -> None:

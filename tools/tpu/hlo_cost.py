@@ -112,7 +112,8 @@ def read_program(text: str) -> Program:
     """Parses XLA's text form of a program. Raises ValueError where it has no entry computation."""
     computations: dict[str, Computation] = {}
     entry, current = "", None
-    for line in text.splitlines():
+    # An instruction takes several lines where its attributes hold a kernel's metadata.
+    for line in re.sub(r'\n(?="|\}\})', " ", text).splitlines():
         if line.endswith("{") and not line.startswith((" ", "HloModule")):
             head = re.match(r"(ENTRY )?%?([\w.\-]+) ", line)
             if head:

@@ -6,6 +6,7 @@ so every row of the softmax has something to average: with a window too, a query
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
@@ -14,6 +15,7 @@ from spanbert_jax.model.kernels.interpreter import is_interpreted
 _LANES = 128  # of a TPU's vector registers; the sizes of blocks are multiples of this number
 _LARGEST_BLOCK = 512  # queries, or keys, of a block: a whole row of BERT's length
 _MOST_PARTS = 4  # of the gradients of queries with a window
+SCOPE = "windowed_splash"  # in the names of the operations of attention with a window
 
 
 def splash_attention(query: jax.Array, key: jax.Array, value: jax.Array, lengths: jax.Array, window: int) -> jax.Array:
@@ -42,8 +44,19 @@ def splash_attention(query: jax.Array, key: jax.Array, value: jax.Array, lengths
     scaled = query * head_dim**-0.5  # the kernel does not scale; exact where head_dim is a power of 4, such as 64
     segments = splash.SegmentIds(is_padding, is_padding)
     arrays = (by_head(scaled), by_head(key), by_head(value))  # [batch, heads, padded, head_dim] each, as the result
-    result = jax.vmap(kernel)(*arrays, segments)
+    with jax.named_scope(SCOPE if window else "splash"):
+        result = jax.vmap(kernel)(*arrays, segments)
     return result[:, :, :length].swapaxes(1, 2)
+
+
+def computed_scores(length: int, window: int) -> int:
+    """How many scores a kernel computes for a head of a row: those of all blocks that are not skipped. window: 0 for
+    all keys."""
+    padded = -(-length // _LANES) * _LANES
+    block = _block_sizes(padded, window).block_q
+    apart = np.abs(np.subtract.outer(*2 * [np.arange(padded // block)]))  # of a block of queries and one of keys
+    visited = (apart == 0) | ((apart - 1) * block < (window or padded))
+    return int(visited.sum()) * block**2
 
 
 def _block_sizes(length: int, window: int) -> splash.BlockSizes:
