@@ -134,6 +134,8 @@ def differing(tokenizer: Tokenizer, directory: Path, lines: Sequence[str]) -> li
         exported = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing narrower
         raise UserError(f"cannot read {path} ({error}); it should be a tokenizer of Hugging Face's library") from error
+    exported.no_truncation()  # A tokenizer.json that is written as it was given may truncate and pad.
+    exported.no_padding()
     theirs = [encoding.ids for encoding in exported.encode_batch_fast(lines, add_special_tokens=False)]
     ours = tokenizer.tokenize_batch(lines)
     return [(line, a, b) for line, a, b in zip(lines, ours, theirs, strict=True) if a != b]

@@ -93,6 +93,11 @@ def _find_vocabulary(directory: Path) -> Path:
     for path in (named, *sentencepieces, directory / VOCABULARY_FILES["wordpiece"], directory / TOKENIZER_FILE):
         if path.exists():
             return path
+    described = TokenizerFiles.beside(directory / TOKENIZER_FILE)
+    refuse_code(described)
+    reason = unlike_bert(described, None)
+    if reason:
+        raise UserError(_without_json(reason))
     raise UserError(
         f"{directory} has no vocabulary (spiece.model, vocab.txt or tokenizer.json); give the one that the model was "
         "trained with: --vocab vocab.txt. SpanBERT's released archives have none, and need that of cased BERT"
@@ -122,13 +127,18 @@ def _read_words(path: Path, described: TokenizerFiles, may_choose: bool) -> tupl
     if engine is not None and isinstance(engine.model, WordPiece):
         _check_same(pieces, engine, path)
     if reason and engine is None:
-        raise UserError(
-            f"{reason}; without a {TOKENIZER_FILE} only BERT's tokenizer can be followed: let transformers write one, "
-            "AutoTokenizer.from_pretrained(DIRECTORY).save_pretrained(DIRECTORY)"
-        )
+        raise UserError(_without_json(reason))
     if reason and not may_choose:
         raise UserError(f"{reason}, so {path.name} alone does not say how text is read; give {described.path}")
     return _read_json(described) if reason else _wordpiece(path, described, vocabulary, pieces, engine)
+
+
+def _without_json(reason: str) -> str:
+    """The message for a tokenizer that is not BERT's, for a reason, and has no tokenizer.json."""
+    return (
+        f"{reason}; without a {TOKENIZER_FILE} only BERT's tokenizer can be followed: let transformers write one, "
+        "AutoTokenizer.from_pretrained(DIRECTORY).save_pretrained(DIRECTORY)"
+    )
 
 
 def _wordpiece(

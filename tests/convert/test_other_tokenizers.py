@@ -240,9 +240,19 @@ def test_an_export_gives_our_ids_and_rows_in_transformers(
     assert again.tokenize_batch(texts) == ours.tokenize_batch(texts) and special_ids(again) == special_ids(ours)
 
 
-def test_a_file_with_our_rows_is_exported_byte_for_byte(folders: Path, tmp_path: Path) -> None:
-    write_tokenizer(pair(folders / "modern")[0], tmp_path, 128, token_types=False)
-    assert (tmp_path / "tokenizer.json").read_bytes() == (folders / "modern" / "tokenizer.json").read_bytes()
+def test_a_file_with_our_rows_is_exported_byte_for_byte_even_if_it_truncates(folders: Path, tmp_path: Path) -> None:
+    cut = {"max_length": 5, "strategy": "LongestFirst", "direction": "Right", "stride": 0}
+    pad = {"strategy": {"Fixed": 9}, "direction": "Right", "pad_id": 0, "pad_type_id": 0, "pad_token": "[PAD]"}
+    given = json.loads((folders / "modern" / "tokenizer.json").read_text())
+    given |= {"truncation": cut, "padding": pad | {"pad_to_multiple_of": None}}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(given))
+    content = (tmp_path / "tokenizer.json").read_bytes()
+    ours, _ = read_tokenizer(tmp_path)
+    (tmp_path / "export").mkdir()
+    write_tokenizer(ours, tmp_path / "export", 128, token_types=False)
+    assert (tmp_path / "export" / "tokenizer.json").read_bytes() == content
+    assert ours.tokenize_batch(SOME) == pair(folders / "modern")[0].tokenize_batch(SOME)
+    assert differing(ours, tmp_path / "export", SOME) == []
 
 
 def test_decode_gives_what_transformers_gives_without_special_pieces(folder: Path) -> None:

@@ -358,6 +358,11 @@ def test_casing_is_the_vocabularys_before_what_the_files_say(
             r"tokenizer.json has 3 pieces and lacks \[PAD\]",
         ),
         ({"tokenizer.json": []}, "no object"),
+        ({"tokenizer_config.json": {"tokenizer_class": "XLMTokenizer"}}, "'XLMTokenizer', which splits text in Python"),
+        (
+            {"tokenizer_config.json": {"tokenizer_class": "RobertaTokenizer"}, "vocab.json": {}},
+            "tokenizer_class is 'RobertaTokenizer'; without a tokenizer.json only .*save_pretrained",
+        ),
         ({"a.model": {}, "b.model": {}}, r"2 SentencePiece models \(a.model, b.model\); name one"),
         ({"spiece.model": {}, "b.model": {}}, "spiece.model .* is not a SentencePiece model"),
     ],
