@@ -26,7 +26,7 @@ def load(path: "str | os.PathLike[str]", vocab: "str | os.PathLike[str] | None" 
 
     Args:
       path: the workdir of a run (its best checkpoint, or its newest one), one of its checkpoints, or others' weights:
-        a Hugging Face directory, SpanBERT's archives, a TensorFlow-1 BERT.
+        a Hugging Face BERT or ModernBERT, SpanBERT's archives, a TensorFlow-1 BERT.
       vocab: the vocabulary of others' weights that have none beside them.
 
     Raises:

@@ -2,7 +2,7 @@
 
     python tools/convert_from_pytorch.py --input DIR_OR_FILE --output runs/imported
 
-DIR_OR_FILE: a Hugging Face BERT or SpanBERT directory (safetensors or pytorch_model.bin), SpanBERT's archives
+DIR_OR_FILE: a Hugging Face BERT, SpanBERT or ModernBERT (safetensors or pytorch_model.bin), SpanBERT's archives
 (spanbert_hf.tar.gz, spanbert_large_with_head.tar.gz) or the model.pt in one, or a TensorFlow-1 BERT (bert_model.ckpt).
 
 Invariant: every tensor of the input is either taken or named as left alone. The output directory appears when it is

@@ -4,6 +4,7 @@ import ast
 import contextlib
 import dataclasses
 import functools
+import inspect
 import io
 import json
 import logging
@@ -29,6 +30,7 @@ from spanbert_jax.errors import UserError
 from spanbert_jax.model.parameters import parameter_shapes
 from spanbert_jax.serving.functions import functions
 from spanbert_jax.text.tokenizer import Tokenizer, wordpiece_from_vocab
+from tests.support import other_tokenizers
 from tests.support.published import load, write_vocabulary
 from tests.support.random_params import assert_same_bits, filled
 from tests.support.synthetic import VOCAB
@@ -156,6 +158,33 @@ def test_a_model_of_transformers_imported_and_exported_is_the_same_file_again_an
     assert {k: v for k, v in first.items() if k not in own} == {k: v for k, v in second.items() if k not in own}
     with open_published_weights(tmp_path) as again:
         assert (again.model, again.labels, again.task) == (published.model, published.labels, published.task)
+
+
+def test_a_directory_with_byte_level_bpe_goes_there_and_back_with_its_rows_and_special_pieces(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir(), second.mkdir()
+    other_tokenizers.write("modern", inspect.getsource(contextlib).splitlines(), first)
+    before = transformers.AutoTokenizer.from_pretrained(first)
+    special = {
+        "pad_token_id": before.pad_token_id,
+        **dict.fromkeys(("bos_token_id", "cls_token_id"), before.cls_token_id),
+    }
+    special |= dict.fromkeys(("eos_token_id", "sep_token_id"), before.sep_token_id)
+    rows = len(before) + 9  # as in ModernBERT, more than pieces
+    _, fields = CASES["as_published"]
+    random_modernbert("ModernBertForMaskedLM", **{**fields, **special, "vocab_size": rows}).save_pretrained(first)
+    with open_published_weights(first) as published:
+        params, report = load(published)
+    assert report.left == () and (published.tokenizer.vocab_size, published.model.vocab_rows) == (len(before), rows)
+    what = Export(params, published.model, published.tokenizer, (), {}, "x")
+    write_export(what, second, "float32", encoder_only=False)
+    assert_same_bits(load_file(second / "model.safetensors"), load_file(first / "model.safetensors"))
+    assert_loads_whole(second, "ModernBertForMaskedLM")
+    after, config = (x.from_pretrained(second) for x in (transformers.AutoTokenizer, transformers.AutoConfig))
+    assert {name: getattr(config, name) for name in special} == special
+    text = "Paris is the [MASK] of   France."
+    assert after(text).keys() == {"input_ids", "attention_mask"}  # ModernBERT has no token types
+    assert after(text)["input_ids"] == before(text)["input_ids"]
 
 
 HEADS: dict[str, tuple[dict[str, int], str, str]] = {

@@ -238,3 +238,13 @@ print("same")
 
 def test_on_four_devices_each_computes_its_rows_and_heads_and_sends_nothing() -> None:
     assert on_four_devices(MESHES) == "same"
+
+
+@pytest.mark.parametrize("window", [0, 4])
+def test_rows_of_a_length_that_is_not_known_yet_are_traced(window: int) -> None:
+    """As in an export for serving, whose functions take rows of any length."""
+    batch, length = jax.export.symbolic_shape("batch, length")
+    qkv = jax.ShapeDtypeStruct((batch, length, 3, 2, 8), jnp.float32)
+    lengths = jax.ShapeDtypeStruct((batch,), jnp.int32)
+    mixed = jax.eval_shape(functools.partial(attention, window=window), qkv, lengths)
+    assert mixed.shape == (batch, length, 2, 8)

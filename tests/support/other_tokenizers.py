@@ -22,9 +22,14 @@ ADDED = [
 
 def write_all(lines: Sequence[str], folder: Path) -> None:
     """Writes a directory for each name in NAMES. lines: what the tokenizers are trained on."""
-    for name, make in _MAKERS.items():
+    for name in NAMES:
         (folder / name).mkdir()
-        make(lines, folder / name)
+        write(name, lines, folder / name)
+
+
+def write(name: str, lines: Sequence[str], folder: Path) -> None:
+    """Writes the tokenizer `name`, one of NAMES, into an existing directory."""
+    _MAKERS[name](lines, folder)
 
 
 def save(engine: tokenizers.Tokenizer, folder: Path, names: Sequence[str], **config: Any) -> None:
