@@ -11,7 +11,7 @@ _ROPE = {"rope_type": "default"}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "as_published": (
         "ModernBertForMaskedLM",
-        {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 24},
+        {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 24},
     ),
     "mean_without_windows": (
         "ModernBertForSequenceClassification",
