@@ -10,7 +10,7 @@ import pytest
 
 from spanbert_jax.batch import Batch
 from spanbert_jax.model import pretraining_heads
-from spanbert_jax.model.linear import Dense
+from spanbert_jax.model.linear import Dense, initializer
 from spanbert_jax.model.pretraining_heads import Head, HeadModule
 from spanbert_jax.training import flops
 from tests.support import runs
@@ -22,7 +22,7 @@ class LeftHead(HeadModule):
 
     def setup(self) -> None:
         model = self.config.model
-        self.dense = Dense((model.embed,), model.init_std, self.dtype)
+        self.dense = Dense((model.embed,), initializer(model), self.dtype)
         self.bias = self.param("bias", nn.initializers.zeros, (self.vocab,))
 
     def __call__(self, batch: Batch, *hidden: jax.Array) -> jax.Array:
