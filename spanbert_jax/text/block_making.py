@@ -1,7 +1,8 @@
 """Documents to blocks: split into sentences, tokenised, packed, serialised.
 
-Invariant: the blocks of a document depend on its text and on the `BlockMaker` alone. Worker processes run this module,
-so it imports neither TensorFlow nor JAX.
+Invariant: the blocks of a document depend on its text and on the `BlockMaker` alone. With a tokenizer.json the blocks,
+one after another, hold the ids of the text as one string. Worker processes run this module, so it imports neither
+TensorFlow nor JAX.
 """
 
 import dataclasses
@@ -36,13 +37,13 @@ class BlockMaker:
     def __call__(self, documents: Sequence[tuple[str, bool]]) -> MadeBlocks:
         """The blocks of documents, each given as (text, whether it is held out)."""
         sentences = [split_sentences(text, self.language, self.splitter) for text, _ in documents]
-        pieces = iter(self.tokenizer.tokenize_batch([sentence for document in sentences for sentence in document]))
+        pieces = self.tokenizer.tokenize_sentences([text for text, _ in documents], sentences)
         records: dict[bool, list[bytes]] = {False: [], True: []}
         lengths: dict[bool, list[int]] = {False: [], True: []}
         counts = {side: np.zeros(3, dtype=np.int64) for side in records}
         seen: list[np.ndarray] = []
-        for (_, held_out), document in zip(documents, sentences, strict=True):
-            blocks = [np.array(block) for block in pack((next(pieces) for _ in document), self.max_pieces)]
+        for (_, held_out), document in zip(documents, pieces, strict=True):
+            blocks = [np.array(block) for block in pack(document, self.max_pieces)]
             records[held_out] += [serialize(block) for block in blocks]
             lengths[held_out] += map(len, blocks)
             counts[held_out] += (1, len(document), sum(map(len, blocks)))

@@ -5,10 +5,12 @@ Invariant: no text can produce a special id. "[CLS]" or "[MASK]" written in text
 boolean tables of `Tokenizer` hold all that masking needs to know about words.
 """
 
+import bisect
 import hashlib
 import json
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +102,25 @@ class Tokenizer:
         if self.kind in _SENTENCEPIECE:
             return self._engine.encode(texts, num_threads=1)
         return [e.ids for e in self._engine.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def tokenize_sentences(self, texts: Sequence[str], sentences: Sequence[Sequence[str]]) -> list[list[list[int]]]:
+        """The ids of each text's sentences, without [CLS] and [SEP].
+
+        WordPiece and SentencePiece read every sentence by itself. A tokenizer.json reads the whole text, without the
+        white space around it, as one string: the ids of its sentences, one after another, are those of the text. White
+        space between two sentences belongs to the second, and a piece with characters of both to the first.
+
+        Args:
+          texts: texts that are not blank.
+          sentences: the sentences of each text, as `split_sentences` gives them.
+        """
+        if self._json is None:
+            ids = iter(self.tokenize_batch([sentence for parts in sentences for sentence in parts]))
+            return [[next(ids) for _ in parts] for parts in sentences]
+        texts = [text.strip() for text in texts]
+        encodings = self._engine.encode_batch(texts, add_special_tokens=False)
+        found = zip(texts, sentences, encodings, strict=True)
+        return [_cut(encoding.ids, encoding.offsets, _ends(text, parts)) for text, parts, encoding in found]
 
     def tokenize_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """The ids, and for each id the (start, end) of its characters in `text`, without surrounding white space.
@@ -275,6 +296,22 @@ def _strip(text: str, start: int, end: int) -> tuple[int, int]:
     surface = text[start:end]
     start += len(surface) - len(surface.lstrip())
     return start, max(start, end - len(surface) + len(surface.rstrip()))
+
+
+def _ends(text: str, sentences: Sequence[str]) -> list[int]:
+    """The place in `text` after each of its sentences, between which there is nothing but white space."""
+    ends = [0]
+    for sentence in sentences:
+        ends.append(text.index(sentence, ends[-1]) + len(sentence))
+    return ends[1:]
+
+
+def _cut(ids: list[int], offsets: Sequence[tuple[int, int]], ends: Sequence[int]) -> list[list[int]]:
+    """The ids in as many parts as there are ends: a piece belongs to the first part that ends after its first
+    character."""
+    begins = [start for start, _ in offsets]  # ascending
+    cuts = [bisect.bisect_left(begins, end) for end in ends[:-1]]
+    return [ids[start:end] for start, end in pairwise([0, *cuts, len(ids)])]
 
 
 def _disjoint(text: str, offsets: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -19,6 +19,7 @@ from tokenizers import models, normalizers, pre_tokenizers, processors
 from spanbert_jax.convert.tokenizer_export import differing, write_tokenizer
 from spanbert_jax.convert.tokenizer_import import read_tokenizer
 from spanbert_jax.errors import UserError
+from spanbert_jax.text.sentences import split_sentences
 from spanbert_jax.text.tokenizer import Tokenizer, load_tokenizer, word_starts
 from tests.support.other_tokenizers import ADDED, BERTS, NAMES, ROBERTAS, write_all
 from tests.support.texts_and_tokenizers import TEXTS
@@ -125,6 +126,36 @@ def test_added_pieces_are_found_as_transformers_finds_them(folders: Path, name: 
     ids, offsets = ours.tokenize_with_offsets(text)
     places = [place for (place, _), start in zip(offsets, word_starts(ours, ids), strict=True) if start]
     assert places == [0, 1, 9, 11, 23]  # An added piece is a word, and so is the text after it.
+
+
+# --- sentences of a document
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(text=TEXTS.filter(str.strip))
+@pytest.mark.parametrize("name", NAMES)
+def test_sentences_have_the_ids_of_their_document_as_one_string(folders: Path, name: str, text: str) -> None:
+    ours, theirs = pair(folders / name)
+    sentences = split_sentences(text, "en", "none")
+    parts = ours.tokenize_sentences([text], [sentences])[0]
+    assert len(parts) == len(sentences)
+    assert list(itertools.chain(*parts)) == ids_of(theirs, [text.strip()])[0]
+    if name == "modern" and unicodedata.is_normalized("NFC", text):  # whose pieces hold every character
+        assert [ours.decode(part).strip() for part in parts] == sentences
+
+
+def test_sentences_of_a_real_document_begin_with_the_white_space_before_them(folder: Path, lines: list[str]) -> None:
+    ours, theirs = pair(folder)
+    texts = ["\n".join(lines[:100]), "  The cat sat. It slept.\n\n It woke. "]
+    sentences = [split_sentences(text, "en", "sentencex") for text in texts]
+    found = ours.tokenize_sentences(texts, sentences)
+    assert [list(itertools.chain(*parts)) for parts in found] == ids_of(theirs, [text.strip() for text in texts])
+    assert [len(parts) for parts in found] == [len(inside) for inside in sentences] and len(found[0]) > 100
+    if folder.name == "modern":
+        begins = [[ours.piece(i) for i in part[:4]] for part in found[1]]
+        assert begins[0][0][0] == "T" and begins[1][0].startswith("ĠI") and begins[2][:2] == ["Ċ", "Ċ"]
+    other = Tokenizer("wordpiece", "\n".join([*BERTS, "a", "b"]).encode())
+    assert other.tokenize_sentences(["a b\na", "b"], [["a b", "a"], ["b"]]) == [[[5, 6], [5]], [[6]]]
 
 
 # --- words

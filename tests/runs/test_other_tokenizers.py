@@ -3,13 +3,17 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tokenizers
+from tensorflow.core.example import example_pb2  # the protocol alone
 from tokenizers import models, pre_tokenizers
 
 from configs import ner
 from spanbert_jax.config import Config, CorpusConfig, DataConfig, TokenizerConfig
 from spanbert_jax.corpus import build
 from spanbert_jax.corpus.blocks import open_blocks
+from spanbert_jax.text.documents import hash_text, in_share
 from spanbert_jax.text.tokenizer import load_tokenizer
 from tests.support import runs
 from tests.support.other_tokenizers import BERTS, save, trained
@@ -24,8 +28,9 @@ def folder(topics: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def test_blocks_are_built_with_a_tokenizer_json(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "text.txt").write_text("\n\n".join(f"The cat {number} sat. It slept." for number in range(40)))
+def test_blocks_hold_the_ids_of_whole_documents_with_a_tokenizer_json(folder: Path, tmp_path: Path) -> None:
+    texts = [f"The cat {number} sat. It slept.\nThen it woke, ate and slept again." for number in range(40)]
+    (tmp_path / "text.txt").write_text("\n\n".join(texts))
     config = Config(
         corpus=CorpusConfig(files=str(tmp_path / "text.txt"), workers=2, held_out=0.2),
         tokenizer=TokenizerConfig(kind="tokenizer_json", vocab_file=str(folder / "tokenizer.json")),
@@ -34,8 +39,15 @@ def test_blocks_are_built_with_a_tokenizer_json(folder: Path, tmp_path: Path) ->
     tokenizer = build.tokenizer_from_file(config.tokenizer)
     assert tokenizer is not None and tokenizer.vocabulary == (folder / "tokenizer.json").read_bytes()
     build.build_blocks(config, tokenizer, tmp_path / "blocks")
-    metadata = open_blocks(tmp_path / "blocks", "train").metadata
-    counts = metadata.piece_counts
+    whole = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    for split in ("train", "held_out"):
+        blocks = open_blocks(tmp_path / "blocks", split)
+        read = map(example_pb2.Example.FromString, blocks.read(np.arange(len(blocks))))
+        found = [i for example in read for i in example.features.feature["input_ids"].int64_list.value]
+        mine = [text for text in texts if in_share(hash_text(text), 0.2) is (split == "held_out")]
+        assert found == [i for text in mine for i in whole.encode(text, add_special_tokens=False).ids]
+        assert len(blocks) > len(mine) > 0  # Some blocks begin inside a document.
+        counts = blocks.metadata.piece_counts
     assert counts.sum() > 40 * 8 and counts[tokenizer.unk_id] == 0
 
 
