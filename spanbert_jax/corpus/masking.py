@@ -70,6 +70,16 @@ class _Runs:
     used: tf.Tensor  # bool
 
 
+def check_words(masking: MaskingConfig, tokenizer: Tokenizer) -> None:
+    """Raises UserError where words are masked and the vocabulary does not show where words begin."""
+    if masking.scheme != "subword" and not tokenizer.marks_words:
+        raise UserError(
+            "the pieces of this tokenizer.json do not show where words begin, and config.masking.scheme is "
+            f"{masking.scheme!r}; set --config.masking.scheme=subword --config.train.sbo_weight=0, or give another "
+            "vocabulary"
+        )
+
+
 class Masker:
     """Masks batches of blocks.
 
@@ -78,14 +88,9 @@ class Masker:
     """
 
     def __init__(self, config: Config, tokenizer: Tokenizer, piece_counts: np.ndarray, chunk: int = 0) -> None:
-        """Raises UserError where words are masked and the vocabulary does not show where words begin."""
+        """Raises UserError as `check_words`."""
         self.masking = config.masking
-        if self.masking.scheme != "subword" and not tokenizer.marks_words:
-            raise UserError(
-                "the pieces of this tokenizer.json do not show where words begin, and config.masking.scheme is "
-                f"{self.masking.scheme!r}; set --config.masking.scheme=subword --config.train.sbo_weight=0, or give "
-                "another vocabulary"
-            )
+        check_words(self.masking, tokenizer)
         self._slots = np.array([slots(config, pieces + 2) for pieces in range(config.data.block_length - 1)], np.int32)
         self.cls_id, self.sep_id, self.mask_id = tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id
         self.pad_id = tokenizer.pad_id

@@ -20,6 +20,7 @@ from spanbert_jax.corpus import blocks as block_data
 from spanbert_jax.corpus import build as building
 from spanbert_jax.corpus import cache as block_cache
 from spanbert_jax.corpus.cache import cache_directory
+from spanbert_jax.corpus.masking import check_words
 from spanbert_jax.corpus.sources import changed_sources, check_documents
 from spanbert_jax.corpus.summary import describe_blocks
 from spanbert_jax.errors import UserError
@@ -85,6 +86,7 @@ def _prepare(config: Config, data: Path, resumed: bool, start: StartingWeights) 
     else:
         check_documents(config.corpus)
         tokenizer = _make_tokenizer(config, data / "tokenizer", start)
+        check_words(config.masking, tokenizer)  # before hours of building
         with Stage("Building blocks") as stage:
             building.build_blocks(config, tokenizer, data / "blocks", _reporter(stage))
         for line in describe_blocks(config, tokenizer, block_data.read_metadata(data / "blocks")):

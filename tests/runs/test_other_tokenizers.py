@@ -13,6 +13,9 @@ from configs import ner
 from spanbert_jax.config import Config, CorpusConfig, DataConfig, TokenizerConfig
 from spanbert_jax.corpus import build
 from spanbert_jax.corpus.blocks import open_blocks
+from spanbert_jax.errors import UserError
+from spanbert_jax.runs.prepare import prepare
+from spanbert_jax.runs.start_from import StartingWeights
 from spanbert_jax.text.documents import hash_text, in_share
 from spanbert_jax.text.tokenizer import load_tokenizer
 from tests.support import runs
@@ -82,3 +85,15 @@ def test_words_of_entities_get_their_space_in_training_prediction_and_export(fol
     arguments = ("--checkpoint", tmp_path / "run", "--input", tmp_path / "text.txt", "--output", tmp_path / "out.jsonl")
     runs.tool("predict", *arguments)
     assert json.loads((tmp_path / "out.jsonl").read_text())["text"] == "The manual of Python."
+
+
+def test_blocks_are_not_built_with_a_vocabulary_whose_words_cannot_be_masked(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("\n\n".join(f"The cat {number} sat." for number in range(40)))
+    save(trained(["the cat sat"], models.BPE(), None, pre_tokenizers.Whitespace(), BERTS, 40), tmp_path, BERTS)
+    config = Config(
+        corpus=CorpusConfig(files=str(tmp_path / "text.txt"), held_out=0.2),
+        tokenizer=TokenizerConfig(kind="tokenizer_json", vocab_file=str(tmp_path / "tokenizer.json")),
+    )
+    with StartingWeights(config) as start, pytest.raises(UserError, match=r"config.masking.scheme is 'span'"):
+        prepare(config, tmp_path / "run", start)
+    assert not (tmp_path / "run" / "data" / "blocks").exists()
