@@ -93,7 +93,9 @@ def _theta(fields: Fields, ours: str, source: str) -> float:
     described = (rope.get(layers) or {}) if isinstance(rope, dict) else rope
     places = {f"rope_parameters.{layers}": described, "rope_parameters": rope}
     for place, given in (places | {"rope_scaling": fields.get("rope_scaling") or {}}).items():
-        kind = given.get("rope_type", given.get("type", "default")) if isinstance(given, dict) else given
+        if not isinstance(given, dict):
+            raise UserError(f"{source}: {place} is {given!r}; expected an object with rope_type and rope_theta")
+        kind = given.get("rope_type", given.get("type", "default"))
         if kind != "default":
             raise UserError(f"{source}: the rope_type of {place} is {kind!r}; only 'default' is supported: ModernBERT")
     value = described.get("rope_theta", fields.get(legacy, _THETAS[ours]))

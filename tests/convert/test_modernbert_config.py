@@ -219,6 +219,7 @@ FULL, SLIDING = "full_attention", "sliding_attention"
             "rope_type of rope_parameters.sliding_attention is 'linear'",
         ),
         ("rope_parameters", {"rope_type": "dynamic"}, "rope_type of rope_parameters is 'dynamic'"),
+        ("rope_parameters", "default", "rope_parameters.full_attention is 'default'; expected an object"),
         ("rope_parameters", {FULL: {"rope_theta": "big"}}, "rope_theta of full_attention is 'big'; expected a number"),
         ("rope_parameters", {FULL: {"rope_theta": 0}}, "rope_theta of full_attention is 0.0; expected .* than 0"),
         ("rope_scaling", {"type": "linear", "factor": 2.0}, "rope_type of rope_scaling is 'linear'"),
