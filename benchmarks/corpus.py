@@ -17,15 +17,19 @@ from spanbert_jax.training.progress import Stage
 _WORKERS = 2
 
 
+def kind_of(vocab: str | Path) -> str:
+    """The `tokenizer.kind` of a vocabulary's file, by the ending of its name."""
+    return {".model": "unigram", ".json": "tokenizer_json"}.get(Path(vocab).suffix, "wordpiece")
+
+
 def corpus_config(spec: Json) -> Config:
-    """The configuration of a corpus. spec: "files" (a file or a directory of files), "vocab" (a vocab.txt or a
-    SentencePiece .model), and optionally "length" (pieces in a block)."""
+    """The configuration of a corpus. spec: "files" (a file or a directory of files), "vocab" (a vocab.txt, a
+    SentencePiece .model or a tokenizer.json), and optionally "length" (pieces in a block)."""
     files = Path(spec["files"])
-    kind = "unigram" if spec["vocab"].endswith(".model") else "wordpiece"
     pattern = str(files / "**" / "*") if files.is_dir() else str(files)
     return Config(
         corpus=CorpusConfig(files=pattern, document_break="file", held_out=0.01, workers=_WORKERS),
-        tokenizer=TokenizerConfig(kind=kind, vocab_file=spec["vocab"]),
+        tokenizer=TokenizerConfig(kind=kind_of(spec["vocab"]), vocab_file=spec["vocab"]),
         data=DataConfig(block_length=spec.get("length", 512)),
     )
 

@@ -63,7 +63,7 @@ class Options(NamedTuple):
     cores: tuple[int, ...]  # numbers of the cores that each side may use
     work: Path  # blocks and the like, kept from call to call
     text: Path  # the raw text
-    vocab: Path  # a vocab.txt or a SentencePiece .model
+    vocab: Path  # a vocab.txt, a SentencePiece .model or a tokenizer.json
 
 
 class SideFailed(Exception):

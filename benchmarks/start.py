@@ -17,6 +17,7 @@ from pathlib import Path
 import jax
 
 from benchmarks.batches import VOCAB
+from benchmarks.corpus import kind_of
 from benchmarks.measure import ROOT, Options, Result, median, need_text, thread_limits
 from benchmarks.worker import Json
 from spanbert_jax.batch import slots
@@ -29,7 +30,6 @@ from spanbert_jax.training.progress import Stage
 _WINDOWS = 4
 _BASE_ROWS, _BASE_STEPS, _BASE_WINDOW = 16, 6, 3  # the first step compiles, and is in no window
 _BASE = {
-    "tokenizer.kind": "wordpiece",
     "corpus.held_out": 0.25,
     "data.lengths": 1,
     "optimizer.warmup_steps": 1,
@@ -144,6 +144,7 @@ def base_run(options: Options) -> tuple[int, float]:
     need_text(options.vocab, "--vocab")
     fields = {
         **_BASE,
+        "tokenizer.kind": kind_of(options.vocab),
         "tokenizer.vocab_file": options.vocab,
         "corpus.files": file,
         "data.dir": options.work / "one-file",

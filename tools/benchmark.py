@@ -75,7 +75,8 @@ def parser() -> argparse.ArgumentParser:
                 "--vocab",
                 type=Path,
                 default=SHARED / "vocab" / "bert-base-cased-vocab.txt",
-                help="a vocab.txt or a SentencePiece .model; default BERT's cased one in ../shared/data/vocab",
+                help="a vocab.txt, a SentencePiece .model or a tokenizer.json; default BERT's cased one in "
+                "../shared/data/vocab",
             )
             sub.add_argument(
                 "--work", type=Path, default=ROOT / "runs" / "benchmark", help="keeps blocks; default runs/benchmark"
