@@ -74,7 +74,8 @@ def convert(source: Path, output: Path, vocab: Path | None) -> None:
         print(f"Missing: {head}, the {descriptions[head]} head; pre-training from here initialises this head anew")
     if report.left:
         print(f"Left alone, {len(report.left)} tensors: {summary(report.left)}")
-    command = f"python -m spanbert_jax.main --config configs/base.py --config.init_from={shlex.quote(str(output))}"
+    recipe = "configs/modern_base.py" if model.family == "modern" else "configs/base.py"
+    command = f"python -m spanbert_jax.main --config {recipe} --config.init_from={shlex.quote(str(output))}"
     print(f"\nTrain from it:  {command}")
 
 

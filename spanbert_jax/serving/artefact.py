@@ -36,7 +36,7 @@ class Model:
     params: dict[str, np.ndarray]
     tokenizer: Tokenizer
     max_length: int  # pieces in the longest row
-    token_types: int
+    token_types: int  # rows of their table; 0 in an encoder without one
     labels: tuple[str, ...]
 
 
@@ -59,7 +59,8 @@ def read_model(weights: Weights) -> Model:
 
     calls = {what: from_flat(function) for what, function in computed.items()}
     labels = weights.labels if "classifier" in heads else ()
-    return Model(task, calls, flat, tokenizer, config.model.max_length, config.model.token_types, labels)
+    token_types = len(params["embeddings"].get("token_type", ()))
+    return Model(task, calls, flat, tokenizer, config.model.max_length, token_types, labels)
 
 
 def compare(model: Model, calls: Mapping[str, Call], lines: list[str]) -> str:

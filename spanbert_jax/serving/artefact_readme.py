@@ -126,7 +126,7 @@ def readme(model: Model, kind: str, directory: Path, name: str) -> str:
     if model.labels:
         outputs[-1] += f"; the labels, in order: {', '.join(f'`{label}`' for label in model.labels)}"
     if kind == "stablehlo":
-        what = "a BERT encoder as StableHLO, for JAX"
+        what = "a text encoder as StableHLO, for JAX"
         # docs.jax.dev/en/latest/export/export.html#compatibility-guarantees
         needs = (
             f"Needs `pip install jax=={jax.__version__} safetensors tokenizers`; runs on {', '.join(PLATFORMS)}. JAX "
@@ -134,9 +134,12 @@ def readme(model: Model, kind: str, directory: Path, name: str) -> str:
         )
         parameters = "The first argument of every function is a flat dict of the tensors in `params.safetensors`."
     else:
-        what = "a BERT encoder as a TensorFlow SavedModel"
+        what = "a text encoder as a TensorFlow SavedModel"
         needs = f"Needs only TensorFlow; checked with {tensorflow_version()}. Runs on {', '.join(PLATFORMS)}."
         parameters = "Hugging Face's tokenizers library reads `tokenizer.json`, which turns text into these ids."
+    types = (
+        "1 in the second text of a pair, 0 elsewhere" if model.token_types else "any; this encoder has no token types"
+    )
     lines = lines_of_python(model, kind, directory, name)
     functions_list = "\n".join(outputs)
     return f"""# {name}: {what}
@@ -150,7 +153,7 @@ Inputs, int32, for any batch and any length up to {model.max_length} (a longer o
 
 - `input_ids` [batch, length]: [CLS], pieces, [SEP], then padding, which may be any ids of the vocabulary
 - `lengths` [batch]: the number of ids before the padding in each row, at least 1
-- `token_type_ids` [batch, length]: 1 in the second text of a pair, 0 elsewhere
+- `token_type_ids` [batch, length]: {types}
 
 Outputs, which mean nothing at the padding:
 

@@ -28,6 +28,7 @@ from spanbert_jax.model import pretraining_heads
 from spanbert_jax.model.encoder import padded_vocab
 from spanbert_jax.model.parameters import parameter_shapes
 from spanbert_jax.serving.artefact import read_model
+from spanbert_jax.serving.artefact_readme import readme
 from spanbert_jax.serving.weights import open_weights
 from spanbert_jax.text.tokenizer import SPECIALS, Tokenizer, load_tokenizer
 from spanbert_jax.training.checkpoint import find_checkpoint, read_metadata, read_params, write_params
@@ -229,6 +230,7 @@ def test_a_run_of_the_modern_family_is_verified_comes_back_bitwise_and_is_inspec
 
     printed = import_(tmp_path / "export", tmp_path / "imported")
     assert f"{tmp_path}/export: a Hugging Face ModernBERT, 2 layers x 24, 2 heads" in printed
+    assert "Train from it:  python -m spanbert_jax.main --config configs/modern_base.py" in printed
     taken = "Taken: embeddings, encoder, final_norm, transform, classifier (no, per haps, yes)\n"
     assert taken in printed and "Left alone" not in printed
     checkpoint = find_checkpoint(epath.Path(tmp_path / "imported"))
@@ -244,6 +246,9 @@ def test_a_run_of_the_modern_family_is_verified_comes_back_bitwise_and_is_inspec
         served = read_model(opened)
     assert (
         served.task == "token_classification" and {"final_norm/scale", "transform/norm/scale"} <= served.params.keys()
+    )
+    assert "token_type_ids` [batch, length]: any; this encoder has no token types\n" in readme(
+        served, "stablehlo", tmp_path / "export", "export"
     )
 
 
