@@ -144,6 +144,7 @@ def check(config: Config) -> None:
             limit = "1" if may_be_all else "less than 1"
             raise UserError(f"config.{name} is {flat[name]}; it is a share, from 0 to {limit}")
     _check_model(config)
+    _check_tokenizer(config)
     _check_train(config)
     _check_optimizer(config)
     if config.task == "pretraining":
@@ -176,12 +177,12 @@ def _check_masking(config: Config) -> None:
 
 def _check_model(config: Config) -> None:
     model, data = config.model, config.data
-    _check_family(model)
     if model.embed % model.heads:
         raise UserError(
             f"config.model.embed {model.embed} is not divisible by config.model.heads {model.heads}; "
             f"use {model.embed // model.heads * model.heads or model.heads} or another number of heads"
         )
+    _check_family(model)
     if config.compute.attention not in ("auto", *DROPPING_KERNELS) and model.attention_dropout:
         raise UserError(
             f"config.compute.attention is {config.compute.attention!r}, which has no attention dropout, and "
@@ -197,6 +198,9 @@ def _check_model(config: Config) -> None:
             f"config.data.block_length {data.block_length} is over the {limit}; lower it, or raise "
             "config.model.max_length"
         )
+
+
+def _check_tokenizer(config: Config) -> None:
     if config.init_from and config.tokenizer.vocab_file:
         raise UserError(
             f"config.init_from brings its own vocabulary, and config.tokenizer.vocab_file is "

@@ -34,9 +34,8 @@ class SelfAttention(nn.Module):
         qkv = constrain(qkv, "batch", "length", "qkv", "heads", "head_dim")
         seeds = None if state is None else site_seeds(state, layer, sites.ATTENTION_PROBABILITIES)
         mixed = attention(qkv, context.lengths, seeds, model.attention_dropout, self.compute.attention)
-        out = Dense((model.embed,), initializer(model), self.dtype, axes=2, name="output")(
-            mixed
-        )  # [batch, length, embed]
+        output = Dense((model.embed,), initializer(model), self.dtype, axes=2, name="output")
+        out = output(mixed)  # [batch, length, embed]
         norm = AddNorm(model.layer_norm_eps, model.dropout, self.compute.pointwise, name="norm")
         return norm(x, out, state, layer, sites.ATTENTION_OUTPUT)
 

@@ -104,17 +104,14 @@ class Mlp(nn.Module):
         model, state = self.model, context.dropout
         # The two matrices of a gated network have an axis of their own, so a mesh divides each of them over "mlp".
         parts = 2 if model.gated_mlp else 1
-        up, up_bias = LinearParams(
-            (model.embed,), (parts, model.mlp), initializer(model), bias=model.mlp_bias, name="up"
-        )()
+        wide, bias = (parts, model.mlp), model.mlp_bias
+        up, up_bias = LinearParams((model.embed,), wide, initializer(model), bias, name="up")()
         out_init = initializer(model, output=True)
-        down, down_bias = LinearParams((model.mlp,), (model.embed,), out_init, bias=model.mlp_bias, name="down")()
+        down, down_bias = LinearParams((model.mlp,), (model.embed,), out_init, bias, name="down")()
         norm = _norm(model, self.compute, name="norm")
         normed = norm(x) if model.pre_norm else x
-        hidden = jnp.tensordot(
-            normed.reshape(-1, model.embed), up.astype(self.dtype), 1
-        )  # [batch * length, parts, mlp]
-        down = down.astype(self.dtype)
+        rows, down = normed.reshape(-1, model.embed), down.astype(self.dtype)
+        hidden = jnp.tensordot(rows, up.astype(self.dtype), 1)  # [batch * length, parts, mlp]
         if model.gated_mlp:
             out = geglu_product(constrain(hidden, "batch", "gate", "mlp"), up_bias, down)
         else:
