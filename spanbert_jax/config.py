@@ -143,6 +143,9 @@ class ModelConfig:
     attention_dropout: float = 0.1
     layer_norm_eps: float = 1e-12
     init_std: float = 0.02
+    # Fresh parameters. "normal"; "local": heads begin by looking near their own position (bert; model/local_init.py);
+    # "truncated": at 2 std, and outputs of a layer's halves are smaller by sqrt(2 layers) (modern).
+    init: str = "normal"
     span_offset_embed: int = 200  # width of SBO's position table (paper section 4.2)
     # The family "modern" has rotary positions and no token types. These fields choose the rest of it, and "bert" has
     # their defaults. The values of ModernBERT (Warner et al. 2024, arXiv:2412.13663) are in configs/modern_base.py.
@@ -156,7 +159,6 @@ class ModelConfig:
     full_every: int = 3  # with a window: layers 0, full_every, 2 full_every, ... see all keys
     rope_theta: float = 10_000.0  # wavelengths of the rotary positions, in layers that see all keys ...
     local_rope_theta: float = 10_000.0  # ... and in windowed ones
-    init: str = "normal"  # "normal", or "truncated" at 2 std, and outputs of a layer's halves by sqrt(2 layers) smaller
     pooling: str = "cls"  # what is classified: the state of [CLS] ("cls"), or the mean of the states ("mean")
 
 

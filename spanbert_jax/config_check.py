@@ -25,7 +25,7 @@ _CHOICES = {
     "masking.granularity": ("span", "piece"),
     "masking.boundaries": ("external", "internal"),
     "model.family": FAMILIES,
-    "model.init": ("normal", "truncated"),
+    "model.init": ("normal", "local", "truncated"),
     "model.pooling": ("cls", "mean"),
     "compute.dtype": ("auto", "float32", "bfloat16"),
     "compute.attention": ("auto", *ATTENTION_KERNELS),
@@ -119,7 +119,6 @@ _MODERN = (
     "full_every",
     "rope_theta",
     "local_rope_theta",
-    "init",
     "pooling",
 )
 
@@ -221,6 +220,14 @@ def _check_tokenizer(config: Config) -> None:
 
 
 def _check_family(model: ModelConfig) -> None:
+    other = {"bert": "truncated", "modern": "local"}[model.family]
+    if model.init == other:
+        raise UserError(
+            f"config.model.init is {other!r}, which config.model.family {model.family!r} does not have; set "
+            "config.model.init=normal"
+        )
+    if model.init == "local" and model.embed % 2:
+        raise UserError(f"config.model.embed is {model.embed}; config.model.init 'local' needs an even number")
     if model.family == "bert":
         for name in _MODERN:
             value, default = getattr(model, name), getattr(ModelConfig, name)

@@ -21,6 +21,7 @@ from spanbert_jax.model.kernels.choice import choose_attention, choose_pointwise
 from spanbert_jax.model.layer_family import Context
 from spanbert_jax.model.layer_gradients import layer_params
 from spanbert_jax.model.linear import initializer
+from spanbert_jax.model.local_init import positions
 
 AXES: ParameterAxes = (
     (r"embeddings/word", ("vocab", "embed")),
@@ -68,7 +69,7 @@ class Embeddings(nn.Module):
         model, family, init = self.model, family_of(self.model), initializer(self.model)
         self.word = self.param("word", self._init_word)
         if family.position_table:
-            self.position = self.param("position", init, (model.max_length, model.embed))
+            self.position = self.param("position", positions(model), (model.max_length, model.embed))
         if family.token_types:
             self.token_type = self.param("token_type", init, (model.token_types, model.embed))
         self.norm = family.norm(model)

@@ -17,6 +17,7 @@ from spanbert_jax.model.gelu import gelu_product
 from spanbert_jax.model.layer_family import Context, Family
 from spanbert_jax.model.layer_norm import AddNorm, LayerNorm
 from spanbert_jax.model.linear import Dense, LinearParams, initializer
+from spanbert_jax.model.local_init import queries_keys_values
 
 
 class SelfAttention(nn.Module):
@@ -30,7 +31,9 @@ class SelfAttention(nn.Module):
     def __call__(self, x: jax.Array, context: Context, layer: jax.Array | int) -> jax.Array:
         model, state = self.model, context.dropout
         features = (3, model.heads, model.embed // model.heads)
-        qkv = Dense(features, initializer(model), self.dtype, name="qkv")(x)  # [batch, length, 3, heads, head_dim]
+        qkv = Dense(features, queries_keys_values(model), self.dtype, name="qkv")(
+            x
+        )  # [batch, length, 3, heads, head_dim]
         qkv = constrain(qkv, "batch", "length", "qkv", "heads", "head_dim")
         seeds = None if state is None else site_seeds(state, layer, sites.ATTENTION_PROBABILITIES)
         mixed = attention(qkv, context.lengths, seeds, model.attention_dropout, self.compute.attention)

@@ -14,13 +14,13 @@ from spanbert_jax.model.axes import is_divided
 
 
 def initializer(model: ModelConfig, output: bool = False) -> nn.initializers.Initializer:
-    """The distribution of fresh kernels and tables: N(0, init_std) with `model.init` "normal".
+    """The distribution of fresh kernels and tables: N(0, init_std), unless `model.init` says otherwise.
 
     With "truncated", numbers beyond 2 init_std are drawn again, and an `output` kernel, which ends a half of a layer,
     is smaller by the square root of the number of halves. ModernBERT has the same distributions (transformers 5.23,
     modeling_modernbert.py:340-383).
     """
-    if model.init == "normal":
+    if model.init != "truncated":
         return nn.initializers.normal(model.init_std)
     return nn.initializers.truncated_normal(model.init_std / (math.sqrt(2 * model.layers) if output else 1))
 
