@@ -16,6 +16,12 @@ from spanbert_jax.training.metadata import config_from_json, config_to_json
 ROOT = Path(__file__).resolve().parents[1]
 
 
+# The architecture of configs/tiny.py:bert.
+PAPERS = {
+    f"model__{name}": value for name, value in importlib.import_module("configs.tiny").get_config("bert").model.items()
+}
+
+
 def changed(**fields: Any) -> Config:
     """The tiny configuration with fields (dots as __) changed."""
     nested = importlib.import_module("configs.tiny").get_config().to_dict()
@@ -68,15 +74,16 @@ def test_the_modern_models_have_the_published_shapes() -> None:
     ("fields", "words"),
     [
         ({"corpus__workers": -1}, "config.corpus.workers is -1; it must not be negative"),
-        (
-            {"model__window": 4},
-            "config.model.window is 4, and config.model.family 'bert' has 0 alone; set config.model.f",
-        ),
-        ({"model__norm_bias": False}, "config.model.norm_bias is False, and config.model.family 'bert' has True alone"),
+        ({"model__init": "local"}, "config.model.init is 'local', which config.model.family 'modern' does not have"),
         ({"model__family": "modern", "model__heads": 128}, "is 1; rotary positions turn pairs of numbers"),
+        ({**PAPERS, "data__block_length": 256}, "block_length 256 is over the position table's 128 rows"),
         (
-            {"model__family": "modern", "data__block_length": 256},
-            "block_length 256 is over the model's longest row of 128",
+            {**PAPERS, "model__window": 4},
+            "config.model.window is 4, and config.model.family 'bert' has 0 alone; set con",
+        ),
+        (
+            {**PAPERS, "model__init": "truncated"},
+            "config.model.init is 'truncated', which config.model.family 'bert' d",
         ),
         ({"train__eval_blocks": -5}, "config.train.eval_blocks is -5; it must not be negative"),
         ({"train__seed": 2**64}, "config.train.seed is 18446744073709551616"),
@@ -109,7 +116,7 @@ def test_the_modern_models_have_the_published_shapes() -> None:
         ({"masking__span_min": 11}, "span_max 10 is under span_min 11"),
         ({"masking__span_p": 1.0}, "config.masking.span_p is 1.0"),
         ({"masking__scheme": "subword"}, "set config.train.sbo_weight=0"),
-        ({"data__block_length": 256}, "block_length 256 is over the position table's 128 rows"),
+        ({"data__block_length": 256}, "block_length 256 is over the model's longest row of 128 pieces"),
         ({"data__block_length": 4}, "it must be at least 8"),
         ({"model__heads": 3}, "embed 128 is not divisible by config.model.heads 3; use 126"),
         ({"model__dropout": 1.0}, "config.model.dropout is 1.0; it is a share, from 0 to less than 1"),

@@ -200,7 +200,7 @@ def test_a_checkpoint_of_other_data_is_refused_by_its_fingerprint(
         ({"corpus__files": "{tmp}/one.txt", "tokenizer__vocab_size": 335}, "hold out"),
         ({"corpus__files": "{tmp}/short.txt", "tokenizer__vocab_size": 20_000}, "vocab_size"),
         ({"train__batch_size": 250, "mesh__data": 1, "train__accumulation": 4}, "use 248 or 252"),
-        ({"data__block_length": 128}, "over the position table's 64 rows"),
+        ({"data__block_length": 128}, "over the model's longest row of 64 pieces"),
         ({"masking__scheme": "spans"}, "must be one of 'span', 'whole_word', 'subword'"),
         ({"mesh__data": 3}, "does not fit 1 devices"),
     ],
