@@ -165,14 +165,19 @@ def train_all(cells: Sequence[Cell], work: Path, cores: Sequence[int], stage: St
     found = read_cells(kept)
     left = [cell for cell in dict.fromkeys(cells) if cell not in found]
     free: queue.SimpleQueue[int] = queue.SimpleQueue()
-    lock, running = threading.Lock(), set[int]()
+    lock, stopped, running = threading.Lock(), threading.Event(), set[int]()
     for core in cores:
         free.put(core)
 
     def one(cell: Cell) -> None:
+        if stopped.is_set():
+            return
         core = free.get()
         try:
             record = train(cell, work, core, running)
+        except BaseException:
+            stopped.set()
+            raise
         finally:
             free.put(core)
         with lock:
@@ -191,9 +196,10 @@ def train_all(cells: Sequence[Cell], work: Path, cores: Sequence[int], stage: St
         for future in [pool.submit(one, cell) for cell in left]:
             future.result()
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        stopped.set()
         for process in list(running):
             os.kill(process, signal.SIGKILL)
+        pool.shutdown()
     return found
 
 

@@ -14,21 +14,10 @@ from spanbert_jax.model.encoder import encode
 from spanbert_jax.model.pretraining_heads import PretrainingModel, init_params, pretraining_model
 from spanbert_jax.training import flops
 from tests.support.devices import on_four_devices
-from tests.support.modern_reference import hidden_states
+from tests.support.modern_reference import BIASLESS, MODERNBERT, hidden_states
 from tests.support.steps import losses, states
 from tests.support.synthetic import VOCAB, small_config
 
-BIASLESS = {"attention_bias": False, "mlp_bias": False, "norm_bias": False, "head_bias": False}
-MODERNBERT = {
-    "family": "modern",
-    "pre_norm": True,
-    "gated_mlp": True,
-    **BIASLESS,
-    "window": 4,
-    "rope_theta": 160_000.0,
-    "init": "truncated",
-    "layer_norm_eps": 1e-5,
-}
 ROTARY_BERT = {"family": "modern"}
 MIXED = {**MODERNBERT, "pre_norm": False, "full_every": 2, "attention_bias": True, "norm_bias": True}
 LENGTHS = np.array([24, 13, 1])
@@ -125,7 +114,7 @@ def test_flops_count_the_pairs_that_layers_see() -> None:
 
 
 FOUR_DEVICES = """
-from tests.model.test_layer_modern import MODERNBERT
+from tests.support.modern_reference import MODERNBERT
 from tests.support.steps import losses
 from tests.support.synthetic import small_config
 

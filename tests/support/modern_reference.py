@@ -12,6 +12,19 @@ from scipy.special import erf
 
 from spanbert_jax.config import ModelConfig
 
+BIASLESS: dict[str, Any] = {"attention_bias": False, "mlp_bias": False, "norm_bias": False, "head_bias": False}
+# ModernBERT's fields at a small size.
+MODERNBERT: dict[str, Any] = {
+    "family": "modern",
+    "pre_norm": True,
+    "gated_mlp": True,
+    **BIASLESS,
+    "window": 4,
+    "rope_theta": 160_000.0,
+    "init": "truncated",
+    "layer_norm_eps": 1e-5,
+}
+
 
 def hidden_states(params: Any, model: ModelConfig, input_ids: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
     """The hidden states of each row's valid positions, float64 [its length, embed]."""
