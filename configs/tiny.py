@@ -31,6 +31,6 @@ def get_config(architecture: str = "modern") -> ConfigDict:
     else:
         config.model.update(init="local", init_std=0.05)
         config.optimizer.update(learning_rate=2e-3, muon_rms=1.0)
-    config.optimizer.update(name="muon", warmup_steps=200, beta2=0.98, weight_decay=0.01)
+    config.optimizer.update(name="muon", warmup_steps=200, beta2=0.98, weight_decay=0.01, decay_scope="matrices")
     config.train.update(batch_size=32, steps=2_000, log_every=50, eval_every=250, checkpoint_every=250)
     return config

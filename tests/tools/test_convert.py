@@ -149,7 +149,9 @@ def test_a_trained_run_is_verified_and_comes_back_bitwise(trained: Path) -> None
     assert int(lines) >= 5 and float(differing) < 0.2  # thousands
     listed = re.findall(r"^  (\S+) +([\d,]+) bytes$", printed, re.M)
     assert dict(listed) == {path.name: f"{path.stat().st_size:,}" for path in (trained / "export").iterdir()}
-    assert "Taken: embeddings, encoder, mlm, sbo\n" in (trained / "tools.convert_from_pytorch.txt").read_text()
+    assert (
+        "Taken: embeddings, encoder, final_norm, mlm, sbo\n" in (trained / "tools.convert_from_pytorch.txt").read_text()
+    )
 
     assert_same(runs.params(trained / "run", STEPS), runs.params(trained / "imported", 0))
     assert files(trained / "export") == files(trained / "again")
@@ -159,9 +161,9 @@ def test_transformers_loads_a_trained_run_s_export_with_nothing_missing(trained:
     from transformers import AutoModelForMaskedLM, AutoTokenizer
 
     model, info = AutoModelForMaskedLM.from_pretrained(trained / "export", output_loading_info=True)
-    assert not any(info.values()) and type(model).__name__ == "BertForMaskedLM"
+    assert not any(info.values()) and type(model).__name__ == "ModernBertForMaskedLM"
     word = runs.params(trained / "run", STEPS)["['embeddings']['word']"]
-    assert np.array_equal(model.bert.embeddings.word_embeddings.weight.detach().numpy(), word[:600])
+    assert np.array_equal(model.model.embeddings.tok_embeddings.weight.detach().numpy(), word[:600])
     tokenizer, ours = AutoTokenizer.from_pretrained(trained / "export"), load_tokenizer(trained / "run" / "tokenizer")
     for line in TEXT.splitlines():
         assert tokenizer(line)["input_ids"] == [ours.cls_id, *ours.tokenize(line), ours.sep_id]
@@ -420,7 +422,7 @@ DENSE, WORD = "bert.encoder.layer.1.output.dense.weight", "bert.embeddings.word_
         (lambda folder: truncate(folder / "model.safetensors"), r"model.safetensors: not a whole safetensors file"),
         (pickle_with_code, r"pytorch_model.bin: not a pickle of weights alone"),
         (field(num_hidden_layers=3), r"16 tensors are missing, bert.encoder.layer.2."),
-        (field(num_hidden_layers=1), r"encoder.layer.1.* not in a BERT of 1 layers"),
+        (field(num_hidden_layers=1), r"encoder.layer.1.* not in the BERT of 1 layers"),
         (tensor(DENSE, lambda old: None), f"1 tensors are missing, {DENSE}"),
         (tensor(DENSE, lambda old: old.T), rf"{DENSE} has shape \(64, 48\); expected \(48, 64\)"),
         (tensor(DENSE, lambda old: old * np.nan), f"{DENSE} has 3072 values that are not finite"),
