@@ -38,8 +38,8 @@ class TokenizerConfig:
     lowercase: bool = False  # wordpiece only; SpanBERT is cased
     vocab_size: int = 28_996  # pieces of a SentencePiece to train, as many as BERT's cased vocabulary has
     sample_bytes: int = 100_000_000  # of text that a SentencePiece is trained on
-    # Tasks whose examples are lists of words (entities, relations): each word of a byte-level BPE gets the space that
-    # words have inside a text. Other kinds, and other tasks, read text as the tokenizer does.
+    # Tasks whose examples are lists of words (entities, relations): a tokenizer.json reads each word with the space
+    # that words have inside a text. Other tasks read text as the tokenizer does.
     add_prefix_space: bool = True
 
 

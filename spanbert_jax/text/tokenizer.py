@@ -161,11 +161,11 @@ class Tokenizer:
     def with_prefix_space(self) -> "Tokenizer":
         """The tokenizer that reads a text's first word as the words after it, with a space before it.
 
-        Only byte-level pieces differ: SentencePiece and WordPiece do so anyway.
+        SentencePiece and WordPiece do so anyway, and most of the others but byte-level BPE.
         """
-        if not isinstance(self.settings, JsonSettings):
+        if self._json is None:
             return self
-        changed = tokenizer_json.with_prefix_space(self.vocabulary)
+        changed = tokenizer_json.with_prefix_space(self.vocabulary, self._json.whole)
         return self if changed == self.vocabulary else Tokenizer(self.kind, changed, settings=self.settings)
 
     def save(self, directory: Path) -> None:

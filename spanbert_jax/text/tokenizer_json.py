@@ -198,9 +198,14 @@ def _marks_words(engine: tokenizers.Tokenizer, spec: Mapping[str, Any], surface:
     model = spec["model"]
     if model["type"] in _WHOLE_WORDS or model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
         return True
-    text = engine.normalizer.normalize_str("a b") if engine.normalizer else "a b"
+    return " b" in surface(_read(engine, "a b"))
+
+
+def _read(engine: tokenizers.Tokenizer, text: str) -> str:
+    """The text as the model of the engine gets it, its parts joined."""
+    text = engine.normalizer.normalize_str(text) if engine.normalizer else text
     parts = engine.pre_tokenizer.pre_tokenize_str(text) if engine.pre_tokenizer else [(text, (0, len(text)))]
-    return " b" in surface("".join(part for part, _ in parts))
+    return "".join(part for part, _ in parts)
 
 
 def _boundaries(surface: str) -> tuple[bool, bool, bool]:
@@ -211,17 +216,19 @@ def _boundaries(surface: str) -> tuple[bool, bool, bool]:
     return first.isspace() or is_own_word(first), last.isspace() or is_own_word(last), False
 
 
-def with_prefix_space(vocabulary: bytes) -> bytes:
-    """The tokenizer.json with add_prefix_space in its byte-level step; the same bytes where no step lacks that."""
+def with_prefix_space(vocabulary: bytes, engine: tokenizers.Tokenizer) -> bytes:
+    """A tokenizer.json that reads every text with a space before it, if `engine`, the tokenizer of the given one, reads
+    the first word of a text otherwise than the words after it; the same bytes where it does not."""
+    if _read(engine, "b b") == 2 * _read(engine, "b"):
+        return vocabulary
     spec = json.loads(vocabulary)
-    lacking = [
-        step
-        for step in steps(spec.get("pre_tokenizer"))
-        if step["type"] == "ByteLevel" and not step.get("add_prefix_space", True)
-    ]
-    for step in lacking:
+    byte_level = [step for step in steps(spec.get("pre_tokenizer")) if step["type"] == "ByteLevel"]
+    for step in byte_level:
         step["add_prefix_space"] = True
-    return json.dumps(spec, ensure_ascii=False).encode() if lacking else vocabulary
+    if not byte_level:
+        before = [{"type": "Prepend", "prepend": " "}, *filter(None, [spec.get("normalizer")])]
+        spec["normalizer"] = {"type": "Sequence", "normalizers": before}
+    return json.dumps(spec, ensure_ascii=False).encode()
 
 
 @functools.cache

@@ -19,8 +19,13 @@ from tokenizers import models, normalizers, pre_tokenizers, processors
 from spanbert_jax.convert.tokenizer_export import differing, write_tokenizer
 from spanbert_jax.convert.tokenizer_import import read_tokenizer
 from spanbert_jax.errors import UserError
+from spanbert_jax.tasks.question_answering.files import Question
+from spanbert_jax.tasks.question_answering.rows import QuestionRowMaker
+from spanbert_jax.tasks.text_classification.files import LabelledText
+from spanbert_jax.tasks.text_classification.rows import TextRowMaker
 from spanbert_jax.text.sentences import split_sentences
 from spanbert_jax.text.tokenizer import Tokenizer, load_tokenizer, word_starts
+from spanbert_jax.text.tokenizer_json import with_prefix_space
 from tests.support.other_tokenizers import ADDED, BERTS, NAMES, ROBERTAS, write_all
 from tests.support.texts_and_tokenizers import TEXTS
 
@@ -221,7 +226,7 @@ def test_words_begin_where_berts_do(folders: Path, name: str, parts: list[str]) 
     spans, letters = encoding.offsets, set()
     marked = zip(spans, encoding.tokens, strict=True)
     covered = [place for (start, end), token in marked if token not in "▁Ġ" for place in range(start, end)]
-    if name in ("modern", "roberta", "bytes"):
+    if name in ("modern", "roberta", "bytes", "gemma"):
         letters = {place for place in covered if covered.count(place) > 1}
     elif name == "xlm_roberta":
         unknown = [span for span, i in zip(spans, encoding.ids, strict=True) if i == ours.unk_id]
@@ -303,7 +308,8 @@ def test_with_prefix_space_words_are_read_as_transformers_reads_them(folders: Pa
     ours, _ = pair(folders / name)
     spaced = ours.with_prefix_space()
     words = ["The", "cat", "'s", "naïve", "中文", "(", "U.S.", "1869", "é"]
-    if name != "modern":
+    assert spaced.tokenize(" ".join(words)) == list(itertools.chain(*spaced.tokenize_batch(words)))
+    if name not in ("modern", "gemma"):
         assert spaced is ours
     else:
         assert spaced.fingerprint != ours.fingerprint and spaced.with_prefix_space() is spaced
@@ -317,3 +323,30 @@ def test_with_prefix_space_words_are_read_as_transformers_reads_them(folders: Pa
     split = exported(words, is_split_into_words=True, add_special_tokens=False)["input_ids"]
     assert split == [i for ids in spaced.tokenize_batch(words) for i in ids]
     assert read_tokenizer(tmp_path)[0].tokenize_batch(words) == spaced.tokenize_batch(words)
+
+
+@pytest.mark.parametrize("scheme", ["always", "first", "never"])
+def test_a_metaspace_that_leaves_the_first_word_without_its_space_gets_it(scheme: str) -> None:
+    engine = tokenizers.Tokenizer(models.BPE({"▁": 0, "a": 1, "▁a": 2}, [("▁", "a")]))
+    engine.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
+    assert engine.encode("a a").ids == ([1, 2] if scheme == "never" else [2, 2])
+    given = engine.to_str().encode()
+    changed = with_prefix_space(given, engine)
+    spaced = tokenizers.Tokenizer.from_buffer(changed)
+    assert (changed == given) is (scheme != "never")
+    assert spaced.encode("a a").ids == [2, 2] and with_prefix_space(changed, spaced) == changed
+
+
+# --- rows of whole texts
+
+
+def test_rows_of_texts_and_of_questions_are_those_of_transformers(folders: Path, lines: list[str]) -> None:
+    ours, theirs = pair(folders / "modern")
+    pairs = [*pairwise(lines[:40]), *itertools.product([text for text in SOME if text], repeat=2)]
+    expected = theirs(*map(list, zip(*pairs, strict=True)))["input_ids"]
+    texts = [LabelledText(str(number), *pair, None) for number, pair in enumerate(pairs)]
+    rows = TextRowMaker(ours, 512, ("0", "1"), regression=False)(texts)
+    assert [row["input_ids"] for (row,) in rows] == expected
+    questions = [Question(str(number), *pair) for number, pair in enumerate(pairs)]
+    rows = QuestionRowMaker(ours, 512, 128, 100, labelled=False)(questions)
+    assert [row["input_ids"] for (row,) in rows] == expected

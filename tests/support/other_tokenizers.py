@@ -118,7 +118,23 @@ def _xlm_roberta(lines: Sequence[str], folder: Path) -> None:
 
 def _bytes(lines: Sequence[str], folder: Path) -> None:
     """BPE with "▁" from a normalizer, byte fallback and no pre-tokenizer, and names in added_tokens alone."""
-    marks = [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    engine = _with_byte_fallback(lines, [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    engine.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    engine.save(str(folder / "tokenizer.json"))
+
+
+def _gemma(lines: Sequence[str], folder: Path) -> None:
+    """BPE as mmBERT's, which is Gemma's: "▁" for every space, and none before the text."""
+    engine = _with_byte_fallback(lines, [normalizers.Replace(" ", "▁")])
+    engine.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    engine.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    save(engine, folder, BERTS)
+
+
+def _with_byte_fallback(lines: Sequence[str], steps: list[Any]) -> tokenizers.Tokenizer:
+    """BPE with these normalizers, byte fallback and no pre-tokenizer."""
     pieces = [*BERTS, *(f"<0x{byte:02X}>" for byte in range(256))]
     counted = trained(lines, models.BPE(), None, pre_tokenizers.Metaspace(), [], 1200)
     learnt = json.loads(counted.to_str())["model"]
@@ -126,12 +142,9 @@ def _bytes(lines: Sequence[str], folder: Path) -> None:
     vocab = {piece: i for i, piece in enumerate(pieces)}
     merges = list(map(tuple, learnt["merges"]))
     engine = tokenizers.Tokenizer(models.BPE(vocab, merges, unk_token="[UNK]", byte_fallback=True, fuse_unk=True))
-    engine.normalizer = normalizers.Sequence(marks)
-    engine.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
+    engine.normalizer = normalizers.Sequence(steps)
     engine.add_special_tokens(BERTS)
-    engine.save(str(folder / "tokenizer.json"))
+    return engine
 
 
 _MAKERS = {
@@ -142,5 +155,6 @@ _MAKERS = {
     "roberta": _roberta,
     "xlm_roberta": _xlm_roberta,
     "bytes": _bytes,
+    "gemma": _gemma,
 }
 NAMES = tuple(_MAKERS)
