@@ -17,8 +17,9 @@ import pytest
 from spanbert_jax.config import Config, DataConfig, ModelConfig
 from spanbert_jax.errors import UserError
 from spanbert_jax.training import flops
-from tools.compile_tpu import bounds_of, kernel_flops, largest_rung, of_all_layers
+from tools.compile_tpu import bounds_of, largest_rung
 from tools.tpu import hlo_cost, tpu_topologies
+from tools.tpu.layer_costs import kernel_flops, of_all_layers
 
 ROOT = Path(__file__).resolve().parents[2]
 needs_libtpu = pytest.mark.skipif(
