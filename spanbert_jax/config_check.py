@@ -220,7 +220,7 @@ def _check_tokenizer(config: Config) -> None:
 
 
 def _check_family(model: ModelConfig) -> None:
-    other = {"bert": "truncated", "modern": "local"}[model.family]
+    other = {"bert": "truncated", "modern": "local"}.get(model.family)
     if model.init == other:
         raise UserError(
             f"config.model.init is {other!r}, which config.model.family {model.family!r} does not have; set "

@@ -31,9 +31,8 @@ class SelfAttention(nn.Module):
     def __call__(self, x: jax.Array, context: Context, layer: jax.Array | int) -> jax.Array:
         model, state = self.model, context.dropout
         features = (3, model.heads, model.embed // model.heads)
-        qkv = Dense(features, queries_keys_values(model), self.dtype, name="qkv")(
-            x
-        )  # [batch, length, 3, heads, head_dim]
+        project = Dense(features, queries_keys_values(model), self.dtype, name="qkv")
+        qkv = project(x)  # [batch, length, 3, heads, head_dim]
         qkv = constrain(qkv, "batch", "length", "qkv", "heads", "head_dim")
         seeds = None if state is None else site_seeds(state, layer, sites.ATTENTION_PROBABILITIES)
         mixed = attention(qkv, context.lengths, seeds, model.attention_dropout, self.compute.attention)

@@ -17,8 +17,9 @@ def initializer(model: ModelConfig, output: bool = False) -> nn.initializers.Ini
     """The distribution of fresh kernels and tables: N(0, init_std), unless `model.init` says otherwise.
 
     With "truncated", numbers beyond 2 init_std are drawn again, and an `output` kernel, which ends a half of a layer,
-    is smaller by the square root of the number of halves. ModernBERT has the same distributions (transformers 5.23,
-    modeling_modernbert.py:340-383).
+    is smaller by the square root of the number of halves. These are the distributions of ModernBERT's encoder
+    (transformers 5.23, modeling_modernbert.py:340-383). Heads are drawn as the other kernels here. transformers draws
+    the layer before a head's last one as an `output`, and a task's last layer from N(0, 1 / embed), truncated.
     """
     if model.init != "truncated":
         return nn.initializers.normal(model.init_std)
