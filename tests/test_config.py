@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from spanbert_jax import config as configuration
+from spanbert_jax import config_check
 from spanbert_jax.batch import slots
 from spanbert_jax.config import Config
 from spanbert_jax.config_check import check
@@ -56,6 +57,13 @@ def test_base_and_large_are_the_published_models() -> None:
     assert (large.optimizer.learning_rate, large.train.steps, large.optimizer.warmup_steps) == (1e-4, 2_400_000, 10_000)
     assert (base.optimizer.learning_rate, base.train.steps, base.train.batch_size) == (5e-4, 300_000, 2048)
     assert slots(base) == 80
+
+
+def test_every_number_and_name_of_the_model_and_the_optimizer_has_a_range() -> None:
+    checked = {*config_check._CHOICES, *config_check._POSITIVE, *config_check._NOT_NEGATIVE, *config_check._SHARES}
+    fields = configuration.flatten(configuration.Config()).items()
+    free = {name for name, value in fields if not isinstance(value, bool)} - checked
+    assert not any(name.startswith(("model.", "optimizer.")) for name in free)
 
 
 def test_the_modern_models_have_the_published_shapes() -> None:

@@ -31,7 +31,7 @@ class Loaded:
       task: the task that the weights were fine-tuned for, such as "question_answering", or "".
       labels: of a classifier, in its order.
       tokenizer: the weights' vocabulary.
-      config: the run's; for others' weights the defaults, with these weights' model and vocabulary.
+      config: the run's; for others' weights the defaults, with these weights' model, vocabulary and task.
     """
 
     def __init__(self, path: Path, vocab: Path | None = None):

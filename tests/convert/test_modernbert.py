@@ -157,7 +157,8 @@ def test_a_model_of_transformers_imported_and_exported_is_the_same_file_again_an
 
 def test_a_directory_with_byte_level_bpe_goes_there_and_back_with_its_rows_and_special_pieces(tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
-    first.mkdir(), second.mkdir()
+    for folder in (first, second):
+        folder.mkdir()
     other_tokenizers.write("modern", inspect.getsource(contextlib).splitlines(), first)
     before = transformers.AutoTokenizer.from_pretrained(first)
     special = {
