@@ -147,8 +147,9 @@ class ModelConfig:
     # "truncated": at 2 std, and outputs of a layer's halves are smaller by sqrt(2 layers) (modern).
     init: str = "normal"
     span_offset_embed: int = 200  # width of SBO's position table (paper section 4.2)
-    # The family "modern" has rotary positions and no token types. These fields choose the rest of it, and "bert" has
-    # their defaults. The values of ModernBERT (Warner et al. 2024, arXiv:2412.13663) are in configs/modern_base.py.
+    # The family "modern" has rotary positions and no token types. The following fields choose its other parts. In the
+    # family "bert" they have their defaults. The values of ModernBERT (Warner et al. 2024, arXiv:2412.13663) are in
+    # configs/modern_base.py.
     pre_norm: bool = False  # LayerNorm before each half of a layer and after the last layer; False: after each half
     gated_mlp: bool = False  # gelu(x A) * (x B) in the place of gelu(x A)
     attention_bias: bool = True
@@ -157,9 +158,9 @@ class ModelConfig:
     head_bias: bool = True  # of the layers between the encoder and a head's last one
     window: int = 0  # keys on each side that a query of a windowed layer sees; 0: all layers see all keys
     full_every: int = 3  # with a window: layers 0, full_every, 2 full_every, ... see all keys
-    rope_theta: float = 10_000.0  # wavelengths of the rotary positions, in layers that see all keys ...
-    local_rope_theta: float = 10_000.0  # ... and in windowed ones
-    pooling: str = "cls"  # what is classified: the state of [CLS] ("cls"), or the mean of the states ("mean")
+    rope_theta: float = 10_000.0  # base of the rotary positions' wavelengths, in layers that see all keys
+    local_rope_theta: float = 10_000.0  # the same in windowed layers
+    pooling: str = "cls"  # a row is classified by the state of [CLS] ("cls"), or by the mean of the states ("mean")
 
 
 # Kernels. "auto" takes the first that runs on the machine: model/kernels/choice.py.

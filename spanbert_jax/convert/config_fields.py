@@ -1,4 +1,4 @@
-"""What the families' readers and writers of config.json share.
+"""The parts that all families' readers and writers of config.json share.
 
 Invariant: every error is one line with the file, the field, its value and the values that are expected.
 """

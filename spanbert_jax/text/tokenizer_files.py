@@ -1,7 +1,7 @@
 """The files of others' tokenizers, as transformers reads them: special pieces, added pieces, and any tokenizer.json.
 
-Invariant: a tokenizer.json is followed exactly, with all that the files beside it add. What cannot be followed is
-refused, and the error names the file and the field.
+Invariant: a tokenizer.json is followed exactly, with the pieces and names that the files beside it add. A tokenizer
+that cannot be followed is refused, and the error names the file and the field.
 """
 
 import dataclasses
@@ -93,7 +93,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def tokenizer_json_from_file(path: str | Path) -> Tokenizer:
-    """The tokenizer of a tokenizer.json of any kind, with what the files beside it add.
+    """The tokenizer of a tokenizer.json of any kind, with the pieces and names that the files beside it add.
 
     Raises UserError where the file cannot be read or followed, or where a special piece is missing.
     """

@@ -28,7 +28,7 @@ _BYTE = re.compile("<0x([0-9A-F]{2})>")  # a byte of a character that the vocabu
 
 @dataclasses.dataclass(frozen=True)
 class JsonSettings:
-    """What the ids depend on beside the tokenizer.json."""
+    """The settings that ids depend on, beside the tokenizer.json."""
 
     special: tuple[str, ...]  # the names of the pieces that pad, are unknown, begin a row, end it, and mask
     added: tuple[AddedPiece, ...] = ()  # pieces that other files add, or give other flags, in the order of adding
