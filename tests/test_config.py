@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from spanbert_jax import config as configuration
-from spanbert_jax import config_check
 from spanbert_jax.batch import slots
 from spanbert_jax.config import Config
 from spanbert_jax.config_check import check
@@ -60,10 +59,12 @@ def test_base_and_large_are_the_published_models() -> None:
 
 
 def test_every_number_and_name_of_the_model_and_the_optimizer_has_a_range() -> None:
-    checked = {*config_check._CHOICES, *config_check._POSITIVE, *config_check._NOT_NEGATIVE, *config_check._SHARES}
-    fields = configuration.flatten(configuration.Config()).items()
-    free = {name for name, value in fields if not isinstance(value, bool)} - checked
-    assert not any(name.startswith(("model.", "optimizer.")) for name in free)
+    config = configuration.from_dict(importlib.import_module("configs.tiny").get_config().to_dict())
+    fields = {name: value for name, value in configuration.flatten(config).items() if not isinstance(value, bool)}
+    for name in (name for name in fields if name.startswith(("model.", "optimizer."))):
+        bad = "another" if isinstance(fields[name], str) else -1
+        with pytest.raises(UserError, match=rf"^config\.{name} is {bad!r}; it "):
+            check(configuration.from_saved(configuration.flatten(config) | {name: bad}))
 
 
 def test_the_modern_models_have_the_published_shapes() -> None:
