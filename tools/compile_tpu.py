@@ -1,7 +1,7 @@
 """Compiles the real train step for TPUs without having any: does the step fit, what does it cost, what limits it?
 
     python tools/compile_tpu.py --config configs/large.py --topology v5e-256 [--rows-per-chip 16] [--fit] [--json FILE]
-    python tools/compile_tpu.py --table      (base and large on every topology; half an hour)
+    python tools/compile_tpu.py --table [--topology=v5e-256]      (base, large and modern base; an hour for all TPUs)
 
 Needs no TPU: `pip install -r requirements-tpu.txt` brings the compiler. Fields are set as --config.FIELD=VALUE.
 
@@ -49,7 +49,9 @@ FIT = flags.DEFINE_bool("fit", False, "Find the most rows that fit on a chip (ab
 LARGEST = flags.DEFINE_integer("largest", 0, "List this many of the instructions that move the most bytes.")
 OPTIONS = flags.DEFINE_multi_string("compiler-option", [], "NAME=VALUE for XLA, as in LIBTPU_INIT_ARGS; repeatable.")
 JSON = flags.DEFINE_string("json", None, "Write everything to this file too.")
-TABLE = flags.DEFINE_bool("table", False, "Base and large for every topology, as a Markdown table.")
+TABLE = flags.DEFINE_bool("table", False, "Base, large and modern base for every topology, as a Markdown table.")
+# Lengths and rows a chip of modern base in the table: about as many pieces in each.
+_MODERN_LENGTHS = {512: 16, 1024: 8, 8192: 1}
 
 
 class DoesNotFit(Exception):
@@ -336,40 +338,41 @@ def _write(facts: dict[str, Any]) -> None:
 
 
 def table(arguments: list[str]) -> int:
-    """Prints a Markdown table, from which docs/tpu.md is taken; a process with `arguments` compiles for each row."""
+    """Prints a Markdown table, from which docs/tpu.md is taken; a process with `arguments` compiles for each row. An
+    argument --topology leaves only that one."""
     began, lines = time.monotonic(), []
-    for size in ("base", "large"):
-        for name in TOPOLOGIES:
-            print(f"[{(time.monotonic() - began) / 60:.0f} min] {size} on {name}", file=sys.stderr, flush=True)
+    models: dict[str, list[str]] = {size: [f"--config=configs/{size}.py"] for size in ("base", "large")}
+    for length, rows in _MODERN_LENGTHS.items():
+        lengths = [f"--config.data.block_length={length}", f"--rows-per-chip={rows}"]
+        models[f"modern base, {length:,}"] = ["--config=configs/modern_base.py", *lengths]
+    asked = [argument.partition("=")[2] for argument in arguments if argument.startswith("--topology=")]
+    for model, flags_of_model in models.items():
+        for name in asked or TOPOLOGIES:
+            print(f"[{(time.monotonic() - began) / 60:.0f} min] {model} on {name}", file=sys.stderr, flush=True)
             with tempfile.TemporaryDirectory() as folder:
                 file = Path(folder) / "facts.json"
-                command = [
-                    sys.executable,
-                    __file__,
-                    f"--config=configs/{size}.py",
-                    f"--topology={name}",
-                    f"--json={file}",
-                ]
-                run = subprocess.run([*command, *arguments], stdout=subprocess.PIPE, text=True)
+                command = [sys.executable, __file__, *arguments, *flags_of_model]
+                command += [f"--topology={name}", f"--json={file}"]
+                run = subprocess.run(command, stdout=subprocess.PIPE, text=True)
                 if not file.exists():
                     return run.returncode or 1
-                lines.append(_table_row(size, json.loads(file.read_text())))
+                lines.append(_table_row(model, json.loads(file.read_text())))
     head = ("model", "TPUs", "chips", "rows a chip", "memory", "HLO / model FLOPs", "HBM a row", "collectives", "step")
     print("| " + " | ".join(head) + " |\n|" + "---|" * len(head))
     print("\n".join(lines))
     return 0
 
 
-def _table_row(size: str, facts: dict[str, Any]) -> str:
+def _table_row(model: str, facts: dict[str, Any]) -> str:
     from spanbert_jax.training import flops
 
     if not facts["fits"]:
-        return f"| {size} | {facts['topology']} | | {facts['rows_per_chip']} | does not fit | | | | |"
+        return f"| {model} | {facts['topology']} | | {facts['rows_per_chip']} | does not fit | | | | |"
     chip, bounds = flops.TPUS[facts["device_kind"]], facts["bounds"]
     binding = max(bounds, key=bounds.get)
     shards = facts["mesh"]["data"] * facts["mesh"]["fsdp"]
     cells = (
-        size,
+        model,
         facts["topology"],
         str(facts["chips"]),
         str(facts["rows_per_chip"]),
