@@ -98,6 +98,11 @@ def _theta(fields: Fields, ours: str, source: str) -> float:
         kind = given.get("rope_type", given.get("type", "default"))
         if kind != "default":
             raise UserError(f"{source}: the rope_type of {place} is {kind!r}; only 'default' is supported: ModernBERT")
+        if place == "rope_scaling" and "rope_theta" in given:
+            raise UserError(
+                f"{source}: rope_scaling has a rope_theta, {given['rope_theta']!r}; only one in "
+                f"rope_parameters.{layers} is supported"
+            )
     value = described.get("rope_theta", fields.get(legacy, _THETAS[ours]))
     theta = number(value, f"rope_theta of {layers}" if "rope_theta" in described else legacy, source)
     if not theta > 0:

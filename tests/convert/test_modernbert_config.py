@@ -223,6 +223,7 @@ FULL, SLIDING = "full_attention", "sliding_attention"
         ("rope_parameters", {FULL: {"rope_theta": "big"}}, "rope_theta of full_attention is 'big'; expected a number"),
         ("rope_parameters", {FULL: {"rope_theta": 0}}, "rope_theta of full_attention is 0.0; expected .* than 0"),
         ("rope_scaling", {"type": "linear", "factor": 2.0}, "rope_type of rope_scaling is 'linear'"),
+        ("rope_scaling", {"rope_theta": 5e5}, r"rope_scaling has a rope_theta, 500000\.0"),
         ("global_rope_theta", None, "global_rope_theta is None; expected a number"),
         ("local_rope_theta", None, "local_rope_theta is None; expected a number"),
         ("num_attention_heads", 7, "hidden_size 768 is not divisible by 7 heads"),

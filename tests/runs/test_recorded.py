@@ -29,8 +29,20 @@ THEN: dict[str, Any] = json.loads((RECORDED / "2d19632" / "numbers.json").read_t
 _FILES = ("corpus.files", "tokenizer.vocab_file", "data.train", "data.dev")
 
 
+# What configs/tiny.py had then, beside its recorded fields.
+TINY_THEN = {
+    "model.init": "normal",
+    "optimizer.name": "adamw",
+    "optimizer.muon_rms": 0.2,
+    "optimizer.beta2": 0.999,
+    "optimizer.decay_scope": "all",
+}
+
+
 def configured(name: str, fields: dict[str, Any], **more: str) -> Config:
-    config = importlib.import_module(f"configs.{name}").get_config()
+    module = importlib.import_module(f"configs.{name}")
+    config = module.get_config("bert") if name == "tiny" else module.get_config()
+    fields = {**(TINY_THEN if name == "tiny" else {}), **fields}
     here = {key: str(RECORDED / value) if key in _FILES else value for key, value in fields.items()}
     config.update_from_flattened_dict(here | more)
     return from_dict(config.to_dict())
