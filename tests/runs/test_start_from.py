@@ -95,6 +95,7 @@ def test_a_run_starts_with_the_parameters_sizes_and_vocabulary_of_another(
     assert re.search("Taken: (.*); freshly initialised: nothing", printed)[1].split(", ") == [
         "embeddings",
         "encoder",
+        "final_norm",
         "mlm",
         "sbo",
     ]
