@@ -101,6 +101,8 @@ class Head:
     # The multiply-adds of the matrix products of `module` for one slot, without the decoder's.
     multiply_adds: Callable[[ModelConfig], int]
     axes: ParameterAxes  # of the head's parameters; the patterns match paths below `name`
+    # A pattern of paths below `name`: kernels that map hidden states to hidden states, which Muon orthogonalises.
+    hidden_matrices: str = ""
 
 
 MLM = Head(
@@ -119,6 +121,7 @@ MLM = Head(
         ("dense/bias", (None,)),
         ("norm/(scale|bias)", (None,)),
     ),
+    hidden_matrices="dense/kernel",
 )
 SBO = Head(
     name="sbo",
@@ -137,6 +140,7 @@ SBO = Head(
         ("dense_[12]/bias", (None,)),
         ("norm_[12]/(scale|bias)", (None,)),
     ),
+    hidden_matrices="dense_[12]/kernel",
 )
 # A model has the parameters of every row. Other modules read `pretraining_heads.HEADS` when they are called and do not
 # import the name, so that a test can add a row.

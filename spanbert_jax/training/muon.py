@@ -1,9 +1,9 @@
 """Muon: the update of a hidden matrix is its gradient's momentum, orthogonalised.
 
-Invariant: each parameter is either described by exactly one row of `MATRICES` or named by `OTHERS`, and any other
-parameter is refused at the start of a run. An array that holds several matrices is updated as the matrices would be
-one by one. Sources: Keller Jordan et al. 2024 (https://kellerjordan.github.io/posts/muon); for the scale, Liu et al.
-2025 (arXiv:2502.16982).
+Invariant: a parameter of a pre-training head is a hidden matrix where the head's row of `HEADS` says so. Every other
+parameter is described by exactly one row of `MATRICES` or named by `OTHERS`; a parameter that is neither is refused at
+the start of a run. An array that holds several matrices is updated as the matrices would be one by one. Sources: Keller
+Jordan et al. 2024 (https://kellerjordan.github.io/posts/muon); for the scale, Liu et al. 2025 (arXiv:2502.16982).
 """
 
 import re
@@ -15,6 +15,7 @@ import optax
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from spanbert_jax.config import OptimizerConfig
+from spanbert_jax.model import pretraining_heads
 
 # The hidden matrices: a pattern of a parameter's whole path, and a letter for each of the array's axes. The axes "i"
 # are the rows of a matrix, its inputs, and the axes "o" its columns, its outputs. Along the axes "-" lie matrices that
@@ -27,14 +28,13 @@ MATRICES = (
     (r"encoder/mlp/up/kernel", "-io"),
     (r"encoder/mlp/up/kernel", "-i-o"),  # gated
     (r"encoder/mlp/down/kernel", "-io"),
-    (r"(mlm/dense|sbo/dense_[12]|transform/dense|pooler)/kernel", "io"),
+    (r"(transform/dense|pooler)/kernel", "io"),
     (r"spans/kernel", "iio"),
 )
 # The parameters that Adam updates: vectors, tables, and the last layers of tasks' heads.
 OTHERS = (
     r".*/(bias|scale)",
     r"embeddings/(word|position|token_type)",
-    r"sbo/offset",
     r"(qa_outputs|classifier)/kernel",
     r"spans/(width|attention)",
 )
@@ -45,6 +45,10 @@ def dimension_numbers(path: str, ndim: int) -> MuonDimensionNumbers | None:
 
     Raises ValueError where neither table describes the parameter, or both do.
     """
+    group, _, below = path.partition("/")
+    for head in pretraining_heads.HEADS:
+        if group == head.name:
+            return MuonDimensionNumbers((0,), (1,)) if re.fullmatch(head.hidden_matrices, below) else None
     found = [axes for pattern, axes in MATRICES if len(axes) == ndim and re.fullmatch(pattern, path)]
     other = any(re.fullmatch(pattern, path) for pattern in OTHERS)
     if len(found) + other != 1:
