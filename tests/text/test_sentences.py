@@ -27,3 +27,11 @@ def test_a_sentence_ends_at_its_end_or_at_the_lines() -> None:
 @pytest.mark.parametrize("text", ["", " \n\t\n"])
 def test_blank_text_has_no_sentences(text: str) -> None:
     assert split_sentences(text, "en", "sentencex") == []
+
+
+@pytest.mark.parametrize("space", ["\u00a0", "\u3000"])
+def test_a_letter_a_space_beyond_ascii_and_a_period_end_no_build(space: str) -> None:
+    text = f"Rich in vitamin E{space}. Then more.\nB{space}."
+    sentences = split_sentences(text, "en", "sentencex")
+    assert "".join("".join(sentences).split()) == "".join(text.split())
+    assert sentences[-2:] == ["Then more.", f"B{space}."]
