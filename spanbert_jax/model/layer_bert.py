@@ -103,5 +103,11 @@ FAMILY = Family(
         (r"encoder/mlp/down/kernel", (None, "mlp", "embed")),
         (r"encoder/mlp/down/bias", (None, None)),
     ),
+    matrices=(
+        (r"encoder/attention/qkv/kernel", "-i-oo"),
+        (r"encoder/attention/output/kernel", "-iio"),
+        (r"encoder/mlp/up/kernel", "-io"),
+        (r"encoder/mlp/down/kernel", "-io"),
+    ),
     flops=_flops,
 )

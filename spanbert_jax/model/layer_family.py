@@ -39,6 +39,10 @@ class Family(NamedTuple):
         as the masked language model's head does. Otherwise the heads are those of BERT.
     axes: a row for each parameter of a layer, under "encoder/" and with the axis of layers first, and for those of
         "final_norm" where there is one.
+    matrices: the hidden matrices, for Muon: a pattern of a parameter's whole path, and a letter for each of the array's
+        axes. The axes "i" are the rows of a matrix, its inputs, and the axes "o" its columns, its outputs. Along the
+        axes "-" lie matrices that are orthogonalised one by one: layers, the queries', keys' and values' matrices, the
+        two halves of a gated network.
     flops: the configuration and a length -> FLOPs of one row's forward pass through all layers: matrix products alone,
         a multiplication with its addition counted as 2.
     """
@@ -51,4 +55,5 @@ class Family(NamedTuple):
     token_types: bool
     transforms: bool
     axes: ParameterAxes
+    matrices: tuple[tuple[str, str], ...]
     flops: Callable[[ModelConfig, int], float]

@@ -181,5 +181,11 @@ FAMILY = Family(
         (r"encoder/mlp/down/bias", (None, None)),
         (r"final_norm/(scale|bias)", (None,)),
     ),
+    matrices=(
+        (r"encoder/attention/qkv/kernel", "-i-oo"),
+        (r"encoder/attention/output/kernel", "-iio"),
+        (r"encoder/mlp/up/kernel", "-i-o"),
+        (r"encoder/mlp/down/kernel", "-io"),
+    ),
     flops=_flops,
 )

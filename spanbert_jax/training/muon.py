@@ -1,9 +1,10 @@
 """Muon: the update of a hidden matrix is its gradient's momentum, orthogonalised.
 
 Invariant: a parameter of a pre-training head is a hidden matrix where the head's row of `HEADS` says so. Every other
-parameter is described by exactly one row of `MATRICES` or named by `OTHERS`; a parameter that is neither is refused at
-the start of a run. An array that holds several matrices is updated as the matrices would be one by one. Sources: Keller
-Jordan et al. 2024 (https://kellerjordan.github.io/posts/muon); for the scale, Liu et al. 2025 (arXiv:2502.16982).
+parameter is described by exactly one row of its family's `matrices` or of `MATRICES`, or named by `OTHERS`; a parameter
+that is neither is refused at the start of a run. An array that holds several matrices is updated as the matrices would
+be one by one. Sources: Keller Jordan et al. 2024 (https://kellerjordan.github.io/posts/muon); for the scale, Liu et al.
+2025 (arXiv:2502.16982).
 """
 
 import re
@@ -16,18 +17,11 @@ from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from spanbert_jax.config import OptimizerConfig
 from spanbert_jax.model import pretraining_heads
+from spanbert_jax.model.families import FAMILIES
 
-# The hidden matrices: a pattern of a parameter's whole path, and a letter for each of the array's axes. The axes "i"
-# are the rows of a matrix, its inputs, and the axes "o" its columns, its outputs. Along the axes "-" lie matrices that
-# are orthogonalised one by one: layers, the queries', keys' and values' matrices, the two halves of a gated network.
-# The dense layers between the encoder and a head's last layer map hidden states to hidden states, and so are hidden
-# matrices too.
+# The hidden matrices of tasks' heads, written as in `Family.matrices`. The dense layers between the encoder and a head's
+# last layer map hidden states to hidden states, and so are hidden matrices too.
 MATRICES = (
-    (r"encoder/attention/qkv/kernel", "-i-oo"),
-    (r"encoder/attention/output/kernel", "-iio"),
-    (r"encoder/mlp/up/kernel", "-io"),
-    (r"encoder/mlp/up/kernel", "-i-o"),  # gated
-    (r"encoder/mlp/down/kernel", "-io"),
     (r"(transform/dense|pooler)/kernel", "io"),
     (r"spans/kernel", "iio"),
 )
@@ -43,18 +37,19 @@ OTHERS = (
 def dimension_numbers(path: str, ndim: int) -> MuonDimensionNumbers | None:
     """The axes of the matrices in the parameter at `path` ("a/b/c"), which has `ndim` axes; None where Adam updates it.
 
-    Raises ValueError where neither table describes the parameter, or both do.
+    Raises ValueError where neither the families' matrices and `MATRICES` nor `OTHERS` describe the parameter, or both.
     """
     group, _, below = path.partition("/")
     for head in pretraining_heads.HEADS:
         if group == head.name:
             return MuonDimensionNumbers((0,), (1,)) if re.fullmatch(head.hidden_matrices, below) else None
-    found = [axes for pattern, axes in MATRICES if len(axes) == ndim and re.fullmatch(pattern, path)]
+    rows = {*MATRICES, *(row for family in FAMILIES.values() for row in family.matrices)}
+    found = [axes for pattern, axes in rows if len(axes) == ndim and re.fullmatch(pattern, path)]
     other = any(re.fullmatch(pattern, path) for pattern in OTHERS)
     if len(found) + other != 1:
         raise ValueError(
             f"parameter {path} with {ndim} axes is described by {len(found)} rows of MATRICES and is "
-            f"{'' if other else 'not '}among OTHERS (training/muon.py); exactly one of them must describe it"
+            f"{'' if other else 'not '}among OTHERS (training/muon.py); exactly one must describe it"
         )
     if other:
         return None

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
+from optax.contrib import MuonDimensionNumbers
 
 from spanbert_jax.model.encoder import encode
 from spanbert_jax.model.families import FAMILIES
@@ -14,6 +15,7 @@ from spanbert_jax.model.parameters import parameter_axes
 from spanbert_jax.model.pretraining_heads import init_params, pretraining_model
 from spanbert_jax.training import flops, sharding
 from spanbert_jax.training.checkpoint import Checkpoints
+from spanbert_jax.training.muon import dimension_numbers
 from spanbert_jax.training.step import abstract_state
 from tests.support.devices import on_four_devices
 from tests.support.steps import states
@@ -44,6 +46,17 @@ def test_its_layers_take_turns_between_its_embeddings_and_its_final_norm(compute
     np.testing.assert_allclose(hidden[valid], hidden_states(params, ids, lengths)[valid], rtol=0, atol=1e-4)
     for group in ("embeddings", "encoder", "final_norm"):
         assert all(np.any(leaf) for leaf in jax.tree.leaves(gradient[group]))
+
+
+def test_its_own_file_says_which_matrices_muon_takes() -> None:
+    model = pretraining_model(toy_config(), VOCAB, "cpu")
+    shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))["encoder"]
+    taken = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        taken[name] = dimension_numbers(f"encoder/{name}", leaf.ndim)
+    assert taken["up/kernel"] == MuonDimensionNumbers((1,), (3,))
+    assert {name for name, axes in taken.items() if axes} == {"mix/kernel", "up/kernel", "down/kernel"}
 
 
 def test_its_flops_are_counted() -> None:

@@ -76,6 +76,10 @@ TOY = Family(
         (r"encoder/(mix|down)/bias", (None, None)),
         (r"final_norm/(scale|bias)", (None,)),
     ),
+    matrices=(
+        (r"encoder/(mix|down)/kernel", "-io"),
+        (r"encoder/up/kernel", "-i-o"),
+    ),
     flops=lambda model, length: (
         model.layers * length * model.embed * (2 * model.embed + 2 * length + 6 * model.mlp)  # mix, the means, up, down
     ),
