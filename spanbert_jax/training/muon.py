@@ -19,8 +19,8 @@ from spanbert_jax.config import OptimizerConfig
 from spanbert_jax.model import pretraining_heads
 from spanbert_jax.model.families import FAMILIES
 
-# The hidden matrices of tasks' heads, written as in `Family.matrices`. The dense layers between the encoder and a head's
-# last layer map hidden states to hidden states, and so are hidden matrices too.
+# The hidden matrices of tasks' heads, written as in `Family.matrices`. A layer between the encoder and a head's last
+# one maps hidden states to hidden states, so its matrix is a hidden one.
 MATRICES = (
     (r"(transform/dense|pooler)/kernel", "io"),
     (r"spans/kernel", "iio"),
