@@ -22,7 +22,7 @@ from transformers import (
     BertModel,
 )
 
-from benchmarks.finetuning_side import Material, Trained
+from benchmarks.finetuning_material import Material, Trained
 from spanbert_jax.batch import NumpyBatch
 from spanbert_jax.config import Config
 from spanbert_jax.convert.huggingface import to_tensors

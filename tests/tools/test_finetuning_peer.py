@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import finetuning_peer, finetuning_side, finetuning_torch
+from benchmarks import finetuning_material, finetuning_peer, finetuning_side, finetuning_torch
+from benchmarks.finetuning_material import Material
 from benchmarks.finetuning_peer import TASKS, Cell
-from benchmarks.finetuning_side import Material
 from tests.support.published import LETTERS, write_vocabulary
 from tests.support.synthetic import VOCAB
 
@@ -110,7 +110,7 @@ def changed(material: Material, section: str, **fields: Any) -> Material:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_both_sides_take_the_same_steps(kind: str, init: Path, tmp_path: Path) -> None:
-    material = finetuning_side.prepare(spec_of(kind, init, tmp_path))
+    material = finetuning_material.prepare(spec_of(kind, init, tmp_path))
     ours, theirs = finetuning_side.train(material), finetuning_torch.train(material)
     assert len(ours.losses) == len(theirs.losses) == material.config.train.steps >= 6
     np.testing.assert_allclose(ours.losses[0], theirs.losses[0], atol=1e-5)
@@ -129,7 +129,7 @@ def test_both_sides_take_the_same_steps(kind: str, init: Path, tmp_path: Path) -
 
 def test_the_comparison_notices_dropout_and_weight_decay(init: Path, tmp_path: Path) -> None:
     """A guard on the test above: the torch side follows these fields."""
-    material = finetuning_side.prepare(spec_of("token", init, tmp_path))
+    material = finetuning_material.prepare(spec_of("token", init, tmp_path))
     plain, again, dropping, decaying = (
         finetuning_torch.train(one)
         for one in (
@@ -152,14 +152,14 @@ def test_a_cell_answers_with_its_numbers(init: Path, tmp_path: Path) -> None:
 
 
 def test_examples_are_spread_over_the_file() -> None:
-    assert finetuning_side.spread(range(100), 4) == [0, 33, 66, 99]
-    assert finetuning_side.spread(range(3), 4) == finetuning_side.spread(range(3), None) == [0, 1, 2]
+    assert finetuning_material.spread(range(100), 4) == [0, 33, 66, 99]
+    assert finetuning_material.spread(range(3), 4) == finetuning_material.spread(range(3), None) == [0, 1, 2]
 
 
 @pytest.mark.parametrize("name", TASKS)
 def test_every_task_has_torch_s_optimizer(name: str) -> None:
     spec = {**Cell(name, "ours", 5, "weights").settings(), "train": "a", "dev": "b"}
-    config = finetuning_side.config_of(spec)
+    config = finetuning_material.config_of(spec)
     wanted = config.optimizer
     assert wanted.bias_correction and (wanted.decay_scope, wanted.decay_from) == ("matrices", "warmup_end")
     assert wanted.eps_placement == "corrected" and wanted.gradient_divisor == 1 and wanted.clip_norm > 0
