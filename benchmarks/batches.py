@@ -49,7 +49,7 @@ def make_batch(config: Config, seed: int) -> dict[str, np.ndarray]:
     """A batch (`spanbert_jax.batch`) of random pieces: rows without padding, spans of 1 to 10 pieces, all [MASK]."""
     random = np.random.default_rng(seed)
     rows, length, budget = config.train.batch_size, config.data.block_length, largest_budget(config)
-    batch = empty_batch(rows, length, slots(config))
+    batch = empty_batch(config, rows, length, slots(config))
     names = ("masked_positions", "span_left", "span_right", "span_offset")
     positions, left, right, offset = (batch[name] for name in names)
     for row in range(rows):

@@ -87,9 +87,10 @@ def _theirs(spec: Json, config: Config, tokenizer: Tokenizer, blocks: "Blocks") 
 
 def _pieces_of(blocks: "Blocks", count: int) -> list[list[int]]:
     from spanbert_jax.corpus.blocks import parse_records
+    from spanbert_jax.text.packing import FEATURE
 
     wanted = np.random.default_rng(0).choice(len(blocks), min(count, len(blocks)), replace=False)
-    return [row[row >= 0].tolist() for row in parse_records(blocks.read(wanted)).numpy()]
+    return [row[row >= 0].tolist() for row in parse_records(blocks.read(wanted))[FEATURE].numpy()]
 
 
 def feature_of(pieces: list[int], tokenizer: Tokenizer, length: int) -> dict[str, list]:

@@ -1,10 +1,12 @@
 """The pre-training batch: its fields, their shapes and dtypes, and how many masked pieces a row has room for.
 
-Invariant: `FIELDS` is the only list of the batch's arrays. The masker fills them, the heads read them, and everyone who
-needs an empty or an abstract batch asks this module. Importing the module does not import JAX.
+Invariant: `FIELDS` is the only list of the batch's arrays, and `fields` names those that a configuration's batches
+have. The masker fills them, the heads read them, and everyone who needs an empty or an abstract batch asks this module.
+Importing the module does not import JAX.
 """
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
@@ -28,6 +30,7 @@ class Field(NamedTuple):
 
     per: Literal["row", "position", "slot"]
     dtype: type[np.number]
+    present: Callable[[Config], bool] = lambda config: True  # whether the batches of a configuration have the array
 
 
 # A slot is the place of one masked piece, in ascending order of positions. Unused slots are 0 in every field.
@@ -46,6 +49,11 @@ FIELDS: dict[str, Field] = {
 }
 
 
+def fields(config: Config) -> dict[str, Field]:
+    """The rows of `FIELDS` that the batches of `config` have."""
+    return {name: field for name, field in FIELDS.items() if field.present(config)}
+
+
 def largest_budget(config: Config, length: int = 0) -> int:
     """The largest number of masked pieces in a row of `length` positions (0: of block_length)."""
     masking = config.masking
@@ -59,10 +67,10 @@ def slots(config: Config, length: int = 0) -> int:
     return -(-largest_budget(config, length) // _SLOT_MULTIPLE) * _SLOT_MULTIPLE
 
 
-def empty_batch(rows: int, length: int, slots: int) -> NumpyBatch:
-    """A batch of zeros: every row empty, no slot used."""
+def empty_batch(config: Config, rows: int, length: int, slots: int) -> NumpyBatch:
+    """A batch of zeros of `config`: every row empty, no slot used."""
     shapes = {"row": (rows,), "position": (rows, length), "slot": (rows, slots)}
-    return {name: np.zeros(shapes[field.per], field.dtype) for name, field in FIELDS.items()}
+    return {name: np.zeros(shapes[field.per], field.dtype) for name, field in fields(config).items()}
 
 
 def abstract_batch(config: Config, layout: "jax.sharding.Sharding | None" = None) -> dict[str, "jax.ShapeDtypeStruct"]:
@@ -72,5 +80,6 @@ def abstract_batch(config: Config, layout: "jax.sharding.Sharding | None" = None
     rows, length = config.train.batch_size, config.data.block_length
     shapes = {"row": (rows,), "position": (rows, length), "slot": (rows, slots(config))}
     return {
-        name: jax.ShapeDtypeStruct(shapes[field.per], field.dtype, sharding=layout) for name, field in FIELDS.items()
+        name: jax.ShapeDtypeStruct(shapes[field.per], field.dtype, sharding=layout)
+        for name, field in fields(config).items()
     }

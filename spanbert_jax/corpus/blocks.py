@@ -107,12 +107,15 @@ class Blocks:
         return records
 
 
-def parse_records(records: "Sequence[bytes] | tf.Tensor") -> "tf.Tensor":
-    """int64 [records, longest]: the pieces of each record of `Blocks.read`, then -1 up to the longest."""
+def parse_records(
+    records: "Sequence[bytes] | tf.Tensor", features: Sequence[str] = (FEATURE,)
+) -> "dict[str, tf.Tensor]":
+    """The `features` of each record of `Blocks.read`: int64 [records, longest], with -1 up to the longest."""
     import tensorflow as tf  # for seconds, which processes that read no pieces do not have to wait
 
     feature = tf.io.FixedLenSequenceFeature([], tf.int64, allow_missing=True, default_value=-1)
-    return tf.io.parse_example(records, {FEATURE: feature})[FEATURE]
+    parsed: dict[str, tf.Tensor] = tf.io.parse_example(records, dict.fromkeys(features, feature))
+    return parsed
 
 
 def lengths_file(split: str) -> str:

@@ -18,6 +18,7 @@ from spanbert_jax.batches.lengths import BucketedOrder, choose_lengths, equal_si
 from spanbert_jax.config import Config
 from spanbert_jax.corpus.blocks import Blocks, parse_records
 from spanbert_jax.corpus.masking import Masker, mask_rate, row_keys
+from spanbert_jax.text.packing import FEATURE
 from spanbert_jax.text.tokenizer import Tokenizer
 
 tf.config.set_visible_devices([], "GPU")  # the accelerator is JAX's
@@ -44,7 +45,7 @@ def train_batches(
     start_step: int,
     stop_step: int,
 ) -> Iterator[Batch]:
-    """The batches of steps start_step .. stop_step - 1: arrays of `batch.FIELDS`.
+    """The batches of steps start_step .. stop_step - 1: arrays of `batch.fields`.
 
     Every value is a global array with its first axis laid out by `sharding`, for instance
     NamedSharding(mesh, P(("data", "fsdp"))). A batch's rows are padded to one of `row_lengths`. A batch has as many
@@ -66,7 +67,7 @@ def described_batches(
 def eval_batches(
     config: Config, blocks: Blocks, tokenizer: Tokenizer, sharding: jax.sharding.Sharding, limit: int
 ) -> Iterator[Batch]:
-    """Each held-out block exactly once, always with the same masks, as arrays of `batch.FIELDS`.
+    """Each held-out block exactly once, always with the same masks, as arrays of `batch.fields`.
 
     limit: the number of blocks, always the same ones; 0: all. A batch has about the positions of a microbatch of
     `train_batches`; the shortest rows come first. The last batch of a length is filled up with empty rows, whose length
@@ -147,7 +148,7 @@ def _read(
         tf.ensure_shape(indices, [None]),
         tf.ensure_shape(width, []),
     )
-    parsed = parse_records(records)  # [rows, longest of them]
+    parsed = parse_records(records)[FEATURE]  # [rows, longest of them]
     missing = tf.maximum(width - tf.shape(parsed, tf.int64)[1], 0)
     parsed = tf.pad(parsed, [[0, 0], [0, missing]], constant_values=-1)[:, :width]  # an empty row's block may be longer
     present = (parsed >= 0) & (indices >= 0)[:, None]

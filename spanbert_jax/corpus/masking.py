@@ -113,7 +113,7 @@ class Masker:
         Args: pieces int32 [batch, length - 2] for any length up to block_length; lengths int32 [batch], the pieces in
         each block (0: an empty row); keys uint64 [batch] from `row_keys`; rate, a float64 scalar.
 
-        Returns `batch.FIELDS`, with `batch.slots(config, length)` slots in a row. With `describe` also drawn_words
+        Returns `batch.fields`, with `batch.slots(config, length)` slots in a row. With `describe` also drawn_words
         int32 [batch, 16]: the lengths of the row's first draws.
         """
         budget = tf.cast(tf.math.ceil(rate * tf.cast(lengths, tf.float64)), tf.int32)  # [batch]

@@ -14,6 +14,7 @@ import scipy.sparse
 
 from spanbert_jax.batch import MASK
 from spanbert_jax.corpus.blocks import Blocks, parse_records
+from spanbert_jax.text.packing import FEATURE
 from spanbert_jax.text.tokenizer import Tokenizer
 
 SMOOTHING = 5.0  # observations of f that are added to those of each neighbour
@@ -112,7 +113,7 @@ def evaluated_blocks(blocks: Blocks, limit: int) -> int:
 
 def _rows(blocks: Blocks, indices: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
     """int64 [rows, longest + 2]: [CLS] block [SEP], then -1."""
-    rows = np.pad(parse_records(blocks.read(indices)).numpy(), [(0, 0), (1, 1)], constant_values=-1)
+    rows = np.pad(parse_records(blocks.read(indices))[FEATURE].numpy(), [(0, 0), (1, 1)], constant_values=-1)
     rows[:, 0] = tokenizer.cls_id
     rows[np.arange(len(rows)), (rows >= 0).sum(1)] = tokenizer.sep_id
     return rows

@@ -224,7 +224,7 @@ def init_params(model: PretrainingModel, key: jax.Array) -> dict[str, Any]:
     key: of jax.random. The function is pure: jitted with out_shardings, it makes each parameter on the devices that
     hold the parameter.
     """
-    batch = {name: jnp.asarray(value) for name, value in empty_batch(1, 1, 1).items()}
+    batch = {name: jnp.asarray(value) for name, value in empty_batch(model.config, 1, 1, 1).items()}
     return model.init(key, batch, None, model.heads, method="score")["params"]
 
 
@@ -239,8 +239,8 @@ def apply(
     """Scores of the whole (padded) vocabulary for the masked positions of a pre-training batch, by the head's name:
     float32 [batch, slots, vocab].
 
-    batch: `batch.FIELDS`, of which input_ids, lengths and the fields that `heads` take are read; token_type_ids int32
-    [batch, length] may be there too (without them, all types are 0). dropout_key, row_numbers: as for `encoder.encode`.
+    batch: of `batch.fields`, input_ids, lengths and the fields that `heads` take are read; token_type_ids int32 [batch,
+    length] may be there too (without them, all types are 0). dropout_key, row_numbers: as for `encoder.encode`.
     heads: those of the model's heads that are computed; None: all.
     """
     state = dropout_state(dropout_key, row_numbers, batch["input_ids"].shape[0])

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from spanbert_jax.text.packing import pack, serialize
+from spanbert_jax.text.packing import FEATURE, pack, serialize
 from spanbert_jax.text.sentences import split_sentences
 from spanbert_jax.text.tokenizer import Tokenizer
 
@@ -44,7 +44,7 @@ class BlockMaker:
         seen: list[np.ndarray] = []
         for (_, held_out), document in zip(documents, pieces, strict=True):
             blocks = [np.array(block) for block in pack(document, self.max_pieces)]
-            records[held_out] += [serialize(block) for block in blocks]
+            records[held_out] += [serialize({FEATURE: block}) for block in blocks]
             lengths[held_out] += map(len, blocks)
             counts[held_out] += (1, len(document), sum(map(len, blocks)))
             if not held_out:

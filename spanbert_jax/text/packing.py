@@ -5,11 +5,11 @@ added or moved. (The reference drops over-long sentences and unterminated docume
 it knows no TensorFlow: `serialize` writes the few bytes of a tf.train.Example itself.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-FEATURE = "input_ids"  # the one feature of a record
+FEATURE = "input_ids"  # the feature of a record with the pieces of its block
 
 
 def pack(sentences: Iterable[Sequence[int]], limit: int) -> Iterator[list[int]]:
@@ -30,18 +30,21 @@ def pack(sentences: Iterable[Sequence[int]], limit: int) -> Iterator[list[int]]:
         yield block
 
 
-def serialize(ids: Sequence[int] | np.ndarray) -> bytes:
-    """The bytes of tf.train.Example(input_ids=Int64List(ids)), for ids from 0 to 2**28 - 1."""
-    groups = np.asarray(ids, dtype=np.uint32)[:, None] >> np.array([0, 7, 14, 21], dtype=np.uint32)  # [ids, 4]
+def serialize(features: Mapping[str, Sequence[int] | np.ndarray]) -> bytes:
+    """The bytes of a tf.train.Example: each feature's name -> its numbers, from 0 to 2**28 - 1, as an Int64List."""
+    return _field(1, b"".join(_field(1, _entry(name, numbers)) for name, numbers in features.items()))
+
+
+def _entry(name: str, numbers: Sequence[int] | np.ndarray) -> bytes:
+    """An entry of the map `Features.feature`."""
+    groups = np.asarray(numbers, dtype=np.uint32)[:, None] >> np.array([0, 7, 14, 21], dtype=np.uint32)  # [numbers, 4]
     present = groups > 0
     present[:, 0] = True
     continues = np.zeros_like(present)
     continues[:, :-1] = present[:, 1:]
     varints = ((groups & 0x7F) | (continues.astype(np.uint32) << 7)).astype(np.uint8)[present].tobytes()
     int64_list = _field(1, varints)
-    feature = _field(3, int64_list)
-    entry = _field(1, FEATURE.encode()) + _field(2, feature)
-    return _field(1, _field(1, entry))
+    return _field(1, name.encode()) + _field(2, _field(3, int64_list))
 
 
 def _field(number: int, payload: bytes) -> bytes:

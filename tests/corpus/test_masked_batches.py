@@ -38,7 +38,7 @@ def assert_equal(got: list[dict[str, np.ndarray]], expected: list[dict[str, np.n
 def test_shapes_and_types_of_a_batch() -> None:
     batch = train(make_config(), FakeBlocks(21), 0, 1)[0]
     config = make_config()
-    empty, abstract = empty_batch(8, LENGTH, slots(config)), abstract_batch(config)
+    empty, abstract = empty_batch(config, 8, LENGTH, slots(config)), abstract_batch(config)
     assert batch.keys() == empty.keys() == abstract.keys()
     for name, value in batch.items():
         assert value.shape == empty[name].shape == abstract[name].shape

@@ -33,7 +33,7 @@ def random_batch(config: Config, seed: int, rows: int | None = None) -> dict[str
     """Rows of different lengths (one of them empty), with different numbers of masked pieces and of SBO rows."""
     rng = np.random.default_rng(seed)
     length = config.data.block_length
-    batch = empty_batch(rows or config.train.batch_size, length, slots(config))
+    batch = empty_batch(config, rows or config.train.batch_size, length, slots(config))
     rows, held = batch["masked_ids"].shape
     lengths = rng.integers(8, length + 1, rows)
     lengths[-1] = 0

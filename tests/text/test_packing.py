@@ -59,12 +59,14 @@ def test_a_block_ends_only_where_the_next_sentence_or_part_does_not_fit(document
 
 
 @settings(deadline=None)
-@given(st.lists(st.integers(0, 2**28 - 1), max_size=300))
-def test_a_record_is_the_example_that_tensorflow_reads(ids: list[int]) -> None:
+@given(st.lists(st.integers(0, 2**28 - 1), max_size=300), st.lists(st.integers(0, 300), max_size=3))
+def test_a_record_is_the_example_that_tensorflow_reads(ids: list[int], further: list[int]) -> None:
     from tensorflow.core.example import example_pb2  # the protocol alone
 
-    example = example_pb2.Example.FromString(serialize(ids))
-    assert list(example.features.feature) == ["input_ids"]
-    assert list(example.features.feature["input_ids"].int64_list.value) == ids
-    if ids:
-        assert example.SerializeToString(deterministic=True) == serialize(np.array(ids))
+    for features in ({"input_ids": ids}, {"input_ids": ids, "numbers": further}):
+        example = example_pb2.Example.FromString(serialize(features))
+        read = {name: list(feature.int64_list.value) for name, feature in example.features.feature.items()}
+        assert read == features
+        if ids and further:
+            arrays = {name: np.array(numbers) for name, numbers in features.items()}
+            assert example.SerializeToString(deterministic=True) == serialize(arrays)
