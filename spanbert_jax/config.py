@@ -161,6 +161,23 @@ class ModelConfig:
     rope_theta: float = 10_000.0  # base of the rotary positions' wavelengths, in layers that see all keys
     local_rope_theta: float = 10_000.0  # the same in windowed layers
     pooling: str = "cls"  # a row is classified by the state of [CLS] ("cls"), or by the mean of the states ("mean")
+    # Extensions beyond the paper (docs/extensions.md). A fresh extension changes no hidden state at step 0, so any
+    # weights go on with it.
+    # Scales of each head at each position, from the input there: "none", of the results ("output"), or of queries,
+    # keys, values and results ("full").
+    head_scales: str = "none"
+    attention_composition: int = 0  # rank of the mixing of heads' scores and probabilities; 0: none
+    context_encoder: str = "none"  # a recurrence beside the layers: "none", "bilstm" or "mingru"
+    context_encoder_input: str = "embeddings"  # the recurrence reads the "embeddings" or the last layer's "output"
+
+
+# The fields of ModelConfig that turn an extension on -> the fields that only the extension reads. model/extensions.py
+# has a row for each.
+EXTENSIONS: dict[str, tuple[str, ...]] = {
+    "head_scales": (),
+    "attention_composition": (),
+    "context_encoder": ("context_encoder_input",),
+}
 
 
 # Kernels. "auto" takes the first that runs on the machine: model/kernels/choice.py.

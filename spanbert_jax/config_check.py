@@ -27,6 +27,9 @@ _CHOICES = {
     "model.family": FAMILIES,
     "model.init": ("normal", "local", "truncated"),
     "model.pooling": ("cls", "mean"),
+    "model.head_scales": ("none", "output", "full"),
+    "model.context_encoder": ("none", "bilstm", "mingru"),
+    "model.context_encoder_input": ("embeddings", "output"),
     "compute.dtype": ("auto", "float32", "bfloat16"),
     "compute.attention": ("auto", *ATTENTION_KERNELS),
     "compute.pointwise": ("auto", *POINTWISE_KERNELS),
@@ -82,6 +85,7 @@ _NOT_NEGATIVE = (
     "masking.rate_steps",
     "model.vocab_rows",
     "model.window",
+    "model.attention_composition",
     "model.layer_norm_eps",
     "model.init_std",
     "optimizer.learning_rate",
@@ -182,6 +186,7 @@ def _check_model(config: Config) -> None:
             f"use {model.embed // model.heads * model.heads or model.heads} or another number of heads"
         )
     _check_family(model)
+    _check_extensions(config)
     if config.compute.attention not in ("auto", *DROPPING_KERNELS) and model.attention_dropout:
         raise UserError(
             f"config.compute.attention is {config.compute.attention!r}, which has no attention dropout, and "
@@ -196,6 +201,26 @@ def _check_model(config: Config) -> None:
         raise UserError(
             f"config.data.block_length {data.block_length} is over the {limit}; lower it, or raise "
             "config.model.max_length"
+        )
+
+
+def _check_extensions(config: Config) -> None:
+    model = config.model
+    if model.attention_composition and config.compute.attention not in ("auto", "xla"):
+        raise UserError(
+            f"config.model.attention_composition is {model.attention_composition}, which mixes the heads' scores, "
+            f"and config.compute.attention is {config.compute.attention!r}, which never holds them; set "
+            "config.compute.attention=xla"
+        )
+    if model.context_encoder == "none" and model.context_encoder_input != "embeddings":
+        raise UserError(
+            f"config.model.context_encoder_input is {model.context_encoder_input!r}, and there is no context encoder; "
+            "leave it out, or set config.model.context_encoder"
+        )
+    if model.context_encoder != "none" and model.embed % 2:
+        raise UserError(
+            f"config.model.embed is {model.embed}, and each direction of config.model.context_encoder has half of it; "
+            "use an even number"
         )
 
 

@@ -114,6 +114,7 @@ def compare(export: Export, directory: Path, name: str, groups: tuple[str, ...],
 
 def convert(arguments: argparse.Namespace) -> None:
     """Exports, compares, and prints a report; raises UserError where the export disagrees with transformers."""
+    from spanbert_jax.model import extensions
     from spanbert_jax.serving.weights import open_weights, training_of
 
     can_compare = all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
@@ -124,6 +125,7 @@ def convert(arguments: argparse.Namespace) -> None:
         with Stage(f"Reading {weights.source}"):
             params, _ = weights.load()
         model, tokenizer, labels = weights.config.model, weights.tokenizer, weights.labels
+        params, model = extensions.without(params, model)
         training = training_of(weights) | {"exported_by": f"spanbert_jax {VERSION}"}
         export = Export(params, model, tokenizer, labels, training, arguments.output.name, weights.config.task)
         with Stage(f"Writing {arguments.output}"):

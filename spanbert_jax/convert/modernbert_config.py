@@ -53,7 +53,7 @@ _FIXED: dict[str, tuple[Any, ...]] = {
 }
 
 # Fields of ours that ModernBERT has at one value alone.
-_NEEDED = {"pre_norm": True, "gated_mlp": True}
+_NEEDED: dict[str, Any] = {"pre_norm": True, "gated_mlp": True}
 
 
 def to_model_config(fields: Fields, source: str) -> ModelConfig:

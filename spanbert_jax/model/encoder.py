@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from spanbert_jax.config import ComputeConfig, ModelConfig
 from spanbert_jax.model import dropout as sites
 from spanbert_jax.model.axes import ParameterAxes, constrain
+from spanbert_jax.model.context_encoder import ContextEncoder
 from spanbert_jax.model.dropout import Dropout, dropout
 from spanbert_jax.model.families import family_of
 from spanbert_jax.model.kernels.choice import choose_attention, choose_pointwise
@@ -52,7 +53,8 @@ def resolved(compute: ComputeConfig, model: ModelConfig, platform: str) -> Compu
     """`compute` with each "auto" replaced by its meaning on `platform` (`jax.Device.platform`). Raises UserError where
     a kernel that `compute` names cannot run there."""
     dtype = compute_dtype(compute, platform)
-    kernel = choose_attention(compute.attention, platform, dtype, model.embed // model.heads)
+    wanted = "xla" if model.attention_composition else compute.attention  # the other kernels hold no scores
+    kernel = choose_attention(wanted, platform, dtype, model.embed // model.heads)
     pointwise = choose_pointwise(compute.pointwise, platform, dtype)
     return dataclasses.replace(compute, dtype=dtype.name, attention=kernel, pointwise=pointwise)
 
@@ -117,6 +119,8 @@ class Encoder(nn.Module):
         self.encoder = self.param("encoder", self._init_layers)  # every leaf [layers, ...]
         if family.final_norm(self.model):
             self.final_norm = family.norm(self.model)
+        if self.model.context_encoder != "none":
+            self.context = ContextEncoder(self.model, self.dtype)
 
     def _init_layers(self, key: jax.Array) -> dict[str, Any]:
         compute = dataclasses.replace(self.compute, attention="xla", pointwise="xla")
@@ -136,8 +140,10 @@ class Encoder(nn.Module):
         """Hidden states [batch, length, embed], in `dtype`; the arguments are those of `encode` below."""
         family = family_of(self.model)
         context = Context(lengths, state, family.tables(self.model, input_ids.shape[1]))
-        x = self._run_layers(self.embeddings(input_ids, token_type_ids, state), context)
-        return self.final_norm(x) if family.final_norm(self.model) else x
+        embedded = self.embeddings(input_ids, token_type_ids, state)
+        x = self._run_layers(embedded, context)
+        x = self.final_norm(x) if family.final_norm(self.model) else x
+        return x if self.model.context_encoder == "none" else self.context(x, embedded, lengths)
 
     def _run_layers(self, x: jax.Array, context: Context) -> jax.Array:
         """`x` [batch, length, embed] after all layers. A scan runs over whole turns of the family's modules, and the

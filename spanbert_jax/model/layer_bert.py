@@ -10,10 +10,10 @@ import jax.numpy as jnp
 
 from spanbert_jax.config import ComputeConfig, ModelConfig
 from spanbert_jax.model import dropout as sites
-from spanbert_jax.model.attention import attention
 from spanbert_jax.model.axes import constrain
 from spanbert_jax.model.dropout import site_seeds
 from spanbert_jax.model.gelu import gelu_product
+from spanbert_jax.model.head_attention import HeadAttention
 from spanbert_jax.model.layer_family import Context, Family
 from spanbert_jax.model.layer_norm import AddNorm, LayerNorm
 from spanbert_jax.model.linear import Dense, LinearParams, initializer
@@ -35,7 +35,7 @@ class SelfAttention(nn.Module):
         qkv = project(x)  # [batch, length, 3, heads, head_dim]
         qkv = constrain(qkv, "batch", "length", "qkv", "heads", "head_dim")
         seeds = None if state is None else site_seeds(state, layer, sites.ATTENTION_PROBABILITIES)
-        mixed = attention(qkv, context.lengths, seeds, model.attention_dropout, self.compute.attention)
+        mixed = HeadAttention(model, self.compute, name="heads")(x, qkv, context.lengths, seeds)
         output = Dense((model.embed,), initializer(model), self.dtype, axes=2, name="output")
         out = output(mixed)  # [batch, length, embed]
         norm = AddNorm(model.layer_norm_eps, model.dropout, self.compute.pointwise, name="norm")

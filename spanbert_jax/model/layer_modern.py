@@ -14,10 +14,10 @@ import jax.numpy as jnp
 
 from spanbert_jax.config import ComputeConfig, ModelConfig
 from spanbert_jax.model import dropout as sites
-from spanbert_jax.model.attention import attention
 from spanbert_jax.model.axes import constrain
 from spanbert_jax.model.dropout import dropout, site_seeds
 from spanbert_jax.model.gelu import geglu_product, gelu_product
+from spanbert_jax.model.head_attention import HeadAttention
 from spanbert_jax.model.layer_family import Context, Family
 from spanbert_jax.model.layer_norm import AddNorm, LayerNorm
 from spanbert_jax.model.linear import Dense, LinearParams, initializer
@@ -74,6 +74,7 @@ class SelfAttention(nn.Module):
         features = (3, model.heads, model.embed // model.heads)
         self.qkv = Dense(features, initializer(model), self.dtype, bias=model.attention_bias)
         out = initializer(model, output=True)
+        self.heads = HeadAttention(model, self.compute, model.window if self.windowed else 0)
         self.output = Dense((model.embed,), out, self.dtype, axes=2, bias=model.attention_bias)
         self.norm = _norm(model, self.compute)
 
@@ -84,8 +85,7 @@ class SelfAttention(nn.Module):
         qkv = constrain(self.qkv(normed), "batch", "length", "qkv", "heads", "head_dim")
         qkv = rotate(qkv, context.tables.local if self.windowed else context.tables.full)
         seeds = None if state is None else site_seeds(state, layer, sites.ATTENTION_PROBABILITIES)
-        window = model.window if self.windowed else 0
-        mixed = attention(qkv, context.lengths, seeds, model.attention_dropout, self.compute.attention, window)
+        mixed = self.heads(normed, qkv, context.lengths, seeds)
         out = self.output(mixed)  # [batch, length, embed]
         if model.pre_norm:
             return x + dropout(out, model.dropout, state, layer, sites.ATTENTION_OUTPUT)

@@ -11,15 +11,16 @@ from typing import Any
 import jax
 
 from spanbert_jax.config import ComputeConfig, Config, MaskingConfig, ModelConfig
-from spanbert_jax.model import encoder, linear_heads, pretraining_heads, span_head
+from spanbert_jax.model import encoder, extensions, linear_heads, pretraining_heads, span_head
 from spanbert_jax.model.axes import Names, ParameterAxes
 from spanbert_jax.model.families import FAMILIES
 
 
 def described_axes(family: str) -> ParameterAxes:
-    """The rows for the parameters of the encoder with layers of `family`, and of every head."""
+    """The rows for the parameters of the encoder with layers of `family`, of every extension and of every head."""
     heads = (*pretraining_heads.parameter_axes(), *linear_heads.AXES, *span_head.AXES)
-    return (*encoder.AXES, *FAMILIES[family].axes, *heads)
+    of_extensions = [row for extension in extensions.EXTENSIONS.values() for row in extension.axes]
+    return (*encoder.AXES, *FAMILIES[family].axes, *of_extensions, *heads)
 
 
 def parameter_axes(path: str, family: str) -> Names:

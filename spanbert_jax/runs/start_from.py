@@ -16,6 +16,7 @@ from etils import epath
 from spanbert_jax.config import Config
 from spanbert_jax.config_check import check
 from spanbert_jax.errors import UserError
+from spanbert_jax.model import extensions
 from spanbert_jax.serving.weights import Weights, open_weights
 from spanbert_jax.training.workdir import read_config
 
@@ -49,7 +50,8 @@ class StartingWeights(contextlib.AbstractContextManager["StartingWeights"]):
 
 
 def adopt(config: Config, workdir: epath.Path, start: StartingWeights) -> Config:
-    """The configuration with the encoder's sizes and the vocabulary of the weights; unchanged without `init_from`.
+    """The configuration with the encoder's sizes and the vocabulary of the weights; unchanged without `init_from`. An
+    extension that the weights lack is that of the configuration.
 
     A run that goes on takes both from its own workdir, so the weights may be gone by then. Raises UserError where the
     weights cannot be read, or do not fit the rest of the configuration.
@@ -71,6 +73,7 @@ def adopt(config: Config, workdir: epath.Path, start: StartingWeights) -> Config
                 sep="\n",
             )
     own = {name: getattr(config.model, name) for name in _OWN}
+    own |= extensions.adopted(config.model, known.model, config.init_from)
     names = ("kind", "lowercase", "vocab_size")
     tokenizer = dataclasses.replace(config.tokenizer, **{name: getattr(known.tokenizer, name) for name in names})
     adopted = dataclasses.replace(config, model=dataclasses.replace(known.model, **own), tokenizer=tokenizer)
@@ -116,9 +119,11 @@ def initial_params(
             del weights
             start.release()
         here, there = (jax.tree.map(lambda leaf: leaf.shape, tree) for tree in (wanted, params))
+        added = extensions.missing(config.model, params)
+        here = extensions.stripped(here, added)
         params = {group: params[group] for group in params if here.get(group) == there[group] and group not in other}
         if jax.process_index() == 0:
-            fresh = [group for group in wanted if group not in params]
+            fresh = [group for group in here if group not in params] + list(added)
             taken = [f"{group} (mlm's)" if group == "transform" and inherited else group for group in params]
             print(f"Taken: {', '.join(taken)}; freshly initialised: {', '.join(fresh) or 'nothing'}")
         return params

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from spanbert_jax.batch import slots
 from spanbert_jax.config import Config, ModelConfig
-from spanbert_jax.model import pretraining_heads
+from spanbert_jax.model import extensions, pretraining_heads
 from spanbert_jax.model.families import family_of
 
 
@@ -51,8 +51,8 @@ def peak_flops(device_kind: str) -> float | None:
 
 
 def encoder_flops(model: ModelConfig, length: int) -> float:
-    """Training FLOPs of the encoder for one row of `length` pieces."""
-    return 3.0 * family_of(model).flops(model, length)
+    """Training FLOPs of the encoder, extensions included, for one row of `length` pieces."""
+    return 3.0 * (family_of(model).flops(model, length) + extensions.flops(model, length))
 
 
 def pretraining_head_flops(config: Config, vocab_size: int, masked: int) -> float:

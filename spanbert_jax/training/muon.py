@@ -1,10 +1,10 @@
 """Muon: the update of a hidden matrix is its gradient's momentum, orthogonalised.
 
 Invariant: a parameter of a pre-training head is a hidden matrix where the head's row of `HEADS` says so. Every other
-parameter is described by exactly one row of its family's `matrices` or of `MATRICES`, or named by `OTHERS`; a parameter
-that is neither is refused at the start of a run. An array that holds several matrices is updated as the matrices would
-be one by one. Sources: Keller Jordan et al. 2024 (https://kellerjordan.github.io/posts/muon); for the scale, Liu et al.
-2025 (arXiv:2502.16982).
+parameter is described by exactly one row of `MATRICES` or of the `matrices` of its family or extension, or named by
+`OTHERS`; a parameter that is neither is refused at the start of a run. An array that holds several matrices is updated
+as the matrices would be one by one. Sources: Keller Jordan et al. 2024 (https://kellerjordan.github.io/posts/muon); for
+the scale, Liu et al. 2025 (arXiv:2502.16982).
 """
 
 import re
@@ -17,6 +17,7 @@ from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from spanbert_jax.config import OptimizerConfig
 from spanbert_jax.model import pretraining_heads
+from spanbert_jax.model.extensions import EXTENSIONS
 from spanbert_jax.model.families import FAMILIES
 
 # The hidden matrices of tasks' heads, written as in `Family.matrices`. A layer between the encoder and a head's last
@@ -31,19 +32,23 @@ OTHERS = (
     r"embeddings/(word|position|token_type)",
     r"(qa_outputs|classifier)/kernel",
     r"spans/(width|attention)",
+    r"encoder/attention/heads/composition/(mix_in|mix_out|diagonal)",
 )
 
 
 def dimension_numbers(path: str, ndim: int) -> MuonDimensionNumbers | None:
     """The axes of the matrices in the parameter at `path` ("a/b/c"), which has `ndim` axes; None where Adam updates it.
 
-    Raises ValueError where neither the families' matrices and `MATRICES` nor `OTHERS` describe the parameter, or both.
+    Raises ValueError where neither the matrices of families and extensions and `MATRICES` nor `OTHERS` describe the
+    parameter, or both.
     """
     group, _, below = path.partition("/")
     for head in pretraining_heads.HEADS:
         if group == head.name:
             return MuonDimensionNumbers((0,), (1,)) if re.fullmatch(head.hidden_matrices, below) else None
-    rows = {*MATRICES, *(row for family in FAMILIES.values() for row in family.matrices)}
+    of_families = (row for family in FAMILIES.values() for row in family.matrices)
+    of_extensions = (row for extension in EXTENSIONS.values() for row in extension.matrices)
+    rows = {*MATRICES, *of_families, *of_extensions}
     found = [axes for pattern, axes in rows if len(axes) == ndim and re.fullmatch(pattern, path)]
     other = any(re.fullmatch(pattern, path) for pattern in OTHERS)
     if len(found) + other != 1:

@@ -71,8 +71,8 @@ def init_state(config: Config, init: Callable[[jax.Array], Any], abstract: State
 def with_params(state: State, params: dict[str, Any]) -> State:
     """The state with `params` in the place of its own parameters.
 
-    params: nested dicts of whole NumPy arrays, the same in every process. Groups of the top level that `params` lacks
-    keep the state's own. Raises ValueError where a name or a shape is not the state's.
+    params: nested dicts of whole NumPy arrays, the same in every process. What `params` lacks keeps the state's own.
+    Raises ValueError where a name or a shape is not the state's.
     """
 
     def place(path: tuple[Any, ...], array: np.ndarray) -> jax.Array:
@@ -84,7 +84,14 @@ def with_params(state: State, params: dict[str, Any]) -> State:
         return jax.make_array_from_callback(old.shape, old.sharding, lambda index: array[index].astype(old.dtype))
 
     current = dict(jax.tree_util.tree_leaves_with_path(state["params"]))
-    return {**state, "params": {**state["params"], **jax.tree_util.tree_map_with_path(place, params)}}
+    return {**state, "params": _merged(state["params"], jax.tree_util.tree_map_with_path(place, params))}
+
+
+def _merged(own: Any, given: Any) -> Any:
+    """Nested dicts: `own`, with the leaves of `given` in their places."""
+    if not isinstance(given, dict):
+        return given
+    return {**own, **{name: _merged(own[name], value) for name, value in given.items()}}
 
 
 def _init_state(config: Config, init: Callable[[jax.Array], Any]) -> Callable[[], State]:

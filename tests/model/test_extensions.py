@@ -1,0 +1,154 @@
+"""Every extension, alone and with the others: a start at the identity, gradients, axes, FLOPs, and its way out."""
+
+import dataclasses
+import itertools
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from spanbert_jax.config import EXTENSIONS as FIELDS
+from spanbert_jax.config import ComputeConfig, Config, ModelConfig
+from spanbert_jax.errors import UserError
+from spanbert_jax.model import extensions
+from spanbert_jax.model.encoder import Encoder, encode
+from spanbert_jax.model.families import FAMILIES, family_of
+from spanbert_jax.model.linear_heads import init_params, task_model
+from spanbert_jax.model.parameters import parameter_axes
+from spanbert_jax.training.muon import dimension_numbers
+
+SMALL = ModelConfig(layers=1, embed=16, heads=2, mlp=24, max_length=24, dropout=0.0, attention_dropout=0.0)
+MODERN = dataclasses.replace(SMALL, family="modern", layers=2, pre_norm=True, gated_mlp=True, window=4, full_every=2)
+VALUES: dict[str, tuple[Any, ...]] = {
+    "head_scales": ("none", "output", "full"),
+    "attention_composition": (0, 2),
+    "context_encoder": ("none", "bilstm", "mingru"),
+}
+COMBINATIONS = [dict(zip(VALUES, values, strict=True)) for values in itertools.product(*VALUES.values())][1:]
+IDS = np.random.default_rng(0).integers(0, 60, (2, 19))
+LENGTHS = np.array([19, 11])
+VALID = np.arange(19) < LENGTHS[:, None]
+
+
+def encoder(model: ModelConfig) -> Encoder:
+    """An encoder of unrolled layers, whose operations run one by one without a compilation of the whole."""
+    config = Config(model=model, compute=ComputeConfig(dtype="float32", unroll=True))
+    return task_model("question_answering", config, 60, 2, "cpu")
+
+
+def moved(params: Any, seed: int = 1) -> Any:
+    """The parameters with noise added, so that no parameter is 0."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: np.asarray(x + rng.normal(0, 0.1, x.shape), np.float32), params)
+
+
+def test_the_table_has_a_row_for_each_field_of_the_configuration() -> None:
+    assert list(extensions.EXTENSIONS) == list(FIELDS) == list(VALUES)
+
+
+@pytest.mark.parametrize(
+    ("base", "combinations"), [(SMALL, COMBINATIONS), (MODERN, COMBINATIONS[-1:])], ids=["bert", "modern"]
+)
+def test_every_combination_of_extensions_starts_at_the_identity_and_leaves_it(
+    base: ModelConfig, combinations: list[dict[str, Any]]
+) -> None:
+    bare = encoder(base)
+    params = init_params(bare, jax.random.key(0))
+    hidden = encode(bare, params, IDS, LENGTHS)
+    for fields in combinations:
+        model = dataclasses.replace(base, **fields)
+        extended = encoder(model)
+        fresh = init_params(extended, jax.random.key(0))
+        plain, without = extensions.without(fresh, model)
+        assert without == base
+        assert jax.tree.all(jax.tree.map(np.array_equal, plain, params)), fields  # the same draws as without
+
+        def loss(params: Any, module: Encoder = extended) -> tuple[jax.Array, jax.Array]:
+            states = encode(module, params, IDS, LENGTHS)
+            return jnp.sum(jnp.sin(states) * VALID[..., None]), states
+
+        rows = extensions.chosen(model)
+        differentiated = len(rows) in (1, len(VALUES))  # the others would only take time
+        (_, states), gradient = (
+            jax.value_and_grad(loss, has_aux=True)(fresh) if differentiated else (loss(fresh), fresh)
+        )
+        assert np.abs(states - hidden)[VALID].max() <= 1e-6, fields
+        for name, row in rows.items():
+            mine = {path: leaf for path, leaf in extensions.paths(fresh).items() if row.owns(path)}
+            zeros = [path for path in mine if re.fullmatch(row.zero, path)]
+            assert zeros and not any(np.any(mine[path]) for path in zeros)
+            if differentiated:
+                assert all(np.any(extensions.paths(gradient)[path]) for path in zeros), name
+            for path, leaf in mine.items():
+                assert len(parameter_axes(path, base.family)) == leaf.ndim
+                dimension_numbers(path, leaf.ndim)  # one row says whether Muon takes the parameter
+
+
+@pytest.mark.parametrize("fields", COMBINATIONS, ids=lambda fields: "-".join(map(str, fields.values())))
+def test_flops_are_those_of_the_matrix_products(fields: dict[str, Any]) -> None:
+    model = dataclasses.replace(SMALL, **fields)
+
+    def products(model: ModelConfig) -> int:
+        module = encoder(model)
+        params = jax.eval_shape(lambda: init_params(module, jax.random.key(0)))
+        traced = jax.make_jaxpr(lambda p, i, n: encode(module, p, i, n, i * 0))(params, IDS[:1], LENGTHS[:1])
+        return _products(traced.jaxpr)
+
+    family = family_of(SMALL).flops(SMALL, 19)
+    one_hot = products(SMALL) - family  # the lookup of the token types
+    assert products(model) - one_hot == family + extensions.flops(model, 19)
+
+
+def _products(jaxpr: Any) -> int:
+    """FLOPs of the dot products in a program, those in loops as often as the loop runs."""
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            inner = int(np.prod([equation.invars[0].aval.shape[axis] for axis in contracted]))
+            total += 2 * int(np.prod(equation.outvars[0].aval.shape)) * inner
+        times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
+        inner_programs = [
+            value for value in equation.params.values() if hasattr(value, "jaxpr") or hasattr(value, "eqns")
+        ]
+        for program in inner_programs:
+            total += times * _products(getattr(program, "jaxpr", program))
+    return total
+
+
+def test_every_parameter_belongs_to_one_extension_or_to_none() -> None:
+    model = dataclasses.replace(SMALL, **COMBINATIONS[-1])
+    params = init_params(encoder(model), jax.random.key(0))
+    for path in extensions.paths(params):
+        assert sum(row.owns(path) for row in extensions.EXTENSIONS.values()) <= 1
+    bare = init_params(encoder(SMALL), jax.random.key(0))
+    assert set(extensions.paths(bare)) == {
+        path for path in extensions.paths(params) if not any(row.owns(path) for row in extensions.EXTENSIONS.values())
+    }
+    assert set(FAMILIES) == {"bert", "modern"}  # both are above
+
+
+@pytest.mark.parametrize("name", list(VALUES))
+def test_an_extension_that_has_left_the_identity_is_not_taken_away(name: str) -> None:
+    model = dataclasses.replace(SMALL, **{name: VALUES[name][-1]})
+    params = moved(init_params(encoder(model), jax.random.key(0)))
+    with pytest.raises(UserError, match=f"model.{name} is .* is not 0 any more"):
+        extensions.without(params, model)
+
+
+def test_a_run_takes_the_extensions_of_its_weights_and_fresh_ones_of_its_own() -> None:
+    there = dataclasses.replace(SMALL, head_scales="full", context_encoder="mingru", context_encoder_input="output")
+    wanted = dataclasses.replace(SMALL, attention_composition=2)
+    fields = extensions.adopted(wanted, there, "runs/one")
+    assert fields == {
+        "head_scales": "full",
+        "attention_composition": 2,
+        "context_encoder": "mingru",
+        "context_encoder_input": "output",
+    }
+    for other in ({"head_scales": "output"}, {"context_encoder": "mingru"}):
+        with pytest.raises(UserError, match="the weights in runs/one have"):
+            extensions.adopted(dataclasses.replace(SMALL, **other), there, "runs/one")
