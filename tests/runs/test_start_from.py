@@ -87,12 +87,17 @@ def imported(source: Path, directory: Path) -> Path:
 def test_a_run_starts_with_the_parameters_sizes_and_vocabulary_of_another(
     kind: str, source: Path, corpus: Path, tmp_path: Path
 ) -> None:
-    """The sizes that the command line asks for are others; dropout stays the run's own."""
+    """The sizes that the command line asks for are others. Dropout stays the run's own, and so do extensions that the
+    weights lack."""
     start = source if kind == "run" else imported(source, tmp_path)
     asked = {"model__layers": 3, "model__embed": 96, "model__max_length": 512, "tokenizer__vocab_size": 999}
+    added = {"head_scales": "full", "context_encoder": "mingru"} if kind == "run" else {}
+    asked |= {f"model__{name}": value for name, value in added.items()}
     printed = train(tmp_path / "run", init_from=start, corpus__files=corpus, model__dropout=0.3, **asked, **ONE_STEP)
     assert f"Starting from {start}, a checkpoint of spanbert_jax: 2 layers x 32, unigram vocabulary of 600" in printed
-    assert re.search("Taken: (.*); freshly initialised: nothing", printed)[1].split(", ") == [
+    assert re.search(f"Taken: (.*); freshly initialised: {', '.join(added) or 'nothing'}\n", printed)[1].split(
+        ", "
+    ) == [
         "embeddings",
         "encoder",
         "final_norm",
@@ -100,10 +105,11 @@ def test_a_run_starts_with_the_parameters_sizes_and_vocabulary_of_another(
         "sbo",
     ]
     before, after = runs.params(source, 4), runs.params(tmp_path / "run", 1)
-    assert before.keys() == after.keys()
+    extended = {name for name in after if "['scales']" in name or name.startswith("['context']")}
+    assert before.keys() == after.keys() - extended and bool(extended) == bool(added)
     assert all(np.array_equal(before[name], after[name]) for name in before)
     config = json.loads((tmp_path / "run" / "config.json").read_text())
-    wanted = {"layers": 2, "embed": 32, "heads": 2, "mlp": 64, "max_length": 64, "dropout": 0.3}
+    wanted = {"layers": 2, "embed": 32, "heads": 2, "mlp": 64, "max_length": 64, "dropout": 0.3} | added
     assert config["model"] == config["model"] | wanted and config["tokenizer"]["vocab_size"] == PIECES
     assert config["init_from"] == str(start)
     for place in ("tokenizer", "data/tokenizer"):

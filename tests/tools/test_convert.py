@@ -1,6 +1,7 @@
 """tools/convert_to_pytorch.py and tools/convert_from_pytorch.py, as a user runs them: there and back, and misused."""
 
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -461,6 +462,21 @@ def test_what_only_one_of_the_tools_takes_is_one_message_too(bert: Path, tmp_pat
     assert "absent.txt: cannot be read as UTF-8 text" in refusal
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     assert "run: no checkpoint there" in refused(convert_to_pytorch, tmp_path / "out", "--checkpoint", tmp_path / "run")
+
+
+def test_an_extension_is_left_out_while_it_is_the_identity_and_named_afterwards(tmp_path: Path) -> None:
+    model = dataclasses.replace(MODEL, head_scales="output", context_encoder="mingru")
+    params = random_params(model=model, mlm=0, sbo=15)
+    scales, output = params["encoder"]["attention"]["heads"]["scales"], params["context"]["output"]
+    for array in (*scales.values(), output["kernel"]):
+        array[...] = 0
+    run = write_run(tmp_path / "fresh", params, config=Config(model=model))
+    assert "Compared with transformers' BertForMaskedLM" in export(run, tmp_path / "export")
+    output["kernel"][3, 4] = 1e-9
+    run = write_run(tmp_path / "trained", params, config=Config(model=model))
+    status, _, said = call(convert_to_pytorch, "--checkpoint", run, "--output", tmp_path / "other")
+    assert status == 1 and said.count("\n") == 1 and not (tmp_path / "other").exists()
+    assert "model.context_encoder is 'mingru', and its parameter context/output/kernel is not 0 any more" in said
 
 
 def test_a_checkpoint_with_a_value_that_is_not_finite_is_not_exported(tmp_path: Path) -> None:
