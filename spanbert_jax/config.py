@@ -169,6 +169,10 @@ class ModelConfig:
     attention_composition: int = 0  # rank of the mixing of heads' scores and probabilities; 0: none
     context_encoder: str = "none"  # a recurrence beside the layers: "none", "bilstm" or "mingru"
     context_encoder_input: str = "embeddings"  # the recurrence reads the "embeddings" or the last layer's "output"
+    span_embedding: bool = False  # embeddings of the kind of a piece's span (corpus.spans) and of the place in the span
+    span_kinds: int = 16  # kinds of spans that the table of span_embedding has room for
+    # Spans attend to pieces and write back to their own: "none", to their "own" pieces, or to all of the "row".
+    span_attention: str = "none"
 
 
 # The fields of ModelConfig that turn an extension on -> the fields that only the extension reads. model/extensions.py
@@ -177,6 +181,8 @@ EXTENSIONS: dict[str, tuple[str, ...]] = {
     "head_scales": (),
     "attention_composition": (),
     "context_encoder": ("context_encoder_input",),
+    "span_embedding": ("span_kinds",),
+    "span_attention": (),
 }
 
 

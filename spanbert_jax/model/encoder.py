@@ -6,12 +6,13 @@ length on) never changes the hidden state of a valid position.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from spanbert_jax.batch import Batch
 from spanbert_jax.config import ComputeConfig, ModelConfig
 from spanbert_jax.model import dropout as sites
 from spanbert_jax.model.axes import ParameterAxes, constrain
@@ -23,6 +24,8 @@ from spanbert_jax.model.layer_family import Context
 from spanbert_jax.model.layer_gradients import layer_params
 from spanbert_jax.model.linear import initializer
 from spanbert_jax.model.local_init import positions
+from spanbert_jax.model.span_attention import SpanAttention
+from spanbert_jax.model.span_embedding import SpanEmbedding
 
 AXES: ParameterAxes = (
     (r"embeddings/word", ("vocab", "embed")),
@@ -59,6 +62,20 @@ def resolved(compute: ComputeConfig, model: ModelConfig, platform: str) -> Compu
     return dataclasses.replace(compute, dtype=dtype.name, attention=kernel, pointwise=pointwise)
 
 
+class Inputs(NamedTuple):
+    """What the encoder reads of a batch."""
+
+    input_ids: jax.Array  # int32 [batch, length]
+    lengths: jax.Array  # int32 [batch]; positions from there on are padding
+    token_type_ids: jax.Array | None = None  # int32 [batch, length]; None: all 0
+    span_tags: jax.Array | None = None  # int32 [batch, length] of span_tags.py, for some extensions; None: no spans
+
+    @classmethod
+    def of(cls, batch: Batch) -> "Inputs":
+        """The arrays of a batch, of any task."""
+        return cls(batch["input_ids"], batch["lengths"], batch.get("token_type_ids"), batch.get("span_tags"))
+
+
 class Embeddings(nn.Module):
     """The sum of the embeddings of the word and, where the family has such tables, of the position and the token type;
     then the family's norm and dropout."""
@@ -74,6 +91,8 @@ class Embeddings(nn.Module):
             self.position = self.param("position", positions(model), (model.max_length, model.embed))
         if family.token_types:
             self.token_type = self.param("token_type", init, (model.token_types, model.embed))
+        if model.span_embedding:
+            self.spans = SpanEmbedding(model)
         self.norm = family.norm(model)
 
     def _init_word(self, key: jax.Array) -> jax.Array:
@@ -82,13 +101,17 @@ class Embeddings(nn.Module):
         table = initializer(self.model)(key, (vocab, self.model.embed))
         return jnp.where(jnp.arange(vocab)[:, None] < self.vocab_size, table, 0)
 
-    def __call__(self, input_ids: jax.Array, token_type_ids: jax.Array | None, state: Dropout | None) -> jax.Array:
+    def __call__(self, inputs: Inputs, state: Dropout | None) -> jax.Array:
+        """[batch, length, embed]"""
+        input_ids, tags = inputs.input_ids, inputs.span_tags
         family = family_of(self.model)
         x = jnp.take(self.word, input_ids, axis=0)  # [batch, length, embed]
         if family.position_table:
             x = x + self.position[: input_ids.shape[1]]
         if family.token_types:
-            x = x + self._types(token_type_ids)
+            x = x + self._types(inputs.token_type_ids)
+        if self.model.span_embedding:
+            x = x + self.spans(jnp.zeros_like(input_ids) if tags is None else tags)
         x = constrain(self.norm(x).astype(self.dtype), "batch", "length", "embed")
         return dropout(x, self.model.dropout, state, 0, sites.EMBEDDINGS)
 
@@ -119,6 +142,8 @@ class Encoder(nn.Module):
         self.encoder = self.param("encoder", self._init_layers)  # every leaf [layers, ...]
         if family.final_norm(self.model):
             self.final_norm = family.norm(self.model)
+        if self.model.span_attention != "none":
+            self.span_attention = SpanAttention(self.model, self.dtype)
         if self.model.context_encoder != "none":
             self.context = ContextEncoder(self.model, self.dtype)
 
@@ -134,15 +159,16 @@ class Encoder(nn.Module):
         module's parameters."""
         return [make(self.model, compute, self.dtype, parent=None) for make in family_of(self.model).layers(self.model)]
 
-    def encode(
-        self, input_ids: jax.Array, lengths: jax.Array, token_type_ids: jax.Array | None, state: Dropout | None
-    ) -> jax.Array:
-        """Hidden states [batch, length, embed], in `dtype`; the arguments are those of `encode` below."""
+    def encode(self, inputs: Inputs, state: Dropout | None) -> jax.Array:
+        """Hidden states [batch, length, embed], in `dtype`."""
+        input_ids, lengths, _, tags = inputs
         family = family_of(self.model)
         context = Context(lengths, state, family.tables(self.model, input_ids.shape[1]))
-        embedded = self.embeddings(input_ids, token_type_ids, state)
+        embedded = self.embeddings(inputs, state)
         x = self._run_layers(embedded, context)
         x = self.final_norm(x) if family.final_norm(self.model) else x
+        if self.model.span_attention != "none":
+            x = self.span_attention(x, jnp.zeros_like(input_ids) if tags is None else tags, lengths)
         return x if self.model.context_encoder == "none" else self.context(x, embedded, lengths)
 
     def _run_layers(self, x: jax.Array, context: Context) -> jax.Array:
@@ -212,14 +238,17 @@ def encode(
     token_type_ids: jax.Array | None = None,
     dropout_key: jax.Array | None = None,
     row_numbers: jax.Array | None = None,
+    span_tags: jax.Array | None = None,
 ) -> jax.Array:
     """Hidden states [batch, length, embed] in the compute dtype.
 
     input_ids, token_type_ids: int32 [batch, length] (no token_type_ids: all 0). lengths: int32 [batch]; positions from
     a row's length on are padding: never attended to, their own hidden states finite and meaningless. dropout_key:
-    uint32 scalar, or None for no dropout. row_numbers: uint32 [batch], each row's number in the global batch. `params`
+    uint32 scalar, or None for no dropout. row_numbers: uint32 [batch], each row's number in the global batch.
+    span_tags: int32 [batch, length] of model/span_tags.py, which only some extensions read; None: no spans. `params`
     may have heads too.
     """
     state = dropout_state(dropout_key, row_numbers, input_ids.shape[0])
-    hidden: Any = model.apply({"params": params}, input_ids, lengths, token_type_ids, state, method="encode")
+    inputs = Inputs(input_ids, lengths, token_type_ids, span_tags)
+    hidden: Any = model.apply({"params": params}, inputs, state, method="encode")
     return hidden

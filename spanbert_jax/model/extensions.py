@@ -16,7 +16,7 @@ import numpy as np
 from spanbert_jax.config import EXTENSIONS as FIELDS
 from spanbert_jax.config import ModelConfig
 from spanbert_jax.errors import UserError
-from spanbert_jax.model import attention_composition, context_encoder, head_scales
+from spanbert_jax.model import attention_composition, context_encoder, head_scales, span_attention, span_embedding
 from spanbert_jax.model.axes import ParameterAxes
 
 Paths = dict[str, Any]  # the path of a parameter ("a/b/c") -> its shape, or its values
@@ -50,6 +50,8 @@ EXTENSIONS: dict[str, Extension] = {
     "head_scales": _row(head_scales),
     "attention_composition": _row(attention_composition),
     "context_encoder": _row(context_encoder),
+    "span_embedding": _row(span_embedding),
+    "span_attention": _row(span_attention),
 }
 
 

@@ -16,7 +16,7 @@ from spanbert_jax.config import Config, ModelConfig
 from spanbert_jax.model import dropout as sites
 from spanbert_jax.model.axes import ParameterAxes
 from spanbert_jax.model.dropout import Dropout, dropout
-from spanbert_jax.model.encoder import Encoder, dropout_state, resolved
+from spanbert_jax.model.encoder import Encoder, Inputs, dropout_state, resolved
 from spanbert_jax.model.families import family_of
 from spanbert_jax.model.gelu import gelu
 from spanbert_jax.model.layer_norm import LayerNorm
@@ -70,11 +70,9 @@ class QuestionAnsweringModel(TransformedEncoder):
         super().setup()
         self.qa_outputs = Dense((2,), initializer(self.model), self.dtype)
 
-    def score(
-        self, input_ids: jax.Array, lengths: jax.Array, token_type_ids: jax.Array | None, state: Dropout | None
-    ) -> jax.Array:
+    def score(self, inputs: Inputs, state: Dropout | None) -> jax.Array:
         """Scores [batch, length, 2] of each position as the first and as the last of the answer, in `dtype`."""
-        hidden = self.encode(input_ids, lengths, token_type_ids, state)
+        hidden = self.encode(inputs, state)
         return self.qa_outputs(self.read(hidden, state) if self.is_transformed else hidden)
 
 
@@ -87,11 +85,9 @@ class TokenClassificationModel(TransformedEncoder):
         super().setup()
         self.classifier = Dense((self.labels,), initializer(self.model), self.dtype)
 
-    def score(
-        self, input_ids: jax.Array, lengths: jax.Array, token_type_ids: jax.Array | None, state: Dropout | None
-    ) -> jax.Array:
+    def score(self, inputs: Inputs, state: Dropout | None) -> jax.Array:
         """Scores [batch, length, labels], in `dtype`."""
-        hidden = self.encode(input_ids, lengths, token_type_ids, state)
+        hidden = self.encode(inputs, state)
         return self.classifier(self.read(hidden, state))
 
 
@@ -107,12 +103,10 @@ class SequenceClassificationModel(TransformedEncoder):
             self.pooler = Dense((self.model.embed,), initializer(self.model), self.dtype)
         self.classifier = Dense((self.labels,), initializer(self.model), self.dtype)
 
-    def score(
-        self, input_ids: jax.Array, lengths: jax.Array, token_type_ids: jax.Array | None, state: Dropout | None
-    ) -> jax.Array:
+    def score(self, inputs: Inputs, state: Dropout | None) -> jax.Array:
         """Scores [batch, labels], in `dtype`."""
-        hidden = self.encode(input_ids, lengths, token_type_ids, state)
-        pooled = hidden[:, 0] if self.model.pooling == "cls" else _mean(hidden, lengths)
+        hidden = self.encode(inputs, state)
+        pooled = hidden[:, 0] if self.model.pooling == "cls" else _mean(hidden, inputs.lengths)
         return self.classifier(self.read(pooled if self.is_transformed else nn.tanh(self.pooler(pooled)), state))
 
 
@@ -146,7 +140,7 @@ def task_model(task: str, config: Config, vocab_size: int, labels: int, platform
 def init_params(model: TaskModel, key: jax.Array) -> dict[str, Any]:
     """Fresh float32 parameters of the encoder and the head, from the distributions of pre-training."""
     one = jnp.ones((1, 1), jnp.int32)
-    return model.init(key, one, one[0], None, None, method="score")["params"]
+    return model.init(key, Inputs(one, one[0]), None, method="score")["params"]
 
 
 def apply(
@@ -157,8 +151,10 @@ def apply(
     token_type_ids: jax.Array | None = None,
     dropout_key: jax.Array | None = None,
     row_numbers: jax.Array | None = None,
+    span_tags: jax.Array | None = None,
 ) -> jax.Array:
     """The head's scores, float32, of the shape in the docstring of its `score`; arguments as for `encoder.encode`."""
     state = dropout_state(dropout_key, row_numbers, input_ids.shape[0])
-    logits: Any = model.apply({"params": params}, input_ids, lengths, token_type_ids, state, method="score")
+    inputs = Inputs(input_ids, lengths, token_type_ids, span_tags)
+    logits: Any = model.apply({"params": params}, inputs, state, method="score")
     return logits.astype(jnp.float32)

@@ -19,7 +19,7 @@ from spanbert_jax.config import Config, ModelConfig
 from spanbert_jax.model import decoder
 from spanbert_jax.model.axes import ParameterAxes
 from spanbert_jax.model.dropout import Dropout
-from spanbert_jax.model.encoder import Encoder, dropout_state, resolved, table_rows
+from spanbert_jax.model.encoder import Encoder, Inputs, dropout_state, resolved, table_rows
 from spanbert_jax.model.gelu import gelu
 from spanbert_jax.model.layer_norm import LayerNorm
 from spanbert_jax.model.linear import Dense, initializer
@@ -171,7 +171,7 @@ class PretrainingModel(Encoder):
 
     def decoder_inputs(self, batch: Batch, state: Dropout | None, heads: Sequence[Head]) -> tuple[jax.Array, jax.Array]:
         """The decoder's inputs: hidden states [batch, heads, slots, embed] and biases float32 [heads, vocab]."""
-        hidden = self.encode(batch["input_ids"], batch["lengths"], batch.get("token_type_ids"), state)
+        hidden = self.encode(Inputs.of(batch), state)
         fields = list(dict.fromkeys(field for head in heads for field in head.reads))
         read = dict(zip(fields, _at(hidden, *(batch[field] for field in fields)), strict=True))
         modules = [getattr(self, head.name) for head in heads]

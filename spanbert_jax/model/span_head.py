@@ -15,7 +15,7 @@ from spanbert_jax.config import Config, ModelConfig
 from spanbert_jax.model import dropout as sites
 from spanbert_jax.model.axes import ParameterAxes
 from spanbert_jax.model.dropout import Dropout, dropout
-from spanbert_jax.model.encoder import Encoder, dropout_state, resolved
+from spanbert_jax.model.encoder import Encoder, Inputs, dropout_state, resolved
 from spanbert_jax.model.gelu import gelu
 from spanbert_jax.model.layer_norm import LayerNorm
 from spanbert_jax.model.linear import Dense, initializer
@@ -92,15 +92,13 @@ class SpanModel(Encoder):
 
     def score(
         self,
-        input_ids: jax.Array,
-        lengths: jax.Array,
-        token_type_ids: jax.Array | None,
+        inputs: Inputs,
         first: jax.Array,
         last: jax.Array,
         state: Dropout | None,
     ) -> jax.Array:
         """Scores [batch, words, max_width, labels], in `dtype`; arguments as for `apply`."""
-        hidden = self.encode(input_ids, lengths, token_type_ids, state)
+        hidden = self.encode(inputs, state)
         return self.classifier(self.spans(dropout(hidden, self.model.dropout, state, 0, sites.HEAD), first, last))
 
 
@@ -114,7 +112,7 @@ def span_model(config: Config, vocab_size: int, labels: int, platform: str) -> S
 def init_params(model: SpanModel, key: jax.Array) -> dict[str, Any]:
     """Fresh float32 parameters of the encoder and the head, from the distributions of pre-training."""
     one = jnp.ones((1, 1), jnp.int32)
-    return model.init(key, one, one[0], None, one * 0, one * 0, None, method="score")["params"]
+    return model.init(key, Inputs(one, one[0]), one * 0, one * 0, None, method="score")["params"]
 
 
 def apply(
@@ -131,8 +129,8 @@ def apply(
     mean nothing. dropout_key, row_numbers: as for `encoder.encode`.
     """
     state = dropout_state(dropout_key, row_numbers, batch["input_ids"].shape[0])
-    inputs = [batch[name] for name in ("input_ids", "lengths", "token_type_ids", "first", "last")]
-    logits: Any = model.apply({"params": params}, *inputs, state, method="score")
+    inputs = Inputs.of(batch)
+    logits: Any = model.apply({"params": params}, inputs, batch["first"], batch["last"], state, method="score")
     return logits.astype(jnp.float32)
 
 

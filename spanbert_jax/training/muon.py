@@ -33,6 +33,8 @@ OTHERS = (
     r"(qa_outputs|classifier)/kernel",
     r"spans/(width|attention)",
     r"encoder/attention/heads/composition/(mix_in|mix_out|diagonal)",
+    r"embeddings/spans/(kind|place)",
+    r"span_attention/width",
 )
 
 

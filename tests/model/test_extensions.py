@@ -1,7 +1,8 @@
 """Every extension, alone and with the others: a start at the identity, gradients, axes, FLOPs, and its way out."""
 
 import dataclasses
-import itertools
+import functools
+import random
 import re
 from typing import Any
 
@@ -26,11 +27,20 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "head_scales": ("none", "output", "full"),
     "attention_composition": (0, 2),
     "context_encoder": ("none", "bilstm", "mingru"),
+    "span_embedding": (False, True),
+    "span_attention": ("none", "own", "row"),
 }
-COMBINATIONS = [dict(zip(VALUES, values, strict=True)) for values in itertools.product(*VALUES.values())][1:]
+OFF = {name: values[0] for name, values in VALUES.items()}
+ALONE = [OFF | {name: value} for name, values in VALUES.items() for value in values[1:]]
+EVERYTHING = {name: values[-1] for name, values in VALUES.items()}
+DRAWN = [{name: draw.choice(values) for name, values in VALUES.items()} for draw in map(random.Random, range(6))]
+COMBINATIONS = [*ALONE, *DRAWN, EVERYTHING]  # of 107
 IDS = np.random.default_rng(0).integers(0, 60, (2, 19))
 LENGTHS = np.array([19, 11])
 VALID = np.arange(19) < LENGTHS[:, None]
+# The first row has spans of 1, 3 and 2 pieces, the last two side by side; the second row has one.
+TAGS = np.zeros((2, 19), np.int32)
+TAGS[0, [2, 5, 6, 7, 8, 9]], TAGS[1, [9, 10]] = (3, 5, 4, 4, 3, 2), (3, 2)
 
 
 def encoder(model: ModelConfig) -> Encoder:
@@ -50,7 +60,7 @@ def test_the_table_has_a_row_for_each_field_of_the_configuration() -> None:
 
 
 @pytest.mark.parametrize(
-    ("base", "combinations"), [(SMALL, COMBINATIONS), (MODERN, COMBINATIONS[-1:])], ids=["bert", "modern"]
+    ("base", "combinations"), [(SMALL, COMBINATIONS), (MODERN, [EVERYTHING])], ids=["bert", "modern"]
 )
 def test_every_combination_of_extensions_starts_at_the_identity_and_leaves_it(
     base: ModelConfig, combinations: list[dict[str, Any]]
@@ -67,11 +77,11 @@ def test_every_combination_of_extensions_starts_at_the_identity_and_leaves_it(
         assert jax.tree.all(jax.tree.map(np.array_equal, plain, params)), fields  # the same draws as without
 
         def loss(params: Any, module: Encoder = extended) -> tuple[jax.Array, jax.Array]:
-            states = encode(module, params, IDS, LENGTHS)
+            states = encode(module, params, IDS, LENGTHS, span_tags=TAGS)
             return jnp.sum(jnp.sin(states) * VALID[..., None]), states
 
         rows = extensions.chosen(model)
-        differentiated = len(rows) in (1, len(VALUES))  # the others would only take time
+        differentiated = fields in ALONE or fields == EVERYTHING  # the others would only take time
         (_, states), gradient = (
             jax.value_and_grad(loss, has_aux=True)(fresh) if differentiated else (loss(fresh), fresh)
         )
@@ -87,7 +97,7 @@ def test_every_combination_of_extensions_starts_at_the_identity_and_leaves_it(
                 dimension_numbers(path, leaf.ndim)  # one row says whether Muon takes the parameter
 
 
-@pytest.mark.parametrize("fields", COMBINATIONS, ids=lambda fields: "-".join(map(str, fields.values())))
+@pytest.mark.parametrize("fields", ALONE, ids=lambda fields: "-".join(map(str, fields.values())))
 def test_flops_are_those_of_the_matrix_products(fields: dict[str, Any]) -> None:
     model = dataclasses.replace(SMALL, **fields)
 
@@ -95,7 +105,7 @@ def test_flops_are_those_of_the_matrix_products(fields: dict[str, Any]) -> None:
         module = encoder(model)
         params = jax.eval_shape(lambda: init_params(module, jax.random.key(0)))
         traced = jax.make_jaxpr(lambda p, i, n: encode(module, p, i, n, i * 0))(params, IDS[:1], LENGTHS[:1])
-        return _products(traced.jaxpr)
+        return _products(traced.jaxpr) - (2 * 19 * (16 + 4) * 16 if model.span_embedding else 0)  # lookups
 
     family = family_of(SMALL).flops(SMALL, 19)
     one_hot = products(SMALL) - family  # the lookup of the token types
@@ -120,13 +130,14 @@ def _products(jaxpr: Any) -> int:
 
 
 def test_every_parameter_belongs_to_one_extension_or_to_none() -> None:
-    model = dataclasses.replace(SMALL, **COMBINATIONS[-1])
-    params = init_params(encoder(model), jax.random.key(0))
-    for path in extensions.paths(params):
+    whole, bare = (
+        jax.eval_shape(functools.partial(init_params, encoder(model)), jax.random.key(0))
+        for model in (dataclasses.replace(SMALL, **EVERYTHING), SMALL)
+    )
+    for path in extensions.paths(whole):
         assert sum(row.owns(path) for row in extensions.EXTENSIONS.values()) <= 1
-    bare = init_params(encoder(SMALL), jax.random.key(0))
     assert set(extensions.paths(bare)) == {
-        path for path in extensions.paths(params) if not any(row.owns(path) for row in extensions.EXTENSIONS.values())
+        path for path in extensions.paths(whole) if not any(row.owns(path) for row in extensions.EXTENSIONS.values())
     }
     assert set(FAMILIES) == {"bert", "modern"}  # both are above
 
@@ -148,6 +159,9 @@ def test_a_run_takes_the_extensions_of_its_weights_and_fresh_ones_of_its_own() -
         "attention_composition": 2,
         "context_encoder": "mingru",
         "context_encoder_input": "output",
+        "span_embedding": False,
+        "span_kinds": 16,
+        "span_attention": "none",
     }
     for other in ({"head_scales": "output"}, {"context_encoder": "mingru"}):
         with pytest.raises(UserError, match="the weights in runs/one have"):
