@@ -82,8 +82,8 @@ class TextEncoder:
             if not 0 <= first < last <= len(text) or not len(pieces):
                 what = f"the text has {len(text)} characters" + (" and was cut" if encoding.cut else "")
                 raise UserError(f"the span ({first}, {last}) has no piece: {what}; give spans (start, end) in it")
-        first, last = (jnp.array([[pieces[place] for pieces in places]], jnp.int32) for place in (0, -1))
-        return np.asarray(pool_spans(jnp.asarray(encoding.hidden_states)[None], first, last, pooling))[0]
+        ends = jnp.array([[(pieces[0], pieces[-1]) for pieces in places]], jnp.int32).reshape(1, -1, 2)
+        return np.asarray(pool_spans(jnp.asarray(encoding.hidden_states)[None], ends[..., 0], ends[..., 1], pooling))[0]
 
     def _batches(self, rows: Rows) -> Iterator[tuple[np.ndarray, NumpyBatch]]:
         for indices, shape in plan_batches(rows.lengths, self._table):
