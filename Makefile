@@ -24,7 +24,7 @@ format: .venv/requirements-dev
 	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else "Python 3.11 to 3.13 is needed (TensorFlow has no newer wheels); name one with make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
 
-.venv/requirements .venv/requirements-dev .venv/requirements-tpu: .venv/requirements%: requirements%.txt requirements.txt requirements-torch.txt | .venv/bin/python
+.venv/requirements .venv/requirements-dev .venv/requirements-tpu: .venv/requirements%: requirements%.txt requirements.txt requirements-torch.txt requirements-spans.txt | .venv/bin/python
 	$(BIN)/python -m pip install --disable-pip-version-check --use-pep517 -r $<
 	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --config-settings editable_mode=compat --editable .
 	touch $@

@@ -2,6 +2,7 @@
 
 import functools
 import gzip
+import itertools
 import json
 import pickle
 import shutil
@@ -19,13 +20,16 @@ from hypothesis import strategies as st
 
 from spanbert_jax.errors import UserError
 from spanbert_jax.text.sentencepiece_training import train_sentencepiece
+from spanbert_jax.text.sentences import split_sentences
 from spanbert_jax.text.tokenizer import (
     Tokenizer,
+    _strip,
     load_tokenizer,
     sentencepiece_from_model,
     word_starts,
     wordpiece_from_vocab,
 )
+from tests.support.texts_and_tokenizers import KINDS, TEXTS, tokenizer_of
 
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "##s", "sat", ".", ",", "[", "]", "M", "##ASK"]
 # Python's own manual, as every installation has it, and characters that it lacks.
@@ -122,6 +126,22 @@ def test_offsets_give_the_surface_of_every_piece(cased: Tokenizer, trained: Toke
     ids, offsets = trained.tokenize_with_offsets("cat 中 sat")
     surface = ["cat 中 sat"[start:end] for start, end in offsets]
     assert "".join(surface) == "cat中sat"
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(text=TEXTS.filter(str.strip))
+@pytest.mark.parametrize("kind", KINDS)
+def test_places_are_the_offsets_with_the_white_space_around_pieces(kind: str, text: str) -> None:
+    tokenizer, sentences = tokenizer_of(kind), split_sentences(text, "en", "none")
+    both = [sentences, sentences[:1]]
+    ids, places = tokenizer.tokenize_sentences_with_places([text, text], both)
+    assert ids == tokenizer.tokenize_sentences([text, text], both)
+    found = zip(itertools.chain(*both), itertools.chain(*ids), itertools.chain(*places), strict=True)
+    for sentence, pieces, (begins, ends) in found:
+        expected_ids, offsets = tokenizer.tokenize_with_offsets(sentence)
+        assert pieces == expected_ids
+        assert [_strip(sentence, begin, end) for begin, end in zip(begins, ends, strict=True)] == offsets
+        assert list(begins) == sorted(begins) and list(ends) == sorted(ends)
 
 
 def test_wordpiece_words_are_the_references(cased: Tokenizer) -> None:

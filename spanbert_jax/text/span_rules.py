@@ -1,0 +1,162 @@
+"""The rules that find spans in the words of a document by patterns, one class a rule.
+
+Invariant: a rule's spans depend on the document and on the rule alone. Within a sentence they ascend and do not
+overlap. A rule can be pickled, and a worker process loads what it needs (a lexicon, a model) when it first uses it.
+
+Patterns are run by RE2, whose time grows with the length of the text alone, so that no pattern hangs. RE2 has neither
+look-around nor back-references. Of the matches that begin at the leftmost place the longest is taken.
+"""
+
+import abc
+import importlib.util
+import re
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from spanbert_jax.errors import UserError
+from spanbert_jax.text import tagger
+from spanbert_jax.text.words import Words
+
+# A longer sentence is none. Rules whose time may grow with the square of its length find no spans in it.
+MAX_WORDS = 5000
+INSTALL = "pip install -r requirements-spans.txt"
+
+
+class Span(NamedTuple):
+    """Words of a sentence, from 0, or characters of a document."""
+
+    begin: int
+    end: int  # the place after the last one
+    kind: int  # in a rule: place among the rule's kinds; elsewhere 1 and up
+
+
+class Document(NamedTuple):
+    """A document as rules see it."""
+
+    text: str
+    sentences: Sequence[Words]
+
+
+class Rule(abc.ABC):
+    """A rule for spans.
+
+    Attributes:
+      kinds: the names of its spans' kinds.
+      has_limit: whether it gets no sentences of more than `MAX_WORDS` words.
+      files: the paths of the files that it was read from.
+      made_by: the libraries and models on which its spans depend, with their versions.
+    """
+
+    kinds: tuple[str, ...]
+    has_limit = False
+    files: tuple[str, ...] = ()
+    made_by: tuple[str, ...] = ()
+
+    @abc.abstractmethod
+    def find(self, document: Document) -> list[list[Span]]:
+        """The spans of each sentence."""
+
+
+class Sentences(Rule):
+    """`sentence`: each sentence is a span."""
+
+    kinds = ("sentence",)
+
+    def find(self, document: Document) -> list[list[Span]]:
+        return [[Span(0, len(words), 0)] if words else [] for _, words, _ in document.sentences]
+
+
+class TextPattern(Rule):
+    """`regex:NAME=PATTERN`: matches in the text of a sentence, widened to whole words."""
+
+    has_limit = True
+
+    def __init__(self, name: str, pattern: str, rule: str) -> None:
+        """Raises UserError where RE2 cannot read the pattern, or is not installed."""
+        self.kinds = (name,)
+        self._pattern = _compiled(pattern, rule)
+
+    def find(self, document: Document) -> list[list[Span]]:
+        found = []
+        for text, _, places in document.sentences:
+            matches = self._pattern.finditer(text.encode() if text.isascii() else text)
+            ranges = (match.span() for match in matches)
+            found.append(flat([widened(begin, end, places, 0) for begin, end in ranges]))
+        return found
+
+
+class TagPattern(Rule):
+    """`pos:NAME=PATTERN`: runs of words whose parts of speech match, in the letters of `tagger.LETTERS`."""
+
+    has_limit = True
+
+    def __init__(self, name: str, pattern: str, rule: str) -> None:
+        """Raises UserError where the pattern has other letters, RE2 cannot read it, or a library is not installed."""
+        unknown = sorted({char for char in pattern if char.isalpha()} - {*tagger.LETTERS, tagger.OTHER})
+        if unknown:
+            raise UserError(
+                f"rule {rule!r}: {unknown[0]!r} stands for no part of speech; the letters are "
+                f"{', '.join((*tagger.LETTERS, tagger.OTHER))} (docs/spans.md)"
+            )
+        self.kinds, self.made_by = (name,), (tagger.version(),)
+        self._pattern = _compiled(pattern, rule)
+
+    def find(self, document: Document) -> list[list[Span]]:
+        finditer = self._pattern.finditer
+        letters = (tagger.pos_letters(words).encode() for _, words, _ in document.sentences)
+        spans = ([match.span() for match in finditer(of)] for of in letters)
+        return [[Span(begin, end, 0) for begin, end in found if begin < end] for found in spans]
+
+
+class Capitals(Rule):
+    """`capitals`: names, as runs of capitalised words (`tagger.name_letters`)."""
+
+    kinds = ("capitals",)
+    _pattern = re.compile("(?:N|n(?=N))(?:b?N)*")
+
+    def __init__(self) -> None:
+        """Raises UserError where the tagger is not installed."""
+        self.made_by = (tagger.version(),)
+
+    def find(self, document: Document) -> list[list[Span]]:
+        letters = [tagger.name_letters(words) for _, words, _ in document.sentences]
+        return [[Span(*match.span(), 0) for match in self._pattern.finditer(of)] for of in letters]
+
+
+def flat(by_priority: Sequence[Sequence[Span]]) -> list[Span]:
+    """The spans of one sentence, ascending, without those that overlap one of an earlier sequence or an earlier span of
+    their own."""
+    kept: list[Span] = []
+    taken: set[int] = set()
+    for spans in by_priority:
+        for span in spans:
+            if taken.isdisjoint(range(span.begin, span.end)):
+                taken.update(range(span.begin, span.end))
+                kept.append(span)
+    return sorted(kept)
+
+
+def widened(begin: int, end: int, places: Sequence[int], kind: int) -> list[Span]:
+    """The words (`Words.places`) that a range of a sentence's characters touches, as one span; none where it touches
+    no word."""
+    first, last = bisect_right(places[1::2], begin), bisect_left(places[::2], end)
+    return [Span(first, last, kind)] if begin < end and first < last else []
+
+
+def _compiled(pattern: str, rule: str) -> Any:
+    """The pattern in RE2; raises UserError where RE2 cannot read it, or is not installed."""
+    if importlib.util.find_spec("re2") is None:
+        raise UserError(f"the rules 'regex:' and 'pos:' need google-re2, which is not installed: {INSTALL}")
+    import re2
+
+    options = re2.Options()
+    options.longest_match, options.log_errors = True, False
+    try:
+        return re2.compile(pattern, options)
+    except re2.error as error:
+        found = error.args[0].decode(errors="replace") if isinstance(error.args[0], bytes) else error
+        raise UserError(
+            f"rule {rule!r}: the pattern does not parse: {found}; patterns are RE2's, without look-around and "
+            "back-references"
+        ) from error

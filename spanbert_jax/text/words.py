@@ -1,0 +1,93 @@
+"""A sentence to its words, on which rules find spans.
+
+Invariant: the words of a sentence hold all its characters but white space, in order. The words depend on the sentence
+alone, not on a vocabulary, so one list of rules finds the same spans for every tokenizer.
+
+The words are nearly those of the Penn Treebank, because the part-of-speech tagger has its lexicon from there: a mark of
+punctuation is a word, "don't" is "do" and "n't", "well-known" is one word, and so are "3,500.5", "U.S." and the "J." of
+"J. Smith". Each Chinese character is a word, as in BERT.
+"""
+
+import functools
+import re
+import sys
+import unicodedata
+from collections.abc import Iterator
+from itertools import accumulate
+from typing import NamedTuple
+
+from spanbert_jax.text.wordpiece import CJK
+
+_CONTRACTION = re.compile("(?i)(.+?)(n['’]t|['’](?:s|d|m|re|ve|ll))")
+
+
+class Words(NamedTuple):
+    """A sentence and its words."""
+
+    text: str  # of the sentence
+    words: list[str]
+    places: list[int]  # word i is text[places[2 * i] : places[2 * i + 1]]
+
+
+def split_words(sentence: str) -> Words:
+    """The words of a sentence."""
+    parts = _pattern(sentence.isascii()).split(sentence)  # a gap, a word, a gap, ..., a word, a gap
+    if "'" in sentence or "’" in sentence:
+        parts = list(_without_contractions(parts))
+    return Words(sentence, parts[1::2], list(accumulate(map(len, parts)))[:-1])
+
+
+def is_inside_word(text: str, place: int) -> bool:
+    """Whether the characters before and after `place` belong to one run of letters, digits and their marks."""
+    pair = text[max(place - 1, 0) : place + 1]
+    return len(pair) == 2 and place > 0 and all(char.isalnum() or _is_mark(char) for char in pair)
+
+
+def _is_mark(char: str) -> bool:
+    """Whether the character combines with the one before, as accents and many scripts' vowels do."""
+    return unicodedata.category(char)[0] == "M"
+
+
+def _without_contractions(parts: list[str]) -> Iterator[str]:
+    """The same parts with words such as "don't" as two words and an empty gap."""
+    for number, part in enumerate(parts):
+        found = _CONTRACTION.fullmatch(part) if number % 2 and not part.isalnum() else None
+        if found:
+            yield from (found[1], "", found[2])
+        else:
+            yield part
+
+
+@functools.cache
+def _pattern(is_ascii: bool) -> re.Pattern[str]:
+    r"""Splits a sentence at its words. ASCII has a simpler pattern, which finds the same words 1.6 times as fast.
+
+    Python's \w has no combining marks, so they are added.
+    """
+    if is_ascii:
+        run = r"\w+"
+    else:
+        marks = _ranges(code for code in range(0x300, sys.maxunicode + 1) if _is_mark(chr(code)))
+        letters = rf"[^\W{''.join(f'{chr(low)}-{chr(high)}' for low, high in CJK)}]+"
+        run = rf"{letters}(?:[{marks}]+(?:{letters})?)*"
+    kinds = (
+        r"[a-z]+(?![^\s.,;:)])",  # most words, for speed: what follows belongs to no word
+        r"\d+(?:[.,]\d+)+",
+        r"(?:Mr|Mrs|Ms|Dr|St|Prof)\.",
+        r"(?:[A-Z]\.){2,}",
+        r"[A-Z]\.(?=\s+[A-Z])",
+        rf"{run}(?:[-'’]{run})*",
+        r"\S",
+    )
+    return re.compile(f"({'|'.join(kinds)})")
+
+
+def _ranges(codes: Iterator[int]) -> str:
+    """Ascending code points as ranges in a set of a regular expression."""
+    ranges: list[list[int]] = []
+    for code in codes:
+        if ranges and ranges[-1][1] == code - 1:
+            ranges[-1][1] = code
+        else:
+            ranges.append([code, code])
+    return "".join(f"{chr(first)}-{chr(last)}" for first, last in ranges)

@@ -1,0 +1,219 @@
+"""Rules for spans on golden sentences, flat spans of several rules, and the tags that pieces get."""
+
+import functools
+import itertools
+import pickle
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spanbert_jax.errors import UserError
+from spanbert_jax.text import span_rules, spans, tagger
+from spanbert_jax.text.span_rules import MAX_WORDS, Span, flat
+from spanbert_jax.text.span_syntax import parse_rules
+from spanbert_jax.text.spans import FoundSpans, SpanFinder, begin_anew, count_spans, piece_tags
+from spanbert_jax.text.words import split_words
+
+FOX = "The quick brown fox didn't jump over 3,500 lazy dogs in London."
+QUEEN = "Yesterday the Bank of England paid Mr. J. Smith for NASA's Apollo."
+
+
+@functools.cache
+def finder(rules: str) -> SpanFinder:
+    return SpanFinder(rules)
+
+
+def found(rules: str, *sentences: str) -> list[tuple[str, str]]:
+    """(kind, text) of the spans of a document of these sentences."""
+    made = finder(rules).find(" ".join(sentences), sentences)
+    return [
+        (finder(rules).kinds[kind - 1], of.text[of.places[2 * begin] : of.places[2 * end - 1]])
+        for of, spans_of in zip(made.sentences, made.spans, strict=True)
+        for begin, end, kind in spans_of
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rule", "sentence", "expected"),
+    [
+        ("sentence", FOX, [FOX]),
+        ("pos:NP=D?[AC]*N+", FOX, ["The quick brown fox", "jump", "3,500 lazy dogs", "London"]),
+        ("pos:PP=ID?A*N+", QUEEN, ["of England", "for NASA"]),
+        ("pos:VP=V+R?", FOX, ["didn't"]),
+        ("capitals", QUEEN, ["Bank of England", "Mr. J. Smith", "NASA", "Apollo"]),
+        ("capitals", "Paris is in France. ", ["Paris", "France"]),
+        ("capitals", "Houses are in The Hague, he says; I know John Smith.", ["Hague", "John Smith"]),
+        (r"regex:YEAR=\b[12][0-9]{3}\b", "From 1999 to 20010, not 1812-ish.", ["1999", "1812-ish"]),
+        ("regex:OY=o[xy]", FOX, ["fox"]),
+        ("regex:ANY=(q|quick b)", FOX, ["quick brown"]),
+        (r"regex:E=\pL+é", "Le café de l'été.", ["café", "l'été"]),
+    ],
+)
+def test_golden_sentences(rule: str, sentence: str, expected: list[str]) -> None:
+    assert [text for _, text in found(rule, sentence)] == expected
+
+
+def test_letters_and_names_are_the_taggers() -> None:
+    parser = tagger._parser()
+    for sentence in (FOX, QUEEN, "Walking about, she GAVE 42% up to xyzzies and e.g. the-best-known Einsteinian ones."):
+        words = split_words(sentence).words
+        tags = [tag for _, tag in parser.find_tags(words)]
+        letter = {tag: name for name, of in tagger.LETTERS.items() for tag in of}
+        assert tagger.pos_letters(words) == "".join(letter.get(tag, tagger.OTHER) for tag in tags)
+    assert tagger.pos_letters([]) == ""
+
+
+def test_a_full_table_gives_the_same_letters(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = split_words(FOX).words
+    expected = tagger.pos_letters(words)
+    tagger._tables.cache_clear()
+    monkeypatch.setattr(tagger, "_KEPT", 2)
+    assert tagger.pos_letters(words) == expected
+    assert max(map(len, tagger._tables("letter"))) <= 2
+
+
+def test_a_gazetteer_takes_the_longest_entry_as_it_is_written(tmp_path: Path) -> None:
+    (tmp_path / "place.names.txt").write_text("New York\n\nNew York City\nYork\ncity\nO'Hare\n", encoding="utf-8")
+    rule = f"gazetteer:{tmp_path}/place.names.txt"
+    sentence = "New York City, a city near York, has no O'Hare; Yorkshire and new york do not count."
+    assert [text for _, text in found(rule, sentence)] == ["New York City", "city", "York", "O'Hare"]
+    assert finder(rule).kinds == ("place",)
+
+
+def test_an_earlier_rule_wins_and_no_span_crosses_a_sentence() -> None:
+    sentences = ("The old Bank of England paid.", "Smith saw it.")
+    assert found("capitals; pos:NP=D?[AC]*N+", *sentences) == [("capitals", "Bank of England"), ("capitals", "Smith")]
+    assert found("pos:NP=D?[AC]*N+; capitals", *sentences) == [
+        ("NP", "The old Bank"),
+        ("NP", "England"),
+        ("NP", "Smith"),
+    ]
+    assert finder("pos:A=A; regex:A=x; sentence").kinds == ("A", "sentence")
+
+
+def test_a_pickled_finder_finds_the_same(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("quick brown\n")
+    made = SpanFinder(rf"regex:N=\d+; pos:NP=D?[AC]*N+; capitals; gazetteer:{tmp_path}/a.txt")
+    again = pickle.loads(pickle.dumps(made))
+    assert again.find(FOX, [FOX]) == made.find(FOX, [FOX]) and again.kinds == made.kinds
+    assert list(again.files) == [f"{tmp_path}/a.txt"]
+
+
+def test_no_pattern_hangs_and_sentences_that_are_none_are_counted() -> None:
+    """(a+)+$ takes Python's `re` 2**40 steps here; a.*b takes the square of the length of a sentence."""
+    began = time.process_time()
+    assert found("regex:X=(a+)+$", "a" * 40 + "b") == []
+    long = "a " * (MAX_WORDS + 1)
+    made = finder("regex:X=a; sentence").find(long, [long, "a"])
+    assert made.left_out == 1 and [len(of) for of in made.spans] == [1, 1]
+    assert made.spans[0] == [Span(0, MAX_WORDS + 1, 2)] and finder("sentence").find(long, [long]).left_out == 0
+    slow = " ".join(["a"] * MAX_WORDS)
+    assert len(finder("regex:X=a[a ]*b|a").find(slow, [slow]).spans[0]) == MAX_WORDS
+    assert time.process_time() - began < 10
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ("", r"^'' is no rule for spans; the rules are sentence, capitals, regex:NAME=PATTERN"),
+        ("nouns", "'nouns' is no rule for spans"),
+        ("capitals: x", "'capitals: x' is no rule"),
+        ("gazetteer:", "'gazetteer:' is no rule"),
+        ("capitals;sentence", "'capitals;sentence' is no rule for spans; .* with '; ' between two"),
+        ("pos:NP", "rule 'pos:NP' has no pattern; write pos:NAME=PATTERN"),
+        ("regex:a,b=x", "'a,b' is no name of a kind"),
+    ],
+)
+def test_a_rule_that_does_not_parse_is_refused(rules: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        parse_rules(rules)
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ("pos:NP=(", r"rule 'pos:NP=\(': the pattern does not parse: missing \)"),
+        (r"regex:X=(.)\1", "the pattern does not parse: invalid escape sequence.*without look-around"),
+        ("pos:NP=DX", "'X' stands for no part of speech; the letters are D, A, N"),
+        ("gazetteer:/no/such.txt", "cannot read /no/such.txt: No such file"),
+        ("spacy:no_such_model", r"spaCy cannot load 'no_such_model' \(.*; install it with pip, or give its directory"),
+    ],
+)
+def test_a_rule_that_cannot_be_used_is_refused(rules: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        SpanFinder(rules)
+
+
+@pytest.mark.parametrize(
+    ("rule", "library"), [("capitals", "textblob"), ("regex:A=b", "re2"), ("pos:A=N", "textblob"), ("spacy:x", "spacy")]
+)
+def test_a_library_that_is_not_installed_is_named_with_the_cure(
+    rule: str, library: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = span_rules.importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == library else real(name))
+
+    def missing(name: str) -> str:
+        raise tagger.importlib.metadata.PackageNotFoundError(name)
+
+    if library == "textblob":
+        monkeypatch.setattr(tagger.importlib.metadata, "version", missing)
+    with pytest.raises(UserError, match=r"not installed: pip install -r requirements-spans.txt"):
+        SpanFinder(rule)
+
+
+def test_more_kinds_than_a_byte_holds_are_refused() -> None:
+    with pytest.raises(UserError, match="has 128 kinds of spans; 127 are the most"):
+        SpanFinder("; ".join(f"regex:K{i}=a" for i in range(128)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.lists(st.tuples(st.integers(0, 12), st.integers(1, 4)), max_size=5), max_size=3), st.data())
+def test_flat_spans_are_those_that_overlap_nothing_before_them(
+    rows: list[list[tuple[int, int]]], data: st.DataObject
+) -> None:
+    by_rule = [[Span(begin, begin + width, 1) for begin, width in row] for row in rows]
+    kept: list[Span] = []
+    for span in itertools.chain(*by_rule):
+        if all(span.end <= other.begin or other.end <= span.begin for other in kept):
+            kept.append(span)
+    assert flat(by_rule) == sorted(kept)
+
+
+def brute_force_tags(sentence: FoundSpans, pieces: list[tuple[int, int]]) -> list[int]:
+    tags = [0] * len(pieces)
+    of = sentence.sentences[0]
+    for begin, end, kind in sentence.spans[0]:
+        low, high = of.places[2 * begin], of.places[2 * end - 1]
+        mine = [i for i, (b, e) in enumerate(pieces) if b < high and e > low and not tags[i]]
+        for number, i in enumerate(mine):
+            tags[i] = 2 * kind + (number == 0)
+    return tags
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text("ab. ", min_size=1, max_size=20), st.data())
+def test_a_span_covers_every_piece_with_one_of_its_characters(text: str, data: st.DataObject) -> None:
+    words = split_words(text)
+    cuts = sorted(data.draw(st.sets(st.integers(0, len(words.words)))))
+    kinds = data.draw(st.lists(st.integers(1, 127), min_size=len(cuts), max_size=len(cuts)))
+    some = [Span(b, e, kind) for (b, e), kind in zip(itertools.pairwise(cuts), kinds, strict=False)][
+        :: data.draw(st.integers(1, 2))
+    ]
+    ends = sorted(data.draw(st.sets(st.integers(1, len(text)))) | {len(text)})
+    pieces = list(itertools.pairwise([0, *ends]))
+    whole = FoundSpans([words], [some], 0)
+    got = piece_tags(whole, [([b for b, _ in pieces], [e for _, e in pieces])])
+    assert got.tolist() == brute_force_tags(whole, pieces)
+
+
+def test_a_span_that_a_cut_goes_through_begins_anew() -> None:
+    tags = np.array([0, 3, 2, 2, 5, 0], np.uint8)
+    assert begin_anew(tags[2:]).tolist() == [3, 2, 5, 0] and begin_anew(tags[:2]).tolist() == [0, 3]
+    assert begin_anew(tags[:0]).tolist() == [] and tags[2] == 2
+    assert count_spans([tags[:2], begin_anew(tags[2:])], 3).tolist() == [2, 1, 0]
+    assert count_spans([], 2).tolist() == [0, 0] and spans.MOST_KINDS * 2 + 1 == 255
