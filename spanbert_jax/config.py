@@ -26,6 +26,8 @@ class CorpusConfig:
     language: str = "en"  # for the sentence splitter
     held_out: float = 0.005  # share of the documents kept for evaluation
     workers: int = 0  # processes that read, split and tokenise; 0: one a core
+    # Rules that find spans, which are stored with the blocks: "capitals; pos:NP=D?[AC]*N+" (docs/spans.md); "": none
+    spans: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,6 +16,7 @@ from spanbert_jax.config import (
     flatten,
 )
 from spanbert_jax.errors import UserError
+from spanbert_jax.text.span_syntax import parse_rules
 
 _CHOICES = {
     "corpus.document_break": ("blank_line", "file"),
@@ -280,6 +281,8 @@ def _check_pretraining(config: Config) -> None:
         raise UserError("config.corpus.held_out is 0; evaluation needs a share of the documents, such as 0.005")
     if not config.corpus.files and not config.corpus.name:
         raise UserError("config.corpus has neither files nor a name; give --config.corpus.files='data/*.txt'")
+    if config.corpus.spans:
+        parse_rules(config.corpus.spans)
 
 
 def _check_schedule(optimizer: OptimizerConfig, steps: int) -> None:

@@ -18,7 +18,7 @@ ALLOWED: dict[str, set[str]] = {
     "version": set(),
     "config": {"errors"},
     "batch": {"config"},
-    "config_check": {"config", "errors"},
+    "config_check": {"config", "errors", "text"},
     "files": {"errors"},
     "cli": {"errors", "files"},
     "tensorflow_settings": set(),

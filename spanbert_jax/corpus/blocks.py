@@ -3,8 +3,8 @@
 Invariant: a directory for which `is_built` is true holds a whole TFDS dataset (array_record, splits "train" and
 "held_out"), because its metadata appears last, or together with all other files. This module writes nothing.
 
-A record is a serialised tf.train.Example with one int64 feature, input_ids: the pieces of a block without [CLS] and
-[SEP].
+A record is a serialised tf.train.Example with an int64 feature, input_ids: the pieces of a block without [CLS] and
+[SEP]. With config.corpus.spans the bytes span_tags have the span tag of each piece (text/spans.py).
 """
 
 import dataclasses
@@ -20,6 +20,7 @@ from etils import epath
 
 from spanbert_jax.config import Config, CorpusConfig
 from spanbert_jax.errors import UserError
+from spanbert_jax.text.lines import hash_file
 from spanbert_jax.text.packing import FEATURE
 from spanbert_jax.text.tokenizer import Tokenizer
 from spanbert_jax.version import VERSION
@@ -31,6 +32,9 @@ SPLITS = ("train", "held_out")
 DATASET = "spanbert_blocks"
 METADATA_FILE = "metadata.json"
 _READ_AHEAD = 1000  # records
+# Fields of config.corpus that came after format 2. Metadata without such a field means the field's default, so blocks
+# that do not use the field have the same bytes as before.
+_LATER_FIELDS = ("spans",)
 FORMAT = 2  # of a directory of blocks. Format 1, up to version 0.1.0, lacks this number and the files' "sha256".
 
 
@@ -48,6 +52,9 @@ class Metadata:
       counts: split -> {"documents", "sentences", "pieces", "blocks"}.
       piece_counts: int64[vocab_size], how often each piece is in the train split.
       fingerprint: sha256, in hex, of the tokenizer's fingerprint, the block length and every record in order.
+      spans: with config.corpus.spans: "kinds" (kind i + 1 is kinds[i]), "counts" (of the spans of each kind),
+        "left_out" (sentences too long to be searched), "files" (path -> sha256) and "made_by" (libraries and models);
+        None without.
     """
 
     format: int
@@ -59,6 +66,12 @@ class Metadata:
     counts: dict[str, dict[str, int]]
     piece_counts: np.ndarray
     fingerprint: str
+    spans: dict[str, Any] | None = None
+
+    @property
+    def kinds(self) -> list[str]:
+        """The kinds of spans that the blocks have; kind i + 1 is kinds[i]."""
+        return self.spans["kinds"] if self.spans else []
 
 
 _FIELDS = {field.name for field in dataclasses.fields(Metadata)}
@@ -235,8 +248,9 @@ def check_blocks(metadata: Metadata, config: Config, tokenizer: Tokenizer) -> No
     """Raises UserError, naming the fields that differ, where `config` and `tokenizer` would make other blocks."""
     wanted = {"tokenizer": tokenizer.fingerprint, "data.block_length": config.data.block_length}
     found = {"tokenizer": metadata.tokenizer_fingerprint, "data.block_length": metadata.block_length}
-    wanted |= {f"corpus.{name}": value for name, value in source_fields(config.corpus).items()}
-    found |= {f"corpus.{name}": value for name, value in metadata.corpus.items()}
+    later = {name: getattr(CorpusConfig, name) for name in _LATER_FIELDS}
+    wanted |= {f"corpus.{name}": value for name, value in (later | source_fields(config.corpus)).items()}
+    found |= {f"corpus.{name}": value for name, value in (later | metadata.corpus).items()}
     different = [name for name in wanted if found.get(name) != wanted[name]]
     if different:
         listed = "; ".join(f"{name} is {wanted[name]!r}, and was {found.get(name)!r}" for name in different)
@@ -244,11 +258,17 @@ def check_blocks(metadata: Metadata, config: Config, tokenizer: Tokenizer) -> No
             f"the blocks in {config.data.dir or 'the data directory'} were made otherwise: {listed}. "
             "Change that back, or give another directory with --config.data.dir"
         )
+    for path, digest in (metadata.spans or {}).get("files", {}).items():
+        if Path(path).is_file() and hash_file(Path(path)) != digest:
+            raise UserError(
+                f"{path} was changed since the blocks in {config.data.dir or 'the data directory'} were built with it "
+                "(config.corpus.spans). Put it back as it was, or give another directory with --config.data.dir"
+            )
 
 
 def source_fields(corpus: CorpusConfig) -> dict[str, Any]:
-    """The fields of config.corpus on which the blocks depend."""
+    """The fields of config.corpus on which the blocks depend, those of `_LATER_FIELDS` only where they are set."""
     fields = dataclasses.asdict(corpus)
-    for name in ("workers", "tfds_data_dir", "name" if corpus.files else "document_break"):
-        del fields[name]
-    return fields
+    unused = ["workers", "tfds_data_dir", "name" if corpus.files else "document_break"]
+    unused += [name for name in _LATER_FIELDS if fields[name] == getattr(CorpusConfig, name)]
+    return {name: value for name, value in fields.items() if name not in unused}

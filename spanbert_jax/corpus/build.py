@@ -41,8 +41,9 @@ from spanbert_jax.files import disk_errors, locked, make_directory
 from spanbert_jax.text import worker_pool
 from spanbert_jax.text.block_making import BlockMaker, MadeBlocks
 from spanbert_jax.text.documents import Document, hash_text, in_share
-from spanbert_jax.text.packing import FEATURE
+from spanbert_jax.text.packing import FEATURE, SPANS_FEATURE
 from spanbert_jax.text.sentences import split_sentences
+from spanbert_jax.text.spans import SpanFinder
 from spanbert_jax.text.tokenizer import Tokenizer, sentencepiece_from_model, wordpiece_from_vocab
 from spanbert_jax.text.tokenizer_files import tokenizer_json_from_file
 from spanbert_jax.version import VERSION
@@ -109,9 +110,13 @@ def _write(config: Config, tokenizer: Tokenizer, build: Path, report: BuildProgr
     """Writes the whole dataset to `build`."""
     counts = {split: np.zeros(3, dtype=np.int64) for split in SPLITS}
     piece_counts = np.zeros(tokenizer.vocab_size, dtype=np.int64)
+    maker = block_maker(config, tokenizer)
+    span_counts = np.zeros(maker.span_counters, dtype=np.int64)
     writers = {split: _SplitWriter(build, split) for split in SPLITS}
     clock = _Clock(report)
-    with worker_pool.Workers(config.corpus.workers, block_maker(config, tokenizer)) as pool:
+    with worker_pool.Workers(config.corpus.workers, maker) as pool:
+        if maker.finder:
+            maker.finder.check_documents(lambda: (of.text for of in read_corpus(config.corpus, pool).documents))
         corpus = read_corpus(config.corpus, pool)
         fractions: list[float | None] = []
         made: MadeBlocks
@@ -122,12 +127,14 @@ def _write(config: Config, tokenizer: Tokenizer, build: Path, report: BuildProgr
                 writers[split].write(made.records[held_out], made.lengths[held_out])
                 counts[split] += made.counts[held_out]
             piece_counts += made.piece_counts
+            span_counts += made.span_counts
             if not fits and piece_counts.sum() >= SAMPLE_PIECES:
                 check_fit(config, tokenizer, piece_counts)
                 fits = True
             clock.tick(fractions.pop(0), *_done(counts))
     shards = {split: writer.close() for split, writer in writers.items()}
-    write_metadata(config, tokenizer, build, corpus.sources, shards, counts, piece_counts)
+    spans = describe_spans(maker.finder, span_counts)
+    write_metadata(config, tokenizer, build, corpus.sources, shards, counts, piece_counts, spans)
     report(1.0, *_done(counts))
 
 
@@ -144,7 +151,27 @@ def tokenizer_from_file(wanted: TokenizerConfig) -> Tokenizer | None:
 
 def block_maker(config: Config, tokenizer: Tokenizer) -> BlockMaker:
     """The function that turns the documents of `config` into its blocks."""
-    return BlockMaker(tokenizer, config.corpus.language, config.corpus.sentences, config.data.block_length - 2)
+    corpus, max_pieces = config.corpus, config.data.block_length - 2
+    return BlockMaker(tokenizer, corpus.language, corpus.sentences, max_pieces, span_finder(corpus))
+
+
+def span_finder(corpus: CorpusConfig) -> SpanFinder | None:
+    """The finder of config.corpus.spans, None where it is "". Raises UserError where a rule cannot be used."""
+    return SpanFinder(corpus.spans) if corpus.spans else None
+
+
+def describe_spans(finder: SpanFinder | None, span_counts: np.ndarray) -> dict[str, Any] | None:
+    """`Metadata.spans`. span_counts: the sum of `MadeBlocks.span_counts`."""
+    if finder is None:
+        return None
+    left_out, *counts = span_counts.tolist()
+    return {
+        "kinds": list(finder.kinds),
+        "counts": dict(zip(finder.kinds, counts, strict=True)),
+        "left_out": left_out,
+        "files": finder.files,
+        "made_by": finder.made_by,
+    }
 
 
 def _done(counts: dict[str, np.ndarray]) -> tuple[int, int]:
@@ -245,6 +272,7 @@ def write_metadata(
     shards: Mapping[str, Sequence[Shard]],
     counts: Mapping[str, np.ndarray],
     piece_counts: np.ndarray,
+    spans: dict[str, Any] | None,
 ) -> None:
     """Writes all files that stand beside the shards, `METADATA_FILE` last.
 
@@ -253,6 +281,7 @@ def write_metadata(
       shards: split -> its shards, in order.
       counts: split -> int64[3]: documents, sentences, pieces.
       piece_counts: int64[vocab_size], of the train split.
+      spans: as `Metadata` has them.
 
     Raises:
       UserError: where a split would have no blocks, or the vocabulary does not fit the text.
@@ -260,7 +289,7 @@ def write_metadata(
     check_fit(config, tokenizer, piece_counts)
     blocks = {split: sum(len(shard.lengths) for shard in shards[split]) for split in SPLITS}
     _check_splits(config.corpus, blocks, {split: int(counts[split][0]) for split in SPLITS})
-    _write_tfds_metadata(build, shards)
+    _write_tfds_metadata(build, shards, bool(spans))
     for split in SPLITS:
         np.save(build / lengths_file(split), np.concatenate([shard.lengths for shard in shards[split]]))
     digests = {split: [shard.digest for shard in shards[split]] for split in SPLITS}
@@ -278,8 +307,11 @@ def write_metadata(
         },
         piece_counts=piece_counts,
         fingerprint=make_fingerprint(tokenizer.fingerprint, config.data.block_length, digests),
+        spans=spans,
     )
     fields = dataclasses.asdict(metadata) | {"piece_counts": piece_counts.tolist()}
+    if spans is None:
+        del fields["spans"]
     (build / METADATA_FILE).write_text(json.dumps(fields) + "\n", encoding="utf-8")
 
 
@@ -297,7 +329,10 @@ def _check_splits(corpus: CorpusConfig, blocks: dict[str, int], documents: dict[
             )
 
 
-def _write_tfds_metadata(build: Path, shards: Mapping[str, Sequence[Shard]]) -> None:
+def _write_tfds_metadata(build: Path, shards: Mapping[str, Sequence[Shard]], has_spans: bool) -> None:
+    features: dict[str, Any] = {FEATURE: tfds.features.Tensor(shape=(None,), dtype=np.int64)}
+    if has_spans:
+        features[SPANS_FEATURE] = tfds.features.Tensor(shape=(), dtype=np.object_)  # bytes
     template = tfds.core.ShardedFileTemplate(data_dir=build, dataset_name=DATASET, filetype_suffix="array_record")
     infos = [
         tfds.core.SplitInfo(
@@ -309,7 +344,7 @@ def _write_tfds_metadata(build: Path, shards: Mapping[str, Sequence[Shard]]) -> 
     ]
     tfds.folder_dataset.write_metadata(
         data_dir=build,
-        features=tfds.features.FeaturesDict({FEATURE: tfds.features.Tensor(shape=(None,), dtype=np.int64)}),
+        features=tfds.features.FeaturesDict(features),
         split_infos=infos,
         filename_template=template,
         version="1.0.0",

@@ -115,11 +115,11 @@ def _describe(
         | "SpreadFiles" >> beam.Reshuffle()
         | "Read" >> beam.ParDo(_Read(config.corpus)).with_outputs("contents", main="tasks")
     )
+    maker = building.block_maker(config, tokenizer)
     made = (
         read.tasks
         | "SpreadTasks" >> beam.Reshuffle()
-        | "MakeBlocks"
-        >> beam.ParDo(_MakeBlocks(building.block_maker(config, tokenizer))).with_outputs("sums", main="blocks")
+        | "MakeBlocks" >> beam.ParDo(_MakeBlocks(maker)).with_outputs("sums", main="blocks")
     )
     places = (
         made.blocks
@@ -127,7 +127,7 @@ def _describe(
         | "AllCounts" >> beam.combiners.ToList()
         | "Places" >> beam.Map(_places, building.SHARD_RECORDS)
     )
-    sums = made.sums | "Sum" >> beam.CombineGlobally(_Sum(6 + tokenizer.vocab_size))
+    sums = made.sums | "Sum" >> beam.CombineGlobally(_Sum(6 + tokenizer.vocab_size + maker.span_counters))
     shards = (
         made.blocks
         | "Place" >> beam.FlatMap(_place, beam.pvalue.AsSingleton(places))
@@ -172,8 +172,8 @@ class _Read(beam.DoFn):
 class _MakeBlocks(beam.DoFn):
     """From a task's documents to its blocks: (task, [(records, lengths) for each split]).
 
-    The tag "sums" has int64[6 + vocab]: documents, sentences and pieces of each split, then the number of times that
-    each piece occurs in training.
+    The tag "sums" has int64[6 + vocab + span_counters]: documents, sentences and pieces of each split, the number of
+    times that each piece occurs in training, and `MadeBlocks.span_counts`.
     """
 
     def __init__(self, maker: BlockMaker) -> None:
@@ -187,7 +187,7 @@ class _MakeBlocks(beam.DoFn):
         made = self._maker(documents)
         sides = [split == "held_out" for split in SPLITS]
         yield task, [(made.records[side], made.lengths[side]) for side in sides]
-        sums = np.concatenate([*(made.counts[side] for side in sides), made.piece_counts])
+        sums = np.concatenate([*(made.counts[side] for side in sides), made.piece_counts, made.span_counts])
         yield beam.pvalue.TaggedOutput("sums", sums)
 
 
@@ -271,7 +271,9 @@ def _finish(
         names = [building.shard_file(split, i, len(of)) for split, of in in_order.items() for i in range(len(of))]
         for name in names:  # TFDS checks that files of these names are there
             (Path(aside) / name).touch()
-        building.write_metadata(config, tokenizer, Path(aside), sources, in_order, counts, sums[6:])
+        piece_counts, span_counts = np.split(sums[6:], [tokenizer.vocab_size])
+        spans = building.describe_spans(building.span_finder(config.corpus), span_counts)
+        building.write_metadata(config, tokenizer, Path(aside), sources, in_order, counts, piece_counts, spans)
         for path in sorted(Path(aside).iterdir(), key=lambda path: path.name == METADATA_FILE):
             if path.name not in names:
                 _put(path, f"{directory}/{path.name}")

@@ -6,6 +6,7 @@ Invariant: every warning says what to change.
 from spanbert_jax.config import Config
 from spanbert_jax.corpus.blocks import Metadata
 from spanbert_jax.corpus.vocabulary_fit import WARNED_SHARE, advice, describe_share, unknown_share
+from spanbert_jax.text.span_rules import MAX_WORDS
 from spanbert_jax.text.tokenizer import Tokenizer
 
 _FEW_DOCUMENTS = 5  # With fewer held-out documents, a single one can turn the metrics.
@@ -19,6 +20,16 @@ def describe_blocks(config: Config, tokenizer: Tokenizer, metadata: Metadata) ->
         f"Blocks: {train['blocks']:,} of {train['documents']:,} documents for training, {held_out['blocks']:,} of "
         f"{held_out['documents']:,} held out; {describe_share(share)}"
     ]
+    if metadata.spans:
+        counts, left_out = metadata.spans["counts"], metadata.spans["left_out"]
+        found = ", ".join(f"{count:,} {kind}" for kind, count in counts.items())
+        left = f"; {left_out:,} sentences of more than {MAX_WORDS:,} words were not searched" if left_out else ""
+        lines.append(f"Spans: {found}{left}")
+        if not any(counts.values()):
+            lines.append(
+                f"warning: config.corpus.spans={config.corpus.spans!r} finds no span; try the rules on some text: "
+                "python tools/find_spans.py"
+            )
     if share >= WARNED_SHARE:
         lines.append(f"warning: {describe_share(share)}, from which nothing is learnt; {advice(config, tokenizer)}")
     if train["blocks"] < config.train.batch_size:

@@ -84,6 +84,7 @@ def _prepare(config: Config, data: Path, resumed: bool, start: StartingWeights) 
         tokenizer = tokenizers.load_tokenizer(data / "tokenizer")
         _check(config, tokenizer, data, resumed, start)
     else:
+        building.span_finder(config.corpus)  # whose rules may be wrong
         check_documents(config.corpus)
         tokenizer = _make_tokenizer(config, data / "tokenizer", start)
         check_words(config.masking, tokenizer)  # before hours of building
@@ -103,6 +104,7 @@ def _prepare_remote(config: Config, data: epath.Path, cache: Path, resumed: bool
             _check(config, block_cache.fetch_tokenizer(data), data, resumed, start)
             return
         make_directory(local, "--config.data.cache_dir")
+        building.span_finder(config.corpus)
         check_documents(config.corpus)
         block_cache.check_free(data, _make_tokenizer(config, local / "tokenizer", start))
         _prepare(config, local, resumed, start)

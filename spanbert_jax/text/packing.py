@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 
 FEATURE = "input_ids"  # the feature of a record with the pieces of its block
+SPANS_FEATURE = "span_tags"  # where rules find spans: a byte for each piece (text/spans.py)
 
 
 def pack(sentences: Iterable[Sequence[int]], limit: int) -> Iterator[list[int]]:
@@ -31,12 +32,17 @@ def pack(sentences: Iterable[Sequence[int]], limit: int) -> Iterator[list[int]]:
 
 
 def serialize(features: Mapping[str, Sequence[int] | np.ndarray]) -> bytes:
-    """The bytes of a tf.train.Example: each feature's name -> its numbers, from 0 to 2**28 - 1, as an Int64List."""
+    """The bytes of a tf.train.Example, from each feature's name -> its numbers.
+
+    An array of uint8 becomes a BytesList with one value, and all else, from 0 to 2**28 - 1, an Int64List.
+    """
     return _field(1, b"".join(_field(1, _entry(name, numbers)) for name, numbers in features.items()))
 
 
 def _entry(name: str, numbers: Sequence[int] | np.ndarray) -> bytes:
     """An entry of the map `Features.feature`."""
+    if isinstance(numbers, np.ndarray) and numbers.dtype == np.uint8:
+        return _field(1, name.encode()) + _field(2, _field(1, _field(1, numbers.tobytes())))
     groups = np.asarray(numbers, dtype=np.uint32)[:, None] >> np.array([0, 7, 14, 21], dtype=np.uint32)  # [numbers, 4]
     present = groups > 0
     present[:, 0] = True
