@@ -26,14 +26,13 @@ def make_config(spec: Json) -> Config:
     """The configuration of a step.
 
     spec: "size", "dropout", "length" (pieces), "batch" (rows over all devices), "precision" ("fp32" or "bf16"), and
-    optionally "attention", "unroll" and "remat".
+    optionally "attention", "unroll", "remat" and "model" (fields of config.model).
     """
     hidden, attention = DROPOUT[spec["dropout"]]
     config = Config()
     length = spec["length"]
-    model = dataclasses.replace(
-        SIZES[spec["size"]], dropout=hidden, attention_dropout=attention, max_length=max(length, 512)
-    )
+    fields: Json = {"dropout": hidden, "attention_dropout": attention, "max_length": max(length, 512)}
+    model = dataclasses.replace(SIZES[spec["size"]], **fields, **spec.get("model", {}))
     compute: Json = {"dtype": {"fp32": "float32", "bf16": "bfloat16"}[spec["precision"]]}
     compute |= {name: spec[name] for name in ("attention", "unroll", "remat") if spec.get(name) is not None}
     return dataclasses.replace(

@@ -6,7 +6,7 @@ run.
 
 from collections.abc import Callable
 
-from benchmarks import corpus, input, padding, save, start, step, window
+from benchmarks import corpus, extensions, input, padding, save, start, step, window
 from benchmarks.measure import Options, Result, SideFailed
 from benchmarks.report import terminal
 from spanbert_jax.errors import UserError
@@ -33,6 +33,7 @@ def run(options: Options) -> list[Result]:
         "input": lambda: input.run(options),
         "corpus": lambda: corpus.run(few),
         "window": lambda: window.run(options),
+        "extensions": lambda: extensions.run(options),
         "save": lambda: save.run(few),
         "start": lambda: start.run(options),
     }

@@ -30,6 +30,7 @@ SUBJECTS = {
     "padding": "real pieces/s of rows in length buckets, compared with rows all padded to 512, and the padding left",
     "corpus": "building a corpus: MB/s of raw text read, split, tokenised, packed and written",
     "window": "attention with a sliding window on the CPU: the banded form beside the dense one, time and memory",
+    "extensions": "the train step with each extension of the encoder, beside the step without it, on the CPU",
     "save": "an asynchronous checkpoint at base size: the time that the training loop stands still",
     "start": "seconds to the first step with a warm compilation cache; waiting for input; peak host memory",
     "all": "every subject that makes sense on this machine",

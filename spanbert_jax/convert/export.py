@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
-from spanbert_jax.config import ModelConfig
+from spanbert_jax.config import EXTENSIONS, ModelConfig
 from spanbert_jax.convert.config_fields import SpecialIds
 from spanbert_jax.convert.huggingface import NAMES, plain_pooler, to_tensors
 from spanbert_jax.convert.huggingface_config import architecture, to_fields
@@ -47,7 +47,8 @@ def write_export(export: Export, directory: Path, dtype: str, encoder_only: bool
     `export.params` that were written.
 
     dtype: a key of DTYPES. encoder_only: leave out every head but the pooler. Raises UserError where a value is not
-    finite, or where transformers has no counterpart of the layers or of a head.
+    finite, or where transformers has no counterpart of the layers or of a head; ValueError where the model has an
+    extension.
     """
     model, tokenizer = export.model, export.tokenizer
     if model.family not in NAMES:
@@ -55,6 +56,10 @@ def write_export(export: Export, directory: Path, dtype: str, encoder_only: bool
             f"model.family is {model.family!r}; an export holds layers of {' or '.join(map(repr, NAMES))}, which "
             "transformers has; export such a model with tools/export_serving.py"
         )
+    default = ModelConfig()
+    extended = [name for name in EXTENSIONS if getattr(model, name) != getattr(default, name)]
+    if extended:
+        raise ValueError(f"extensions {extended} have no place in an export; extensions.without takes them away")
     heads = [group for group in export.params if group not in ENCODER]
     unknown = [head for head in heads if head not in HEADS]
     if unknown and not encoder_only:

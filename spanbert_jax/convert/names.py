@@ -14,8 +14,9 @@ import numpy as np
 Params = dict[str, Any]  # nested dicts of NumPy arrays
 
 SBO = "cls.pair_target_predictions"
-# Our groups of parameters: those of the encoder, and the heads that files of transformers or of the authors have.
-ENCODER = ("embeddings", "encoder", "final_norm")
+# Our groups of parameters: those of the encoder, the last two of which only extensions have, and the heads that files
+# of transformers or of the authors have.
+ENCODER = ("embeddings", "encoder", "final_norm", "span_attention", "context")
 HEADS = ("pooler", "transform", "mlm", "sbo", "qa_outputs", "classifier")
 
 

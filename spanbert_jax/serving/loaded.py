@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import jax
+import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from spanbert_jax.config import Config
@@ -57,6 +58,11 @@ class Loaded:
     def encode(self, texts: Sequence[str]) -> list[Encoding]:
         """The `Encoding` of each text, in their order: pieces, offsets, hidden states, and whether the text was cut."""
         return self._encoder.encode(_listed(texts))
+
+    def embed_spans(self, text: str, spans: Sequence[tuple[int, int]], pooling: str = "mean") -> np.ndarray:
+        """Vectors of spans of characters [start, end) of a text, float32 [spans, parts * embed], as
+        `TextEncoder.embed_spans`. pooling: "mean", "ends", "boundary", "attention" or "all" (model/span_pooling.py)."""
+        return self._encoder.embed_spans(text, spans, pooling)
 
     @functools.cached_property
     def _answerer(self) -> Answerer:

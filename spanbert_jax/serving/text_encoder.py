@@ -8,12 +8,15 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
 from spanbert_jax.batch import Batch, NumpyBatch
 from spanbert_jax.batches.shapes import plan_batches, shape_table
 from spanbert_jax.convert.names import ENCODER
+from spanbert_jax.errors import UserError
+from spanbert_jax.model.span_pooling import POOLINGS, pool_spans
 from spanbert_jax.serving.functions import functions
 from spanbert_jax.serving.predictor import Params, Predictor
 from spanbert_jax.serving.weights import Weights
@@ -62,6 +65,25 @@ class TextEncoder:
             )
             for row, (pieces, offsets), output in zip(ids, found, outputs, strict=True)
         ]
+
+    def embed_spans(self, text: str, spans: Sequence[tuple[int, int]], pooling: str) -> np.ndarray:
+        """The vectors of spans of characters [start, end) of the text, float32 [spans, parts * embed]; pooling: as for
+        `pool_spans`. A span covers every piece that has one of its characters.
+
+        Raises UserError on another pooling, and on a span that has no piece: one that is empty, of white space alone,
+        outside of the text, or beyond the pieces that the model takes.
+        """
+        if pooling not in POOLINGS:
+            raise UserError(f"pooling is {pooling!r}; it must be one of {', '.join(map(repr, POOLINGS))}")
+        encoding = self.encode([text])[0]
+        begin, end = encoding.offsets[1:-1].T
+        places = [np.flatnonzero((begin < last) & (end > first)) + 1 for first, last in spans]
+        for (first, last), pieces in zip(spans, places, strict=True):
+            if not 0 <= first < last <= len(text) or not len(pieces):
+                what = f"the text has {len(text)} characters" + (" and was cut" if encoding.cut else "")
+                raise UserError(f"the span ({first}, {last}) has no piece: {what}; give spans (start, end) in it")
+        ends = jnp.array([[(pieces[0], pieces[-1]) for pieces in places]], jnp.int32).reshape(1, -1, 2)
+        return np.asarray(pool_spans(jnp.asarray(encoding.hidden_states)[None], ends[..., 0], ends[..., 1], pooling))[0]
 
     def _batches(self, rows: Rows) -> Iterator[tuple[np.ndarray, NumpyBatch]]:
         for indices, shape in plan_batches(rows.lengths, self._table):

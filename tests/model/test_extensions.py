@@ -13,6 +13,7 @@ import pytest
 
 from spanbert_jax.config import EXTENSIONS as FIELDS
 from spanbert_jax.config import ComputeConfig, Config, ModelConfig
+from spanbert_jax.convert.names import ENCODER
 from spanbert_jax.errors import UserError
 from spanbert_jax.model import extensions
 from spanbert_jax.model.encoder import Encoder, encode
@@ -136,6 +137,7 @@ def test_every_parameter_belongs_to_one_extension_or_to_none() -> None:
     )
     for path in extensions.paths(whole):
         assert sum(row.owns(path) for row in extensions.EXTENSIONS.values()) <= 1
+    assert set(whole) - {"qa_outputs"} <= set(ENCODER)  # the groups that an encoder is computed from
     assert set(extensions.paths(bare)) == {
         path for path in extensions.paths(whole) if not any(row.owns(path) for row in extensions.EXTENSIONS.values())
     }

@@ -77,6 +77,21 @@ def test_hidden_states_are_of_each_piece_and_do_not_depend_on_the_other_texts(mo
     assert model.encode([]) == []
 
 
+def test_the_vector_of_a_span_is_pooled_from_its_pieces(model: Loaded) -> None:
+    text = random_texts(np.random.default_rng(2), 1)[0]
+    encoding = model.encode([text])[0]
+    (begin, _), (_, end) = encoding.offsets[2], encoding.offsets[3]
+    found = model.embed_spans(text, [(begin, end), (begin, begin + 1)], "ends")
+    states = encoding.hidden_states
+    np.testing.assert_allclose(found[0], np.concatenate([states[2], states[3]]), atol=1e-6)
+    np.testing.assert_allclose(found[1], np.concatenate([states[2], states[2]]), atol=1e-6)
+    for span in ((3, 3), (-1, 2), (0, len(text) + 1)):
+        with pytest.raises(UserError, match="has no piece: the text has"):
+            model.embed_spans(text, [span])
+    with pytest.raises(UserError, match="pooling is 'max'; it must be one of 'mean'"):
+        model.embed_spans(text, [(0, 1)], "max")
+
+
 def test_mistakes_are_named(model: Loaded, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="expected a list, found one str"):
         model.predict("one text")
