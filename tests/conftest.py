@@ -84,6 +84,18 @@ def finished(topics: Path, once_a_session: Callable) -> tuple[Path, str]:
     return folder / "run", str(printed)
 
 
+@pytest.fixture(scope="session")
+def longer(topics: Path, finished: tuple[Path, str], once_a_session: Callable) -> tuple[Path, dict[str, object]]:
+    """The workdir of an uninterrupted run that is long enough to be stopped by a signal, and the run's fields. Its only
+    checkpoint and its only evaluation are at the end, at step 60."""
+    from tests.support import runs
+
+    fields = {"corpus__files": topics, "data__dir": finished[0] / "data", "train__steps": 60, "train__eval_blocks": 16}
+    fields |= {"train__checkpoint_every": 1000, "train__eval_every": 1000, "train__log_every": 5, "data__lengths": 1}
+    folder, _ = once_a_session("longer", lambda folder: runs.call(folder / "run", **fields).stdout)
+    return folder / "run", fields
+
+
 @pytest.fixture
 def openings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A list that records the events "opened" and "released" of the weights that runs in this process start from."""

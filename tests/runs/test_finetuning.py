@@ -2,11 +2,9 @@
 
 import csv
 import json
-import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -172,10 +170,7 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_parameters(
     finished: tuple[Path, str], data: Path, tmp_path: Path
 ) -> None:
     workdir, _ = finished
-    arguments = command(data, tmp_path / "stopped")
-    process = subprocess.Popen(
-        arguments, cwd=runs.ROOT, env=runs.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    process = runs.start(command(data, tmp_path / "stopped"))
     runs.wait_for(tmp_path / "stopped" / "metrics.jsonl", process, '"step": 20')
     process.send_signal(signal.SIGKILL)
     process.communicate()
@@ -197,19 +192,7 @@ def trials(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
 
 
 def test_two_processes_give_the_numbers_of_one(trials: tuple[Path, str], data: Path, tmp_path: Path) -> None:
-    arguments = [*command(data, tmp_path / "two", finetuning__epochs=1), "--distributed"]
-    slurm = {"SLURM_JOB_ID": str(os.getpid() + 1), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
-    processes = [
-        subprocess.Popen(
-            arguments,
-            cwd=runs.ROOT,
-            env=runs.environment() | slurm | {"SLURM_PROCID": rank, "SLURM_LOCALID": rank},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in ("0", "1")
-    ]
+    processes = runs.start_two(command(data, tmp_path / "two", finetuning__epochs=1))
     printed = [process.communicate()[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], printed
     for name, steps, atol in (("train/loss", 5, 1e-3), ("held_out/accuracy", 2, 2)):  # of 60 texts, one is 1.7%

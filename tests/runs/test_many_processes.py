@@ -106,30 +106,26 @@ def test_a_wait_in_vain_and_flags_without_their_switch_end_in_one_line(
 
 
 def test_a_mistake_that_the_first_process_finds_ends_the_others_too(tmp_path: Path) -> None:
-    processes = runs.start_two(tmp_path / "run", corpus__files="missing/*.txt")
-    printed = [process.communicate(timeout=600)[0] for process in processes]
+    processes = runs.start_two(runs.command(tmp_path / "run", corpus__files="missing/*.txt"))
+    printed = [process.communicate()[0] for process in processes]
     assert [process.returncode for process in processes] == [1, 1], printed
     assert "missing/*.txt" in printed[0]
     assert "error: process 0 could not prepare the data" in printed[1] and "Traceback" not in "".join(printed)
 
 
 def test_a_signal_to_one_process_stops_both_at_one_checkpoint_that_one_process_goes_on_from(
-    finished: tuple[Path, str], topics: Path, tmp_path: Path
+    longer: tuple[Path, dict[str, object]], tmp_path: Path
 ) -> None:
-    workdir = tmp_path / "stopped"
-    fields = {"corpus__files": topics, "data__dir": finished[0] / "data", "train__steps": 60, "train__eval_blocks": 16}
-    fields |= {"train__checkpoint_every": 1000, "train__eval_every": 1000, "train__log_every": 5, "data__lengths": 1}
-    processes = runs.start_two(workdir, **fields)
+    workdir, (uninterrupted, fields) = tmp_path / "stopped", longer
+    processes = runs.start_two(runs.command(workdir, **fields))
     runs.wait_for(workdir / "metrics.jsonl", processes[0], "mlm_loss")
     processes[1].send_signal(signal.SIGTERM)
-    printed = [process.communicate(timeout=900)[0] for process in processes]
+    printed = [process.communicate()[0] for process in processes]
     assert [process.returncode for process in processes] == [75, 75], printed
     (saved,) = [int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()]
     assert f"Stopped at step {saved} of 60" in printed[0] and 0 < saved < 60
     runs.call(workdir, **fields)
-    reference = tmp_path / "reference"
-    runs.call(reference, **fields)
     # Two processes sum gradients in another order; the rest of the run is the same.
     assert runs.metrics(workdir, "held_out/mlm_loss")[60] == pytest.approx(
-        runs.metrics(reference, "held_out/mlm_loss")[60], abs=1e-3
+        runs.metrics(uninterrupted, "held_out/mlm_loss")[60], abs=1e-3
     )

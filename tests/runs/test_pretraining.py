@@ -120,11 +120,11 @@ def test_a_killed_run_goes_on_bitwise_from_its_last_checkpoint(
 ) -> None:
     """SIGKILL right after a checkpoint, dropout on; other devices' worth of microbatches would only change rounding."""
     workdir = tmp_path / "killed"
-    command = runs.command(workdir, corpus__files=topics, data__dir=finished[0] / "data")
-    process = subprocess.Popen(command, cwd=runs.ROOT, env=runs.environment(), stdout=subprocess.DEVNULL)
+    process = runs.start(runs.command(workdir, corpus__files=topics, data__dir=finished[0] / "data"))
     runs.wait_for(workdir / "checkpoints" / "4", process)
     process.kill()
-    assert process.wait() == -signal.SIGKILL
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
     runs.call(workdir, corpus__files=topics, data__dir=finished[0] / "data")
     assert same_params(workdir, finished[0], 12)
     steps = [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
@@ -132,12 +132,10 @@ def test_a_killed_run_goes_on_bitwise_from_its_last_checkpoint(
 
 
 def test_ctrl_c_saves_exits_75_and_the_same_command_goes_on_bitwise(
-    finished: tuple[Path, str], topics: Path, tmp_path: Path
+    longer: tuple[Path, dict[str, object]], tmp_path: Path
 ) -> None:
-    fields = {"corpus__files": topics, "data__dir": finished[0] / "data", "train__steps": 60, "train__eval_blocks": 16}
-    fields |= {"train__checkpoint_every": 1000, "train__eval_every": 1000, "train__log_every": 5, "data__lengths": 1}
-    command = runs.command(tmp_path / "stopped", **fields)
-    process = subprocess.Popen(command, cwd=runs.ROOT, env=runs.environment(), stdout=subprocess.PIPE, text=True)
+    uninterrupted, fields = longer
+    process = runs.start(runs.command(tmp_path / "stopped", **fields))
     runs.wait_for(tmp_path / "stopped" / "metrics.jsonl", process, "mlm_loss")  # the first step is done
     process.send_signal(signal.SIGINT)  # SIGTERM: tests/training/test_loop.py
     printed, _ = process.communicate()
@@ -145,8 +143,7 @@ def test_ctrl_c_saves_exits_75_and_the_same_command_goes_on_bitwise(
     (saved,) = [int(path.name) for path in (tmp_path / "stopped" / "checkpoints").iterdir() if path.name.isdigit()]
     assert f"Stopped at step {saved} of 60; the same command goes on." in printed
     runs.call(tmp_path / "stopped", **fields)
-    runs.call(tmp_path / "uninterrupted", **fields)
-    assert same_params(tmp_path / "stopped", tmp_path / "uninterrupted", 60)
+    assert same_params(tmp_path / "stopped", uninterrupted, 60)
 
 
 def test_a_workdir_of_another_configuration_is_refused_by_the_fields_that_differ(

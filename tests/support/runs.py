@@ -1,7 +1,8 @@
 """Small runs on English prose that every Python has: called in this process, or as command lines in their own.
 
 Invariant: `call` does in this process, from the configuration on, what the command line does in its own. A process of
-its own costs six seconds of imports, and is for tests of signals, of several processes and of flags.
+its own is for tests of signals, of several processes and of flags. `start` forks one (tests/support/forked.py); a new
+one costs five seconds of imports.
 """
 
 import contextlib
@@ -30,6 +31,7 @@ from spanbert_jax import cli
 from spanbert_jax.config import from_dict
 from spanbert_jax.config_check import check
 from spanbert_jax.main import dispatch
+from tests.support import forked
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -130,20 +132,16 @@ def run(workdir: Path, expect: int = 0, **fields: object) -> subprocess.Complete
     return done
 
 
-def start_two(workdir: Path, **fields: object) -> list[subprocess.Popen[str]]:
+def start(command: list[str], **variables: str) -> forked.Forked:
+    """Starts a process of `command`, which is [the interpreter, "-m", a module, the module's arguments]."""
+    return forked.start(*command[2:], **variables)
+
+
+def start_two(command: list[str]) -> list[forked.Forked]:
     """Starts the two processes of one run, which find each other as under SLURM."""
     slurm = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
-    return [
-        subprocess.Popen(
-            [*command(workdir, **fields), "--distributed"],
-            cwd=ROOT,
-            env=environment() | slurm | {"SLURM_PROCID": rank, "SLURM_LOCALID": rank},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in ("0", "1")
-    ]
+    two = [slurm | {"SLURM_PROCID": rank, "SLURM_LOCALID": rank} for rank in ("0", "1")]
+    return [start([*command, "--distributed"], **variables) for variables in two]
 
 
 def free_port() -> int:
@@ -162,20 +160,10 @@ def run_together(
     variables: of the processes' environment.
     """
     plan = {"coordinator": f"localhost:{free_port()}", "count": count, "devices": devices, "runs": planned}
-    command = [sys.executable, "-m", *through, "tests.support.many_runs", json.dumps(plan)]
-    started = [
-        subprocess.Popen(
-            [*command, str(number)],
-            cwd=ROOT,
-            env=environment() | variables,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for number in range(count)
-    ]
+    arguments = (*through, "tests.support.many_runs", json.dumps(plan))
+    started = [forked.start(*arguments, str(number), **variables) for number in range(count)]
     try:
-        printed = [process.communicate(timeout=1800)[0] for process in started]
+        printed = [process.communicate()[0] for process in started]
     finally:
         for process in started:
             process.kill()
@@ -198,7 +186,7 @@ def metrics(workdir: Path, name: str) -> dict[int, float]:
     return {row["step"]: row[name] for row in rows if name in row}
 
 
-def wait_for(path: Path, process: subprocess.Popen[str], text: str = "") -> None:
+def wait_for(path: Path, process: forked.Forked, text: str = "") -> None:
     """Waits until the file is there, with the text in it."""
     for _ in range(12_000):
         if path.exists() and (not text or text in path.read_text()):
