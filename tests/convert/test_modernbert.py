@@ -9,6 +9,7 @@ import io
 import json
 import logging
 import re
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ import pytest
 import torch
 import transformers
 import yaml
+from hypothesis import Phase, given, settings
 from safetensors.numpy import load_file, save_file
 
 from spanbert_jax.config import Config, ModelConfig
@@ -34,10 +36,12 @@ from tests.support import other_tokenizers
 from tests.support.published import load, write_vocabulary
 from tests.support.random_params import assert_same_bits, filled
 from tests.support.synthetic import VOCAB
-from tests.support.transformers_modernbert import CASES, LABELS, random_modernbert
+from tests.support.transformers_modernbert import LABELS, PUBLISHED, drawn_models, random_modernbert
 
 TOLERANCE = 2e-5
-LENGTHS = np.array([40, 25, 1, 33], np.int32)  # a window of CASES has at most 9 pieces
+LENGTHS = np.array([40, 25, 1, 33], np.int32)
+# One configuration of each class; a change of the test's text draws others.
+drawn = settings(max_examples=2, deadline=None, derandomize=True, database=None, phases=[Phase.generate])
 
 
 class Imported(NamedTuple):
@@ -53,17 +57,17 @@ class Imported(NamedTuple):
         return self.published.task or Config().task
 
 
-@pytest.fixture(scope="module", params=CASES)
-def imported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Imported:
-    directory = tmp_path_factory.mktemp(request.param)
-    class_name, fields = CASES[request.param]
+@contextlib.contextmanager
+def imported(class_name: str, fields: dict[str, Any]) -> Iterator[Imported]:
     theirs = random_modernbert(class_name, **fields)
-    theirs.save_pretrained(directory)
-    write_vocabulary(directory / "vocab.txt")
-    with open_published_weights(directory) as published:
-        params, report = load(published)
-    assert report.left == ()
-    return Imported(theirs, directory, published, params)
+    with tempfile.TemporaryDirectory() as folder:
+        directory = Path(folder)
+        theirs.save_pretrained(directory)
+        write_vocabulary(directory / "vocab.txt")
+        with open_published_weights(directory) as published:
+            params, report = load(published)
+        assert report.left == ()
+        yield Imported(theirs, directory, published, params)
 
 
 def their_gradient(
@@ -80,7 +84,17 @@ def their_gradient(
     return {name: x.detach().numpy() for name, x in outputs.items()}, gradient
 
 
-def test_values_and_gradients_are_those_of_transformers_with_padding_and_beyond_the_window(imported: Imported) -> None:
+@drawn
+@given(models=drawn_models())
+def test_values_and_gradients_are_those_of_transformers_with_padding_and_beyond_the_window(
+    models: dict[str, dict[str, Any]],
+) -> None:
+    for class_name, fields in models.items():
+        with imported(class_name, fields) as model:
+            assert_computes_what_transformers_does(model)
+
+
+def assert_computes_what_transformers_does(imported: Imported) -> None:
     rng = np.random.default_rng(5)
     valid = np.arange(LENGTHS.max()) < LENGTHS[:, None]
     ids = np.where(valid, rng.integers(1, VOCAB, valid.shape), 0)
@@ -139,9 +153,17 @@ def assert_loads_whole(directory: Path, class_name: str) -> Any:
     return model
 
 
+@drawn
+@given(models=drawn_models())
 def test_a_model_of_transformers_imported_and_exported_is_the_same_file_again_and_loads_whole(
-    imported: Imported, tmp_path: Path
+    models: dict[str, dict[str, Any]],
 ) -> None:
+    for class_name, fields in models.items():
+        with imported(class_name, fields) as model, tempfile.TemporaryDirectory() as folder:
+            assert_comes_back_the_same_and_loads_whole(model, Path(folder))
+
+
+def assert_comes_back_the_same_and_loads_whole(imported: Imported, tmp_path: Path) -> None:
     published, class_name = imported.published, type(imported.theirs).__name__
     what = Export(imported.params, published.model, published.tokenizer, published.labels, {}, "x", imported.task)
     name, groups = write_export(what, tmp_path, "float32", encoder_only=False)
@@ -167,8 +189,7 @@ def test_a_directory_with_byte_level_bpe_goes_there_and_back_with_its_rows_and_s
     }
     special |= dict.fromkeys(("eos_token_id", "sep_token_id"), before.sep_token_id)
     rows = len(before) + 9  # as in ModernBERT, more than pieces
-    _, fields = CASES["as_published"]
-    random_modernbert("ModernBertForMaskedLM", **{**fields, **special, "vocab_size": rows}).save_pretrained(first)
+    random_modernbert("ModernBertForMaskedLM", **PUBLISHED, **special, vocab_size=rows).save_pretrained(first)
     with open_published_weights(first) as published:
         params, report = load(published)
     assert report.left == () and (published.tokenizer.vocab_size, published.model.vocab_rows) == (len(before), rows)
@@ -297,8 +318,7 @@ def test_an_encoder_alone_loads_whole_and_rows_without_pieces_are_kept(pretraine
 
 
 def test_the_heads_of_a_class_without_counterpart_are_left_alone_and_named(tmp_path: Path) -> None:
-    _, fields = CASES["as_published"]
-    random_modernbert("ModernBertForMultipleChoice", **fields).save_pretrained(tmp_path)
+    random_modernbert("ModernBertForMultipleChoice", **PUBLISHED).save_pretrained(tmp_path)
     write_vocabulary(tmp_path / "vocab.txt")
     with open_published_weights(tmp_path) as published:
         params, report = load(published)

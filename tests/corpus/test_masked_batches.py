@@ -126,7 +126,7 @@ def batches_padded(batches: list[dict[str, np.ndarray]], rate: float) -> list[di
     ]
 
 
-@pytest.mark.parametrize(("limit", "visited"), [(1, 1), (8, 8), (10, 10), (21, 21), (500, 21)])
+@pytest.mark.parametrize(("limit", "visited"), [(8, 8), (10, 10), (500, 21)])
 def test_a_limited_evaluation_visits_always_the_same_blocks(limit: int, visited: int) -> None:
     blocks, seen = FakeBlocks(21), []
     for config in (make_config(), make_config(5, seed=7, lengths=3)):

@@ -3,7 +3,10 @@
 The bucket is a local folder: behind epath's interface for this program, behind Google's JSON interface for Orbax.
 """
 
+import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 from tests.support import fake_bucket, runs
@@ -24,10 +27,19 @@ def test_a_run_in_a_bucket_is_the_run_on_this_disk_and_goes_on_from_its_newest_s
     # Checkpoint 12 is as a run leaves it that is killed while it saves.
     broken = [(str(checkpoints / "12"), "commit_success.txt", False), (str(checkpoints / "8"), *DAMAGE["a cut array"])]
     with fake_bucket.served(tmp_path / "buckets") as variables:
-        through = ["tests.support.fake_bucket", str(tmp_path / "buckets")]
         twice = [["gs://bucket/run", fields], ["gs://bucket/run", fields, broken]]
-        (printed,) = runs.run_together(twice, through=through, **variables)
-    begun, resumed, _ = printed.split("Checkpoint:  gs://bucket/run/checkpoints/12")
+        plan = json.dumps({"count": 1, "devices": 1, "runs": twice})
+        modules = ["tests.support.fake_bucket", str(tmp_path / "buckets"), "tests.support.many_runs", plan, "0"]
+        done = subprocess.run(  # a new process, because etils chooses its file systems when it is imported
+            [sys.executable, "-m", *modules],
+            cwd=runs.ROOT,
+            env=runs.environment() | variables,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout
+    begun, resumed, _ = done.stdout.split("Checkpoint:  gs://bucket/run/checkpoints/12")
     assert "Building blocks" in begun and "Building blocks" not in resumed
     kept = "kept as 8.damaged; going on from 4$"
     assert re.search(f"^warning: gs://bucket/run/checkpoints/8 is damaged .*: {kept}", resumed, re.MULTILINE)

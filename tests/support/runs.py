@@ -17,7 +17,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -151,17 +151,13 @@ def free_port() -> int:
         return taken.getsockname()[1]
 
 
-def run_together(
-    planned: list[list[Any]], count: int = 1, devices: int = 1, through: Sequence[str] = (), **variables: str
-) -> list[str]:
+def run_together(planned: list[list[Any]], count: int, devices: int) -> list[str]:
     """Runs of `many_runs`, in `count` processes of `devices` CPU devices each; returns what each process printed.
 
-    planned: the plan's "runs". through: a module that runs another module, and its arguments before that one's name.
-    variables: of the processes' environment.
+    planned: the plan's "runs".
     """
     plan = {"coordinator": f"localhost:{free_port()}", "count": count, "devices": devices, "runs": planned}
-    arguments = (*through, "tests.support.many_runs", json.dumps(plan))
-    started = [forked.start(*arguments, str(number), **variables) for number in range(count)]
+    started = [forked.start("tests.support.many_runs", json.dumps(plan), str(number)) for number in range(count)]
     try:
         printed = [process.communicate()[0] for process in started]
     finally:

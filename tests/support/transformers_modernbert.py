@@ -1,62 +1,51 @@
-"""transformers' ModernBERT with random weights, at configurations that mix biases, windows, sizes and poolings."""
+"""transformers' ModernBERT with random weights, at drawn configurations of every field that an import follows."""
 
 from typing import Any
+
+from hypothesis import strategies as st
 
 from tests.support.synthetic import VOCAB
 
 LABELS = 5
-_ROPE = {"rope_type": "default"}
-
-# transformers' class, and the fields of its configuration that differ from the defaults.
-CASES: dict[str, tuple[str, dict[str, Any]]] = {
-    "as_published": (
-        "ModernBertForMaskedLM",
-        {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 24},
-    ),
-    "mean_without_windows": (
-        "ModernBertForSequenceClassification",
-        {
-            "hidden_size": 20,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 5,
-            "intermediate_size": 48,
-            "layer_types": ["full_attention"] * 2,
-            "local_attention": 128,
-            "num_labels": LABELS,
-            "classifier_pooling": "mean",
-            **dict.fromkeys(("attention_bias", "classifier_bias"), True),
-        },
-    ),
-    "tokens": (
-        "ModernBertForTokenClassification",
-        {
-            "hidden_size": 24,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 2,
-            "intermediate_size": 32,
-            "local_attention": 2,
-            "num_labels": LABELS,
-            "rope_parameters": {
-                "full_attention": {**_ROPE, "rope_theta": 500.0},
-                "sliding_attention": {**_ROPE, "rope_theta": 50.0},
-            },
-            **dict.fromkeys(("mlp_bias", "norm_bias"), True),
-        },
-    ),
-    "answers_with_all_biases": (
-        "ModernBertForQuestionAnswering",
-        {
-            "hidden_size": 30,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 3,
-            "intermediate_size": 37,
-            "local_attention": 6,
-            "global_attn_every_n_layers": 2,
-            "norm_eps": 1e-3,
-            **dict.fromkeys(("attention_bias", "mlp_bias", "norm_bias", "classifier_bias"), True),
-        },
-    ),
+# transformers' classes, and the fields that a class needs.
+CLASSES: dict[str, dict[str, Any]] = {
+    "ModernBertForMaskedLM": {},
+    "ModernBertForSequenceClassification": {"num_labels": LABELS},
+    "ModernBertForTokenClassification": {"num_labels": LABELS},
+    "ModernBertForQuestionAnswering": {},
 }
+# Small sizes. The other fields have transformers' defaults, which are those of the published ModernBERT.
+PUBLISHED = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 24}
+_BIASES = ("attention_bias", "mlp_bias", "norm_bias", "classifier_bias")
+_DEFAULT_WINDOW = 128  # transformers' local_attention
+
+
+@st.composite
+def configurations(draw: st.DrawFn) -> dict[str, Any]:
+    """Fields of transformers' ModernBertConfig: layers of which all, some or one see all keys, and windows of 3 to 31
+    pieces."""
+    layers, heads = draw(st.integers(2, 3)), draw(st.integers(2, 5))
+    every = draw(st.integers(1, 3))
+    thetas = {kind: draw(st.sampled_from([160_000.0, 10_000.0, 50.0])) for kind in ("full", "sliding")}
+    return {
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "hidden_size": heads * 2 * draw(st.integers(3, 6)),
+        "intermediate_size": draw(st.integers(11, 48)),
+        "global_attn_every_n_layers": every,
+        "local_attention": draw(st.sampled_from([2, 8, 30])) if every > 1 else _DEFAULT_WINDOW,
+        "norm_eps": draw(st.sampled_from([1e-5, 1e-3])),
+        "classifier_pooling": draw(st.sampled_from(["cls", "mean"])),
+        "rope_parameters": {
+            f"{kind}_attention": {"rope_type": "default", "rope_theta": theta} for kind, theta in thetas.items()
+        },
+        **{bias: draw(st.booleans()) for bias in _BIASES},
+    }
+
+
+def drawn_models() -> st.SearchStrategy[dict[str, dict[str, Any]]]:
+    """The fields of a configuration for each of CLASSES. Hypothesis begins with the simplest example, an empty one."""
+    return st.just({}) | st.fixed_dictionaries(dict.fromkeys(CLASSES, configurations()))
 
 
 def random_modernbert(class_name: str, seed: int = 3, **fields: Any) -> Any:
@@ -65,7 +54,7 @@ def random_modernbert(class_name: str, seed: int = 3, **fields: Any) -> Any:
     import transformers
 
     special = {"pad_token_id": 0, "bos_token_id": 2, "cls_token_id": 2, "eos_token_id": 3, "sep_token_id": 3}
-    defaults = {"vocab_size": VOCAB, "local_attention": 8, "max_position_embeddings": 64}
+    defaults = {"vocab_size": VOCAB, "local_attention": 8, "max_position_embeddings": 64, **CLASSES.get(class_name, {})}
     config = transformers.ModernBertConfig(**{**special, **defaults, **fields})
     model = getattr(transformers, class_name)(config)
     generator = torch.Generator().manual_seed(seed)

@@ -41,7 +41,7 @@ def blocks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the sides of a corpus take: blocks of the Python documentation's topics in WordPieces of one character."""
     folder = tmp_path_factory.mktemp("corpus")
     (folder / "text").mkdir()
-    for number, text in enumerate(list(pydoc_data.topics.topics.values())[:30]):
+    for number, text in enumerate(list(pydoc_data.topics.topics.values())[:8]):
         (folder / "text" / f"{number}.txt").write_text(text)
     letters = [chr(code) for code in range(33, 127)]
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
@@ -359,11 +359,11 @@ def test_sides_of_the_input_count_every_block(blocks: dict[str, Any]) -> None:
 def test_sides_of_padding_count_pieces_and_positions(blocks: dict[str, Any]) -> None:
     found = {}
     for count in (1, 2):
-        facts, ask = padding.start({**SPEC, **blocks, "batch": 4, "batches": 6, "lengths": count})
+        facts, ask = padding.start({**SPEC, **blocks, "batch": 2, "batches": 6, "lengths": count})
         found[count] = facts
         answer = ask({})
-        assert 0 < answer["pieces"] < answer["positions"] <= 6 * 4 * 64 and answer["seconds"] > 0
-    assert found[1]["shapes"] == [(4, 64)] and len(found[2]["shapes"]) == 2
+        assert 0 < answer["pieces"] < answer["positions"] <= 6 * 2 * 64 and answer["seconds"] > 0
+    assert found[1]["shapes"] == [(2, 64)] and len(found[2]["shapes"]) == 2
     assert found[1]["blocks"] == found[2]["blocks"]  # an epoch, whatever the shapes
     assert 0 <= found[2]["padding"] < found[1]["padding"] < 1
 
