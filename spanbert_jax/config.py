@@ -188,6 +188,11 @@ EXTENSIONS: dict[str, tuple[str, ...]] = {
 }
 
 
+def reads_spans(model: ModelConfig) -> bool:
+    """Whether the encoder reads the span tags of a row's pieces."""
+    return model.span_embedding or model.span_attention != "none"
+
+
 # Kernels. "auto" takes the first that runs on the machine: model/kernels/choice.py.
 ATTENTION_KERNELS = ("splash", "triton", "cudnn", "xla")
 DROPPING_KERNELS = ("triton", "xla")  # the attention kernels that have attention dropout

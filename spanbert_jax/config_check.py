@@ -14,6 +14,7 @@ from spanbert_jax.config import (
     ModelConfig,
     OptimizerConfig,
     flatten,
+    reads_spans,
 )
 from spanbert_jax.errors import UserError
 from spanbert_jax.text.span_syntax import parse_rules
@@ -214,6 +215,11 @@ def _check_extensions(config: Config) -> None:
             f"config.model.attention_composition is {model.attention_composition}, which mixes the heads' scores, "
             f"and config.compute.attention is {config.compute.attention!r}, which never holds them; set "
             "config.compute.attention=xla"
+        )
+    if reads_spans(model) and not config.corpus.spans:
+        raise UserError(
+            f"config.model.span_embedding is {model.span_embedding} and span_attention {model.span_attention!r}, and "
+            "config.corpus.spans has no rules that find spans; set it, for example to 'capitals'"
         )
     if model.context_encoder == "none" and model.context_encoder_input != "embeddings":
         raise UserError(

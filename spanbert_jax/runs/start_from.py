@@ -13,7 +13,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from spanbert_jax.config import Config
+from spanbert_jax.config import Config, reads_spans
 from spanbert_jax.config_check import check
 from spanbert_jax.errors import UserError
 from spanbert_jax.model import extensions
@@ -74,9 +74,18 @@ def adopt(config: Config, workdir: epath.Path, start: StartingWeights) -> Config
             )
     own = {name: getattr(config.model, name) for name in _OWN}
     own |= extensions.adopted(config.model, known.model, config.init_from)
+    corpus = config.corpus
+    if reads_spans(known.model):  # the rules decide what the numbers of the kinds mean
+        if corpus.spans not in ("", known.corpus.spans):
+            raise UserError(
+                f"config.corpus.spans is {corpus.spans!r}, and the weights in {config.init_from} were trained with "
+                f"{known.corpus.spans!r}; leave it out"
+            )
+        corpus = dataclasses.replace(corpus, spans=known.corpus.spans)
     names = ("kind", "lowercase", "vocab_size")
     tokenizer = dataclasses.replace(config.tokenizer, **{name: getattr(known.tokenizer, name) for name in names})
-    adopted = dataclasses.replace(config, model=dataclasses.replace(known.model, **own), tokenizer=tokenizer)
+    model = dataclasses.replace(known.model, **own)
+    adopted = dataclasses.replace(config, model=model, tokenizer=tokenizer, corpus=corpus)
     check(adopted)
     return adopted
 

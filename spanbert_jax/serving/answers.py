@@ -14,7 +14,7 @@ from typing import Any, Generic
 import jax
 from jax.sharding import NamedSharding
 
-from spanbert_jax.config import Config
+from spanbert_jax.config import Config, reads_spans
 from spanbert_jax.serving.predictor import Params, Predictor, Show, quiet
 from spanbert_jax.serving.weights import Weights
 from spanbert_jax.tasks.example_files import Record, Role, Source
@@ -22,6 +22,7 @@ from spanbert_jax.tasks.finetuning import ExampleT, FineTuning, Identified, Lear
 from spanbert_jax.tasks.registry import AnyTask, finetuning_task
 from spanbert_jax.tasks.rows import Rows, build_rows, fingerprint, load_rows, save_rows
 from spanbert_jax.tasks.settings import values
+from spanbert_jax.text.spans import SpanFinder
 from spanbert_jax.training import sharding
 from spanbert_jax.training.metadata import Metadata
 from spanbert_jax.training.progress import Stage
@@ -144,13 +145,17 @@ def rows_of(
     """
     path = None
     if cache:
-        made_from = {
+        made_from: dict[str, Any] = {
             "task": task.task,
             "role": role,
             "tokenizer": task.tokenizer.fingerprint,
             "learnt": dataclasses.asdict(task.learnt),
             "config": values(task.config, task.settings),
         }
+        if reads_spans(task.config.model):
+            corpus = task.config.corpus
+            files = SpanFinder(corpus.spans).files
+            made_from["spans"] = {"rules": corpus.spans, "files": files, "in": [corpus.language, corpus.sentences]}
         path = cache / f"{role}-{fingerprint(source, made_from)[:16]}.npz"
         kept = load_rows(path)
         if kept is not None:

@@ -16,12 +16,14 @@ import numpy as np
 
 from spanbert_jax.batch import Batch, NumpyBatch
 from spanbert_jax.batches.shapes import Shape, plan_batches, shape_table
-from spanbert_jax.config import Config
+from spanbert_jax.config import Config, reads_spans
 from spanbert_jax.model import linear_heads
 from spanbert_jax.tasks.entities.words import NO_STYLE, WordStyle
 from spanbert_jax.tasks.example_files import Record, Role, Source
+from spanbert_jax.tasks.row_spans import RowsWithSpans
 from spanbert_jax.tasks.rows import Featurise, RowBatches, Rows
 from spanbert_jax.tasks.settings import declared
+from spanbert_jax.text.spans import SpanFinder
 from spanbert_jax.text.tokenizer import Tokenizer
 from spanbert_jax.training import flops
 from spanbert_jax.training.metadata import Metadata
@@ -89,10 +91,12 @@ class FineTuning(abc.ABC, Generic[ExampleT, ModelT]):
     reads_words: ClassVar[bool] = False  # whether `row_maker` encodes each word of an example by itself
     # The fields of a batch that `outputs` reads, all int32: name -> number of axes, 1 for [batch], 2 for [batch,
     # length].
-    inputs: ClassVar[Mapping[str, int]] = {"input_ids": 2, "lengths": 1, "token_type_ids": 2}
+    inputs: Mapping[str, int] = {"input_ids": 2, "lengths": 1, "token_type_ids": 2}
 
     def __init__(self, config: Config, tokenizer: Tokenizer, learnt: Learnt):
         self.config, self.tokenizer, self.learnt = config, tokenizer, learnt
+        if reads_spans(config.model):
+            self.inputs = {**self.inputs, "span_tags": 2}
 
     @classmethod
     @abc.abstractmethod
@@ -132,8 +136,12 @@ class FineTuning(abc.ABC, Generic[ExampleT, ModelT]):
 
     @final
     def featuriser(self, role: Role) -> Featurise[ExampleT]:
-        """`row_maker` for this task's configuration."""
-        return self.row_maker(declared(self.config, self.settings), self.tokenizer, self.learnt, role)
+        """`row_maker` for this task's configuration, with span tags where the encoder reads them."""
+        maker = self.row_maker(declared(self.config, self.settings), self.tokenizer, self.learnt, role)
+        if not reads_spans(self.config.model):
+            return maker
+        corpus = self.config.corpus
+        return RowsWithSpans(maker, self.tokenizer, SpanFinder(corpus.spans), corpus.language, corpus.sentences)
 
     def train_batches(self, rows: Rows, config: Config) -> TrainBatches:
         """The training batches of a run. config: the task's configuration with the seed of the trial."""
@@ -211,9 +219,8 @@ def row_logits(
     row_numbers: jax.Array | None = None,
 ) -> jax.Array:
     """The logits of a linear head for a batch of rows, by `linear_heads.apply`."""
-    return linear_heads.apply(
-        model, params, batch["input_ids"], batch["lengths"], batch["token_type_ids"], key, row_numbers
-    )
+    inputs = (batch["input_ids"], batch["lengths"], batch["token_type_ids"])
+    return linear_heads.apply(model, params, *inputs, key, row_numbers, batch.get("span_tags"))
 
 
 def cross_entropy_sum(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> jax.Array:

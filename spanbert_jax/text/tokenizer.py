@@ -210,6 +210,17 @@ class Tokenizer:
             return self._json.surface(self._pieces[id]).strip()
         return self._pieces[id].removeprefix(wordpiece.CONTINUES).removeprefix(_SPACE)
 
+    def written(self, id: int) -> str:
+        """The piece in a text: `surface` with a space before it where its mark says that a word begins. WordPiece marks
+        punctuation as a word, whether or not a space stood there."""
+        if self._json:
+            return self._json.surface(self._pieces[id])
+        if self.kind in _SENTENCEPIECE:
+            return self._pieces[id].replace(_SPACE, " ")
+        piece = self._pieces[id]
+        continues = piece.startswith(wordpiece.CONTINUES)
+        return piece.removeprefix(wordpiece.CONTINUES) if continues else f" {piece}"
+
     def with_prefix_space(self) -> "Tokenizer":
         """The tokenizer that reads a text's first word as the words after it, with a space before it.
 

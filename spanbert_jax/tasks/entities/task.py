@@ -5,7 +5,7 @@ Invariant: only `task_class` asks which head the configuration names.
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ def task_class(config: Config) -> type["TokenTagging"] | type["SpanTagging"]:
 class TokenTagging(Tagging[TaskModel]):
     """The task of configs/ner.py: a tag of IOB2 for each word, at the word's first piece."""
 
-    inputs: ClassVar[Mapping[str, int]] = {**Tagging.inputs, "word": 2}
+    inputs: Mapping[str, int] = {**Tagging.inputs, "word": 2}
 
     @classmethod
     def widest(cls, config: Config) -> int:
@@ -101,7 +101,7 @@ class SpanTagging(Tagging[SpanModel]):
     """The task of configs/ner.py with `tagging.head` "span": a type, or none, for each span of words. Entities may
     nest."""
 
-    inputs: ClassVar[Mapping[str, int]] = {**Tagging.inputs, "first": 2, "last": 2, "starts": 1}
+    inputs: Mapping[str, int] = {**Tagging.inputs, "first": 2, "last": 2, "starts": 1}
 
     @classmethod
     def widest(cls, config: Config) -> int:
