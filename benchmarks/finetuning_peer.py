@@ -43,6 +43,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from benchmarks.cells import read_records
 from benchmarks.measure import ROOT, Side, SideFailed, cores_of, need, stop
 from benchmarks.report import machine, write
 from benchmarks.worker import Json
@@ -119,17 +120,13 @@ class Cell(NamedTuple):
 def read_cells(path: Path) -> list[Json]:
     """The lines of a cells.jsonl whose settings are those of now; raises UserError, naming the line, where one cannot
     be read."""
-    found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines() if path.exists() else (), start=1):
-        try:
-            record = json.loads(line)
-            settings = record["settings"]
-            cell = Cell(*(settings[name] for name in Cell._fields))
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}, line {number}: no line of a finished cell; delete the line") from error
-        if cell.task in TASKS and cell.settings() == settings:
-            found.append(record)
-    return found
+
+    def is_current(settings: Json) -> bool:
+        named: Json = {name: settings.get(name) for name in Cell._fields}
+        cell = Cell(**named)
+        return cell.task in TASKS and cell.settings() == settings
+
+    return [record for record in read_records(path) if is_current(record["settings"])]
 
 
 def measure(cell: Cell, data: Path, cores: tuple[int, ...], stage: Stage, place: str) -> Json:

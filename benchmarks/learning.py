@@ -17,21 +17,18 @@ Invariant: a line of cells.jsonl is used again only for the settings that it was
 """
 
 import argparse
-import json
 import os
-import queue
 import shutil
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from benchmarks.cells import run_cells
 from benchmarks.measure import ROOT, cores_of, stop
 from benchmarks.report import machine, write
 from benchmarks.worker import Json
@@ -114,24 +111,9 @@ class Cell(NamedTuple):
         return {**self._asdict(), "fields": fields_of(self.recipe, self.steps)}
 
 
-def read_cells(path: Path) -> dict[Cell, Json]:
-    """The lines of a cells.jsonl whose settings are those of now; raises UserError, naming the line, where one cannot
-    be read."""
-    found = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines() if path.exists() else (), start=1):
-        try:
-            record = json.loads(line)
-            cell = Cell(*(record["settings"][name] for name in Cell._fields))
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}, line {number}: no line of a finished cell; delete the line") from error
-        if cell.recipe in RECIPES and cell.settings() == record["settings"]:
-            found[cell] = record
-    return found
-
-
 def train(cell: Cell, work: Path, core: int, running: set[int]) -> Json:
-    """Trains the cell in a process on one core; returns its line of cells.jsonl. running: the processes to stop when
-    this one is stopped.
+    """Trains the cell in a process on one core; returns its metrics and CPU seconds. running: the processes to stop
+    when this one is stopped.
 
     Raises UserError where the run fails.
     """
@@ -156,51 +138,26 @@ def train(cell: Cell, work: Path, core: int, running: set[int]) -> Json:
     held_out = metric_records(place / "metrics.jsonl")[-1][1]
     metrics = {name.removeprefix("held_out/"): value for name, value in held_out.items() if name != "step"}
     shutil.rmtree(place)
-    return {"settings": cell.settings(), "metrics": metrics, "cpu_seconds": used.ru_utime + used.ru_stime}
+    return {"metrics": metrics, "cpu_seconds": used.ru_utime + used.ru_stime}
 
 
 def train_all(cells: Sequence[Cell], work: Path, cores: Sequence[int], stage: Stage) -> dict[Cell, Json]:
     """Trains the cells that cells.jsonl lacks, as many at once as there are cores; returns the lines of all."""
-    kept = work / "cells.jsonl"
-    found = read_cells(kept)
-    left = [cell for cell in dict.fromkeys(cells) if cell not in found]
-    free: queue.SimpleQueue[int] = queue.SimpleQueue()
-    lock, stopped, running = threading.Lock(), threading.Event(), set[int]()
-    for core in cores:
-        free.put(core)
+    running = set[int]()
 
-    def one(cell: Cell) -> None:
-        if stopped.is_set():
-            return
-        core = free.get()
-        try:
-            record = train(cell, work, core, running)
-        except BaseException:
-            stopped.set()
-            raise
-        finally:
-            free.put(core)
-        with lock:
-            with kept.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
-            found[cell] = record
-            loss, right = record["metrics"]["mlm_loss_mask"], record["metrics"]["mlm_accuracy_mask"]
-            stage.say(
-                f"{cell.recipe}, seed {cell.seed}, {cell.steps} steps: {loss:.3f} nats, {right:.1%} on [MASK]; "
-                f"{record['cpu_seconds']:.0f} CPU s"
-            )
-            stage.update(len(found.keys() & set(cells)) / len(set(cells)), f"{len(left)} cells were left")
-
-    pool = ThreadPoolExecutor(len(cores))
-    try:
-        for future in [pool.submit(one, cell) for cell in left]:
-            future.result()
-    finally:
-        stopped.set()
+    def cancel() -> None:
         for process in list(running):
             os.kill(process, signal.SIGKILL)
-        pool.shutdown()
-    return found
+
+    def told(cell: Cell, record: Json) -> str:
+        loss, right = record["metrics"]["mlm_loss_mask"], record["metrics"]["mlm_accuracy_mask"]
+        what = f"{cell.recipe}, seed {cell.seed}, {cell.steps} steps: {loss:.3f} nats, {right:.1%} on [MASK]"
+        return f"{what}; {record['cpu_seconds']:.0f} CPU s"
+
+    def one(cell: Cell, core: int) -> Json:
+        return train(cell, work, core, running)
+
+    return run_cells(cells, work / "cells.jsonl", cores, one, cancel, stage, told)
 
 
 def affordable(recipe: str, records: dict[Cell, Json], seeds: Sequence[int], steps: int, first: str) -> int:

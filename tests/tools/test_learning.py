@@ -1,13 +1,12 @@
 """benchmarks/learning.py: recipes are configurations, a stopped benchmark goes on, and the table has its columns."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks import learning
-from benchmarks.learning import RECIPES, Cell, affordable, fields_of, read_cells
+from benchmarks.learning import RECIPES, Cell, affordable, fields_of
 from configs.tiny import get_config
 from spanbert_jax.config import from_dict
 from spanbert_jax.config_check import check
@@ -86,17 +85,6 @@ def test_a_benchmark_that_was_stopped_trains_only_what_is_left_and_ends_in_a_tab
     assert row[2] == "5.650 ± 0.071" and row[6] == "+0.350 (bert)" and row[7] == "80"
     (guess,) = [line for line in lines if "visible neighbours" in line[1]]
     assert guess[2:5] == ["5.750", "9.0", "8.0"]
-
-
-def test_lines_of_other_settings_are_left_out_and_damaged_ones_named(tmp_path: Path) -> None:
-    kept, cell = tmp_path / "cells.jsonl", Cell("bert", 1, 100)
-    other = record(cell, 6.0, 1.0)
-    other["settings"]["fields"]["optimizer.learning_rate"] = 1.0
-    kept.write_text("".join(f"{json.dumps(one)}\n" for one in (other, record(Cell("mlm", 2, 9), 5.0, 1.0))))
-    assert list(read_cells(kept)) == [Cell("mlm", 2, 9)]
-    kept.write_text("{}\n")
-    with pytest.raises(UserError, match=r"cells\.jsonl, line 1: no line of a finished cell"):
-        read_cells(kept)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,92 @@
+"""Cells of a grid of trainings: run side by side, one on each core, and kept as the lines of a file.
+
+Invariant: a finished cell is a line of the file, which is used again only for the settings that it was made with. So a
+grid that is started again goes on.
+"""
+
+import json
+import queue
+import threading
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from benchmarks.worker import Json
+from spanbert_jax.errors import UserError
+from spanbert_jax.training.progress import Stage
+
+
+class Cell(Hashable, Protocol):
+    """A training of the grid."""
+
+    def settings(self) -> Json:
+        """All that the cell's result depends on, as JSON."""
+
+
+def read_records(path: Path) -> list[Json]:
+    """The lines of a file of cells; raises UserError, naming the line, where one cannot be read."""
+    found = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines() if path.exists() else (), start=1):
+        try:
+            record = json.loads(line)
+            record["settings"].items()
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path}, line {number}: no line of a finished cell; delete the line") from error
+        found.append(record)
+    return found
+
+
+C = TypeVar("C", bound=Cell)
+
+
+def run_cells(
+    cells: Sequence[C],
+    kept: Path,
+    cores: Sequence[int],
+    train: Callable[[C, int], Json],
+    cancel: Callable[[], None],
+    stage: Stage,
+    told: Callable[[C, Json], str],
+) -> dict[C, Json]:
+    """The record of every cell; trains those that the file `kept` lacks, as many at once as there are cores.
+
+    train: a cell and its core -> the record's other entries than "settings". cancel: ends all cells that are being
+    trained. told: a line for people. The first cell that fails ends the others, and its exception is raised.
+    """
+    wanted = list(dict.fromkeys(cells))
+    known = {json.dumps(record["settings"], sort_keys=True): record for record in read_records(kept)}
+    found = {cell: known[key] for cell in wanted if (key := json.dumps(cell.settings(), sort_keys=True)) in known}
+    left = [cell for cell in wanted if cell not in found]
+    free: queue.SimpleQueue[int] = queue.SimpleQueue()
+    lock, stopped = threading.Lock(), threading.Event()
+    for core in cores:
+        free.put(core)
+
+    def one(cell: C) -> None:
+        core = free.get()
+        try:
+            if stopped.is_set():
+                return
+            record = {"settings": cell.settings(), **train(cell, core)}
+        except BaseException:
+            stopped.set()
+            raise
+        finally:
+            free.put(core)
+        with lock:
+            with kept.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+            found[cell] = record
+            stage.say(told(cell, record))
+            stage.update(len(found) / len(wanted), f"{len(wanted) - len(found)} cells are left")
+
+    pool = ThreadPoolExecutor(len(cores))
+    try:
+        for future in [pool.submit(one, cell) for cell in left]:
+            future.result()
+    finally:
+        stopped.set()
+        cancel()
+        pool.shutdown(cancel_futures=True)
+    return found
