@@ -127,12 +127,18 @@ def loss_and_gradient(model: Any, params: dict[str, Any], inputs: dict[str, Any]
 
 
 def test_scan_unroll_and_every_remat_policy_agree_in_values_and_gradients() -> None:
-    config = Config(model=dataclasses.replace(ODD, layers=2), compute=F32)
+    """With every extension of the encoder."""
+    extended: dict[str, Any] = {"head_scales": "full", "attention_composition": 2, "context_encoder": "mingru"}
+    extended |= {"span_embedding": True, "span_attention": "row"}
+    config = Config(model=dataclasses.replace(ODD, layers=2, **extended), compute=F32)
     inputs = random_inputs(131, (13, 5, 1, 0), 6)
     params = random_params(pretraining_model(config, 131, "cpu"), 3)
+    tags = np.zeros((4, 13), np.int32)
+    tags[0, 3:6], tags[1, 1] = (3, 2, 2), 5
 
     def loss(params: dict[str, Any], model: Any) -> tuple[jax.Array, jax.Array]:
-        hidden = encode(model, params, inputs["input_ids"], inputs["lengths"], dropout_key=jnp.uint32(7))
+        ids, lengths = inputs["input_ids"], inputs["lengths"]
+        hidden = encode(model, params, ids, lengths, dropout_key=jnp.uint32(7), span_tags=tags)
         return jnp.sum(jnp.sin(hidden)), hidden
 
     run = jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=1)

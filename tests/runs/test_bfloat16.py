@@ -6,12 +6,14 @@ import numpy as np
 
 from tests.support import runs
 
-# The layers of configs/tiny.py at a quarter of its width, over a smaller vocabulary and shorter rows of one length,
-# with fewer rows a step and a shorter warm-up.
+# The layers of configs/tiny.py, with two extensions, at a quarter of its width, over a smaller vocabulary and shorter
+# rows of one length, with fewer rows a step and a shorter warm-up.
 TINY = {
     "data__block_length": 32,
     "data__lengths": 1,
     "model__max_length": 32,
+    "model__head_scales": "full",
+    "model__context_encoder": "mingru",
     "optimizer__warmup_steps": 50,
     "train__steps": 500,
     "train__log_every": 25,

@@ -46,7 +46,8 @@ def run(mesh: dict[str, Any]) -> dict[str, Any]:
     count = mesh.pop("accumulation", 1)
     # eps is large, so that an update follows its gradient. With a small eps, rounding would decide the sign of Adam's
     # update for a tiny gradient.
-    config = small_config(mesh=mesh, train={"batch_size": 16, "accumulation": count}, optimizer={"eps": 1e-3})
+    sections = {"train": {"batch_size": 16, "accumulation": count}, "optimizer": {"eps": 1e-3}}
+    config = small_config(mesh=mesh, model={"head_scales": "full", "context_encoder": "mingru"}, **sections)
     devices = int(np.prod([mesh.get(axis, 1) for axis in ("data", "fsdp", "model")]))
     where = sharding.make_mesh(config.mesh, jax.devices()[:devices])
     with jax.set_mesh(where):
@@ -85,7 +86,13 @@ MUON_CASES: dict[str, dict[str, Any]] = {
 def muon(mesh: dict[str, Any]) -> dict[str, Any]:
     """The parameters after three updates of Muon by given gradients, and the number of elements that the first device
     holds of each hidden matrix's momentum, beside the number in all."""
-    config = small_config(mesh=mesh, optimizer={"name": "muon"})
+    extended = {
+        "head_scales": "output",
+        "attention_composition": 2,
+        "context_encoder": "bilstm",
+        "span_attention": "own",
+    }
+    config = small_config(mesh=mesh, optimizer={"name": "muon"}, model=extended, corpus={"spans": "capitals"})
     devices = int(np.prod([mesh.get(axis, 1) for axis in ("data", "fsdp", "model")]))
     where = sharding.make_mesh(config.mesh, jax.devices()[:devices])
     rng = np.random.default_rng(0)
