@@ -6,6 +6,7 @@ of processes nor the mesh changes a batch, except for empty rows that fill the d
 rows that its own devices hold, as the sharding says, and no others.
 """
 
+import functools
 from collections.abc import Callable, Iterator
 
 import jax
@@ -73,15 +74,26 @@ def eval_batches(
     `train_batches`; the shortest rows come first. The last batch of a length is filled up with empty rows, whose length
     and weights are 0.
     """
-    held = HeldRows(sharding)
-    batch, count = _eval_batch(config, blocks, tokenizer, limit, held.rows, held.unit)
-    return feed(_local_batches(batch, 0, count), sharding, held)
+    count = min(limit or len(blocks), len(blocks))
+    dataset = _eval_dataset(config, blocks, tokenizer, count, sharding if sharding.num_devices > 1 else None)
+    return feed(dataset.as_numpy_iterator(), sharding, HeldRows(sharding))
 
 
 def local_eval_batches(config: Config, blocks: Blocks, tokenizer: Tokenizer, limit: int) -> Iterator[NumpyBatch]:
     """The batches of `eval_batches` on one device, in NumPy."""
-    batch, count = _eval_batch(config, blocks, tokenizer, limit)
-    return _local_batches(batch, 0, count)
+    return _eval_dataset(config, blocks, tokenizer, min(limit or len(blocks), len(blocks)), None).as_numpy_iterator()
+
+
+# The evaluations of a run, and the guess beside them, take the same dataset. Tracing it anew would cost half a second.
+@functools.lru_cache(maxsize=1)
+def _eval_dataset(
+    config: Config, blocks: Blocks, tokenizer: Tokenizer, count: int, sharding: jax.sharding.Sharding | None
+) -> tf.data.Dataset:
+    """The rows of `eval_batches` that this process holds, of `count` blocks. sharding: None for one device."""
+    if sharding is None:
+        return _local_dataset(*_eval_batch(config, blocks, tokenizer, count))
+    held = HeldRows(sharding)
+    return _local_dataset(*_eval_batch(config, blocks, tokenizer, count, held.rows, held.unit))
 
 
 def _train_batch(
@@ -108,12 +120,12 @@ def _eval_batch(
     config: Config,
     blocks: Blocks,
     tokenizer: Tokenizer,
-    limit: int,
+    count: int,
     held: Callable[[np.ndarray], np.ndarray] = lambda indices: indices,
     unit: int = 1,
 ) -> tuple[_MakeBatch, int]:
     """The function that makes the held rows of a batch of an evaluation, and the number of batches."""
-    chosen = np.random.default_rng(EVAL_SEED).permutation(len(blocks))[: limit or len(blocks)]
+    chosen = np.random.default_rng(EVAL_SEED).permutation(len(blocks))[:count]
     positions = config.train.batch_size // config.train.accumulation * config.data.block_length
     batches = sorted_batches(blocks.lengths[chosen] + 2, row_lengths(config, blocks), positions, unit)
     masker = Masker(config, tokenizer, blocks.metadata.piece_counts)
@@ -156,7 +168,11 @@ def _read(
 
 
 def _local_batches(batch: _MakeBatch, start: int, stop: int) -> Iterator[NumpyBatch]:
+    return _local_dataset(batch, stop, start).as_numpy_iterator()
+
+
+def _local_dataset(batch: _MakeBatch, stop: int, start: int = 0) -> tf.data.Dataset:
     """The batch of each step, in order, computed ahead in the background."""
     graph = tf.autograph.experimental.do_not_convert(batch)  # has no Python to convert; tracing takes half the time
     dataset = tf.data.Dataset.range(start, stop).map(graph, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    return dataset.prefetch(_PREFETCH).as_numpy_iterator()
+    return dataset.prefetch(_PREFETCH)

@@ -54,7 +54,6 @@ def test_a_third_head_is_one_row_in_one_place(
         "data__dir": finished[0] / "data",
         "train__steps": 2,
         "optimizer__warmup_steps": 1,
-        "optimizer__name": "adamw",
     }
     fields |= {f"train__{name}": value for name, value in every.items()}
     printed = runs.call(workdir, **fields).stdout

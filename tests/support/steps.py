@@ -37,7 +37,8 @@ def training_of(config: Config) -> Training:
         init = lambda key: pretraining_heads.init_params(model, key)  # noqa: E731
         abstract = abstract_state(config, init, mesh)
         step = make_train_step(config, target, abstract)
-    return Training(mesh, model, target, lambda: init_state(config, init, abstract), step)
+    fresh = functools.cache(lambda: init_state(config, init, abstract))
+    return Training(mesh, model, target, lambda: jax.tree.map(lambda leaf: leaf.copy(), fresh()), step)
 
 
 def trained(config: Config, steps: int, seed: int = 0) -> Iterator[tuple[Any, dict[str, float]]]:
