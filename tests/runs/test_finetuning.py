@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from jax import monitoring
 from configs import classify
 from spanbert_jax.batches.lengths import BucketedOrder
 from tests.support import runs
-from tools import evaluate
+from tests.support.forked import Forked
+from tools import evaluate, sweep
 
 WORDS = [f"w{i}" for i in range(20)]
 SMALL = {
@@ -255,8 +257,14 @@ def test_a_label_that_only_dev_has_is_named(data: Path, tmp_path: Path) -> None:
 
 
 def test_an_interrupted_sweep_goes_on_and_ends_in_a_table(
-    finished: tuple[Path, str], data: Path, tmp_path: Path
+    finished: tuple[Path, str], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def run(command: list[str]) -> Forked:
+        process = runs.start(command)
+        process.communicate()
+        return process
+
+    monkeypatch.setattr(sweep, "subprocess", SimpleNamespace(run=run))
     shutil.copytree(finished[0], tmp_path / "sweep" / "rate_3e-3-batch_16-seed_1")  # its first point
     rest = command(data, tmp_path, finetuning__epochs=0.5)[7:]
     grid = ["--learning-rates", "3e-3,1e-3", "--batch-sizes", "16", "--seeds", "1"]
