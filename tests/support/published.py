@@ -1,7 +1,10 @@
 """Others' weights: tensors as a file has them, our parameters from them, and a vocabulary to lay beside them."""
 
 import functools
+import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -32,3 +35,12 @@ def write_vocabulary(path: Path, size: int = VOCAB) -> Path:
 def lazy(tensors: dict[str, np.ndarray]) -> Tensors:
     """Tensors as convert.tensor_files.read_tensors returns those of a file: name -> a function that reads it."""
     return {name: lambda tensor=tensor: tensor for name, tensor in tensors.items()}  # type: ignore[misc]
+
+
+def write_files(folder: Path, pieces: Sequence[str], **files: Any) -> Path:
+    """A directory with a vocab.txt and JSON files, beside a BERT's config.json."""
+    folder.mkdir(exist_ok=True)
+    (folder / "vocab.txt").write_bytes("".join(f"{piece}\n" for piece in pieces).encode())
+    for name, content in {"config": {"model_type": "bert"}, **files}.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    return folder
