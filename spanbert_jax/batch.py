@@ -33,6 +33,10 @@ class Field(NamedTuple):
     present: Callable[[Config], bool] = lambda config: True  # whether the batches of a configuration have the array
 
 
+def _has_pairs(config: Config) -> bool:
+    return config.corpus.pairs
+
+
 # A slot is the place of one masked piece, in ascending order of positions. Unused slots are 0 in every field.
 FIELDS: dict[str, Field] = {
     "input_ids": Field("position", np.int32),  # [CLS] block [SEP] padding, with the masked pieces replaced
@@ -46,6 +50,10 @@ FIELDS: dict[str, Field] = {
     "span_right": Field("slot", np.int32),  # position of the right boundary
     "span_offset": Field("slot", np.int32),  # place of the piece in the span, from 0
     "span_weights": Field("slot", np.float32),  # 1 where the objective predicts the piece
+    # With config.corpus.pairs, where a row is [CLS] A [SEP] B [SEP] padding:
+    "token_type_ids": Field("position", np.int32, _has_pairs),  # 1 in B and its [SEP], 0 elsewhere
+    "next_labels": Field("row", np.int32, _has_pairs),  # 0: B follows A in their document; 1: B is of another document
+    "next_weights": Field("row", np.float32, _has_pairs),  # 1 in rows that are not empty
 }
 
 
@@ -54,11 +62,20 @@ def fields(config: Config) -> dict[str, Field]:
     return {name: field for name, field in FIELDS.items() if field.present(config)}
 
 
+def specials(config: Config) -> int:
+    """The number of special pieces in a row: [CLS] and a [SEP] after each text."""
+    return 3 if config.corpus.pairs else 2
+
+
 def largest_budget(config: Config, length: int = 0) -> int:
     """The largest number of masked pieces in a row of `length` positions (0: of block_length)."""
     masking = config.masking
     rate = max(masking.rate, masking.final_rate if masking.rate_steps else 0.0)
-    return math.ceil(rate * ((length or config.data.block_length) - 2))
+    pieces = (length or config.data.block_length) - specials(config)
+    if config.corpus.pairs:  # Each of the two texts has a budget of its own, rounded up.
+        first = np.arange(1, max(pieces, 2), dtype=np.float64)
+        return int(np.max(np.ceil(rate * first) + np.ceil(rate * (pieces - first))))
+    return math.ceil(rate * pieces)
 
 
 def slots(config: Config, length: int = 0) -> int:

@@ -28,6 +28,9 @@ class CorpusConfig:
     workers: int = 0  # processes that read, split and tokenise; 0: one a core
     # Rules that find spans, which are stored with the blocks: "capitals; pos:NP=D?[AC]*N+" (docs/spans.md); "": none
     spans: str = ""
+    # A row is a pair of texts, as next-sentence prediction needs it: the second one follows the first in its document,
+    # or is of another document (text/pairs.py). False: a row is one text.
+    pairs: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -255,6 +258,7 @@ class TrainConfig:
     eval_blocks: int = 0  # held-out blocks that an evaluation visits; 0: all
     checkpoint_every: int = 2_000
     keep_checkpoints: int = 3
+    nsp_weight: float = 0.0  # of next-sentence prediction in the loss, with corpus.pairs (code: 1; paper: none)
 
 
 MESH_AXES = ("data", "fsdp", "model")  # in the order of the mesh

@@ -100,6 +100,7 @@ _NOT_NEGATIVE = (
     "optimizer.clip_norm",
     "train.sbo_weight",
     "train.eval_blocks",
+    "train.nsp_weight",
     "finetuning.eval_every_epochs",
 )
 
@@ -283,12 +284,29 @@ def _check_pretraining(config: Config) -> None:
             f"config.tokenizer.vocab_size is {config.tokenizer.vocab_size}; it must be at least {_SMALLEST_VOCABULARY}"
         )
     _check_schedule(config.optimizer, config.train.steps)
+    _check_pairs(config)
     if config.corpus.held_out <= 0:
         raise UserError("config.corpus.held_out is 0; evaluation needs a share of the documents, such as 0.005")
     if not config.corpus.files and not config.corpus.name:
         raise UserError("config.corpus has neither files nor a name; give --config.corpus.files='data/*.txt'")
     if config.corpus.spans:
         parse_rules(config.corpus.spans)
+
+
+def _check_pairs(config: Config) -> None:
+    model, weight = config.model, config.train.nsp_weight
+    if weight and not config.corpus.pairs:
+        raise UserError(
+            f"config.train.nsp_weight is {weight:g}, and config.corpus.pairs is False, so no row has a second text to "
+            "predict; set --config.corpus.pairs=True, or --config.train.nsp_weight=0"
+        )
+    if config.corpus.pairs and (model.family == "modern" or model.token_types < 2):
+        types = "none" if model.family == "modern" else str(model.token_types)
+        raise UserError(
+            f"config.corpus.pairs is True, and config.model.family {model.family!r} with config.model.token_types "
+            f"{model.token_types} has {types} of the two token types that tell the texts of a row apart; set "
+            "--config.corpus.pairs=False, or use the family 'bert' with two token types"
+        )
 
 
 def _check_schedule(optimizer: OptimizerConfig, steps: int) -> None:

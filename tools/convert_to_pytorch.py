@@ -75,6 +75,9 @@ def theirs(name: str, directory: Path, inputs: dict[str, np.ndarray]) -> dict[st
         outputs[implementation] = {"encode": output.hidden_states[-1].numpy()}
         if name.endswith("ForQuestionAnswering"):
             outputs[implementation]["predict"] = torch.stack([output.start_logits, output.end_logits], -1).numpy()
+        elif name.endswith("ForPreTraining"):
+            outputs[implementation]["predict"] = output.prediction_logits.numpy()
+            outputs[implementation]["next_sentence"] = output.seq_relationship_logits.numpy()
         elif not name.endswith("Model"):
             outputs[implementation]["predict"] = output.logits.numpy()
     return outputs
@@ -96,7 +99,8 @@ def compare(export: Export, directory: Path, name: str, groups: tuple[str, ...],
         inputs["token_type_ids"] = types
     for implementation, outputs in theirs(name, directory, inputs).items():
         found = []
-        for what, title in (("encode", "hidden states"), ("predict", "logits")):
+        titles = {"encode": "hidden states", "predict": "logits", "next_sentence": "next-sentence logits"}
+        for what, title in titles.items():
             if what not in outputs:
                 continue
             a, b = (x[valid] if x.shape[:2] == valid.shape else x for x in (expected[what], outputs[what]))

@@ -15,6 +15,7 @@ HEADS = {
     "pooler": "bert.pooler.",
     "mlm": "cls.predictions.transform.",
     "sbo": f"{SBO}.",
+    "nsp": "cls.seq_relationship.",
     "qa_outputs": "qa_outputs.",
     "classifier": "classifier.",
 }
@@ -52,6 +53,8 @@ def _views(params: Params, vocab_size: int) -> dict[str, np.ndarray]:
         views["cls.predictions.bias"] = params["mlm"]["bias"][:vocab_size]
     if "sbo" in params:
         views.sbo(params["sbo"], vocab_size)
+    if "nsp" in params:
+        views.dense("cls.seq_relationship", params["nsp"])
     for head in ("qa_outputs", "classifier"):
         if head in params:
             views.dense(head, params[head])

@@ -37,6 +37,7 @@ _CLASSES = {
         Architecture("BertForQuestionAnswering", "question_answering", ("qa_outputs",)),
         Architecture("BertForSequenceClassification", "sequence_classification", ("pooler", "classifier")),
         Architecture("BertForTokenClassification", "token_classification", ("classifier",)),
+        Architecture("BertForPreTraining", MASKED_LM, ("pooler", "mlm", "nsp")),
         Architecture("BertForMaskedLM", MASKED_LM, ("mlm",)),
         Architecture("BertModel", "", ()),
     ),

@@ -73,6 +73,16 @@ tools/convert_to_pytorch.py writes a directory that `AutoModel` loads without su
 """,
 }
 
+_ENCODER_WITH_POOLER = """
+`AutoModel` loads the encoder and the pooler from here, and reports that the other heads are left over. spanbert_jax's
+tools/convert_to_pytorch.py writes a directory that `AutoModel` loads without such a report: give it `--encoder-only`.
+"""
+
+_NSP = """
+`BertForPreTraining` has the head of next-sentence prediction as well: `seq_relationship_logits` are scores that the
+second text follows the first, and that it is of another document.
+"""
+
 _POOLER = """
 There is no trained pooler, because span pre-training trains none. The pooler here is the identity, so `pooler_output`
 is the tanh of the first hidden state.
@@ -118,7 +128,9 @@ def model_card(
     if not task and kind == "bert" and not has_pooler:
         lines.append(_POOLER.strip() + "\n")
     if task == MASKED_LM:
-        lines.append(_ENCODER[kind].strip() + "\n")
+        lines.append((_ENCODER_WITH_POOLER if has_pooler else _ENCODER[kind]).strip() + "\n")
+    if fields["architectures"] == ["BertForPreTraining"]:
+        lines.append(_NSP.strip() + "\n")
     if has_sbo:
         lines.append(_SBO.strip().replace("DIRECTORY", shlex.quote(name)) + "\n")
     lines += ["## Training", "", f"Step {training.get('step', 0):,}. All fields: `spanbert_jax.json`.", ""]

@@ -17,7 +17,7 @@ SBO = "cls.pair_target_predictions"
 # Our groups of parameters: those of the encoder, the last two of which only extensions have, and the heads that files
 # of transformers or of the authors have.
 ENCODER = ("embeddings", "encoder", "final_norm", "span_attention", "context")
-HEADS = ("pooler", "transform", "mlm", "sbo", "qa_outputs", "classifier")
+HEADS = ("pooler", "transform", "mlm", "sbo", "nsp", "qa_outputs", "classifier")
 
 
 def plain(name: str) -> str:

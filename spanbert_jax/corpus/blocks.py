@@ -4,7 +4,9 @@ Invariant: a directory for which `is_built` is true holds a whole TFDS dataset (
 "held_out"), because its metadata appears last, or together with all other files. This module writes nothing.
 
 A record is a serialised tf.train.Example with an int64 feature, input_ids: the pieces of a block without [CLS] and
-[SEP]. With config.corpus.spans the bytes span_tags have the span tag of each piece (text/spans.py).
+[SEP]. With config.corpus.spans the bytes span_tags have the span tag of each piece (text/spans.py). With
+config.corpus.pairs the pieces are those of two texts, A and B, and the int64 feature pair has the number of pieces in A
+and the label for next-sentence prediction (1: B is of another document; 0: B follows A).
 """
 
 import dataclasses
@@ -34,7 +36,7 @@ METADATA_FILE = "metadata.json"
 _READ_AHEAD = 1000  # records
 # Fields of config.corpus that came after format 2. Metadata without such a field means the field's default, so blocks
 # that do not use the field have the same bytes as before.
-_LATER_FIELDS = ("spans",)
+_LATER_FIELDS = ("spans", "pairs")
 FORMAT = 2  # of a directory of blocks. Format 1, up to version 0.1.0, lacks this number and the files' "sha256".
 
 
@@ -46,7 +48,7 @@ class Metadata:
       format: `FORMAT` of the version that wrote the blocks.
       version: the version of this package that wrote the blocks; "" in format 1.
       tokenizer_fingerprint: `Tokenizer.fingerprint`.
-      block_length: the most pieces in a block, [CLS] and [SEP] included.
+      block_length: the most pieces in a block's row, [CLS] and [SEP] included.
       corpus: the fields of config.corpus that the blocks depend on (`source_fields`).
       sources: as `Corpus.sources`; in format 1 without "sha256".
       counts: split -> {"documents", "sentences", "pieces", "blocks"}.
@@ -82,7 +84,7 @@ class Blocks:
 
     Attributes:
       metadata: of all splits.
-      lengths: int32[blocks], the number of pieces in each block, without [CLS] and [SEP].
+      lengths: int32[blocks], the number of pieces in each block, without the special pieces of its row.
 
     Raises UserError where the files hold another number of blocks than the metadata says, or no lengths.
     """
@@ -123,7 +125,8 @@ class Blocks:
 def parse_records(
     records: "Sequence[bytes] | tf.Tensor", features: Sequence[str] = (FEATURE,)
 ) -> "dict[str, tf.Tensor]":
-    """The `features` of each record of `Blocks.read`: int64 [records, longest], with -1 up to the longest."""
+    """The `features` of each record of `Blocks.read`: int64 [records, longest], with -1 up to the longest. A feature
+    that no record has is int64 [records, 0]."""
     import tensorflow as tf  # for seconds, which processes that read no pieces do not have to wait
 
     feature = tf.io.FixedLenSequenceFeature([], tf.int64, allow_missing=True, default_value=-1)

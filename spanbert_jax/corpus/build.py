@@ -23,6 +23,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 
+from spanbert_jax.batch import specials
 from spanbert_jax.config import Config, CorpusConfig, TokenizerConfig
 from spanbert_jax.corpus.blocks import (
     DATASET,
@@ -42,6 +43,7 @@ from spanbert_jax.text import worker_pool
 from spanbert_jax.text.block_making import BlockMaker, MadeBlocks
 from spanbert_jax.text.documents import Document, hash_text, in_share
 from spanbert_jax.text.packing import FEATURE, SPANS_FEATURE
+from spanbert_jax.text.pairs import PAIR, Task, pair_tasks
 from spanbert_jax.text.sentences import split_sentences
 from spanbert_jax.text.spans import SpanFinder
 from spanbert_jax.text.tokenizer import Tokenizer, sentencepiece_from_model, wordpiece_from_vocab
@@ -121,7 +123,7 @@ def _write(config: Config, tokenizer: Tokenizer, build: Path, report: BuildProgr
         fractions: list[float | None] = []
         made: MadeBlocks
         fits = False
-        for made in pool.map(worker_pool.call, make_tasks(corpus.documents, config.corpus.held_out, fractions)):
+        for made in pool.map(worker_pool.call, make_tasks(corpus.documents, config.corpus, fractions)):
             for split in SPLITS:
                 held_out = split == "held_out"
                 writers[split].write(made.records[held_out], made.lengths[held_out])
@@ -130,6 +132,7 @@ def _write(config: Config, tokenizer: Tokenizer, build: Path, report: BuildProgr
             span_counts += made.span_counts
             if not fits and piece_counts.sum() >= SAMPLE_PIECES:
                 check_fit(config, tokenizer, piece_counts)
+                check_sentences(config.corpus, counts)
                 fits = True
             clock.tick(fractions.pop(0), *_done(counts))
     shards = {split: writer.close() for split, writer in writers.items()}
@@ -151,8 +154,8 @@ def tokenizer_from_file(wanted: TokenizerConfig) -> Tokenizer | None:
 
 def block_maker(config: Config, tokenizer: Tokenizer) -> BlockMaker:
     """The function that turns the documents of `config` into its blocks."""
-    corpus, max_pieces = config.corpus, config.data.block_length - 2
-    return BlockMaker(tokenizer, corpus.language, corpus.sentences, max_pieces, span_finder(corpus))
+    corpus, max_pieces = config.corpus, config.data.block_length - specials(config)
+    return BlockMaker(tokenizer, corpus.language, corpus.sentences, max_pieces, span_finder(corpus), corpus.pairs)
 
 
 def span_finder(corpus: CorpusConfig) -> SpanFinder | None:
@@ -180,16 +183,17 @@ def _done(counts: dict[str, np.ndarray]) -> tuple[int, int]:
     return documents, pieces
 
 
-def make_tasks(
-    documents: Iterable[Document], held_out: float, fractions: list[float | None]
-) -> Iterator[list[tuple[str, bool]]]:
+def make_tasks(documents: Iterable[Document], corpus: CorpusConfig, fractions: list[float | None]) -> Iterator[Task]:
     """Groups documents into tasks for `BlockMaker`; appends to `fractions` the share of the corpus that is read at each
-    task's end. held_out: the share of documents to hold out."""
-    task: list[tuple[str, bool]] = []
+    task's end. Raises UserError as `pair_tasks`."""
+    if corpus.pairs:
+        yield from pair_tasks(documents, corpus.held_out, fractions, TASK_CHARS)
+        return
+    task: Task = []
     size = 0
     fraction = None
     for document in documents:
-        task.append((document.text, in_share(document.key, held_out)))
+        task.append((document.text, in_share(document.key, corpus.held_out), document.key))
         size += len(document.text)
         fraction = document.fraction
         if size >= TASK_CHARS:
@@ -287,9 +291,10 @@ def write_metadata(
       UserError: where a split would have no blocks, or the vocabulary does not fit the text.
     """
     check_fit(config, tokenizer, piece_counts)
+    check_sentences(config.corpus, counts)
     blocks = {split: sum(len(shard.lengths) for shard in shards[split]) for split in SPLITS}
     _check_splits(config.corpus, blocks, {split: int(counts[split][0]) for split in SPLITS})
-    _write_tfds_metadata(build, shards, bool(spans))
+    _write_tfds_metadata(build, config.corpus, shards)
     for split in SPLITS:
         np.save(build / lengths_file(split), np.concatenate([shard.lengths for shard in shards[split]]))
     digests = {split: [shard.digest for shard in shards[split]] for split in SPLITS}
@@ -315,6 +320,18 @@ def write_metadata(
     (build / METADATA_FILE).write_text(json.dumps(fields) + "\n", encoding="utf-8")
 
 
+def check_sentences(corpus: CorpusConfig, counts: Mapping[str, np.ndarray]) -> None:
+    """Raises UserError where pairs are wanted of documents of one sentence each, which nothing follows. counts: split
+    -> int64[3]: documents, sentences, pieces."""
+    documents, sentences, _ = np.sum(list(counts.values()), axis=0).tolist()
+    if corpus.pairs and documents == sentences:
+        raise UserError(
+            f"config.corpus.pairs is True, and each of the {documents:,} documents has one sentence, which no other "
+            "sentence follows; give longer documents (config.corpus.document_break), a sentence splitter "
+            "(--config.corpus.sentences=sentencex), or --config.corpus.pairs=False"
+        )
+
+
 def _check_splits(corpus: CorpusConfig, blocks: dict[str, int], documents: dict[str, int]) -> None:
     total = sum(documents.values())
     if total == 0:
@@ -329,9 +346,11 @@ def _check_splits(corpus: CorpusConfig, blocks: dict[str, int], documents: dict[
             )
 
 
-def _write_tfds_metadata(build: Path, shards: Mapping[str, Sequence[Shard]], has_spans: bool) -> None:
+def _write_tfds_metadata(build: Path, corpus: CorpusConfig, shards: Mapping[str, Sequence[Shard]]) -> None:
     features: dict[str, Any] = {FEATURE: tfds.features.Tensor(shape=(None,), dtype=np.int64)}
-    if has_spans:
+    if corpus.pairs:
+        features[PAIR] = tfds.features.Tensor(shape=(2,), dtype=np.int64)
+    if corpus.spans:
         features[SPANS_FEATURE] = tfds.features.Tensor(shape=(), dtype=np.object_)  # bytes
     template = tfds.core.ShardedFileTemplate(data_dir=build, dataset_name=DATASET, filetype_suffix="array_record")
     infos = [

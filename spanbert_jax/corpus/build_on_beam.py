@@ -59,8 +59,13 @@ def build_with_beam(config: Config, arguments: list[str]) -> list[str]:
     Returns the lines that describe the blocks. The vocabulary is config.tokenizer.vocab_file, or the one in
     <config.data.dir>/tokenizer.
     Raises UserError where there is no vocabulary or it does not fit the text, where the corpus cannot be read or has
-    too few documents, and where the directory holds complete blocks or other files.
+    too few documents, where pairs are wanted, and where the directory holds complete blocks or other files.
     """
+    if config.corpus.pairs:
+        raise UserError(
+            "config.corpus.pairs is True, and Beam makes no pairs: a file's documents would not find others; build the "
+            "blocks on one machine (a run does), or set --config.corpus.pairs=False"
+        )
     directory = f"{config.data.dir.rstrip('/')}/blocks"
     _check_directory(directory)
     tokenizer = _tokenizer(config)
@@ -96,7 +101,7 @@ def _check_sample(config: Config, tokenizer: Tokenizer, inputs: list[Input]) -> 
         sample.append(document)
     check_sides(config.corpus, itertools.chain(sample, documents))
     maker = building.block_maker(config, tokenizer)
-    counts = [maker(task).piece_counts for task in building.make_tasks(sample, config.corpus.held_out, [])]
+    counts = [maker(task).piece_counts for task in building.make_tasks(sample, config.corpus, [])]
     check_fit(config, tokenizer, np.sum(counts, axis=0))
 
 
@@ -163,7 +168,7 @@ class _Read(beam.DoFn):
     def process(self, file: Input) -> Iterator[Any]:
         contents: list[str] = []
         documents = read_input(file, self._corpus.document_break, contents)
-        for number, task in enumerate(building.make_tasks(documents, self._corpus.held_out, [])):
+        for number, task in enumerate(building.make_tasks(documents, self._corpus, [])):
             yield (file.place, number), task
         for digest in contents:
             yield beam.pvalue.TaggedOutput("contents", (file.place, digest))

@@ -8,18 +8,20 @@ rows that its own devices hold, as the sharding says, and no others.
 
 import functools
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import jax
 import numpy as np
 import tensorflow as tf
 
-from spanbert_jax.batch import Batch, NumpyBatch
+from spanbert_jax.batch import Batch, NumpyBatch, specials
 from spanbert_jax.batches.feed import HeldRows, feed
 from spanbert_jax.batches.lengths import BucketedOrder, choose_lengths, equal_sizes, sorted_batches
 from spanbert_jax.config import Config
 from spanbert_jax.corpus.blocks import Blocks, parse_records
 from spanbert_jax.corpus.masking import Masker, mask_rate, row_keys
 from spanbert_jax.text.packing import FEATURE
+from spanbert_jax.text.pairs import PAIR
 from spanbert_jax.text.tokenizer import Tokenizer
 
 tf.config.set_visible_devices([], "GPU")  # the accelerator is JAX's
@@ -35,7 +37,7 @@ _MakeBatch = Callable[[tf.Tensor], dict[str, tf.Tensor]]  # step, an int64 scala
 def row_lengths(config: Config, blocks: Blocks) -> tuple[int, ...]:
     """The lengths, ascending, that rows of these blocks are padded to; the last is config.data.block_length."""
     longest = config.data.block_length
-    return (*choose_lengths(blocks.lengths + 2, config.data.lengths, longest)[:-1], longest)
+    return (*choose_lengths(blocks.lengths + specials(config), config.data.lengths, longest)[:-1], longest)
 
 
 def train_batches(
@@ -105,13 +107,14 @@ def _train_batch(
 ) -> _MakeBatch:
     lengths = row_lengths(config, blocks)
     sizes = equal_sizes(lengths, config.train.batch_size, config.data.block_length)
-    order = BucketedOrder(blocks.lengths + 2, lengths, sizes, config.train.seed)
+    order = BucketedOrder(blocks.lengths + specials(config), lengths, sizes, config.train.seed)
     masker = Masker(config, tokenizer, blocks.metadata.piece_counts)
 
     def batch(step: tf.Tensor) -> dict[str, tf.Tensor]:
-        pieces, lengths, indices = _read(blocks, order.batch, held, step)
-        keys = row_keys(config.train.seed, tf.fill(tf.shape(indices), step // order.steps_per_epoch), indices)
-        return masker.mask_batch(pieces, lengths, keys, mask_rate(config.masking, step), describe)
+        rows = _read(config, blocks, order.batch, held, step)
+        keys = row_keys(config.train.seed, tf.fill(tf.shape(rows.blocks), step // order.steps_per_epoch), rows.blocks)
+        rate = mask_rate(config.masking, step)
+        return masker.mask_batch(rows.pieces, rows.lengths, keys, rate, rows.pairs, describe)
 
     return batch
 
@@ -127,7 +130,8 @@ def _eval_batch(
     """The function that makes the held rows of a batch of an evaluation, and the number of batches."""
     chosen = np.random.default_rng(EVAL_SEED).permutation(len(blocks))[:count]
     positions = config.train.batch_size // config.train.accumulation * config.data.block_length
-    batches = sorted_batches(blocks.lengths[chosen] + 2, row_lengths(config, blocks), positions, unit)
+    lengths = blocks.lengths[chosen] + specials(config)
+    batches = sorted_batches(lengths, row_lengths(config, blocks), positions, unit)
     masker = Masker(config, tokenizer, blocks.metadata.piece_counts)
     rate = tf.constant(config.masking.rate, tf.float64)
 
@@ -136,23 +140,30 @@ def _eval_batch(
         return np.where(places >= 0, chosen[places], -1), length
 
     def batch(step: tf.Tensor) -> dict[str, tf.Tensor]:
-        pieces, lengths, indices = _read(blocks, order, held, step)
-        epochs = tf.fill(tf.shape(indices), tf.constant(EVAL_EPOCH, tf.int64))
-        return masker.mask_batch(pieces, lengths, row_keys(EVAL_SEED, epochs, indices), rate)
+        rows = _read(config, blocks, order, held, step)
+        epochs = tf.fill(tf.shape(rows.blocks), tf.constant(EVAL_EPOCH, tf.int64))
+        return masker.mask_batch(rows.pieces, rows.lengths, row_keys(EVAL_SEED, epochs, rows.blocks), rate, rows.pairs)
 
     return batch, len(batches)
 
 
+class _Rows(NamedTuple):
+    """The held rows of a step, as tensors; `Masker.mask_batch` says more."""
+
+    blocks: tf.Tensor  # int64 [rows], their numbers; -1: an empty row
+    pieces: tf.Tensor  # int32 [rows, length - 2], or - 3 with pairs; any values beyond a block's end
+    lengths: tf.Tensor  # int32 [rows]; 0: an empty row
+    pairs: tf.Tensor | None  # int32 [rows, 2], with config.corpus.pairs
+
+
 def _read(
-    blocks: Blocks, order: _Order, held: Callable[[np.ndarray], np.ndarray], step: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """The held rows of a step: pieces int32 [rows, length - 2] (any values beyond a block's end), lengths int32 [rows]
-    (0 for an empty row), and block numbers int64 [rows] (-1 for an empty row)."""
+    config: Config, blocks: Blocks, order: _Order, held: Callable[[np.ndarray], np.ndarray], step: tf.Tensor
+) -> _Rows:
 
     def read(step: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.int64]:
         indices, length = order(int(step))
         rows = held(indices)
-        return np.array(blocks.read(np.maximum(rows, 0)), dtype=object), rows, np.int64(length - 2)
+        return np.array(blocks.read(np.maximum(rows, 0)), dtype=object), rows, np.int64(length - specials(config))
 
     records, indices, width = tf.numpy_function(read, [step], (tf.string, tf.int64, tf.int64), stateful=False)
     records, indices, width = (
@@ -160,11 +171,14 @@ def _read(
         tf.ensure_shape(indices, [None]),
         tf.ensure_shape(width, []),
     )
-    parsed = parse_records(records)[FEATURE]  # [rows, longest of them]
+    features = parse_records(records, (FEATURE, PAIR) if config.corpus.pairs else (FEATURE,))
+    parsed = features[FEATURE]  # [rows, longest of them]
     missing = tf.maximum(width - tf.shape(parsed, tf.int64)[1], 0)
     parsed = tf.pad(parsed, [[0, 0], [0, missing]], constant_values=-1)[:, :width]  # an empty row's block may be longer
     present = (parsed >= 0) & (indices >= 0)[:, None]
-    return tf.cast(tf.maximum(parsed, 0), tf.int32), tf.reduce_sum(tf.cast(present, tf.int32), axis=1), indices
+    pieces, lengths = tf.cast(tf.maximum(parsed, 0), tf.int32), tf.reduce_sum(tf.cast(present, tf.int32), axis=1)
+    pairs = tf.cast(features[PAIR], tf.int32) if config.corpus.pairs else None
+    return _Rows(indices, pieces, lengths, pairs)
 
 
 def _local_batches(batch: _MakeBatch, start: int, stop: int) -> Iterator[NumpyBatch]:

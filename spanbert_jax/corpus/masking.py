@@ -14,6 +14,7 @@ subtracting it where they end, and summing along the row gives every piece the s
 is accepted unless an accepted earlier one covers its anchor: a triangular system, solved by iterating until nothing
 changes. The lowest accepted bit is the moment at which a piece is masked, and moments are all that the budget needs.
 "whole_word" is the same with spans of one word, "subword" (drawing pieces without replacement) with words of one piece.
+The two texts of a pair are masked as two rows, each with a key and a budget of its own (code: span_bert_dataset.py).
 """
 
 import dataclasses
@@ -24,11 +25,12 @@ import tensorflow as tf
 
 from spanbert_jax.batch import KEPT, MASK, RANDOM, slots
 from spanbert_jax.config import Config, MaskingConfig
+from spanbert_jax.corpus import segments
 from spanbert_jax.errors import UserError
 from spanbert_jax.text.tokenizer import Tokenizer
 
 GAMMA = 0x9E3779B97F4A7C15  # the step of splitmix64's counter (Steele et al. 2014); `splitmix64` has its multipliers
-_SPANS, _REPLACEMENT, _RANDOM_PIECE = 1, 2, 3  # streams of draws of one row
+_SPANS, _REPLACEMENT, _RANDOM_PIECE, _TEXTS = 1, 2, 3, 4  # streams of draws of one row
 _MAX_CHUNK = 62  # draws a round: an int64's bits but two, the sign and the bit of the mask so far
 
 
@@ -45,6 +47,11 @@ def row_keys(seed: int, epochs: tf.Tensor, blocks: tf.Tensor) -> tf.Tensor:
     """uint64 [batch]: one key for each (seed, epoch, block); epochs and blocks are int64 [batch]."""
     key = splitmix64(tf.constant(seed % 2**64, tf.uint64))
     return splitmix64(splitmix64(key + tf.cast(epochs, tf.uint64)) + tf.cast(blocks, tf.uint64))
+
+
+def keys_of_texts(keys: tf.Tensor) -> tf.Tensor:
+    """uint64 [2 * batch]: the keys of the texts A of rows with these keys, then those of the texts B."""
+    return tf.concat([_draw(keys, _TEXTS, tf.constant(text)) for text in (0, 1)], axis=0)
 
 
 def span_law(masking: MaskingConfig) -> np.ndarray:
@@ -106,18 +113,36 @@ class Masker:
         self.chunk = chunk or min(_MAX_CHUNK, math.ceil(1.5 * slots(config) / mean_words) + 12)
 
     def mask_batch(
-        self, pieces: tf.Tensor, lengths: tf.Tensor, keys: tf.Tensor, rate: tf.Tensor, describe: bool = False
+        self,
+        pieces: tf.Tensor,
+        lengths: tf.Tensor,
+        keys: tf.Tensor,
+        rate: tf.Tensor,
+        pairs: tf.Tensor | None = None,
+        describe: bool = False,
     ) -> dict[str, tf.Tensor]:
-        """Rows [CLS] block [SEP] padding, and what to predict in them.
+        """Rows [CLS] block [SEP] padding, or with pairs [CLS] A [SEP] B [SEP] padding, and what to predict in them.
 
         Args: pieces int32 [batch, length - 2] for any length up to block_length; lengths int32 [batch], the pieces in
-        each block (0: an empty row); keys uint64 [batch] from `row_keys`; rate, a float64 scalar.
+        each block (0: an empty row); keys uint64 [batch] from `row_keys`; rate, a float64 scalar; pairs int32 [batch,
+        2], for blocks of A and B: the number of pieces in A, and the label; pieces are then [batch, length - 3].
 
         Returns `batch.fields`, with `batch.slots(config, length)` slots in a row. With `describe` also drawn_words
-        int32 [batch, 16]: the lengths of the row's first draws.
+        int32 [batch, 16]: the lengths of the first draws of the row, or of its text A.
         """
-        budget = tf.cast(tf.math.ceil(rate * tf.cast(lengths, tf.float64)), tf.int32)  # [batch]
-        mask = self.choose(self.word_starts(pieces), lengths, budget, keys)  # bool [batch, pieces]
+        first = None  # the number of pieces in A
+        texts, text_lengths, text_keys = pieces, lengths, keys
+        if pairs is not None:
+            first = tf.where(lengths > 0, pairs[:, 0], 0)
+            texts = segments.apart(pieces, first)  # [2 * batch, pieces]
+            text_lengths = tf.concat([first, lengths - first], axis=0)
+            text_keys = keys_of_texts(keys)
+        budget = tf.cast(tf.math.ceil(rate * tf.cast(text_lengths, tf.float64)), tf.int32)  # [batch] or [2 * batch]
+        mask = self.choose(self.word_starts(texts), text_lengths, budget, text_keys)  # bool, the shape of `texts`
+        if first is not None:  # From here on, A [SEP] B is a block like others, whose [SEP] is never masked.
+            mask, pieces = segments.together(mask, first, False), segments.together(texts, first, self.sep_id)
+            budget = tf.add(*tf.split(budget, 2))
+            lengths = tf.where(lengths > 0, lengths + 1, 0)
         runs = _runs(mask, budget, tf.gather(self._slots, tf.shape(pieces)[1]))
         weights = tf.cast(runs.used, tf.int32)
         original = tf.gather(pieces, runs.positions, batch_dims=1) * weights
@@ -131,10 +156,14 @@ class Masker:
             "masked_ids": original,
             "masked_weights": tf.cast(weights, tf.float32),
             "replacement": kind * weights,
-            **self._span_rows(runs, lengths),
+            **self._span_rows(runs, lengths, first),
         }
+        if pairs is not None:
+            outputs |= _pair_fields(pairs[:, 1], first, outputs["lengths"], tf.shape(outputs["input_ids"])[1])
         if describe:
-            outputs["drawn_words"], _ = self.span_draws(keys, lengths, tf.constant(0, tf.int64), 16)
+            rows = tf.shape(keys)[0]
+            draws = self.span_draws(text_keys[:rows], text_lengths[:rows], tf.constant(0, tf.int64), 16)
+            outputs["drawn_words"] = draws[0]
         return outputs
 
     def word_starts(self, pieces: tf.Tensor) -> tf.Tensor:
@@ -210,9 +239,10 @@ class Masker:
         rows = tf.where(position == last, self.sep_id, rows)
         return tf.where((position == 0) & (last > 0), self.cls_id, rows)
 
-    def _span_rows(self, runs: _Runs, lengths: tf.Tensor) -> dict[str, tf.Tensor]:
+    def _span_rows(self, runs: _Runs, lengths: tf.Tensor, separator: tf.Tensor | None) -> dict[str, tf.Tensor]:
         """The fields of the span-boundary objective: for each masked piece, the boundaries of its run and its place in
-        the run (the reference's code: pair targets)."""
+        the run (the reference's code: pair targets). separator: int32 [batch], the place of the [SEP] inside a block,
+        which is no boundary."""
         offset = runs.positions - runs.starts
         used = runs.used & (offset < self.masking.max_span_offset)
         if self.masking.scheme == "subword":
@@ -220,6 +250,8 @@ class Masker:
         outside = 1 if self.masking.boundaries == "external" else 0
         left, right = runs.starts - outside, runs.ends + outside
         used &= (left >= 0) & (right < lengths[:, None])
+        if separator is not None:
+            used &= (left != separator[:, None]) & (right != separator[:, None])
         keep = tf.cast(used, tf.int32)
         return {
             "span_left": (left + 1) * keep,
@@ -282,6 +314,18 @@ def _runs(mask: tf.Tensor, budget: tf.Tensor, slots: tf.Tensor) -> _Runs:
     first_slot = tf.searchsorted(skipped, skipped)
     last_slot = tf.searchsorted(skipped, skipped, side="right") - 1
     return _Runs(positions, skipped + first_slot, skipped + last_slot, used)
+
+
+def _pair_fields(labels: tf.Tensor, first: tf.Tensor, lengths: tf.Tensor, width: tf.Tensor) -> dict[str, tf.Tensor]:
+    """The fields of rows of two texts. labels, first (the number of pieces in A), lengths (of the rows, 0: empty):
+    int32 [batch]; width: of the rows with padding."""
+    position = tf.range(width)[None, :]
+    second = (position > first[:, None] + 1) & (position < lengths[:, None])
+    return {
+        "token_type_ids": tf.cast(second, tf.int32),
+        "next_labels": tf.where(lengths > 0, labels, 0),
+        "next_weights": tf.cast(lengths > 0, tf.float32),
+    }
 
 
 def splitmix64(state: tf.Tensor) -> tf.Tensor:

@@ -15,6 +15,7 @@ import scipy.sparse
 from spanbert_jax.batch import MASK
 from spanbert_jax.corpus.blocks import Blocks, parse_records
 from spanbert_jax.text.packing import FEATURE
+from spanbert_jax.text.pairs import PAIR
 from spanbert_jax.text.tokenizer import Tokenizer
 
 SMOOTHING = 5.0  # observations of f that are added to those of each neighbour
@@ -80,7 +81,7 @@ class Neighbours:
 
 
 def count_neighbours(blocks: Blocks, tokenizer: Tokenizer) -> Neighbours:
-    """Counts the bigrams of [CLS] block [SEP] in about MOST_COUNTED pieces of `blocks`, or in all pieces if fewer.
+    """Counts the bigrams of rows in about MOST_COUNTED pieces of `blocks`, or in all pieces if fewer.
 
     A core counts 5 million pieces a second. A distinct bigram takes 12 bytes in each of two tables, one sorted by the
     first piece and one by the second, which makes at most 240 MB.
@@ -112,8 +113,14 @@ def evaluated_blocks(blocks: Blocks, limit: int) -> int:
 
 
 def _rows(blocks: Blocks, indices: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
-    """int64 [rows, longest + 2]: [CLS] block [SEP], then -1."""
-    rows = np.pad(parse_records(blocks.read(indices))[FEATURE].numpy(), [(0, 0), (1, 1)], constant_values=-1)
+    """int64 [rows, longest + 2]: [CLS] block [SEP], then -1; of pairs [CLS] A [SEP] B [SEP], which are one longer."""
+    features = parse_records(blocks.read(indices), (FEATURE, PAIR))
+    pieces, pairs = features[FEATURE].numpy(), features[PAIR].numpy()
+    if pairs.size:
+        place, first = np.arange(pieces.shape[1] + 1)[None, :], pairs[:, :1]
+        shifted = np.take_along_axis(np.pad(pieces, [(0, 0), (0, 1)], constant_values=-1), place - (place > first), 1)
+        pieces = np.where(place == first, tokenizer.sep_id, shifted)
+    rows = np.pad(pieces, [(0, 0), (1, 1)], constant_values=-1)
     rows[:, 0] = tokenizer.cls_id
     rows[np.arange(len(rows)), (rows >= 0).sum(1)] = tokenizer.sep_id
     return rows

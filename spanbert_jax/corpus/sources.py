@@ -16,6 +16,7 @@ from spanbert_jax.errors import UserError
 from spanbert_jax.text import docstrings, worker_pool
 from spanbert_jax.text.documents import Document, find_files, in_share, match_files, read_files
 from spanbert_jax.text.lines import hash_file
+from spanbert_jax.text.pairs import one_document
 
 _CLOCK_SECONDS = 2.0  # the most by which a file system's times are expected to be off
 
@@ -62,9 +63,10 @@ def describe_file(path: str, size: int) -> dict[str, Any]:
 
 
 def check_documents(corpus: CorpusConfig) -> None:
-    """Raises UserError where config.corpus.held_out would leave training or evaluation without a document.
+    """Raises UserError where config.corpus.held_out would leave training or evaluation without a document, or with a
+    single one where config.corpus.pairs needs two.
 
-    Documents are read until each of the two has one. This takes seconds, whatever the size of the corpus, unless all
+    Documents are read until each of the two has enough. This takes seconds, whatever the size of the corpus, unless all
     documents go to one of the two. The embedded corpus always has documents for both, and is not read.
     """
     if corpus.files:
@@ -76,16 +78,21 @@ def check_documents(corpus: CorpusConfig) -> None:
 def check_sides(corpus: CorpusConfig, documents: Iterator[Document]) -> None:
     """The check of `check_documents`, for documents that are already open."""
     smallest: set[bytes] = set()  # the two smallest keys, by which documents are held out
-    sides: set[bool] = set()
+    enough = 2 if corpus.pairs else 1
+    sides: dict[bool, set[bytes]] = {}  # whether held out -> the keys of at most two documents
     count = 0
     for document in documents:
-        sides.add(in_share(document.key, corpus.held_out))
-        if len(sides) == 2:
+        keys = sides.setdefault(in_share(document.key, corpus.held_out), set())
+        if len(keys) < 2:
+            keys.add(document.key)
+        if len(sides) == 2 and all(len(keys) >= enough for keys in sides.values()):
             return
         count += 1
         smallest = set(sorted({*smallest, document.key})[:2])
     if not count:
         raise UserError("the corpus holds no text; check config.corpus.files or config.corpus.name")
+    if len(sides) == 2:
+        raise UserError(one_document("evaluation" if len(sides[True]) == 1 else "training"))
     if len(smallest) == 2:
         share = _share_between(*sorted(smallest))
         side = "evaluation" if True in sides else "training"

@@ -43,7 +43,7 @@ def parameter_shapes(model: ModelConfig, vocab_size: int, heads: Mapping[str, in
     """
     masking = MaskingConfig(max_span_offset=heads.get(pretraining_heads.SBO.name, 1))
     config = Config(model=model, masking=masking, compute=ComputeConfig(dtype="float32"))
-    trained = pretraining_heads.pretraining_model(config, vocab_size, "cpu")
+    trained = pretraining_heads.pretraining_model(config, vocab_size, "cpu", pretraining_heads.HEADS)
     labels = heads.get("classifier", 1)
     tasks = ("question_answering", "sequence_classification")
     others = [linear_heads.task_model(task, config, vocab_size, labels, "cpu") for task in tasks]

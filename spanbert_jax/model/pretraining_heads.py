@@ -1,9 +1,9 @@
 """The pre-training heads, a row of `HEADS` each, and the model that has all of them.
 
 Invariant: a head is one row of `HEADS`. The objective, the FLOPs, the mesh axes, the metrics and the reports iterate
-over that table and name no head of their own. All heads score with one matrix, the word embeddings, in one product
-(decoder.py), each with a bias of its own. Facts: Joshi et al. 2020, section 3.2; the authors'
-models/pair_bert.py:324-402.
+over that table and name no head of their own. All heads that predict pieces score with one matrix, the word embeddings,
+in one product (decoder.py), each with a bias of its own. All heads that predict a class of a row share BERT's pooler.
+Facts: Joshi et al. 2020, section 3.2; the authors' models/pair_bert.py:324-402, 605-640.
 """
 
 import dataclasses
@@ -26,14 +26,16 @@ from spanbert_jax.model.linear import Dense, initializer
 
 
 class HeadLoss(NamedTuple):
-    """The cross-entropy at each slot, and 1 where the right piece scores highest: float32 [batch, slots] each."""
+    """The cross-entropy of each prediction, and 1 where the right answer scores highest: float32 [batch, slots] each,
+    or [batch] of a head that predicts a class of each row."""
 
     loss: jax.Array
     right: jax.Array
 
 
 class HeadModule(nn.Module):
-    """A head up to the decoder. A subclass's `setup` makes `bias`, float32 [vocab], which is added to the scores."""
+    """A head that predicts pieces, up to the decoder. A subclass's `setup` makes `bias`, float32 [vocab], which is
+    added to the scores."""
 
     config: Config
     vocab: int  # rows of the word embeddings
@@ -93,16 +95,22 @@ class Head:
     name: str  # of the head's group of parameters; the head's metrics are <name>_loss, <name>_accuracy, ...
     title: str  # for progress displays and reports
     description: str  # "the ... head"
-    module: type[HeadModule]
+    # A `HeadModule`, made of (the configuration, rows of the word embeddings, the dtype). Of a head with `classes`: the
+    # map from the pooled states [batch, embed] to the scores [batch, classes].
+    module: Callable[[Config, int, jnp.dtype], nn.Module]
     reads: tuple[str, ...]  # the fields of the batch with the positions whose hidden states the module takes
-    weights: str  # the field of the batch that is 1 where the head predicts a slot's piece, and 0 elsewhere
+    weights: str  # the field of the batch that is 1 where the head predicts, and 0 elsewhere
     normaliser: Callable[[jax.Array], jax.Array]  # the sum of `weights` -> the divisor of the sum of the losses
     loss_weight: Callable[[Config], float]  # of the head's mean loss in the objective; 0: the head is not computed
-    # The multiply-adds of the matrix products of `module` for one slot, without the decoder's.
+    # The multiply-adds of the matrix products of `module` for one slot, without the decoder's; of a head with
+    # `classes`, those of the pooler and of `module` for one row.
     multiply_adds: Callable[[ModelConfig], int]
     axes: ParameterAxes  # of the head's parameters; the patterns match paths below `name`
     # A pattern of paths below `name`: kernels that map hidden states to hidden states, which Muon orthogonalises.
     hidden_matrices: str = ""
+    targets: str = "masked_ids"  # the field of the batch with the right answers
+    classes: int = 0  # 0: the head predicts the piece of each slot; otherwise one of so many classes for each row
+    optional: bool = False  # whether a model that does not train the head lacks the head's parameters
 
 
 MLM = Head(
@@ -142,9 +150,24 @@ SBO = Head(
     ),
     hidden_matrices="dense_[12]/kernel",
 )
-# A model has the parameters of every row. Other modules read `pretraining_heads.HEADS` when they are called and do not
-# import the name, so that a test can add a row.
-HEADS: tuple[Head, ...] = (MLM, SBO)
+NSP = Head(
+    name="nsp",
+    title="NSP",
+    description="next-sentence",
+    module=lambda config, vocab, dtype: Dense((2,), initializer(config.model), dtype),
+    reads=(),
+    weights="next_weights",
+    normaliser=lambda count: jnp.maximum(count, 1.0),  # code: criterions/mlm_nsp_sbo_loss.py:76
+    loss_weight=lambda config: config.train.nsp_weight,
+    multiply_adds=lambda model: model.embed**2 + 2 * model.embed,
+    axes=(("kernel", (None, None)), ("bias", (None,))),
+    targets="next_labels",
+    classes=2,
+    optional=True,
+)
+# A model has the parameters of every row, except of an `optional` one that it does not train. Other modules read
+# `pretraining_heads.HEADS` when they are called and do not import the name, so that a test can add a row.
+HEADS: tuple[Head, ...] = (MLM, SBO, NSP)
 
 
 def trained_heads(config: Config) -> tuple[Head, ...]:
@@ -158,7 +181,7 @@ def parameter_axes() -> ParameterAxes:
 
 
 class PretrainingModel(Encoder):
-    """The encoder with every head."""
+    """The encoder with `heads`, and with the pooler where one of them predicts classes."""
 
     config: Config
     heads: tuple[Head, ...]
@@ -168,10 +191,15 @@ class PretrainingModel(Encoder):
         vocab = table_rows(self.model, self.vocab_size)
         for head in self.heads:
             setattr(self, head.name, head.module(self.config, vocab, self.dtype))
+        if any(head.classes for head in self.heads):
+            self.pooler = Dense((self.model.embed,), initializer(self.model), self.dtype)
 
-    def decoder_inputs(self, batch: Batch, state: Dropout | None, heads: Sequence[Head]) -> tuple[jax.Array, jax.Array]:
+    def states(self, batch: Batch, state: Dropout | None) -> jax.Array:
+        """The hidden states of the batch's rows: [batch, length, embed]."""
+        return self.encode(Inputs.of(batch), state)
+
+    def decoder_inputs(self, batch: Batch, hidden: jax.Array, heads: Sequence[Head]) -> tuple[jax.Array, jax.Array]:
         """The decoder's inputs: hidden states [batch, heads, slots, embed] and biases float32 [heads, vocab]."""
-        hidden = self.encode(Inputs.of(batch), state)
         fields = list(dict.fromkeys(field for head in heads for field in head.reads))
         read = dict(zip(fields, _at(hidden, *(batch[field] for field in fields)), strict=True))
         modules = [getattr(self, head.name) for head in heads]
@@ -182,15 +210,42 @@ class PretrainingModel(Encoder):
 
     def score(self, batch: Batch, state: Dropout | None, heads: Sequence[Head]) -> dict[str, jax.Array]:
         """The scores that `apply` returns."""
-        hidden, bias = self.decoder_inputs(batch, state, heads)
-        scores = decoder.scores(hidden, self.embeddings.word, bias, self.vocab_size)
-        return {head.name: scores[:, place] for place, head in enumerate(heads)}
+        hidden, (of_pieces, of_rows) = self.states(batch, state), _by_kind(heads)
+        found = {head.name: self.class_scores(hidden, head) for head in of_rows}
+        if of_pieces:
+            inputs, bias = self.decoder_inputs(batch, hidden, of_pieces)
+            scores = decoder.scores(inputs, self.embeddings.word, bias, self.vocab_size)
+            found |= {head.name: scores[:, place] for place, head in enumerate(of_pieces)}
+        return found
 
     def lose(self, batch: Batch, state: Dropout | None, heads: Sequence[Head]) -> dict[str, HeadLoss]:
         """What the function `losses` returns."""
-        hidden, bias = self.decoder_inputs(batch, state, heads)
-        lost, right = decoder.cross_entropy(hidden, self.embeddings.word, bias, batch["masked_ids"], self.vocab_size)
-        return {head.name: HeadLoss(lost[:, place], right[:, place]) for place, head in enumerate(heads)}
+        hidden, (of_pieces, of_rows) = self.states(batch, state), _by_kind(heads)
+        found = {head.name: _class_loss(self.class_scores(hidden, head), batch[head.targets]) for head in of_rows}
+        if of_pieces:
+            inputs, bias = self.decoder_inputs(batch, hidden, of_pieces)
+            word, targets = self.embeddings.word, batch["masked_ids"]
+            lost, right = decoder.cross_entropy(inputs, word, bias, targets, self.vocab_size)
+            found |= {head.name: HeadLoss(lost[:, place], right[:, place]) for place, head in enumerate(of_pieces)}
+        return found
+
+    def class_scores(self, hidden: jax.Array, head: Head) -> jax.Array:
+        """A head's scores of the classes of each row, float32 [batch, classes], from the pooled state of [CLS]."""
+        pooled = nn.tanh(self.pooler(hidden[:, 0]))
+        scores: jax.Array = getattr(self, head.name)(pooled)
+        return scores.astype(jnp.float32)
+
+
+def _by_kind(heads: Sequence[Head]) -> tuple[list[Head], list[Head]]:
+    """The heads that predict pieces, and those that predict a class of each row."""
+    return [head for head in heads if not head.classes], [head for head in heads if head.classes]
+
+
+def _class_loss(scores: jax.Array, labels: jax.Array) -> HeadLoss:
+    """scores: float32 [batch, classes]; labels: int32 [batch]."""
+    right = jax.nn.one_hot(labels, scores.shape[-1])
+    lost = -jnp.sum(right * jax.nn.log_softmax(scores), axis=-1)
+    return HeadLoss(lost, (jnp.argmax(scores, axis=-1) == labels).astype(jnp.float32))
 
 
 def _at(hidden: jax.Array, *positions: jax.Array) -> list[jax.Array]:
@@ -204,8 +259,15 @@ def _at(hidden: jax.Array, *positions: jax.Array) -> list[jax.Array]:
     return jnp.split(jnp.einsum("bsl,ble->bse", one_hot, hidden), len(positions), axis=1)
 
 
-def pretraining_model(config: Config, vocab_size: int, platform: str) -> PretrainingModel:
-    """The model of `config` for a tokenizer of `vocab_size` pieces on `platform` (`jax.Device.platform`)."""
+def pretraining_model(
+    config: Config, vocab_size: int, platform: str, heads: Sequence[Head] | None = None
+) -> PretrainingModel:
+    """The model of `config` for a tokenizer of `vocab_size` pieces on `platform` (`jax.Device.platform`).
+
+    heads: None: every head but the optional ones that `config` does not train.
+    """
+    if heads is None:
+        heads = [head for head in HEADS if not head.optional or head.loss_weight(config) > 0]
     compute = resolved(config.compute, config.model, platform)
     return PretrainingModel(
         model=config.model,
@@ -213,7 +275,7 @@ def pretraining_model(config: Config, vocab_size: int, platform: str) -> Pretrai
         vocab_size=vocab_size,
         dtype=jnp.dtype(compute.dtype),
         config=config,
-        heads=HEADS,
+        heads=tuple(heads),
     )
 
 
@@ -236,8 +298,8 @@ def apply(
     row_numbers: jax.Array | None = None,
     heads: Sequence[Head] | None = None,
 ) -> dict[str, jax.Array]:
-    """Scores of the whole (padded) vocabulary for the masked positions of a pre-training batch, by the head's name:
-    float32 [batch, slots, vocab].
+    """Scores, float32, by the head's name: of the whole (padded) vocabulary for the masked positions of a pre-training
+    batch [batch, slots, vocab], and of a head's classes [batch, classes].
 
     batch: of `batch.fields`, input_ids, lengths and the fields that `heads` take are read; token_type_ids int32 [batch,
     length] may be there too (without them, all types are 0). dropout_key, row_numbers: as for `encoder.encode`.
@@ -256,7 +318,7 @@ def losses(
     row_numbers: jax.Array | None = None,
     heads: Sequence[Head] | None = None,
 ) -> dict[str, HeadLoss]:
-    """The cross-entropy of `apply`'s scores with the batch's masked_ids, by the head's name; arguments as for `apply`.
+    """The cross-entropy of `apply`'s scores with the heads' `targets`, by the head's name; arguments as for `apply`.
 
     The backward pass finds one array as large as the scores, which the forward pass keeps.
     """

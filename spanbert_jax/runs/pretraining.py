@@ -100,9 +100,10 @@ def make_recipe(
 def neighbour_metrics(config: Config, tokenizer: Tokenizer, train: Blocks, held_out: Blocks) -> dict[str, float]:
     """Metrics of the guess from visible neighbours (corpus/neighbours.py) on held-out pieces that became [MASK].
 
-    For each trained head NAME there are NAME_neighbours_mask, the accuracy, and NAME_neighbours_loss_mask, in nats.
+    For each trained head NAME that predicts pieces there are NAME_neighbours_mask, the accuracy, and
+    NAME_neighbours_loss_mask, in nats.
     """
-    heads = pretraining_heads.trained_heads(config)
+    heads = [head for head in pretraining_heads.trained_heads(config) if not head.classes]
     limit = evaluated_blocks(held_out, config.train.eval_blocks)
     batches = masked_batches.local_eval_batches(config, held_out, tokenizer, limit)
     fields = {head.name: head.weights for head in heads}
@@ -141,14 +142,14 @@ def report(config: Config, workdir: epath.Path, arguments: str, result: loop.Res
 
 
 def _head_lines(head: pretraining_heads.Head, held_out: Mapping[str, float]) -> list[str]:
-    """A head's held-out loss and accuracy on pieces that became [MASK], or on all pieces where none did; and those of
-    two guesses without a model."""
+    """A head's held-out loss and accuracy on pieces that became [MASK], or on all pieces or rows where none did; and
+    those of one or two guesses without a model."""
     kind, of = ("_mask", " on [MASK] pieces") if f"{head.name}_loss_mask" in held_out else ("", "")
 
     def value(measure: str) -> float:
         return held_out[f"{head.name}_{measure}{kind}"]
 
-    guesses = f"always the commonest piece: {value('commonest'):.1%}"
+    guesses = f"always the commonest {'label' if head.classes else 'piece'}: {value('commonest'):.1%}"
     if f"{head.name}_neighbours{kind}" in held_out:
         guesses += f"; from the visible neighbours: {value('neighbours'):.1%}, loss {value('neighbours_loss'):.3f}"
     return [

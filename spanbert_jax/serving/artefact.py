@@ -19,7 +19,7 @@ from spanbert_jax.text.tokenizer import Tokenizer
 from spanbert_jax.training.sharding import path_name
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-OUTPUTS = {"encode": "hidden_states", "predict": "logits"}
+OUTPUTS = {"encode": "hidden_states", "predict": "logits", "next_sentence": "next_sentence_logits"}
 _TOLERANCE = 1e-4  # of the largest value; float32 rounding stays under a tenth of it
 _ROW = 128  # pieces in the longest row that is compared
 

@@ -125,6 +125,9 @@ def readme(model: Model, kind: str, directory: Path, name: str) -> str:
         outputs.append(f"- `predict`: logits, float32 {LOGITS[model.task]}")
     if model.labels:
         outputs[-1] += f"; the labels, in order: {', '.join(f'`{label}`' for label in model.labels)}"
+    if "next_sentence" in model.functions:
+        said = "scores that the second text of the row follows the first, and that it is of another document"
+        outputs.append(f"- `next_sentence`: logits, float32 [batch, 2], {said}")
     if kind == "stablehlo":
         what = "a text encoder as StableHLO, for JAX"
         # docs.jax.dev/en/latest/export/export.html#compatibility-guarantees

@@ -29,12 +29,14 @@ def _exact(function: Function) -> Function:
 
 
 def functions(config: Config, groups: Collection[str], vocab_size: int, labels: int) -> dict[str, Function]:
-    """The functions by name: "encode", and "predict" where the parameter `groups` include a head.
+    """The functions by name: "encode", "predict" where the parameter `groups` include a head, and "next_sentence" where
+    they include the masked language model's head and that of next-sentence prediction.
 
     Each takes params, input_ids int32 [batch, length], lengths int32 [batch], token_type_ids int32 [batch, length].
     "encode" returns the hidden states, float32 [batch, length, embed]. "predict" returns the head's logits, float32:
     [batch, length, vocab] of MLM, [batch, length, 2] of question answering, [batch, length, labels] of tokens, [batch,
-    labels] of sequences. labels: the number of labels, 0 where the head has none.
+    labels] of sequences. "next_sentence" returns logits, float32 [batch, 2]: whether the second text of the row follows
+    the first (0), or is of another document (1). labels: the number of labels, 0 where the head has none.
     """
     compute = ComputeConfig(dtype="float32")
     base = encoder.Encoder(config.model, compute, vocab_size, jnp.dtype(jnp.float32))
@@ -42,21 +44,28 @@ def functions(config: Config, groups: Collection[str], vocab_size: int, labels: 
     def encode(params: Any, input_ids: jax.Array, lengths: jax.Array, token_type_ids: jax.Array) -> jax.Array:
         return encoder.encode(base, params, input_ids, lengths, token_type_ids)
 
-    task = architecture(groups, config.model.family, config.task).task
+    known = architecture(groups, config.model.family, config.task)
+    task = known.task
     if not task:
         return {"encode": _exact(encode)}
     whole = Config(model=config.model, compute=compute, masking=config.masking)
     if task == MASKED_LM:
-        model = pretraining_heads.pretraining_model(whole, vocab_size, "cpu")
+        mlm, nsp = pretraining_heads.MLM, pretraining_heads.NSP
+        model = pretraining_heads.pretraining_model(whole, vocab_size, "cpu", (mlm, nsp))
 
         def masked_lm(params: Any, input_ids: jax.Array, lengths: jax.Array, token_type_ids: jax.Array) -> jax.Array:
             everywhere = jnp.broadcast_to(jnp.arange(input_ids.shape[1], dtype=jnp.int32), input_ids.shape)
             batch = {"input_ids": input_ids, "lengths": lengths, "token_type_ids": token_type_ids}
             batch["masked_positions"] = everywhere
-            mlm = pretraining_heads.MLM
             return pretraining_heads.apply(model, params, batch, heads=(mlm,))[mlm.name][..., :vocab_size]
 
-        return {"encode": _exact(encode), "predict": _exact(masked_lm)}
+        def next_sentence(params: Any, ids: jax.Array, lengths: jax.Array, token_type_ids: jax.Array) -> jax.Array:
+            batch = {"input_ids": ids, "lengths": lengths, "token_type_ids": token_type_ids}
+            return pretraining_heads.apply(model, params, batch, heads=(nsp,))[nsp.name]
+
+        found: dict[str, Function] = {"encode": encode, "predict": masked_lm}
+        found |= {"next_sentence": next_sentence} if nsp.name in known.heads else {}
+        return {name: _exact(function) for name, function in found.items()}
     fine_tuned = linear_heads.task_model(task, whole, vocab_size, labels, "cpu")
 
     def predict(params: Any, input_ids: jax.Array, lengths: jax.Array, token_type_ids: jax.Array) -> jax.Array:

@@ -92,7 +92,7 @@ def _open_run(path: Path) -> Weights:
 
     def load() -> tuple[Params, Coverage]:
         params = read_params(checkpoint)
-        missing = tuple(head.name for head in pretraining_heads.HEADS if head.name not in params)
+        missing = tuple(head.name for head in pretraining_heads.HEADS if not (head.name in params or head.optional))
         return params, Coverage(tuple(params), missing, ())
 
     return Weights(

@@ -2,8 +2,9 @@
 
 Invariant: loss = the sum over heads of loss_weight * sum(losses) / normaliser, with the normaliser counted over the
 global batch. For SpanBERT: sum(MLM) / N + sbo_weight * sum(SBO) / (M + 1), where N and M are the numbers of pieces with
-each loss (code: criterions/spanbert_loss.py, which counts them per worker of about 8 rows). Logarithms are natural.
-Like model/ and training/, this module runs where TensorFlow is not installed.
+each loss (code: criterions/spanbert_loss.py, which counts them per worker of about 8 rows). Next-sentence prediction
+adds nsp_weight * sum(NSP) / R, where R is the number of rows (code: mlm_nsp_sbo_loss.py). Logarithms are natural. Like
+model/ and training/, this module runs where TensorFlow is not installed.
 """
 
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from spanbert_jax.batch import REPLACEMENTS, Batch
+from spanbert_jax.batch import REPLACEMENTS, Batch, specials
 from spanbert_jax.config import Config
 from spanbert_jax.model import pretraining_heads
 from spanbert_jax.model.pretraining_heads import HeadLoss, trained_heads
@@ -32,40 +33,45 @@ def objective(model: pretraining_heads.PretrainingModel, commonest: int) -> Obje
         params: Any, batch: Batch, counts: list[jax.Array], key: jax.Array | None, row_numbers: jax.Array | None
     ) -> tuple[jax.Array, Sums]:
         lost = pretraining_heads.losses(model, params, batch, key, row_numbers, heads)
-        sums: Sums = {"pieces": jnp.sum(jnp.maximum(batch["lengths"] - 2, 0)).astype(jnp.float32)}
+        pieces = jnp.sum(jnp.maximum(batch["lengths"] - specials(model.config), 0))
+        sums: Sums = {"pieces": pieces.astype(jnp.float32)}
         sums["row_positions"] = jnp.sum(batch["lengths"]).astype(jnp.float32)
         sums["positions"] = jnp.asarray(batch["input_ids"].size, jnp.float32)
         parts = []
         for head, loss_weight, count in zip(heads, loss_weights, counts, strict=True):
-            sums |= _sums(head.name, lost[head.name], batch, batch[head.weights], commonest)
+            sums |= _sums(head, lost[head.name], batch, commonest)
             parts.append(loss_weight * sums[f"{head.name}_loss"] / head.normaliser(count))
         return sum(parts[1:], parts[0]), sums
 
     return Objective(totals, loss)
 
 
-def _sums(name: str, head: HeadLoss, batch: Batch, weights: jax.Array, commonest: int) -> Sums:
-    """Sums over a head's slots, weighted by `weights`: over all slots, and over those of each kind of replacement.
+def _sums(head: pretraining_heads.Head, lost: HeadLoss, batch: Batch, commonest: int) -> Sums:
+    """Sums over a head's predictions, with their weights: over all, and for pieces over each kind of replacement.
 
     A piece that was kept is visible, and a copy of it is right. So the accuracy on kept pieces says nothing about the
     head, and the accuracy on [MASK] says everything.
     """
+    name, weights, targets = head.name, batch[head.weights], batch[head.targets]
     of_kind = {"": weights}
-    of_kind |= {f"_{kind}": weights * (batch["replacement"] == value) for kind, value in REPLACEMENTS.items()}
-    found: Sums = {}
+    if not head.classes:
+        of_kind |= {f"_{kind}": weights * (batch["replacement"] == value) for kind, value in REPLACEMENTS.items()}
+    found: Sums = {f"{name}_class_{value}": jnp.sum((targets == value) * weights) for value in range(head.classes)}
     for kind, weight in of_kind.items():
         found[f"{name}_count{kind}"] = jnp.sum(weight)
-        found[f"{name}_loss{kind}"] = jnp.sum(head.loss * weight)
-        found[f"{name}_correct{kind}"] = jnp.sum(head.right * weight)
-        found[f"{name}_commonest{kind}"] = jnp.sum((batch["masked_ids"] == commonest) * weight)
+        found[f"{name}_loss{kind}"] = jnp.sum(lost.loss * weight)
+        found[f"{name}_correct{kind}"] = jnp.sum(lost.right * weight)
+        if not head.classes:
+            found[f"{name}_commonest{kind}"] = jnp.sum((targets == commonest) * weight)
     return found
 
 
 def metrics(totals: Mapping[str, float], config: Config) -> dict[str, float]:
     """The metrics of each head NAME that `config` trains, from the sums of `objective`, added over batches.
 
-    NAME_loss, NAME_accuracy and NAME_commonest (the accuracy of always naming the commonest piece) are means over the
-    pieces that the head predicts. With the ending _mask they are means over the pieces that became [MASK].
+    NAME_loss, NAME_accuracy and NAME_commonest (the accuracy of always naming the commonest piece, or the commonest
+    class) are means over the pieces, or the rows, that the head predicts. Heads that predict pieces have further
+    metrics. With the ending _mask the three are means over the pieces that became [MASK].
     NAME_accuracy_random and NAME_accuracy_kept are means over the pieces that a random piece replaced, and over those
     that were kept. NAME_share_mask, _random and _kept are the shares of the three kinds. A kind without pieces has a
     share and no means. "padding" is the share of the batches' positions that is padding.
@@ -74,7 +80,10 @@ def metrics(totals: Mapping[str, float], config: Config) -> dict[str, float]:
     for head in trained_heads(config):
         name = head.name
         of_all = max(totals[f"{name}_count"], 1.0)
-        for kind in ("", *(f"_{kind}" for kind in REPLACEMENTS)):
+        if head.classes:
+            largest = max(totals[f"{name}_class_{value}"] for value in range(head.classes))
+            totals = {**totals, f"{name}_commonest": largest}
+        for kind in ("",) if head.classes else ("", *(f"_{kind}" for kind in REPLACEMENTS)):
             count = totals[f"{name}_count{kind}"]
             if kind:
                 out[f"{name}_share{kind}"] = count / of_all

@@ -20,15 +20,21 @@ def pack(sentences: Iterable[Sequence[int]], limit: int) -> Iterator[list[int]]:
     `limit` pieces is cut after every `limit`, and its parts are packed like sentences.
     """
     block: list[int] = []
-    for sentence in sentences:
-        for start in range(0, len(sentence), limit):
-            part = sentence[start : start + limit]
-            if len(block) + len(part) > limit:
-                yield block
-                block = []
-            block.extend(part)
+    for part in cut(sentences, limit):
+        if len(block) + len(part) > limit:
+            yield block
+            block = []
+        block.extend(part)
     if block:
         yield block
+
+
+def cut(sentences: Iterable[Sequence[int]], limit: int) -> Iterator[Sequence[int]]:
+    """The sentences, in order, each of more than `limit` pieces cut after every `limit`; those without pieces are left
+    out."""
+    for sentence in sentences:
+        for start in range(0, len(sentence), limit):
+            yield sentence[start : start + limit]
 
 
 def serialize(features: Mapping[str, Sequence[int] | np.ndarray]) -> bytes:

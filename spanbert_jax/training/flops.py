@@ -58,9 +58,11 @@ def encoder_flops(model: ModelConfig, length: int) -> float:
 def pretraining_head_flops(config: Config, vocab_size: int, masked: int) -> float:
     """Training FLOPs of the heads that `config` trains, for one row of `masked` gathered positions. vocab_size: without
     padding."""
-    decoder = config.model.embed * vocab_size
-    heads = sum(head.multiply_adds(config.model) + decoder for head in pretraining_heads.trained_heads(config))
-    return 3.0 * masked * 2 * heads
+    decoder, multiply_adds = config.model.embed * vocab_size, 0
+    for head in pretraining_heads.trained_heads(config):
+        own = head.multiply_adds(config.model)
+        multiply_adds += own if head.classes else masked * (own + decoder)
+    return 3.0 * 2 * multiply_adds
 
 
 def pretraining_row_flops(config: Config, vocab_size: int, length: int) -> float:

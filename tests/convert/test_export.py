@@ -60,6 +60,9 @@ CASES = {
     "encoder": Case({"mlm": 0, "sbo": 15}, (), "AutoModel", "BertModel", encoder_only=True),
     "pooled": Case({"pooler": 0}, (), "AutoModel", "BertModel"),
     "pretraining": Case({"mlm": 0, "sbo": 15}, (), "AutoModelForMaskedLM", "BertForMaskedLM"),
+    "next_sentence": Case(
+        {"pooler": 0, "mlm": 0, "sbo": 15, "nsp": 0}, (), "AutoModelForPreTraining", "BertForPreTraining"
+    ),
     "question_answering": Case({"qa_outputs": 0}, (), "AutoModelForQuestionAnswering", "BertForQuestionAnswering"),
     "sequence_classification": Case(
         {"pooler": 0, "classifier": 3},
@@ -289,6 +292,7 @@ def test_the_training_configuration_and_step_are_in_it(exported: Exported) -> No
 PIPELINES = {
     "BertModel": "feature-extraction",
     "BertForMaskedLM": "fill-mask",
+    "BertForPreTraining": "fill-mask",
     "BertForQuestionAnswering": "question-answering",
     "BertForSequenceClassification": "text-classification",
     "BertForTokenClassification": "token-classification",

@@ -80,16 +80,6 @@ def test_transformers_to_ours_to_transformers_keeps_every_name_and_bit(class_nam
     assert_same_bits(again, original)
 
 
-def test_the_next_sentence_head_is_left_alone_and_named(tmp_path: Path) -> None:
-    random_bert("BertForPreTraining").save_pretrained(tmp_path)
-    original = load_file(tmp_path / "model.safetensors")
-    params, report = imported(original)
-    sentence = ("cls.seq_relationship.bias", "cls.seq_relationship.weight")
-    assert report.left == sentence and report.missing == ("sbo",) and {"pooler", "mlm"} <= set(report.taken)
-    again = to_tensors(params, VOCAB, np.dtype(np.float32))
-    assert_same_bits(again, {name: x for name, x in original.items() if name not in sentence})
-
-
 def old_names(name: str) -> str:
     return name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
 

@@ -46,6 +46,7 @@ RATES = {
 CLASSES = (
     "BertModel",
     "BertForMaskedLM",
+    "BertForPreTraining",
     "BertForQuestionAnswering",
     "BertForSequenceClassification",
     "BertForTokenClassification",
@@ -217,6 +218,7 @@ def test_any_set_of_heads_has_a_class_with_no_other_heads(
     elif "classifier" in heads:
         assert name == ("BertForSequenceClassification" if "pooler" in heads else "BertForTokenClassification")
     else:
-        assert name == ("BertForMaskedLM" if "mlm" in heads else "BertModel")
-        assert ("pooler" in has) == ("pooler" in heads and "mlm" not in heads)
+        whole = {"pooler", "mlm", "nsp"} <= set(heads)
+        assert name == ("BertForPreTraining" if whole else "BertForMaskedLM" if "mlm" in heads else "BertModel")
+        assert ("pooler" in has) == (whole or ("pooler" in heads and "mlm" not in heads))
     assert architecture(heads[::-1], "bert", "") == found

@@ -130,6 +130,55 @@ def test_the_files_are_the_same_bytes_for_any_number_of_processes(
     }
 
 
+def test_pairs_are_the_same_bytes_for_any_number_of_processes_and_never_mix_the_sides(
+    config: Config, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(building, "TASK_CHARS", 2000)
+    config = replace(config, pairs=True)
+    for count in (1, 2):
+        build_blocks(replace(config, workers=count), tokenizer, tmp_path / f"blocks{count}")
+    assert files_of(tmp_path / "blocks1") == files_of(tmp_path / "blocks2")
+
+    texts = [document(i) for i in range(100)]
+    side_of = {text: in_share(hash_text(text), 0.2) for text in texts}
+    ids = {text: list(itertools.chain(*map(tokenizer.tokenize, text.split("\n")))) for text in texts}
+    spelled = {text: " ".join(map(str, of)) for text, of in ids.items()}
+    builder = tfds.builder_from_directory(tmp_path / "blocks1")
+    for split, held_out in (("train", False), ("held_out", True)):
+        mine = [f" {spelled[text]} " for text in texts if side_of[text] is held_out]
+        found = open_blocks(tmp_path / "blocks1", split)
+        source = builder.as_data_source(split)
+        assert len(source) == len(found) and found.lengths.max() <= BLOCK_LENGTH - 3
+        for number, length in enumerate(found.lengths):
+            pieces, (first, label) = source[number]["input_ids"].tolist(), source[number]["pair"].tolist()
+            assert len(pieces) == length and 0 < first < length and label in (0, 1)
+            parts = [f" {' '.join(map(str, part))} " for part in (pieces[:first], pieces[first:])]
+            homes = [[text for text in mine if part in text] for part in parts]
+            assert homes[0] and homes[1]  # both texts are of documents of this side
+            if not label:
+                assert any(part in text for text in mine for part in [parts[0][:-1] + parts[1]]) or length == 17
+    metadata = read_metadata(tmp_path / "blocks1")
+    assert metadata.corpus["pairs"] is True
+    with pytest.raises(UserError, match=r"corpus\.pairs is False, and was True"):
+        check_blocks(metadata, replace(config, pairs=False), tokenizer)
+
+
+def test_blocks_without_pairs_say_nothing_of_them(built: Path, config: Config, tokenizer: Tokenizer) -> None:
+    metadata = read_metadata(built)
+    assert "pairs" not in metadata.corpus
+    made_for = replace(config, **{name: metadata.corpus[name] for name in ("files", "held_out")})
+    check_blocks(metadata, made_for, tokenizer)
+    with pytest.raises(UserError, match=r"corpus\.pairs is True, and was False"):
+        check_blocks(metadata, replace(made_for, pairs=True), tokenizer)
+
+
+def test_pairs_of_documents_of_one_sentence_are_refused(config: Config, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    (tmp_path / "lines.txt").write_text("\n\n".join(document(i).split("\n")[0] for i in range(40)))
+    with pytest.raises(UserError, match=r"each of the 40 documents has one sentence, .*--config.corpus.pairs=False"):
+        build_blocks(replace(config, files=f"{tmp_path}/lines.txt", pairs=True), tokenizer, tmp_path / "blocks")
+    assert not (tmp_path / "blocks").exists()
+
+
 def test_a_document_keeps_its_side_wherever_it_stands(config: Config, tokenizer: Tokenizer, tmp_path: Path) -> None:
     (tmp_path / "other.txt").write_text("\n\n".join(document(i) for i in [*range(140, 70, -1), 80, 80]))
     build_blocks(config, tokenizer, tmp_path / "one")

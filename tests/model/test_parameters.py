@@ -19,7 +19,7 @@ def every_parameter(family: str) -> dict[str, Any]:
     tasks = ("question_answering", "token_classification", "sequence_classification")
     linear = [linear_heads.task_model(task, config, VOCAB, 3, "cpu") for task in tasks]
     spans, pretraining = span_head.span_model(config, VOCAB, 3, "cpu"), pretraining_heads
-    model = pretraining.pretraining_model(config, VOCAB, "cpu")
+    model = pretraining.pretraining_model(config, VOCAB, "cpu", pretraining.HEADS)
     trees = [jax.eval_shape(lambda m=m: linear_heads.init_params(m, key)) for m in linear]
     trees.append(jax.eval_shape(lambda: span_head.init_params(spans, key)))
     trees.append(jax.eval_shape(lambda: pretraining.init_params(model, key)))
@@ -58,14 +58,16 @@ def test_a_configuration_can_name_every_family_and_no_other() -> None:
     ("task", "heads"),
     [
         ("pretraining", {"mlm": 0, "sbo": 7}),
+        ("next sentence", {"mlm": 0, "sbo": 7, "nsp": 0, "pooler": 0}),
         ("question_answering", {"qa_outputs": 0}),
         ("token_classification", {"classifier": 3}),
         ("sequence_classification", {"pooler": 0, "classifier": 3}),
     ],
 )
 def test_the_shapes_of_chosen_heads_are_those_of_the_model_that_has_them(task: str, heads: dict[str, int]) -> None:
-    config, key = small_config(masking={"max_span_offset": 7}), jax.random.key(0)
-    if task == "pretraining":
+    paired = {"corpus": {"pairs": True}, "train": {"nsp_weight": 1.0}} if "nsp" in heads else {}
+    config, key = small_config(masking={"max_span_offset": 7}, **paired), jax.random.key(0)
+    if "mlm" in heads:
         model = pretraining_heads.pretraining_model(config, VOCAB, "cpu")
         params = jax.eval_shape(lambda: pretraining_heads.init_params(model, key))
     else:

@@ -10,7 +10,7 @@ import pytest
 
 from spanbert_jax.config import ComputeConfig, Config, ModelConfig
 from spanbert_jax.model.encoder import encode
-from spanbert_jax.model.pretraining_heads import HEADS, MLM, PretrainingModel, apply, init_params, pretraining_model
+from spanbert_jax.model.pretraining_heads import MLM, PretrainingModel, apply, init_params, pretraining_model
 
 VOCAB, OFFSETS, MASKED = 131, 15, 8
 CONFIG = Config(
@@ -135,7 +135,7 @@ def gradients(model: PretrainingModel, params: dict[str, Any], batch: dict[str, 
     def losses(params: dict[str, Any]) -> list[jax.Array]:
         sums = []
         logits = apply(model, params, batch, jnp.uint32(5))
-        for head in HEADS:
+        for head in model.heads:
             chosen = jnp.take_along_axis(jax.nn.log_softmax(logits[head.name]), batch["masked_ids"][..., None], -1)
             sums.append(-jnp.sum(chosen[..., 0] * batch[head.weights]))
         return sums
@@ -180,7 +180,7 @@ def test_without_sbo_the_mlm_scores_stay_and_nothing_of_sbo_is_computed(
 ) -> None:
     both, alone = (
         jax.jit(functools.partial(apply, model, heads=heads)).lower(params, batch).compile()
-        for heads in (HEADS, (MLM,))
+        for heads in (model.heads, (MLM,))
     )
     np.testing.assert_allclose(both(params, batch)["mlm"], alone(params, batch)["mlm"], atol=1e-6)
     assert set(alone(params, batch)) == {"mlm"}

@@ -18,6 +18,7 @@ COMBINATIONS: dict[str, dict[str, int]] = {
     "mlm": {"mlm": 0},
     "sbo": {"sbo": 15},
     "pretraining": {"mlm": 0, "sbo": 15},
+    "next_sentence": {"pooler": 0, "mlm": 0, "nsp": 0},
     "pooled": {"pooler": 0},
     "question_answering": {"qa_outputs": 0},
     "token_classification": {"classifier": 5},

@@ -52,6 +52,11 @@ def random_batch(config: Config, seed: int, rows: int | None = None) -> dict[str
         "span_weights": weights * rng.integers(0, 2, (rows, held)),
         "replacement": rng.integers(1, 4, (rows, held)) * weights,
     }
+    if config.corpus.pairs:
+        second = np.arange(length) >= lengths[:, None] // 2
+        values["token_type_ids"] = second & (np.arange(length) < lengths[:, None])
+        values["next_labels"] = rng.integers(0, 2, rows) * (lengths > 0)
+        values["next_weights"] = lengths > 0
     for name, value in values.items():
         batch[name][:] = value
     return batch

@@ -12,6 +12,7 @@ from tests.support.synthetic import VOCAB
 CLASSES = (
     "BertModel",
     "BertForMaskedLM",
+    "BertForPreTraining",
     "BertForQuestionAnswering",
     "BertForSequenceClassification",
     "BertForTokenClassification",

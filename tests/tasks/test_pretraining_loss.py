@@ -8,6 +8,7 @@ import pytest
 
 from spanbert_jax.batch import KEPT, MASK, RANDOM
 from spanbert_jax.model import pretraining_heads
+from spanbert_jax.model.encoder import encode
 from spanbert_jax.tasks.pretraining_loss import describe, metrics, objective
 from tests.support.synthetic import VOCAB, random_batch, small_config
 
@@ -33,7 +34,8 @@ def scores(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def model_and_params(**train: Any) -> tuple[pretraining_heads.PretrainingModel, Any]:
-    model = pretraining_heads.pretraining_model(small_config(train=train), VOCAB, "cpu")
+    pairs = {"pairs": bool(train.get("nsp_weight"))}
+    model = pretraining_heads.pretraining_model(small_config(train=train, corpus=pairs), VOCAB, "cpu")
     shapes = jax.eval_shape(lambda: pretraining_heads.init_params(model, jax.random.key(0)))
     rng = np.random.default_rng(0)
 
@@ -41,8 +43,8 @@ def model_and_params(**train: Any) -> tuple[pretraining_heads.PretrainingModel, 
         return rng.normal(float(path[-1].key == "scale"), 0.02, leaf.shape).astype(np.float32)
 
     params = jax.tree_util.tree_map_with_path(draw, shapes)
-    for head in pretraining_heads.HEADS:
-        params[head.name]["bias"][COMMONEST] = 0.25
+    for head in ("mlm", "sbo"):
+        params[head]["bias"][COMMONEST] = 0.25
     return model, params
 
 
@@ -74,6 +76,32 @@ def test_accuracies_by_what_replaced_the_piece_equal_a_walk_over_the_slots(
     padding = found.pop("padding")
     assert padding == pytest.approx(1 - batch["lengths"].sum() / batch["input_ids"].size)
     assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_next_sentence_prediction_is_a_mean_over_the_rows_that_are_there() -> None:
+    model, params = model_and_params(nsp_weight=0.5)
+    config = model.config
+    batch = random_batch(config, 3)
+    scores = jax.jit(pretraining_heads.apply, static_argnums=0)(model, params, batch)
+    states = np.asarray(encode(model, params, batch["input_ids"], batch["lengths"], batch["token_type_ids"]))
+    pooled = np.tanh(states[:, 0] @ params["pooler"]["kernel"] + params["pooler"]["bias"])
+    expected = pooled @ params["nsp"]["kernel"] + params["nsp"]["bias"]
+    np.testing.assert_allclose(scores["nsp"], expected, atol=1e-5)
+
+    goal = objective(model, COMMONEST)
+    loss, sums = jax.jit(lambda params, batch: goal.loss(params, batch, goal.totals(batch), None, None))(params, batch)
+    there = batch["lengths"] > 0
+    labels, chosen = batch["next_labels"][there], expected[there].astype(np.float64)
+    losses = np.log(np.exp(chosen).sum(-1)) - chosen[np.arange(len(labels)), labels]
+    found = metrics({name: float(value) for name, value in sums.items()}, config)
+    assert found["nsp_loss"] == pytest.approx(losses.mean(), rel=1e-5) and there.sum() == len(there) - 1
+    assert found["nsp_accuracy"] == pytest.approx((chosen.argmax(-1) == labels).mean())
+    assert found["nsp_commonest"] == pytest.approx(max(labels.mean(), 1 - labels.mean()))
+    assert {name for name in found if name.startswith("nsp")} == {"nsp_loss", "nsp_accuracy", "nsp_commonest"}
+    parts = sums["mlm_loss"] / batch["masked_weights"].sum() + sums["sbo_loss"] / (batch["span_weights"].sum() + 1)
+    assert float(loss) == pytest.approx(float(parts) + 0.5 * losses.mean(), rel=1e-5)
+    assert float(sums["pieces"]) == np.maximum(batch["lengths"] - 3, 0).sum()
+    assert describe(found).endswith(f"NSP {found['nsp_loss']:.3f} ({found['nsp_accuracy']:.1%})")
 
 
 def test_a_kind_that_replaced_no_piece_has_a_share_and_no_accuracy(batch: dict[str, np.ndarray]) -> None:

@@ -25,6 +25,7 @@ from safetensors.numpy import load_file, save_file
 
 from spanbert_jax.config import Config, ModelConfig, flatten
 from spanbert_jax.convert.names import Params
+from spanbert_jax.convert.tensorflow_checkpoint import read_checkpoint
 from spanbert_jax.model import pretraining_heads
 from spanbert_jax.model.encoder import padded_vocab
 from spanbert_jax.model.parameters import parameter_shapes
@@ -346,15 +347,20 @@ def test_a_tensorflow_checkpoint_is_accounted_for_tensor_by_tensor(shared_data: 
     source = shared_data / "checkpoints/tiny_bert_tf1"
     printed = import_(source, tmp_path / "imported")
     assert "a TensorFlow-1 BERT, 2 layers x 4, 4 heads; 15 pieces (wordpiece)" in printed
-    assert "Text: lowercased: 0 of 10 pieces" in printed and "Taken: embeddings, encoder, pooler, mlm\n" in printed
+    assert "Text: lowercased: 0 of 10 pieces" in printed and "Taken: embeddings, encoder, pooler, mlm, nsp\n" in printed
     assert re.findall(r"Missing: (.*?);", printed) == ["sbo, the span boundary head"]
-    # 139 tensors: 44 taken, the two of next sentence prediction, global_step, and two slots for each of the 46.
-    (left,) = re.findall(r"Left alone, 95 tensors: (.*)", printed)
-    named = {"cls.seq_relationship.bias", "cls.seq_relationship.weight", "global_step"}
-    assert set(left.split(", ")) == {"46 x */adam_m", "46 x */adam_v", *named}
+    # 139 tensors: 46 taken, global_step, and two slots for each of the 46.
+    (left,) = re.findall(r"Left alone, 93 tensors: (.*)", printed)
+    assert set(left.split(", ")) == {"46 x */adam_m", "46 x */adam_v", "global_step"}
     left_alone = read_metadata(find_checkpoint(epath.Path(tmp_path / "imported"))).left_alone
-    assert len(set(left_alone)) == 95 and "bert/pooler/dense/kernel/adam_m" in left_alone
-    assert "Left out: pooler\n" in export(tmp_path / "imported", tmp_path / "export")
+    assert len(set(left_alone)) == 93 and "bert/pooler/dense/kernel/adam_m" in left_alone
+    printed = export(tmp_path / "imported", tmp_path / "export")
+    assert "for transformers' BertForPreTraining\n" in printed and "Left out" not in printed
+    assert printed.count("next-sentence logits") == 2  # with eager and with sdpa attention
+    tensors, original = load_file(tmp_path / "export/model.safetensors"), read_checkpoint(source / "bert_model.ckpt")
+    for ours, theirs in (("weight", "output_weights"), ("bias", "output_bias")):
+        expected = original[f"cls/seq_relationship/{theirs}"]()
+        np.testing.assert_array_equal(tensors[f"cls.seq_relationship.{ours}"], expected)
 
 
 def test_a_vocabulary_may_lie_elsewhere(shared_data: Path, tmp_path: Path) -> None:
