@@ -43,7 +43,7 @@ from spanbert_jax.text import worker_pool
 from spanbert_jax.text.block_making import BlockMaker, MadeBlocks
 from spanbert_jax.text.documents import Document, hash_text, in_share
 from spanbert_jax.text.packing import FEATURE, SPANS_FEATURE
-from spanbert_jax.text.pairs import PAIR, Task, pair_tasks
+from spanbert_jax.text.pairs import PAIR, Task, check_sentences, pair_tasks
 from spanbert_jax.text.sentences import split_sentences
 from spanbert_jax.text.spans import SpanFinder
 from spanbert_jax.text.tokenizer import Tokenizer, sentencepiece_from_model, wordpiece_from_vocab
@@ -132,7 +132,7 @@ def _write(config: Config, tokenizer: Tokenizer, build: Path, report: BuildProgr
             span_counts += made.span_counts
             if not fits and piece_counts.sum() >= SAMPLE_PIECES:
                 check_fit(config, tokenizer, piece_counts)
-                check_sentences(config.corpus, counts)
+                _check_pairs(config.corpus, counts)
                 fits = True
             clock.tick(fractions.pop(0), *_done(counts))
     shards = {split: writer.close() for split, writer in writers.items()}
@@ -291,7 +291,7 @@ def write_metadata(
       UserError: where a split would have no blocks, or the vocabulary does not fit the text.
     """
     check_fit(config, tokenizer, piece_counts)
-    check_sentences(config.corpus, counts)
+    _check_pairs(config.corpus, counts)
     blocks = {split: sum(len(shard.lengths) for shard in shards[split]) for split in SPLITS}
     _check_splits(config.corpus, blocks, {split: int(counts[split][0]) for split in SPLITS})
     _write_tfds_metadata(build, config.corpus, shards)
@@ -320,16 +320,10 @@ def write_metadata(
     (build / METADATA_FILE).write_text(json.dumps(fields) + "\n", encoding="utf-8")
 
 
-def check_sentences(corpus: CorpusConfig, counts: Mapping[str, np.ndarray]) -> None:
-    """Raises UserError where pairs are wanted of documents of one sentence each, which nothing follows. counts: split
-    -> int64[3]: documents, sentences, pieces."""
-    documents, sentences, _ = np.sum(list(counts.values()), axis=0).tolist()
-    if corpus.pairs and documents == sentences:
-        raise UserError(
-            f"config.corpus.pairs is True, and each of the {documents:,} documents has one sentence, which no other "
-            "sentence follows; give longer documents (config.corpus.document_break), a sentence splitter "
-            "(--config.corpus.sentences=sentencex), or --config.corpus.pairs=False"
-        )
+def _check_pairs(corpus: CorpusConfig, counts: Mapping[str, np.ndarray]) -> None:
+    if corpus.pairs:
+        documents, sentences, _ = np.sum(list(counts.values()), axis=0).tolist()
+        check_sentences(documents, sentences)
 
 
 def _check_splits(corpus: CorpusConfig, blocks: dict[str, int], documents: dict[str, int]) -> None:

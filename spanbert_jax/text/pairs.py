@@ -159,6 +159,16 @@ def _is_varied(task: Task) -> bool:
     return len({key for _, _, key in task}) > 1
 
 
+def check_sentences(documents: int, sentences: int) -> None:
+    """Raises UserError where so many documents have one sentence each, so that no text follows another."""
+    if 0 < documents == sentences:
+        raise UserError(
+            f"config.corpus.pairs is True, and each of the {documents:,} documents has one sentence, which no other "
+            "sentence follows; give longer documents (config.corpus.document_break), a sentence splitter "
+            "(--config.corpus.sentences=sentencex), or --config.corpus.pairs=False"
+        )
+
+
 def one_document(of: str) -> str:
     """The message where the documents `of` training, evaluation or a task are a single one."""
     return (

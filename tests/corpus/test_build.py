@@ -134,7 +134,7 @@ def test_pairs_are_the_same_bytes_for_any_number_of_processes_and_never_mix_the_
     config: Config, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(building, "TASK_CHARS", 2000)
-    config = replace(config, pairs=True)
+    config = replace(config, pairs=True, spans="regex:CAT=cat")
     for count in (1, 2):
         build_blocks(replace(config, workers=count), tokenizer, tmp_path / f"blocks{count}")
     assert files_of(tmp_path / "blocks1") == files_of(tmp_path / "blocks2")
@@ -153,6 +153,8 @@ def test_pairs_are_the_same_bytes_for_any_number_of_processes_and_never_mix_the_
             pieces, (first, label) = source[number]["input_ids"].tolist(), source[number]["pair"].tolist()
             assert len(pieces) == length and 0 < first < length and label in (0, 1)
             parts = [f" {' '.join(map(str, part))} " for part in (pieces[:first], pieces[first:])]
+            cat = tokenizer.tokenize("cat")[0]
+            assert list(source[number]["span_tags"]) == [3 * (piece == cat) for piece in pieces]
             homes = [[text for text in mine if part in text] for part in parts]
             assert homes[0] and homes[1]  # both texts are of documents of this side
             if not label:
