@@ -300,12 +300,15 @@ def _check_pairs(config: Config) -> None:
             f"config.train.nsp_weight is {weight:g}, and config.corpus.pairs is False, so no row has a second text to "
             "predict; set --config.corpus.pairs=True, or --config.train.nsp_weight=0"
         )
-    if config.corpus.pairs and (model.family == "modern" or model.token_types < 2):
-        types = "none" if model.family == "modern" else str(model.token_types)
+    if config.corpus.pairs and model.family == "modern":
         raise UserError(
-            f"config.corpus.pairs is True, and config.model.family {model.family!r} with config.model.token_types "
-            f"{model.token_types} has {types} of the two token types that tell the texts of a row apart; set "
-            "--config.corpus.pairs=False, or use the family 'bert' with two token types"
+            "config.corpus.pairs is True, and config.model.family is 'modern', which has no token types to tell the two "
+            "texts of a row apart; set --config.corpus.pairs=False, or --config.model.family=bert"
+        )
+    if config.corpus.pairs and model.token_types < 2:
+        raise UserError(
+            f"config.corpus.pairs is True, and config.model.token_types is {model.token_types}, and pairs need 2, one "
+            "for each text of a row; set --config.corpus.pairs=False, or more token types"
         )
 
 

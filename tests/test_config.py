@@ -58,6 +58,19 @@ def test_base_and_large_are_the_published_models() -> None:
     assert slots(base) == 80
 
 
+@pytest.mark.parametrize("text", ["uncased", "cased"])
+def test_bert_is_the_published_model_and_task(text: str) -> None:
+    """Devlin et al. 2019, section 3.1 and appendix A.2; google-research/bert, optimization.py."""
+    bert = configuration.from_dict(importlib.import_module("configs.bert").get_config(text).to_dict())
+    check(bert)
+    assert bert.model == configuration.Config().model
+    assert (bert.train.batch_size, bert.train.steps, bert.optimizer.warmup_steps) == (256, 1_000_000, 10_000)
+    assert (bert.optimizer.learning_rate, bert.optimizer.weight_decay, bert.optimizer.eps) == (1e-4, 0.01, 1e-6)
+    assert (bert.train.nsp_weight, bert.train.sbo_weight, bert.corpus.pairs) == (1, 0, True)
+    assert (bert.masking.scheme, bert.masking.rate, bert.masking.granularity) == ("subword", 0.15, "piece")
+    assert (bert.tokenizer.kind, bert.tokenizer.lowercase) == ("wordpiece", text == "uncased")
+
+
 def test_every_number_and_name_of_the_model_and_the_optimizer_has_a_range() -> None:
     config = configuration.from_dict(importlib.import_module("configs.tiny").get_config().to_dict())
     fields = {name: value for name, value in configuration.flatten(config).items() if not isinstance(value, bool)}
@@ -102,6 +115,10 @@ def test_the_modern_models_have_the_published_shapes() -> None:
         ({"optimizer__eps": -1e-8}, "config.optimizer.eps is -1e-08"),
         ({"optimizer__learning_rate": float("nan")}, "config.optimizer.learning_rate is nan"),
         ({"train__sbo_weight": float("nan")}, "config.train.sbo_weight is nan"),
+        ({"train__nsp_weight": -1.0}, "config.train.nsp_weight is -1.0; it must not be negative"),
+        ({"train__nsp_weight": 1.0}, "config.train.nsp_weight is 1, and config.corpus.pairs is False"),
+        ({"corpus__pairs": True}, "config.corpus.pairs is True, and config.model.family is 'modern', which has no"),
+        ({**PAPERS, "corpus__pairs": True, "model__token_types": 1}, "config.model.token_types is 1, and pairs need 2"),
         ({"optimizer__warmup_steps": 5000}, "warmup_steps 5000 is over config.train.steps 2000"),
         ({"optimizer__eps_placement": "before"}, "must be one of 'corrected', 'uncorrected'"),
         ({"optimizer__name": "lion"}, "config.optimizer.name is 'lion'; it must be one of 'adamw', 'muon', 'stable_"),

@@ -118,6 +118,14 @@ def describe_row(tokenizer: Tokenizer, row: dict[str, np.ndarray]) -> tuple[str,
     clean = row["input_ids"][: row["lengths"]].copy()
     clean[positions] = row["masked_ids"][used]
     starts = np.concatenate([[True], word_starts(tokenizer, clean[1:-1]), [True]])
+    specials = {0, len(clean) - 1}
+    kind_of_row = ""
+    if "token_type_ids" in row:
+        second = int(np.argmax(row["token_type_ids"]))  # the first piece of B
+        specials.add(second - 1)
+        starts[second - 1 : second + 1] = True
+        label = "of another document" if row["next_labels"] else "the text that follows"
+        kind_of_row = f" ({second - 2} and {len(clean) - second - 1}, {label})"
     predicted = row["span_weights"] > 0
     boundaries = {int(i) for name in ("span_left", "span_right") for i in row[name][predicted]}
     kind_at = dict(zip(positions.tolist(), kinds.tolist(), strict=True))
@@ -131,8 +139,7 @@ def describe_row(tokenizer: Tokenizer, row: dict[str, np.ndarray]) -> tuple[str,
     at = 0
     while at < len(clean):
         if at not in kind_at:
-            special = at in (0, len(clean) - 1)
-            kind = "special" if special else "boundary" if at in boundaries else "plain"
+            kind = "special" if at in specials else "boundary" if at in boundaries else "plain"
             segments.append(Segment(kind, tokenizer.surface(int(clean[at])), bool(starts[at])))
             at += 1
             continue
@@ -147,7 +154,7 @@ def describe_row(tokenizer: Tokenizer, row: dict[str, np.ndarray]) -> tuple[str,
         at = end
     spans = int(np.sum(np.diff(positions, prepend=-1) != 1))
     masked = f"{len(positions)} masked in {spans} spans, {len(sbo)} of them predicted by SBO as well"
-    return f"{len(clean) - 2} pieces, {masked}", segments
+    return f"{len(clean) - len(specials)} pieces{kind_of_row}, {masked}", segments
 
 
 def print_rows(console: Console, rows: list[tuple[str, list[Segment]]]) -> None:
@@ -210,14 +217,19 @@ def statistics_table(config: Config, rows: dict[str, np.ndarray], piece_counts: 
     from spanbert_jax.corpus.masking import span_law, word_limits
 
     masking = config.masking
-    lengths, used = rows["lengths"] - 2, rows["masked_weights"] > 0
+    texts, used = text_lengths(rows), rows["masked_weights"] > 0
+    lengths = sum(texts)
     rate = masking.rate
     table = Table(title=f"{len(lengths):,} blocks, {lengths.mean():.0f} pieces in the mean, {used.sum():,} masked")
     for column in ("", "observed", "expected"):
         table.add_column(column, justify="left" if not column else "right")
     if not masking.rate_steps or masking.final_rate == rate:
-        exact = used.sum(1) == np.ceil(rate * lengths.astype(np.float64))
-        table.add_row(f"blocks with ⌈{rate:g} × pieces⌉ masked", f"{exact.mean():.2%}", "100%")
+        exact = used.sum(1) == sum(np.ceil(rate * text.astype(np.float64)) for text in texts)
+        of = " of each text" if len(texts) == 2 else ""
+        table.add_row(f"blocks with ⌈{rate:g} × pieces⌉{of} masked", f"{exact.mean():.2%}", "100%")
+    if len(texts) == 2:
+        random = f"{rows['next_labels'].mean():.2%}"
+        table.add_row("blocks whose second text is of another document", random, "about 50%")
     law, fewest = span_law(masking), word_limits(masking)[0]
     drawn = rows["drawn_words"]
     table.add_section()
@@ -243,13 +255,21 @@ def statistics_table(config: Config, rows: dict[str, np.ndarray], piece_counts: 
     table.add_row(
         "masked pieces that SBO predicts (fewer where words are long)",
         f"{coverage:.2%}",
-        expected_coverage(config, lengths),
+        expected_coverage(config, np.concatenate(texts)),
     )
     return table
 
 
+def text_lengths(rows: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """int [rows]: the number of pieces in each block, or in the first and in the second text of each."""
+    if "token_type_ids" not in rows:
+        return [rows["lengths"] - 2]
+    second = rows["token_type_ids"].sum(1)  # with its [SEP]
+    return [rows["lengths"] - second - 2, second - 1]
+
+
 def expected_coverage(config: Config, lengths: np.ndarray) -> str:
-    """The share of masked pieces that SBO predicts in blocks of these lengths, interpolated between SBO_LENGTHS; ""
+    """The share of masked pieces that SBO predicts in texts of these lengths, interpolated between SBO_LENGTHS; ""
     where the settings are not those of SBO_COVERAGE."""
     masking = config.masking
     if masking.scheme == "subword":

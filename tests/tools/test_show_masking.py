@@ -17,7 +17,7 @@ from spanbert_jax.errors import UserError
 from spanbert_jax.text.tokenizer import Tokenizer
 from tests.support import runs
 from tools import show_masking
-from tools.show_masking import Segment, describe_row, expected_coverage, first_rows, page
+from tools.show_masking import Segment, describe_row, expected_coverage, first_rows, page, text_lengths
 
 WORDS = ("the", "cat", "sat", "on", "a", "mat", "and", "looked", "at", "birds")
 
@@ -137,6 +137,34 @@ def test_a_row_becomes_words_spans_originals_and_boundaries(tokenizer: Tokenizer
         Segment("original", "‹mat; MLM only›", False),
         Segment("special", "[SEP]", True),
     ]
+
+
+def test_a_row_of_two_texts_says_where_the_second_one_is_from(tokenizer: Tokenizer) -> None:
+    ids = {piece: i for i, piece in enumerate((*[""] * 5, *WORDS, "##s", "."))}
+    row = {
+        "input_ids": np.array([2, ids["the"], 4, 3, ids["##s"], ids["sat"], 3, 0]),
+        "token_type_ids": np.array([0, 0, 0, 0, 1, 1, 1, 0]),
+        "lengths": np.array(7),
+        "next_labels": np.array(1),
+        "masked_positions": np.array([2, 0]),
+        "masked_ids": np.array([ids["cat"], 0]),
+        "masked_weights": np.array([1.0, 0]),
+        "replacement": np.array([MASK, 0]),
+        "span_left": np.zeros(2, int),
+        "span_right": np.zeros(2, int),
+        "span_weights": np.zeros(2),
+    }
+    title, segments = describe_row(tokenizer, row)
+    assert title.startswith("4 pieces (2 and 2, of another document), 1 masked in 1 spans")
+    assert [(one.kind, one.text) for one in segments if one.kind in ("special", "plain")] == [
+        *(("special", "[CLS]"), ("plain", "the"), ("special", "[SEP]")),
+        *(("plain", "s"), ("plain", "sat"), ("special", "[SEP]")),
+    ]
+    assert describe_row(tokenizer, {**row, "next_labels": np.array(0)})[0].startswith(
+        "4 pieces (2 and 2, the text that"
+    )
+    rows = {name: value[None] for name, value in row.items()}
+    assert [lengths.tolist() for lengths in text_lengths(rows)] == [[2], [2]]
 
 
 def test_a_page_escapes_what_it_shows_and_needs_no_other_file() -> None:
