@@ -302,8 +302,8 @@ def _check_pairs(config: Config) -> None:
         )
     if config.corpus.pairs and model.family == "modern":
         raise UserError(
-            "config.corpus.pairs is True, and config.model.family is 'modern', which has no token types to tell the two "
-            "texts of a row apart; set --config.corpus.pairs=False, or --config.model.family=bert"
+            "config.corpus.pairs is True, and config.model.family is 'modern', which has no token types to tell the "
+            "two texts of a row apart; set --config.corpus.pairs=False, or --config.model.family=bert"
         )
     if config.corpus.pairs and model.token_types < 2:
         raise UserError(

@@ -218,13 +218,13 @@ def statistics_table(config: Config, rows: dict[str, np.ndarray], piece_counts: 
 
     masking = config.masking
     texts, used = text_lengths(rows), rows["masked_weights"] > 0
-    lengths = sum(texts)
+    lengths = np.sum(texts, axis=0)
     rate = masking.rate
     table = Table(title=f"{len(lengths):,} blocks, {lengths.mean():.0f} pieces in the mean, {used.sum():,} masked")
     for column in ("", "observed", "expected"):
         table.add_column(column, justify="left" if not column else "right")
     if not masking.rate_steps or masking.final_rate == rate:
-        exact = used.sum(1) == sum(np.ceil(rate * text.astype(np.float64)) for text in texts)
+        exact = used.sum(1) == np.sum(np.ceil(rate * np.array(texts, np.float64)), axis=0)
         of = " of each text" if len(texts) == 2 else ""
         table.add_row(f"blocks with ⌈{rate:g} × pieces⌉{of} masked", f"{exact.mean():.2%}", "100%")
     if len(texts) == 2:
