@@ -34,6 +34,12 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # a worker has its parent's
 # Tracing makes so many objects that Python's collector, which finds next to nothing, takes 8% of the CPU seconds.
 gc.set_threshold(50_000, 20, 20)
 
+
+def pytest_collection_finish() -> None:
+    """Takes what the imports have made, which lives as long as the process, out of the collector's sight."""
+    gc.freeze()
+
+
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 

@@ -15,6 +15,7 @@ TINY = {
     "model__head_scales": "full",
     "model__context_encoder": "mingru",
     "optimizer__warmup_steps": 50,
+    "train__batch_size": 4,
     "train__steps": 500,
     "train__log_every": 25,
     "train__eval_every": 500,
