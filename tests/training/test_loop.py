@@ -3,8 +3,6 @@
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 import types
 from collections.abc import Iterator
@@ -16,8 +14,8 @@ from etils import epath
 
 from spanbert_jax.training import loop, progress
 from spanbert_jax.training.checkpoint import find_checkpoint
+from tests.support import forked
 from tests.support.recipes import config_of, recipe_of
-from tests.support.runs import ROOT, environment
 from tests.support.synthetic import random_batch, small_config
 
 
@@ -72,32 +70,14 @@ def test_the_time_left_counts_neither_compiling_nor_the_wait_for_the_first_batch
         assert 60 * minutes + seconds <= 2.5 * 2 * (100 - int(done)), (done, left)
 
 
-_FULL = """
-import resource, sys
-import spanbert_jax.tensorflow_settings
-from etils import epath
-from spanbert_jax import cli
-from spanbert_jax.training import loop
-from tests.support.recipes import config_of, recipe_of
-
-def fill(step):
-    if step == 2:  # checkpoint 2 is on its way
-        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
-
-config = config_of(checkpoint_every=1, log_every=1)
-sys.exit(cli.status(lambda: loop.run(config, recipe_of(config, [], fill), epath.Path(sys.argv[1])) and 0))
-"""
-
-
 def test_a_full_disk_is_one_line_with_the_path_and_the_same_run_goes_on_when_there_is_room(
     tmp_path: Path,
 ) -> None:
-    """A limit on the size of files stands for the disk: the system refuses a write in the same way."""
-    command = [sys.executable, "-c", _FULL, str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
-    assert done.stderr.startswith(f"error: {tmp_path}/checkpoints: cannot be written (File too large; ")
-    assert f"GB are free in {tmp_path}); make room and start again" in done.stderr
+    process = forked.start("tests.support.full_disk", str(tmp_path))
+    said, _ = process.communicate()
+    assert process.returncode == 1 and said.count("\n") == 1, said
+    assert said.startswith(f"error: {tmp_path}/checkpoints: cannot be written (File too large; ")
+    assert f"GB are free in {tmp_path}); make room and start again" in said
     config = config_of(checkpoint_every=1, log_every=1)
     assert loop.run(config, recipe_of(config, []), epath.Path(tmp_path)).finished
     assert find_checkpoint(epath.Path(tmp_path)).name == "4"
