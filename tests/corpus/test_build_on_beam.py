@@ -72,8 +72,12 @@ def by_tool(config: Config, *more: str) -> subprocess.CompletedProcess[str]:
 def test_many_tasks_and_shards_give_the_local_builds_bytes_without_tensorflow_or_jax(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (tmp_path / "animals.txt").write_text("cat\nold cat\n")
+    spans = f"gazetteer:{tmp_path}/animals.txt; sentence"
+    config = dataclasses.replace(config, corpus=dataclasses.replace(config.corpus, spans=spans))
     monkeypatch.setattr(building, "SHARD_RECORDS", 37)
     expected = local_files(config, tmp_path / "local")
+    assert json.loads(expected["metadata.json"])["spans"]["counts"]["animals"] > 50
     assert len([name for name in expected if "train.array_record" in name]) > 5
     done = subprocess.run([PYTHON, "-c", MANY], cwd=ROOT, input=pickle.dumps(config), capture_output=True, timeout=900)
     assert done.returncode == 0, done.stderr.decode()
