@@ -1,14 +1,17 @@
 """Building a corpus with two workers: reading, splitting into sentences, tokenising, packing and writing.
 
+--spans RULES builds in turn with these rules (config.corpus.spans) and without, and compares the two.
+
 Invariant: the time is that of `build_blocks`, from the raw files to complete blocks on disk, with the workers' start.
 MB are 10^6 bytes of the raw files.
 """
 
+import contextlib
 import shutil
 import time
 from pathlib import Path
 
-from benchmarks.measure import Options, Result, Side, median, need_text
+from benchmarks.measure import Options, Result, Side, alternate, median, need_text, started
 from benchmarks.worker import Handler, Json
 from spanbert_jax.config import Config, CorpusConfig, DataConfig, TokenizerConfig
 from spanbert_jax.errors import UserError
@@ -24,11 +27,13 @@ def kind_of(vocab: str | Path) -> str:
 
 def corpus_config(spec: Json) -> Config:
     """The configuration of a corpus. spec: "files" (a file or a directory of files), "vocab" (a vocab.txt, a
-    SentencePiece .model or a tokenizer.json), and optionally "length" (pieces in a block)."""
+    SentencePiece .model or a tokenizer.json), and optionally "length" (pieces in a block) and "spans" (rules)."""
     files = Path(spec["files"])
     pattern = str(files / "**" / "*") if files.is_dir() else str(files)
     return Config(
-        corpus=CorpusConfig(files=pattern, document_break="file", held_out=0.01, workers=_WORKERS),
+        corpus=CorpusConfig(
+            files=pattern, document_break="file", held_out=0.01, workers=_WORKERS, spans=spec.get("spans", "")
+        ),
         tokenizer=TokenizerConfig(kind=kind_of(spec["vocab"]), vocab_file=spec["vocab"]),
         data=DataConfig(block_length=spec.get("length", 512)),
     )
@@ -85,28 +90,30 @@ def run(options: Options) -> list[Result]:
     """The subject `corpus`."""
     need_text(options.text, "--text")
     need_text(options.vocab, "--vocab")
-    spec, directory = {"files": str(options.text), "vocab": str(options.vocab)}, options.work / "timed" / "blocks"
-    cores, seconds = options.cores[:_WORKERS], []
-    with Stage(f"Building the corpus of {options.text}") as stage, Side("corpus", spec, cores) as side:
-        facts = side.ready(lambda: stage.update(None, "starting")).facts
-        for number in range(options.rounds):
-            show = lambda n=number: stage.update(n / options.rounds, f"round {n + 1} of {options.rounds}")  # noqa: E731
-            show()
-            answer = side.ask({"directory": str(directory), "again": True}, show)
-            seconds.append(answer["seconds"])
-    shutil.rmtree(directory.parent, ignore_errors=True)
-    speeds = [facts["bytes"] / 1e6 / value for value in seconds]
-    pieces = sum(split["pieces"] for split in answer["counts"].values())
+    spec = {"files": str(options.text), "vocab": str(options.vocab)}
+    cores = options.cores[:_WORKERS]
+    request = {"directory": str(options.work / "timed" / "blocks"), "again": True}
+    with contextlib.ExitStack() as stack:
+        rules = {"ours": {"spans": options.spans}, "without": {}} if options.spans else {"ours": {}}
+        sides = {name: stack.enter_context(Side("corpus", {**spec, **of}, cores)) for name, of in rules.items()}
+        started(sides, f"Building the corpus of {options.text}: starting")
+        answers = alternate(sides, options.rounds, request, f"Building the corpus of {options.text}")
+        size = sides["ours"].facts["bytes"]
+    shutil.rmtree(options.work / "timed", ignore_errors=True)
+    speeds = {name: [size / 1e6 / answer["seconds"] for answer in of] for name, of in answers.items()}
+    pieces = sum(split["pieces"] for split in answers["ours"][-1]["counts"].values())
+    searched = f", search for spans ({options.spans})" if options.spans else ""
     counted = (
-        f"read, split, tokenise ({options.vocab.name}), pack and write {facts['bytes'] / 1e6:.1f} MB of raw text, "
+        f"read, split, tokenise ({options.vocab.name}){searched}, pack and write {size / 1e6:.1f} MB of raw text, "
         f"{pieces:,} pieces, on {len(cores)} cores with {_WORKERS} workers, their start included"
     )
     return [
         Result(
-            f"corpus building, {len(cores)} cores",
-            median(speeds),
+            f"corpus building{', with spans over without' if options.spans else ''}, {len(cores)} cores",
+            median(speeds["ours"]),
             "MB/s",
+            median(speeds["without"]) if options.spans else None,
             counted=counted,
-            values={"ours": speeds},
+            values=speeds,
         )
     ]

@@ -64,6 +64,7 @@ class Options(NamedTuple):
     work: Path  # blocks and the like, kept from call to call
     text: Path  # the raw text
     vocab: Path  # a vocab.txt, a SentencePiece .model or a tokenizer.json
+    spans: str = ""  # rules for spans, with which the subject `corpus` compares the build
 
 
 class SideFailed(Exception):

@@ -82,6 +82,8 @@ def parser() -> argparse.ArgumentParser:
             sub.add_argument(
                 "--work", type=Path, default=ROOT / "runs" / "benchmark", help="keeps blocks; default runs/benchmark"
             )
+        if name == "corpus":
+            sub.add_argument("--spans", default="", metavar="RULES", help="config.corpus.spans to compare with")
     return top
 
 
@@ -153,7 +155,7 @@ def measure(arguments: argparse.Namespace) -> list[Result]:
 def options_of(arguments: argparse.Namespace) -> Options:
     """The options of all subjects; raises UserError where --cores asks for more cores than this process may use."""
     paths = (getattr(arguments, name, Path()).resolve() for name in ("work", "text", "vocab"))
-    return Options(arguments.rounds, cores_of(arguments.cores), *paths)
+    return Options(arguments.rounds, cores_of(arguments.cores), *paths, getattr(arguments, "spans", ""))
 
 
 if __name__ == "__main__":
