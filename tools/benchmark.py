@@ -154,8 +154,9 @@ def measure(arguments: argparse.Namespace) -> list[Result]:
 
 def options_of(arguments: argparse.Namespace) -> Options:
     """The options of all subjects; raises UserError where --cores asks for more cores than this process may use."""
-    paths = (getattr(arguments, name, Path()).resolve() for name in ("work", "text", "vocab"))
-    return Options(arguments.rounds, cores_of(arguments.cores), *paths, getattr(arguments, "spans", ""))
+    work, text, vocab = (getattr(arguments, name, Path()).resolve() for name in ("work", "text", "vocab"))
+    spans = getattr(arguments, "spans", "")
+    return Options(arguments.rounds, cores_of(arguments.cores), work, text, vocab, spans)
 
 
 if __name__ == "__main__":

@@ -70,6 +70,7 @@ class RowsWithSpans(Generic[_ExampleT]):
             is_last = number == len(sentences) - 1
             stop = len(ids) if is_last else bisect_right(begins, at + len(sentence) - 1)
             of_sentence = slice(first, stop)
-            offsets.append(([b - at for b in begins[of_sentence]], [e - at for e in ends[of_sentence]]))
+            edges = zip(begins[of_sentence], ends[of_sentence], strict=True)
+            offsets.append([(begin - at, end - at) for begin, end in edges])
             at, first = at + len(sentence), stop
         return piece_tags(self.finder.find(text, sentences), offsets)

@@ -5,7 +5,9 @@ documents of the task (pairs.py). With a tokenizer.json the packed blocks, one a
 as one string. Worker processes run this module, so it imports neither TensorFlow nor JAX.
 """
 
+import contextlib
 import dataclasses
+import gc
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -55,6 +57,10 @@ class BlockMaker:
 
     def __call__(self, documents: Task) -> MadeBlocks:
         """The blocks of documents, those held out apart from the others."""
+        with _no_garbage_collection():
+            return self._made(documents)
+
+    def _made(self, documents: Task) -> MadeBlocks:
         pieces, left_out = self._pieces(documents)
         records: dict[bool, list[bytes]] = {False: [], True: []}
         lengths: dict[bool, list[int]] = {False: [], True: []}
@@ -111,3 +117,16 @@ class BlockMaker:
             if tags:
                 features[SPANS_FEATURE] = np.concatenate(list(map(begin_anew, tags)))
             yield features
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Spares the search for cycles among some 400,000 small objects a MB of text, which have none: it takes a fifth of
+    the time of a build with span tags."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()

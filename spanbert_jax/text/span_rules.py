@@ -23,12 +23,9 @@ MAX_WORDS = 5000
 INSTALL = "pip install -r requirements-spans.txt"
 
 
-class Span(NamedTuple):
-    """Words of a sentence, from 0, or characters of a document."""
-
-    begin: int
-    end: int  # the place after the last one
-    kind: int  # in a rule: place among the rule's kinds; elsewhere 1 and up
+# (begin, end, kind): words of a sentence, from 0, of which `end` is the place after the last one, and a kind's number.
+# A plain tuple, since there are 50,000 in 1 MB of text.
+Span = tuple[int, int, int]
 
 
 class Document(NamedTuple):
@@ -43,12 +40,14 @@ class Rule(abc.ABC):
 
     Attributes:
       kinds: the names of its spans' kinds.
+      numbers: the number of each of these kinds in its spans; `SpanFinder` sets them.
       has_limit: whether it gets no sentences of more than `MAX_WORDS` words.
       files: the paths of the files that it was read from.
       made_by: the libraries and models on which its spans depend, with their versions.
     """
 
     kinds: tuple[str, ...]
+    numbers: list[int]
     has_limit = False
     files: tuple[str, ...] = ()
     made_by: tuple[str, ...] = ()
@@ -64,7 +63,7 @@ class Sentences(Rule):
     kinds = ("sentence",)
 
     def find(self, document: Document) -> list[list[Span]]:
-        return [[Span(0, len(words), 0)] if words else [] for _, words, _ in document.sentences]
+        return [[(0, len(words), self.numbers[0])] if words else [] for _, words, _ in document.sentences]
 
 
 class TextPattern(Rule):
@@ -82,7 +81,7 @@ class TextPattern(Rule):
         for text, _, places in document.sentences:
             matches = self._pattern.finditer(text.encode() if text.isascii() else text)
             ranges = (match.span() for match in matches)
-            found.append(flat([widened(begin, end, places, 0) for begin, end in ranges]))
+            found.append(flat([widened(begin, end, places, self.numbers[0]) for begin, end in ranges]))
         return found
 
 
@@ -103,10 +102,10 @@ class TagPattern(Rule):
         self._pattern = _compiled(pattern, rule)
 
     def find(self, document: Document) -> list[list[Span]]:
-        finditer = self._pattern.finditer
+        finditer, kind = self._pattern.finditer, self.numbers[0]
         letters = (tagger.pos_letters(words).encode() for _, words, _ in document.sentences)
         spans = ([match.span() for match in finditer(of)] for of in letters)
-        return [[Span(begin, end, 0) for begin, end in found if begin < end] for found in spans]
+        return [[(begin, end, kind) for begin, end in found if begin < end] for found in spans]
 
 
 class Capitals(Rule):
@@ -121,7 +120,7 @@ class Capitals(Rule):
 
     def find(self, document: Document) -> list[list[Span]]:
         letters = [tagger.name_letters(words) for _, words, _ in document.sentences]
-        return [[Span(*match.span(), 0) for match in self._pattern.finditer(of)] for of in letters]
+        return [[(*match.span(), self.numbers[0]) for match in self._pattern.finditer(of)] for of in letters]
 
 
 def flat(by_priority: Sequence[Sequence[Span]]) -> list[Span]:
@@ -131,8 +130,8 @@ def flat(by_priority: Sequence[Sequence[Span]]) -> list[Span]:
     taken: set[int] = set()
     for spans in by_priority:
         for span in spans:
-            if taken.isdisjoint(range(span.begin, span.end)):
-                taken.update(range(span.begin, span.end))
+            if taken.isdisjoint(range(span[0], span[1])):
+                taken.update(range(span[0], span[1]))
                 kept.append(span)
     return sorted(kept)
 
@@ -141,7 +140,7 @@ def widened(begin: int, end: int, places: Sequence[int], kind: int) -> list[Span
     """The words (`Words.places`) that a range of a sentence's characters touches, as one span; none where it touches
     no word."""
     first, last = bisect_right(places[1::2], begin), bisect_left(places[::2], end)
-    return [Span(first, last, kind)] if begin < end and first < last else []
+    return [(first, last, kind)] if begin < end and first < last else []
 
 
 def _compiled(pattern: str, rule: str) -> Any:

@@ -52,7 +52,7 @@ class Gazetteer(Rule):
             for entry in self._entries[word]:
                 if words[begin : begin + len(entry)] == entry:
                     at = begin + len(entry)
-                    found.append(Span(begin, at, 0))
+                    found.append((begin, at, self.numbers[0]))
                     break
         return found
 
@@ -85,16 +85,16 @@ class SpacyModel(Rule):
         from spacy.tokens import Doc
 
         pipeline = _spacy_pipeline(self._model, self._rule)
-        number = {kind: i for i, kind in enumerate(self.kinds)}
+        number = dict(zip(self.kinds, self.numbers, strict=True))
         docs = [
             Doc(pipeline.vocab, words=words, spaces=[a < b for a, b in zip(ends, [*begins[1:], 0], strict=True)])
             for words, begins, ends in ((words, places[::2], places[1::2]) for _, words, places in document.sentences)
         ]
         found = []
         for doc in pipeline.pipe(docs, batch_size=64):
-            entities = [Span(e.start, e.end, number[e.label_]) for e in doc.ents if e.label_ in number]
+            entities = [(e.start, e.end, number[e.label_]) for e in doc.ents if e.label_ in number]
             chunks = [
-                Span(chunk.start, chunk.end, number["NP"])
+                (chunk.start, chunk.end, number["NP"])
                 for chunk in (doc.noun_chunks if self._has_chunks else ())
                 if (len(chunk) > 1 or chunk.root.pos_ != "PRON") and chunk.root.ent_type_ not in _NUMERICAL
             ]
@@ -150,7 +150,7 @@ class SpanFile(Rule):
         place, text = 0, document.text.strip()
         for number, (sentence, _, places) in enumerate(document.sentences if key else ()):
             place = text.index(sentence, place)
-            inside = ((begin - place, end - place, kind) for begin, end, kind in self._spans[key][1])
+            inside = ((begin - place, end - place, self.numbers[kind]) for begin, end, kind in self._spans[key][1])
             found[number] = flat([widened(max(b, 0), min(e, len(sentence)), places, kind) for b, e, kind in inside])
             place += len(sentence)
         return found
@@ -199,7 +199,7 @@ def _parsed(text: str, where: str, kinds: dict[str, int], rule: str) -> tuple[st
         for begin, end, kind in fields["spans"]:
             if type(begin) is not int or type(end) is not int or not 0 <= begin < end or not isinstance(kind, str):
                 raise ValueError(f"a span is {[begin, end, kind]}")
-            spans.append(Span(begin, end, kinds.setdefault(check_kind(kind, rule), len(kinds))))
+            spans.append((begin, end, kinds.setdefault(check_kind(kind, rule), len(kinds))))
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f'{where}: should be like {{"key": "8c1f3d0a55e0b7e2", "spans": [[0, 12, "PERSON"]]}}, with begin before '

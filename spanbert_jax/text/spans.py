@@ -8,7 +8,7 @@ A block keeps one byte a piece, the piece's *span tag*: 0 outside every span, 2 
 2 * kind inside it.
 """
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,6 +38,7 @@ _ALONE: Mapping[str, Callable[[], Rule]] = {"sentence": Sentences, "capitals": C
 _BY_PATTERN: Mapping[str, Callable[[str, str, str], Rule]] = {"regex": TextPattern, "pos": TagPattern}
 _BY_SOURCE: Mapping[str, Callable[[str, str], Rule]] = {"gazetteer": Gazetteer, "spacy": SpacyModel, "file": SpanFile}
 _EMPTY = Words("", [], [])
+_INSIDE = [bytes([2 * kind]) for kind in range(MOST_KINDS + 1)]  # by the kind: the tag inside a span
 
 
 class FoundSpans(NamedTuple):
@@ -64,7 +65,8 @@ class SpanFinder:
         if len(self.kinds) > MOST_KINDS:
             raise UserError(f"config.corpus.spans has {len(self.kinds)} kinds of spans; {MOST_KINDS} are the most")
         place = {kind: i for i, kind in enumerate(self.kinds, 1)}
-        self._kind_numbers = [[place[kind] for kind in rule.kinds] for rule in self._rules]
+        for rule in self._rules:
+            rule.numbers = [place[kind] for kind in rule.kinds]
         paths = [path for rule in self._rules for path in rule.files]
         self.files = {path: hash_file(Path(path)) for path in paths}
         self.made_by = sorted({name for rule in self._rules for name in rule.made_by})
@@ -87,11 +89,7 @@ class SpanFinder:
         long = {i for i, sentence in enumerate(words) if len(sentence.words) > MAX_WORDS}
         whole = Document(text, words)
         short = Document(text, [_EMPTY if i in long else of for i, of in enumerate(words)]) if long else whole
-        by_rule = [
-            [[Span(begin, end, kinds[kind]) for begin, end, kind in spans] for spans in rule.find(of)]
-            for rule, kinds in zip(self._rules, self._kind_numbers, strict=True)
-            for of in [short if rule.has_limit else whole]
-        ]
+        by_rule = [rule.find(short if rule.has_limit else whole) for rule in self._rules]
         left_out = len(long) if any(rule.has_limit for rule in self._rules) else 0
         spans = by_rule[0] if len(by_rule) == 1 else [flat(of) for of in zip(*by_rule, strict=True)]
         return FoundSpans(words, spans, left_out)
@@ -105,26 +103,27 @@ def _made(rule: Parsed) -> Rule:
     return _BY_SOURCE[rule.name](rule.argument, rule.written)
 
 
-def piece_tags(found: FoundSpans, offsets: Sequence[tuple[Sequence[int], Sequence[int]]]) -> np.ndarray:
+def piece_tags(found: FoundSpans, places: Sequence[Sequence[tuple[int, int]]]) -> np.ndarray:
     """uint8 [pieces]: the span tags of a document's pieces.
 
     A span covers every piece that has one of its characters. A piece of two spans belongs to the first.
 
     Args:
-      offsets: for each sentence, the begins and the ends of its pieces in the sentence's text (`Tokenizer`).
+      places: for each sentence, (begin, end) of each piece in the sentence's text, ascending (`Tokenizer`).
     """
     tags = bytearray()
-    for (_, _, places), spans, (begins, ends) in zip(found.sentences, found.spans, offsets, strict=True):
+    for (_, _, of_words), spans, of_pieces in zip(found.sentences, found.spans, places, strict=True):
         at, last = len(tags), 0
-        tags += bytes(len(ends))
+        tags += bytes(len(of_pieces))
         for begin, end, kind in spans:
-            first = max(bisect_right(ends, places[2 * begin]), last)
-            last = bisect_left(begins, places[2 * end - 1])
+            start = of_words[2 * begin]
+            first = bisect_left(of_pieces, (start,), last)
+            while first > last and of_pieces[first - 1][1] > start:
+                first -= 1
+            last = bisect_left(of_pieces, (of_words[2 * end - 1],), first)
             if first < last:
-                tags[at + first : at + last] = bytes([2 * kind]) * (last - first)
+                tags[at + first : at + last] = _INSIDE[kind] * (last - first)
                 tags[at + first] += 1
-            else:
-                last = first
     return np.frombuffer(tags, np.uint8)
 
 

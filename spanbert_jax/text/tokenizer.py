@@ -35,7 +35,7 @@ VOCABULARY_FILES = {
 _SPACE = "▁"  # SentencePiece's mark of a word's beginning
 _NO_LENGTH = 2**30  # of a piece that stands for other characters than it is written with
 
-Places = tuple[Sequence[int], Sequence[int]]  # where the pieces of a sentence begin in its text, and where they end
+Places = Sequence[tuple[int, int]]  # where each piece of a sentence begins in its text, and where it ends
 _SENTENCEPIECE = ("unigram", "bpe")
 _BERT = WordPieceSettings()
 _T = TypeVar("_T")
@@ -148,7 +148,7 @@ class Tokenizer:
             all_ids.append(_cut(encoding.ids, encoding.offsets, ends))
             starts = (end - len(part) for end, part in zip(ends, parts, strict=True))
             cut = zip(_cut(encoding.offsets, encoding.offsets, ends), starts, strict=True)
-            all_places.append([([b - at for b, _ in of], [e - at for _, e in of]) for of, at in cut])
+            all_places.append([[(begin - at, end - at) for begin, end in of] for of, at in cut])
         return all_ids, all_places
 
     def _with_places(self, texts: Sequence[str]) -> tuple[list[list[int]], list[Places]]:
@@ -157,8 +157,7 @@ class Tokenizer:
             ids = self._engine.encode(texts, num_threads=1)
             return ids, [self._sentencepiece_places(text, of) for text, of in zip(texts, ids, strict=True)]
         encodings = self._engine.encode_batch(texts, add_special_tokens=False)
-        offsets = [encoding.offsets for encoding in encodings]
-        return [encoding.ids for encoding in encodings], [([b for b, _ in of], [e for _, e in of]) for of in offsets]
+        return [encoding.ids for encoding in encodings], [encoding.offsets for encoding in encodings]
 
     def _sentencepiece_places(self, text: str, ids: list[int]) -> Places:
         """The places of the pieces of a text.
@@ -170,9 +169,8 @@ class Tokenizer:
         if is_plain and ids and self._pieces[ids[0]].startswith(_SPACE):
             ends = list(accumulate(map(self._characters.__getitem__, ids), initial=-1))
             if ends[-1] == len(text):
-                return [0, *ends[1:-1]], ends[1:]
-        offsets = self._engine.encode_as_offset_mapping(text)["offsets"]
-        return [begin for begin, _ in offsets], [end for _, end in offsets]
+                return list(pairwise([0, *ends[1:]]))
+        return self._engine.encode_as_offset_mapping(text)["offsets"]
 
     def tokenize_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """The ids, and for each id the (start, end) of its characters in `text`, without surrounding white space.
@@ -371,9 +369,10 @@ def _ends(text: str, sentences: Sequence[str]) -> list[int]:
 
 def _characters(engine: sentencepiece.SentencePieceProcessor, id: int) -> int:
     """The number of characters that a piece stands for, "▁" included; `_NO_LENGTH` where the piece does not say."""
-    if engine.is_unknown(id) or engine.is_control(id) or engine.is_byte(id):
-        return _NO_LENGTH
-    return len(engine.id_to_piece(id))
+    piece = engine.id_to_piece(id)
+    if engine.is_byte(id):  # "<0x39>": a character of its own in ASCII, and otherwise a part of one
+        return 1 if int(piece[1:-1], 16) < 128 else _NO_LENGTH
+    return _NO_LENGTH if engine.is_unknown(id) or engine.is_control(id) else len(piece)
 
 
 def _cut(ids: list[_T], offsets: Sequence[tuple[int, int]], ends: Sequence[int]) -> list[list[_T]]:

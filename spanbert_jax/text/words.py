@@ -18,7 +18,8 @@ from typing import NamedTuple
 
 from spanbert_jax.text.wordpiece import CJK
 
-_CONTRACTION = re.compile("(?i)(.+?)(n['’]t|['’](?:s|d|m|re|ve|ll))")
+_NOT = "[nN]['’][tT]"  # of "don't"
+_SHORT = "(?:s|d|m|re|ve|ll|S|D|M|RE|VE|LL)"  # after an apostrophe, as in "it's"
 
 
 class Words(NamedTuple):
@@ -32,8 +33,6 @@ class Words(NamedTuple):
 def split_words(sentence: str) -> Words:
     """The words of a sentence."""
     parts = _pattern(sentence.isascii()).split(sentence)  # a gap, a word, a gap, ..., a word, a gap
-    if "'" in sentence or "’" in sentence:
-        parts = list(_without_contractions(parts))
     return Words(sentence, parts[1::2], list(accumulate(map(len, parts)))[:-1])
 
 
@@ -46,16 +45,6 @@ def is_inside_word(text: str, place: int) -> bool:
 def _is_mark(char: str) -> bool:
     """Whether the character combines with the one before, as accents and many scripts' vowels do."""
     return unicodedata.category(char)[0] == "M"
-
-
-def _without_contractions(parts: list[str]) -> Iterator[str]:
-    """The same parts with words such as "don't" as two words and an empty gap."""
-    for number, part in enumerate(parts):
-        found = _CONTRACTION.fullmatch(part) if number % 2 and not part.isalnum() else None
-        if found:
-            yield from (found[1], "", found[2])
-        else:
-            yield part
 
 
 @functools.cache
@@ -76,7 +65,8 @@ def _pattern(is_ascii: bool) -> re.Pattern[str]:
         r"(?:Mr|Mrs|Ms|Dr|St|Prof)\.",
         r"(?:[A-Z]\.){2,}",
         r"[A-Z]\.(?=\s+[A-Z])",
-        rf"{run}(?:[-'’]{run})*",
+        rf"{run}(?={_NOT}(?!{run}))|{_NOT}(?!{run})|['’]{_SHORT}(?!{run})",
+        rf"{run}(?:-{run}|['’](?!{_SHORT}(?!{run})){run})*",
         r"\S",
     )
     return re.compile(f"({'|'.join(kinds)})")

@@ -150,7 +150,7 @@ def test_sentences_have_the_ids_of_their_document_as_one_string(folders: Path, n
     begins = [text.strip().index(sentences[0])]
     for before, after in itertools.pairwise(sentences):
         begins.append(text.strip().index(after, begins[-1] + len(before)))
-    pieces = [(at + b, at + e) for at, of in zip(begins, places, strict=True) for b, e in zip(*of, strict=True)]
+    pieces = [(at + b, at + e) for at, of in zip(begins, places, strict=True) for b, e in of]
     assert pieces == ours._engine.encode(text.strip(), add_special_tokens=False).offsets
     if name == "modern" and unicodedata.is_normalized("NFC", text):  # whose pieces hold every character
         assert [ours.decode(part).strip() for part in parts] == sentences

@@ -110,7 +110,7 @@ def test_no_pattern_hangs_and_sentences_that_are_none_are_counted() -> None:
     long = "a " * (MAX_WORDS + 1)
     made = finder("regex:X=a; sentence").find(long, [long, "a"])
     assert made.left_out == 1 and [len(of) for of in made.spans] == [1, 1]
-    assert made.spans[0] == [Span(0, MAX_WORDS + 1, 2)] and finder("sentence").find(long, [long]).left_out == 0
+    assert made.spans[0] == [(0, MAX_WORDS + 1, 2)] and finder("sentence").find(long, [long]).left_out == 0
     slow = " ".join(["a"] * MAX_WORDS)
     assert len(finder("regex:X=a[a ]*b|a").find(slow, [slow]).spans[0]) == MAX_WORDS
     assert time.process_time() - began < 10
@@ -176,10 +176,10 @@ def test_more_kinds_than_a_byte_holds_are_refused() -> None:
 def test_flat_spans_are_those_that_overlap_nothing_before_them(
     rows: list[list[tuple[int, int]]], data: st.DataObject
 ) -> None:
-    by_rule = [[Span(begin, begin + width, 1) for begin, width in row] for row in rows]
+    by_rule = [[(begin, begin + width, 1) for begin, width in row] for row in rows]
     kept: list[Span] = []
     for span in itertools.chain(*by_rule):
-        if all(span.end <= other.begin or other.end <= span.begin for other in kept):
+        if all(span[1] <= other[0] or other[1] <= span[0] for other in kept):
             kept.append(span)
     assert flat(by_rule) == sorted(kept)
 
@@ -201,13 +201,13 @@ def test_a_span_covers_every_piece_with_one_of_its_characters(text: str, data: s
     words = split_words(text)
     cuts = sorted(data.draw(st.sets(st.integers(0, len(words.words)))))
     kinds = data.draw(st.lists(st.integers(1, 127), min_size=len(cuts), max_size=len(cuts)))
-    some = [Span(b, e, kind) for (b, e), kind in zip(itertools.pairwise(cuts), kinds, strict=False)][
+    some = [(b, e, kind) for (b, e), kind in zip(itertools.pairwise(cuts), kinds, strict=False)][
         :: data.draw(st.integers(1, 2))
     ]
     ends = sorted(data.draw(st.sets(st.integers(1, len(text)))) | {len(text)})
     pieces = list(itertools.pairwise([0, *ends]))
     whole = FoundSpans([words], [some], 0)
-    got = piece_tags(whole, [([b for b, _ in pieces], [e for _, e in pieces])])
+    got = piece_tags(whole, [pieces])
     assert got.tolist() == brute_force_tags(whole, pieces)
 
 
