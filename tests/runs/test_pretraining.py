@@ -76,16 +76,6 @@ def test_the_metrics_file_holds_each_step_once_with_every_metric(finished: tuple
     assert abs(train[0]["train/mlm_loss"] - np.log(600)) < 0.5
 
 
-def test_a_second_call_finds_everything_and_says_the_same(finished: tuple[Path, str], topics: Path) -> None:
-    workdir, printed = finished
-    before = (workdir / "metrics.jsonl").read_text()
-    again = runs.call(workdir, corpus__files=topics).stdout
-    assert "Building blocks" in printed and "Building blocks" not in again
-    assert "vocabulary" in printed and "vocabulary" not in again
-    assert (workdir / "metrics.jsonl").read_text() == before
-    assert printed[printed.index("Checkpoint:") :] == again[again.index("Checkpoint:") :]
-
-
 def test_the_command_that_a_run_ends_with_works_as_it_is_printed(finished: tuple[Path, str]) -> None:
     (line,) = [line for line in finished[1].splitlines() if "show_masking" in line]
     python, tool, *arguments = shlex.split(line.split(":", 1)[1])
@@ -106,15 +96,19 @@ def test_the_commands_that_a_run_ends_with_are_quoted(tmp_path: Path) -> None:
         assert str(workdir) in shlex.split(line.split(":", 1)[1])
 
 
-def test_half_a_line_of_metrics_does_not_stop_a_resume(
+def test_a_second_call_finds_everything_and_says_the_same_even_after_half_a_line_of_metrics(
     finished: tuple[Path, str], topics: Path, tmp_path: Path
 ) -> None:
     workdir = shutil.copytree(finished[0], tmp_path / "run")
     path = workdir / "metrics.jsonl"
     whole = path.read_text()
     path.write_text(whole + '{"step": 12, "train/ml')
-    runs.call(workdir, corpus__files=topics)
+    again = runs.call(workdir, corpus__files=topics).stdout
     assert path.read_text() == whole
+    printed = finished[1].replace(str(finished[0]), str(workdir))
+    assert "Building blocks" in printed and "Building blocks" not in again
+    assert "vocabulary" in printed and "vocabulary" not in again
+    assert printed[printed.index("Checkpoint:") :] == again[again.index("Checkpoint:") :]
 
 
 def test_a_killed_run_goes_on_bitwise_from_its_last_checkpoint(
@@ -175,14 +169,14 @@ def test_a_checkpoint_of_other_data_is_refused_by_its_fingerprint(
     finished: tuple[Path, str], topics: Path, tmp_path: Path
 ) -> None:
     """The same file name with another text in it, and blocks built anew, with the same vocabulary."""
-    corpus, workdir = shutil.copy(topics, tmp_path), tmp_path / "run"
-    fields = {"corpus__files": corpus, "train__eval_blocks": 8}
-    fields |= {"tokenizer__vocab_file": finished[0] / "tokenizer" / "spiece.model"}
-    runs.call(workdir, **fields)
+    corpus, workdir = shutil.copy(topics, tmp_path), shutil.copytree(finished[0], tmp_path / "run")
+    vocabulary, claimed = finished[0] / "tokenizer" / "spiece.model", json.loads((workdir / "config.json").read_text())
+    claimed["corpus"]["files"], claimed["tokenizer"]["vocab_file"] = str(corpus), str(vocabulary)
+    (workdir / "config.json").write_text(json.dumps(claimed))
     with Path(corpus).open("a") as file:
         file.write("\n\nOne more document.\n")
-    shutil.rmtree(workdir / "data" / "blocks")
-    done = runs.call(workdir, 1, **fields)
+    shutil.rmtree(workdir / "data")
+    done = runs.call(workdir, 1, corpus__files=corpus, tokenizer__vocab_file=vocabulary)
     assert (
         "these checkpoints were trained on other data (data_fingerprint" in done.stderr
         and "Traceback" not in done.stderr
