@@ -5,11 +5,9 @@ The bucket is a local folder: behind epath's interface for this program, behind 
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
-from tests.support import fake_bucket, runs
+from tests.support import fake_bucket, forked, runs
 from tests.support.damage import DAMAGE
 
 
@@ -29,17 +27,12 @@ def test_a_run_in_a_bucket_is_the_run_on_this_disk_and_goes_on_from_its_newest_s
     with fake_bucket.served(tmp_path / "buckets") as variables:
         twice = [["gs://bucket/run", fields], ["gs://bucket/run", fields, broken]]
         plan = json.dumps({"count": 1, "devices": 1, "runs": twice})
-        modules = ["tests.support.fake_bucket", str(tmp_path / "buckets"), "tests.support.many_runs", plan, "0"]
-        done = subprocess.run(  # a new process, because etils chooses its file systems when it is imported
-            [sys.executable, "-m", *modules],
-            cwd=runs.ROOT,
-            env=runs.environment() | variables,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
+        process = forked.start(
+            "tests.support.fake_bucket", str(tmp_path / "buckets"), "tests.support.many_runs", plan, "0", **variables
         )
-        assert done.returncode == 0, done.stdout
-    begun, resumed, _ = done.stdout.split("Checkpoint:  gs://bucket/run/checkpoints/12")
+        printed, _ = process.communicate()
+        assert process.returncode == 0, printed
+    begun, resumed, _ = printed.split("Checkpoint:  gs://bucket/run/checkpoints/12")
     assert "Building blocks" in begun and "Building blocks" not in resumed
     kept = "kept as 8.damaged; going on from 4$"
     assert re.search(f"^warning: gs://bucket/run/checkpoints/8 is damaged .*: {kept}", resumed, re.MULTILINE)
