@@ -38,6 +38,7 @@ from tests.support.placement import state_on
 from tools import convert_from_pytorch
 
 PIECES = 600  # in the vocabulary of the source run; its tables have 640 rows
+LAST = runs.SMALL["train.steps"]  # of the source run
 ONE_STEP = {"train__steps": 1, "train__eval_blocks": 8, "optimizer__warmup_steps": 0, "optimizer__learning_rate": 0.0}
 
 
@@ -67,11 +68,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def source(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of 4 steps."""
-    workdir = tmp_path_factory.mktemp("source") / "run"
-    train(workdir, corpus__files=corpus, train__steps=4, train__eval_every=4, train__eval_blocks=8)
-    return workdir
+def source(finished: tuple[Path, str]) -> Path:
+    """A run to its last step."""
+    return finished[0]
 
 
 def imported(source: Path, directory: Path) -> Path:
@@ -104,7 +103,7 @@ def test_a_run_starts_with_the_parameters_sizes_and_vocabulary_of_another(
         "mlm",
         "sbo",
     ]
-    before, after = runs.params(source, 4), runs.params(tmp_path / "run", 1)
+    before, after = runs.params(source, LAST), runs.params(tmp_path / "run", 1)
     extended = {name for name in after if "['scales']" in name or name.startswith("['context']")}
     assert before.keys() == after.keys() - extended and bool(extended) == bool(added)
     assert all(np.array_equal(before[name], after[name]) for name in before)
@@ -208,7 +207,7 @@ def test_a_run_that_goes_on_needs_its_source_no_more(source: Path, corpus: Path,
     """As if killed after a checkpoint, its source deleted, the same command: bitwise the result of a run left alone.
     The run has an extension that its source lacks."""
     begin = shutil.copytree(source, tmp_path / "begin")
-    fields = {"corpus__files": corpus, "data__dir": source / "data", "init_from": begin, "model__dropout": 0.1}
+    fields = {"corpus__files": corpus, "data__dir": tmp_path / "data", "init_from": begin, "model__dropout": 0.1}
     fields["model__head_scales"] = "full"
     fields |= {"train__steps": 8, "train__eval_every": 8, "train__eval_blocks": 8}
     train(tmp_path / "alone", **fields)
@@ -216,7 +215,7 @@ def test_a_run_that_goes_on_needs_its_source_no_more(source: Path, corpus: Path,
     shutil.rmtree(begin)
     printed = train(workdir, **fields)
     assert "Starting from" not in printed and "Step 4 of 8" in printed
-    alone, resumed, before = runs.params(tmp_path / "alone", 8), runs.params(workdir, 8), runs.params(source, 4)
+    alone, resumed, before = runs.params(tmp_path / "alone", 8), runs.params(workdir, 8), runs.params(source, LAST)
     assert alone.keys() == resumed.keys() > before.keys()
     assert all(np.array_equal(alone[name], resumed[name]) for name in alone)
     assert not any(np.array_equal(alone[name], before[name]) for name in before)
@@ -239,7 +238,7 @@ def test_weights_are_released_when_their_parameters_are_read(source: Path, tmp_p
 
 
 def test_rows_that_only_pad_the_vocabulary_stay_zero_without_init_from(source: Path) -> None:
-    assert_padding_is_zero(runs.params(source, 4))
+    assert_padding_is_zero(runs.params(source, LAST))
 
 
 def test_a_source_that_is_missing_is_one_message(corpus: Path, tmp_path: Path) -> None:
