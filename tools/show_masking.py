@@ -229,7 +229,7 @@ def statistics_table(config: Config, rows: dict[str, np.ndarray], piece_counts: 
         table.add_row(f"blocks with ⌈{rate:g} × pieces⌉{of} masked", f"{exact.mean():.2%}", "100%")
     if len(texts) == 2:
         random = f"{rows['next_labels'].mean():.2%}"
-        table.add_row("blocks whose second text is of another document", random, "about 50%")
+        table.add_row("blocks whose second text is of another document", random, "50% or more")
     law, fewest = span_law(masking), word_limits(masking)[0]
     drawn = rows["drawn_words"]
     table.add_section()
