@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
-from spanbert_jax.config import Config
+from spanbert_jax.config import Config, reads_spans
 
 if TYPE_CHECKING:
     import jax
@@ -54,6 +54,8 @@ FIELDS: dict[str, Field] = {
     "token_type_ids": Field("position", np.int32, _has_pairs),  # 1 in B and its [SEP], 0 elsewhere
     "next_labels": Field("row", np.int32, _has_pairs),  # 0: B follows A in their document; 1: B is of another document
     "next_weights": Field("row", np.float32, _has_pairs),  # 1 in rows that are not empty
+    # For encoders that read spans: the span tags (text/spans.py), 0 on spans with a masked piece
+    "span_tags": Field("position", np.int32, lambda config: reads_spans(config.model)),
 }
 
 

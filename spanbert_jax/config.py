@@ -64,7 +64,8 @@ class DataConfig:
 class MaskingConfig:
     """Which pieces are masked and what replaces them (paper section 3.1; code: corpus/masking.py)."""
 
-    scheme: str = "span"  # "span" (SpanBERT), "whole_word", "subword" (BERT)
+    # "span" (SpanBERT), "whole_word", "subword" (BERT), or "unit": spans that config.corpus.spans finds, such as names
+    scheme: str = "span"
     rate: float = 0.15
     final_rate: float = 0.15  # the rate goes from `rate` to `final_rate` in a straight line ...
     rate_steps: int = 0  # ... over this many steps; 0: constant
@@ -76,6 +77,10 @@ class MaskingConfig:
     granularity: str = "span"  # this is drawn for each merged "span" or each "piece"; scheme "subword": each piece
     boundaries: str = "external"  # SBO predicts from the pieces just outside ("external") or inside the span
     max_span_offset: int = 15  # pieces of a merged span that SBO predicts (code README; its default is 20)
+    # Scheme "unit" (paper section 4.3; code: ner_span). The other draws are of a "whole_word" (paper) or "span" (code).
+    unit_share: float = 0.5  # of the draws that draw a unit
+    unit_rest: str = "whole_word"
+    units: str = ""  # the kinds of spans that are units, comma-separated; "": all
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,7 +23,8 @@ _CHOICES = {
     "corpus.document_break": ("blank_line", "file"),
     "corpus.sentences": ("sentencex", "none"),
     "tokenizer.kind": ("unigram", "bpe", "wordpiece", "tokenizer_json"),
-    "masking.scheme": ("span", "whole_word", "subword"),
+    "masking.scheme": ("span", "whole_word", "subword", "unit"),
+    "masking.unit_rest": ("whole_word", "span"),
     "masking.granularity": ("span", "piece"),
     "masking.boundaries": ("external", "internal"),
     "model.family": FAMILIES,
@@ -131,6 +132,7 @@ _MODERN = (
     "pooling",
 )
 
+_MOST_UNITS = 0.9  # share of the draws that draw a unit
 _SMALLEST_VOCABULARY = 300  # 256 bytes, the special pieces and a few characters
 
 
@@ -176,6 +178,21 @@ def _check_masking(config: Config) -> None:
         raise UserError(f"config.masking.span_p is {masking.span_p}; it must lie between 0 and 1")
     if masking.span_max < masking.span_min:
         raise UserError(f"config.masking.span_max {masking.span_max} is under span_min {masking.span_min}; raise it")
+    if not 0 < masking.unit_share <= _MOST_UNITS:
+        raise UserError(
+            f"config.masking.unit_share is {masking.unit_share}; it must be greater than 0, and at most {_MOST_UNITS}, "
+            "so that rows with few units get their other pieces soon"
+        )
+    if masking.scheme == "unit" and not config.corpus.spans:
+        raise UserError(
+            "config.masking.scheme is 'unit', and config.corpus.spans has no rules that find units; set it, for "
+            "example to 'capitals'"
+        )
+    if masking.scheme != "unit" and masking.units:
+        raise UserError(
+            f"config.masking.units is {masking.units!r}, and config.masking.scheme {masking.scheme!r} masks no units; "
+            "set config.masking.scheme=unit"
+        )
     if masking.scheme == "subword" and config.train.sbo_weight:
         raise UserError(
             "config.masking.scheme is 'subword', which has no spans for the span-boundary objective; "

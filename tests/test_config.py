@@ -142,6 +142,20 @@ def test_the_modern_models_have_the_published_shapes() -> None:
         ({"masking__span_min": 11}, "span_max 10 is under span_min 11"),
         ({"masking__span_p": 1.0}, "config.masking.span_p is 1.0"),
         ({"masking__scheme": "subword"}, "set config.train.sbo_weight=0"),
+        (
+            {"masking__scheme": "unit"},
+            "config.masking.scheme is 'unit', and config.corpus.spans has no rules that find",
+        ),
+        ({"masking__unit_share": 1.0}, "config.masking.unit_share is 1.0; it must be greater than 0, and at most 0.9"),
+        (
+            {"masking__unit_rest": "subword"},
+            "config.masking.unit_rest is 'subword'; it must be one of 'whole_word', 's",
+        ),
+        (
+            {"masking__units": "NP"},
+            "config.masking.units is 'NP', and config.masking.scheme 'span' masks no units; set",
+        ),
+        ({"corpus__spans": "names"}, "'names' is no rule for spans; the rules are sentence, capitals"),
         ({"data__block_length": 256}, "block_length 256 is over the model's longest row of 128 pieces"),
         ({"data__block_length": 4}, "it must be at least 8"),
         ({"model__heads": 3}, "embed 128 is not divisible by config.model.heads 3; use 126"),

@@ -23,7 +23,7 @@ from etils import epath
 from spanbert_jax.config import Config, CorpusConfig
 from spanbert_jax.errors import UserError
 from spanbert_jax.text.lines import hash_file
-from spanbert_jax.text.packing import FEATURE
+from spanbert_jax.text.packing import FEATURE, SPANS_FEATURE
 from spanbert_jax.text.tokenizer import Tokenizer
 from spanbert_jax.version import VERSION
 
@@ -126,11 +126,18 @@ def parse_records(
     records: "Sequence[bytes] | tf.Tensor", features: Sequence[str] = (FEATURE,)
 ) -> "dict[str, tf.Tensor]":
     """The `features` of each record of `Blocks.read`: int64 [records, longest], with -1 up to the longest. A feature
-    that no record has is int64 [records, 0]."""
+    that no record has is int64 [records, 0]. Span tags are int32 [records, longest], with 0 up to the longest, and are
+    asked for together with the pieces."""
     import tensorflow as tf  # for seconds, which processes that read no pieces do not have to wait
 
     feature = tf.io.FixedLenSequenceFeature([], tf.int64, allow_missing=True, default_value=-1)
-    parsed: dict[str, tf.Tensor] = tf.io.parse_example(records, dict.fromkeys(features, feature))
+    wanted = dict.fromkeys(features, feature)
+    if SPANS_FEATURE in wanted:
+        wanted[SPANS_FEATURE] = tf.io.FixedLenFeature([], tf.string)
+    parsed: dict[str, tf.Tensor] = tf.io.parse_example(records, wanted)
+    if SPANS_FEATURE in wanted:
+        tags = tf.io.decode_raw(parsed[SPANS_FEATURE], tf.uint8, fixed_length=tf.shape(parsed[FEATURE])[1])
+        parsed[SPANS_FEATURE] = tf.cast(tags, tf.int32)
     return parsed
 
 

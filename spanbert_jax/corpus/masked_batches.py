@@ -20,7 +20,7 @@ from spanbert_jax.batches.lengths import BucketedOrder, choose_lengths, equal_si
 from spanbert_jax.config import Config
 from spanbert_jax.corpus.blocks import Blocks, parse_records
 from spanbert_jax.corpus.masking import Masker, mask_rate, row_keys
-from spanbert_jax.text.packing import FEATURE
+from spanbert_jax.text.packing import FEATURE, SPANS_FEATURE
 from spanbert_jax.text.pairs import PAIR
 from spanbert_jax.text.tokenizer import Tokenizer
 
@@ -108,13 +108,13 @@ def _train_batch(
     lengths = row_lengths(config, blocks)
     sizes = equal_sizes(lengths, config.train.batch_size, config.data.block_length)
     order = BucketedOrder(blocks.lengths + specials(config), lengths, sizes, config.train.seed)
-    masker = Masker(config, tokenizer, blocks.metadata.piece_counts)
+    masker = Masker(config, tokenizer, blocks.metadata.piece_counts, kinds=blocks.metadata.kinds)
 
     def batch(step: tf.Tensor) -> dict[str, tf.Tensor]:
         rows = _read(config, blocks, order.batch, held, step)
         keys = row_keys(config.train.seed, tf.fill(tf.shape(rows.blocks), step // order.steps_per_epoch), rows.blocks)
         rate = mask_rate(config.masking, step)
-        return masker.mask_batch(rows.pieces, rows.lengths, keys, rate, rows.pairs, describe)
+        return masker.mask_batch(rows.pieces, rows.lengths, keys, rate, rows.pairs, rows.tags, describe)
 
     return batch
 
@@ -132,7 +132,7 @@ def _eval_batch(
     positions = config.train.batch_size // config.train.accumulation * config.data.block_length
     lengths = blocks.lengths[chosen] + specials(config)
     batches = sorted_batches(lengths, row_lengths(config, blocks), positions, unit)
-    masker = Masker(config, tokenizer, blocks.metadata.piece_counts)
+    masker = Masker(config, tokenizer, blocks.metadata.piece_counts, kinds=blocks.metadata.kinds)
     rate = tf.constant(config.masking.rate, tf.float64)
 
     def order(step: int) -> tuple[np.ndarray, int]:
@@ -142,7 +142,8 @@ def _eval_batch(
     def batch(step: tf.Tensor) -> dict[str, tf.Tensor]:
         rows = _read(config, blocks, order, held, step)
         epochs = tf.fill(tf.shape(rows.blocks), tf.constant(EVAL_EPOCH, tf.int64))
-        return masker.mask_batch(rows.pieces, rows.lengths, row_keys(EVAL_SEED, epochs, rows.blocks), rate, rows.pairs)
+        keys = row_keys(EVAL_SEED, epochs, rows.blocks)
+        return masker.mask_batch(rows.pieces, rows.lengths, keys, rate, rows.pairs, rows.tags)
 
     return batch, len(batches)
 
@@ -154,6 +155,7 @@ class _Rows(NamedTuple):
     pieces: tf.Tensor  # int32 [rows, length - 2], or - 3 with pairs; any values beyond a block's end
     lengths: tf.Tensor  # int32 [rows]; 0: an empty row
     pairs: tf.Tensor | None  # int32 [rows, 2], with config.corpus.pairs
+    tags: tf.Tensor | None  # int32, the shape of `pieces`, with config.corpus.spans
 
 
 def _read(
@@ -171,14 +173,18 @@ def _read(
         tf.ensure_shape(indices, [None]),
         tf.ensure_shape(width, []),
     )
-    features = parse_records(records, (FEATURE, PAIR) if config.corpus.pairs else (FEATURE,))
+    wanted = {FEATURE: True, PAIR: config.corpus.pairs, SPANS_FEATURE: bool(config.corpus.spans)}
+    features = parse_records(records, [name for name, is_wanted in wanted.items() if is_wanted])
     parsed = features[FEATURE]  # [rows, longest of them]
     missing = tf.maximum(width - tf.shape(parsed, tf.int64)[1], 0)
     parsed = tf.pad(parsed, [[0, 0], [0, missing]], constant_values=-1)[:, :width]  # an empty row's block may be longer
     present = (parsed >= 0) & (indices >= 0)[:, None]
     pieces, lengths = tf.cast(tf.maximum(parsed, 0), tf.int32), tf.reduce_sum(tf.cast(present, tf.int32), axis=1)
     pairs = tf.cast(features[PAIR], tf.int32) if config.corpus.pairs else None
-    return _Rows(indices, pieces, lengths, pairs)
+    tags = None
+    if config.corpus.spans:
+        tags = tf.where(present, tf.pad(features[SPANS_FEATURE], [[0, 0], [0, missing]])[:, :width], 0)
+    return _Rows(indices, pieces, lengths, pairs, tags)
 
 
 def _local_batches(batch: _MakeBatch, start: int, stop: int) -> Iterator[NumpyBatch]:

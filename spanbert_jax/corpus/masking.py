@@ -19,18 +19,20 @@ The two texts of a pair are masked as two rows, each with a key and a budget of 
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
 
-from spanbert_jax.batch import KEPT, MASK, RANDOM, slots
+from spanbert_jax.batch import KEPT, MASK, RANDOM, fields, slots
 from spanbert_jax.config import Config, MaskingConfig
 from spanbert_jax.corpus import segments
+from spanbert_jax.corpus.units import Units, check_units, chosen_kinds, units_of, visible_tags
 from spanbert_jax.errors import UserError
 from spanbert_jax.text.tokenizer import Tokenizer
 
 GAMMA = 0x9E3779B97F4A7C15  # the step of splitmix64's counter (Steele et al. 2014); `splitmix64` has its multipliers
-_SPANS, _REPLACEMENT, _RANDOM_PIECE, _TEXTS = 1, 2, 3, 4  # streams of draws of one row
+_SPANS, _REPLACEMENT, _RANDOM_PIECE, _TEXTS, _UNITS = 1, 2, 3, 4, 5  # streams of draws of one row
 _MAX_CHUNK = 62  # draws a round: an int64's bits but two, the sign and the bit of the mask so far
 
 
@@ -63,7 +65,8 @@ def span_law(masking: MaskingConfig) -> np.ndarray:
 
 def word_limits(masking: MaskingConfig) -> tuple[int, int]:
     """Fewest and most words in a span: one each for "whole_word" and for "subword", whose words are single pieces."""
-    return (masking.span_min, masking.span_max) if masking.scheme == "span" else (1, 1)
+    scheme = masking.unit_rest if masking.scheme == "unit" else masking.scheme
+    return (masking.span_min, masking.span_max) if scheme == "span" else (1, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,14 +93,24 @@ def check_words(masking: MaskingConfig, tokenizer: Tokenizer) -> None:
 class Masker:
     """Masks batches of blocks.
 
-    piece_counts: int64 [vocab]; random pieces are drawn in proportion to these counts. chunk: draws of a row in one
-    round, at most 62; 0: chosen here. Results do not depend on it.
+    piece_counts: int64 [vocab]; random pieces are drawn in proportion to these counts. kinds: the names of the blocks'
+    kinds of spans. chunk: draws of a row in one round, at most 62; 0: chosen here. Results do not depend on it.
     """
 
-    def __init__(self, config: Config, tokenizer: Tokenizer, piece_counts: np.ndarray, chunk: int = 0) -> None:
-        """Raises UserError as `check_words`."""
+    def __init__(
+        self,
+        config: Config,
+        tokenizer: Tokenizer,
+        piece_counts: np.ndarray,
+        chunk: int = 0,
+        kinds: Sequence[str] = (),
+    ) -> None:
+        """Raises UserError as `check_words` and `check_units`."""
         self.masking = config.masking
         check_words(self.masking, tokenizer)
+        check_units(self.masking, kinds)
+        self._units = chosen_kinds(self.masking, kinds)
+        self._shows_tags = "span_tags" in fields(config)
         self._slots = np.array([slots(config, pieces + 2) for pieces in range(config.data.block_length - 1)], np.int32)
         self.cls_id, self.sep_id, self.mask_id = tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id
         self.pad_id = tokenizer.pad_id
@@ -119,16 +132,19 @@ class Masker:
         keys: tf.Tensor,
         rate: tf.Tensor,
         pairs: tf.Tensor | None = None,
+        tags: tf.Tensor | None = None,
         describe: bool = False,
     ) -> dict[str, tf.Tensor]:
         """Rows [CLS] block [SEP] padding, or with pairs [CLS] A [SEP] B [SEP] padding, and what to predict in them.
 
         Args: pieces int32 [batch, length - 2] for any length up to block_length; lengths int32 [batch], the pieces in
         each block (0: an empty row); keys uint64 [batch] from `row_keys`; rate, a float64 scalar; pairs int32 [batch,
-        2], for blocks of A and B: the number of pieces in A, and the label; pieces are then [batch, length - 3].
+        2], for blocks of A and B: the number of pieces in A, and the label; pieces are then [batch, length - 3]; tags
+        int32, the shape of pieces: the span tags, 0 beyond a block's end.
 
         Returns `batch.fields`, with `batch.slots(config, length)` slots in a row. With `describe` also drawn_words
-        int32 [batch, 16]: the lengths of the first draws of the row, or of its text A.
+        int32 [batch, 16]: the lengths of the first draws of the row, or of its text A; and, where `tags` are given,
+        block_tags int32 [batch, length]: the tags at the row's positions.
         """
         first = None  # the number of pieces in A
         texts, text_lengths, text_keys = pieces, lengths, keys
@@ -137,10 +153,15 @@ class Masker:
             texts = segments.apart(pieces, first)  # [2 * batch, pieces]
             text_lengths = tf.concat([first, lengths - first], axis=0)
             text_keys = keys_of_texts(keys)
+            if tags is not None:
+                ours = tf.range(tf.shape(texts)[1]) < text_lengths[:, None]
+                tags = tf.where(ours, segments.apart(tags, first), 0)
+        units = units_of(tags, self._units) if self.masking.scheme == "unit" else None
         budget = tf.cast(tf.math.ceil(rate * tf.cast(text_lengths, tf.float64)), tf.int32)  # [batch] or [2 * batch]
-        mask = self.choose(self.word_starts(texts), text_lengths, budget, text_keys)  # bool, the shape of `texts`
+        mask = self.choose(self.word_starts(texts), text_lengths, budget, text_keys, units)  # the shape of `texts`
         if first is not None:  # From here on, A [SEP] B is a block like others, whose [SEP] is never masked.
             mask, pieces = segments.together(mask, first, False), segments.together(texts, first, self.sep_id)
+            tags = None if tags is None else segments.together(tags, first, 0)
             budget = tf.add(*tf.split(budget, 2))
             lengths = tf.where(lengths > 0, lengths + 1, 0)
         runs = _runs(mask, budget, tf.gather(self._slots, tf.shape(pieces)[1]))
@@ -158,12 +179,15 @@ class Masker:
             "replacement": kind * weights,
             **self._span_rows(runs, lengths, first),
         }
+        if self._shows_tags:
+            outputs["span_tags"] = tf.pad(visible_tags(tags, mask), [[0, 0], [1, 1]])
         if pairs is not None:
             outputs |= _pair_fields(pairs[:, 1], first, outputs["lengths"], tf.shape(outputs["input_ids"])[1])
         if describe:
             rows = tf.shape(keys)[0]
             draws = self.span_draws(text_keys[:rows], text_lengths[:rows], tf.constant(0, tf.int64), 16)
             outputs["drawn_words"] = draws[0]
+            outputs |= {} if tags is None else {"block_tags": tf.pad(tags, [[0, 0], [1, 1]])}
         return outputs
 
     def word_starts(self, pieces: tf.Tensor) -> tf.Tensor:
@@ -185,14 +209,33 @@ class Masker:
         numbers = first + tf.range(count, dtype=tf.int64)
         draws = _draw(keys[:, None], _SPANS, numbers[None, :])  # uint64 [batch, count]
         upper = tf.cast(tf.bitwise.right_shift(draws, tf.constant(32, tf.uint64)), tf.int64)
-        lower = tf.bitwise.bitwise_and(draws, tf.constant(2**32 - 1, tf.uint64))
         longer = tf.searchsorted(self._length_thresholds, tf.reshape(upper, [-1]), side="right")
         words = tf.reshape(longer, tf.shape(upper)) + word_limits(self.masking)[0]
-        scaled = tf.bitwise.right_shift(lower * tf.cast(lengths, tf.uint64)[:, None], tf.constant(32, tf.uint64))
-        return words, tf.cast(scaled, tf.int32)
+        return words, _scaled(draws, lengths)
 
-    def choose(self, word_starts: tf.Tensor, lengths: tf.Tensor, budget: tf.Tensor, keys: tf.Tensor) -> tf.Tensor:
-        """bool [batch, pieces], true at exactly `budget` (int32 [batch]) pieces of each row."""
+    def unit_draws(
+        self, keys: tf.Tensor, counts: tf.Tensor, first: tf.Tensor, count: int
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """For draws first .. first + count - 1 of each row: whether a unit is drawn, bool [batch, count], and which of
+        the row's `counts` (int32 [batch]) units, int32 [batch, count].
+
+        The upper half of a hash is the coin; its lower half, scaled to the number of units, gives the unit.
+        """
+        numbers = first + tf.range(count, dtype=tf.int64)
+        draws = _draw(keys[:, None], _UNITS, numbers[None, :])  # uint64 [batch, count]
+        coin = tf.cast(tf.bitwise.right_shift(draws, tf.constant(32, tf.uint64)), tf.int64)
+        return coin < round(self.masking.unit_share * 2**32), _scaled(draws, counts)
+
+    def choose(
+        self,
+        word_starts: tf.Tensor,
+        lengths: tf.Tensor,
+        budget: tf.Tensor,
+        keys: tf.Tensor,
+        units: Units | None = None,
+    ) -> tf.Tensor:
+        """bool [batch, pieces], true at exactly `budget` (int32 [batch]) pieces of each row. units: those of the rows,
+        with the scheme "unit"."""
         word = tf.cumsum(tf.cast(word_starts, tf.int32), axis=1)  # [batch, pieces], ascending
 
         def unfilled(_: tf.Tensor, __: tf.Tensor, full: tf.Tensor) -> tf.Tensor:
@@ -202,7 +245,11 @@ class Masker:
             words, anchors = self.span_draws(keys, lengths, first, self.chunk)
             anchor_word = tf.gather(word, anchors, batch_dims=1)
             edges = tf.searchsorted(word, tf.concat([anchor_word, anchor_word + words], 1))  # [batch, 2 * chunk]
-            mask, full = _apply_draws(mask, anchors, tf.minimum(edges, lengths[:, None]), budget)
+            of_unit = None
+            if units is not None:
+                of_unit, numbers = self.unit_draws(keys, units.counts, first, self.chunk)
+                edges = tf.where(tf.tile(of_unit, [1, 2]), tf.concat(units.edges(numbers), 1), edges)
+            mask, full = _apply_draws(mask, anchors, tf.minimum(edges, lengths[:, None]), budget, of_unit)
             return first + self.chunk, tf.ensure_shape(mask, word_starts.shape), full
 
         empty = tf.zeros_like(word_starts)
@@ -262,11 +309,12 @@ class Masker:
 
 
 def _apply_draws(
-    mask: tf.Tensor, anchors: tf.Tensor, edges: tf.Tensor, budget: tf.Tensor
+    mask: tf.Tensor, anchors: tf.Tensor, edges: tf.Tensor, budget: tf.Tensor, always: tf.Tensor | None = None
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Carries out a chunk of draws, in order, on `mask` (bool [batch, pieces]), up to `budget` (int32 [batch]).
 
     anchors: int32 [batch, chunk]. edges: int32 [batch, 2 * chunk], where each draw's words begin, then where they end.
+    always: bool [batch, chunk], the draws that are accepted whatever is masked; None: none.
     Returns the new mask, and whether every row has its budget. Bit 0 stands for the mask so far, bit t + 1 for draw t.
     """
     shape = tf.shape(mask)
@@ -277,6 +325,8 @@ def _apply_draws(
     edge_bits = tf.math.unsorted_segment_sum(tf.reshape(signed, [-1]), tf.reshape(cells, [-1]), batch * columns)
     covers = tf.cumsum(tf.reshape(edge_bits, [batch, columns]), axis=1)[:, :-1] + tf.cast(mask, tf.int64)
     earlier = tf.gather(covers, anchors, batch_dims=1) & (bits - 1)  # [batch, chunk]
+    if always is not None:
+        earlier = tf.where(always, tf.constant(0, tf.int64), earlier)
 
     def accept(accepted: tf.Tensor, _: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         free = tf.cast(tf.equal(earlier & accepted, 0), tf.int64)
@@ -340,3 +390,11 @@ def _draw(keys: tf.Tensor, stream: int, numbers: tf.Tensor) -> tf.Tensor:
     """uint64: draw `numbers` (any integers, 0 and up) of a stream of each key; shapes broadcast."""
     start = splitmix64(keys + tf.constant(stream * GAMMA % 2**64, tf.uint64))
     return splitmix64(start + (tf.cast(numbers, tf.uint64) + 1) * tf.constant(GAMMA, tf.uint64))
+
+
+def _scaled(draws: tf.Tensor, counts: tf.Tensor) -> tf.Tensor:
+    """int32 [batch, draws], uniform on 0 .. count - 1, from the lower halves of draws (uint64 [batch, draws]); counts:
+    int32 [batch]."""
+    lower = tf.bitwise.bitwise_and(draws, tf.constant(2**32 - 1, tf.uint64))
+    scaled = tf.bitwise.right_shift(lower * tf.cast(counts, tf.uint64)[:, None], tf.constant(32, tf.uint64))
+    return tf.cast(scaled, tf.int32)

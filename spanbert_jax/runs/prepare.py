@@ -23,6 +23,7 @@ from spanbert_jax.corpus.cache import cache_directory
 from spanbert_jax.corpus.masking import check_words
 from spanbert_jax.corpus.sources import changed_sources, check_documents
 from spanbert_jax.corpus.summary import describe_blocks
+from spanbert_jax.corpus.units import check_kinds
 from spanbert_jax.errors import UserError
 from spanbert_jax.files import bucket_errors, is_remote, make_directory, new_directory, written_aside
 from spanbert_jax.runs.start_from import StartingWeights
@@ -84,7 +85,7 @@ def _prepare(config: Config, data: Path, resumed: bool, start: StartingWeights) 
         tokenizer = tokenizers.load_tokenizer(data / "tokenizer")
         _check(config, tokenizer, data, resumed, start)
     else:
-        building.span_finder(config.corpus)  # whose rules may be wrong
+        _check_spans(config)
         check_documents(config.corpus)
         tokenizer = _make_tokenizer(config, data / "tokenizer", start)
         check_words(config.masking, tokenizer)  # before hours of building
@@ -92,6 +93,12 @@ def _prepare(config: Config, data: Path, resumed: bool, start: StartingWeights) 
             building.build_blocks(config, tokenizer, data / "blocks", _reporter(stage))
         for line in describe_blocks(config, tokenizer, block_data.read_metadata(data / "blocks")):
             print(line)
+
+
+def _check_spans(config: Config) -> None:
+    """Raises UserError, before hours of building, where a rule for spans cannot be used or finds no wanted kind."""
+    finder = building.span_finder(config.corpus)
+    check_kinds(config, finder.kinds if finder else ())
 
 
 def _prepare_remote(config: Config, data: epath.Path, cache: Path, resumed: bool, start: StartingWeights) -> None:
@@ -104,7 +111,7 @@ def _prepare_remote(config: Config, data: epath.Path, cache: Path, resumed: bool
             _check(config, block_cache.fetch_tokenizer(data), data, resumed, start)
             return
         make_directory(local, "--config.data.cache_dir")
-        building.span_finder(config.corpus)
+        _check_spans(config)
         check_documents(config.corpus)
         block_cache.check_free(data, _make_tokenizer(config, local / "tokenizer", start))
         _prepare(config, local, resumed, start)
@@ -118,6 +125,7 @@ def _check(
     _check_tokenizer(config, tokenizer, data / "tokenizer", start)
     metadata = block_data.read_metadata(data / "blocks")
     block_data.check_blocks(metadata, config, tokenizer)
+    check_kinds(config, metadata.kinds)
     if not is_remote(data):
         block_data.check_records(Path(data) / "blocks", metadata)
     built_at = epath.Path(data / "blocks" / block_data.METADATA_FILE).stat().mtime

@@ -47,6 +47,52 @@ def choose(starts: Sequence[bool], rate: float, draw: Callable[[], tuple[int, in
     return Masked(mask, accepted, merged_runs(mask))
 
 
+def choose_units(
+    starts: Sequence[bool],
+    rate: float,
+    units: Sequence[tuple[int, int]],
+    draw: Callable[[], tuple[int, int]],
+    draw_unit: Callable[[], tuple[bool, int]],
+) -> list[bool]:
+    """Masks units of a block, and words: `ner_span` of the code's masking.py.
+
+    Each turn takes one value of `draw_unit`, (whether a unit is drawn, which of `units`), and one of `draw`, (words,
+    anchor), and uses one of the two. A unit is its first position and the place after its last one. A unit is taken
+    whether or not it is masked already; where there is none, the turn does nothing.
+    """
+    length = len(starts)
+    budget = math.ceil(rate * length)
+    masked: set[int] = set()
+    while len(masked) < budget:
+        (is_unit, number), (words, anchor) = draw_unit(), draw()
+        if is_unit:
+            for position in range(*units[number]) if units else ():
+                if len(masked) < budget:
+                    masked.add(position)
+        elif anchor not in masked:
+            position = anchor
+            while position > 0 and not starts[position]:
+                position -= 1
+            for _ in range(words):
+                while position < length and len(masked) < budget:
+                    masked.add(position)
+                    position += 1
+                    if position >= length or starts[position]:
+                        break
+    return [position in masked for position in range(length)]
+
+
+def units_of(tags: Sequence[int], kinds: Sequence[int]) -> list[tuple[int, int]]:
+    """The spans of these kinds: first position, and the place after the last one."""
+    units: list[tuple[int, int]] = []
+    for position, tag in enumerate(tags):
+        if tag // 2 in kinds and tag % 2:
+            units.append((position, position + 1))
+        elif tag // 2 in kinds and tag:
+            units[-1] = (units[-1][0], position + 1)
+    return units
+
+
 def merged_runs(mask: Sequence[bool]) -> list[tuple[int, int]]:
     """First and last position of every maximal run of masked positions."""
     runs: list[tuple[int, int]] = []
