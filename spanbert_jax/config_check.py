@@ -307,7 +307,10 @@ def _check_pretraining(config: Config) -> None:
     if not config.corpus.files and not config.corpus.name:
         raise UserError("config.corpus has neither files nor a name; give --config.corpus.files='data/*.txt'")
     if config.corpus.spans:
-        parse_rules(config.corpus.spans)
+        try:
+            parse_rules(config.corpus.spans)
+        except UserError as error:
+            raise UserError(f"config.corpus.spans: {error}") from error
 
 
 def _check_pairs(config: Config) -> None:

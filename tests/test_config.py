@@ -155,7 +155,7 @@ def test_the_modern_models_have_the_published_shapes() -> None:
             {"masking__units": "NP"},
             "config.masking.units is 'NP', and config.masking.scheme 'span' masks no units; set",
         ),
-        ({"corpus__spans": "names"}, "'names' is no rule for spans; the rules are sentence, capitals"),
+        ({"corpus__spans": "names"}, "config.corpus.spans: 'names' is no rule for spans; the rules are sent"),
         ({"data__block_length": 256}, "block_length 256 is over the model's longest row of 128 pieces"),
         ({"data__block_length": 4}, "it must be at least 8"),
         ({"model__heads": 3}, "embed 128 is not divisible by config.model.heads 3; use 126"),

@@ -10,9 +10,10 @@ import pytest
 import tensorflow_datasets as tfds
 from tensorflow.core.example import example_pb2
 
-from spanbert_jax.config import Config, CorpusConfig, DataConfig
+from spanbert_jax.config import Config, CorpusConfig, DataConfig, MaskingConfig, ModelConfig, TrainConfig
 from spanbert_jax.corpus.blocks import check_blocks, open_blocks, read_metadata
 from spanbert_jax.corpus.build import build_blocks
+from spanbert_jax.corpus.masked_batches import described_batches
 from spanbert_jax.corpus.summary import describe_blocks
 from spanbert_jax.errors import UserError
 from spanbert_jax.text.documents import hash_text, in_share
@@ -93,6 +94,28 @@ def test_every_piece_has_the_tag_of_its_documents_span(built: tuple[Config, Path
     assert metadata.spans is not None and metadata.spans["counts"] == counts and metadata.spans["left_out"] == 0
     assert metadata.corpus["spans"] == config.corpus.spans
     assert f"{counts['animals']:,} animals" in describe_blocks(config, tokenizer, metadata)[1]
+
+
+def test_batches_have_the_tags_of_their_blocks(built: tuple[Config, Path], tokenizer: Tokenizer) -> None:
+    config, directory = built
+    config = dataclasses.replace(
+        config,
+        masking=MaskingConfig(scheme="unit", units="PLACE"),
+        train=TrainConfig(batch_size=16),
+        model=ModelConfig(span_embedding=True),
+    )
+    tags_of = {tuple(ids): tags for ids, tags in rows_of(directory, "train")}
+    seen = 0
+    for batch in described_batches(config, open_blocks(directory, "train"), tokenizer, 0, 4):
+        ids, used = batch["input_ids"].copy(), batch["masked_weights"] > 0
+        np.put_along_axis(ids, batch["masked_positions"], np.where(used, batch["masked_ids"], ids[:, :1]), axis=1)
+        for row, length in enumerate(batch["lengths"]):
+            tags = tags_of[tuple(ids[row, 1 : length - 1])]
+            assert batch["block_tags"][row].tolist() == [0, *tags, *[0] * (ids.shape[1] - length + 1)]
+            assert set(batch["span_tags"][row] - batch["block_tags"][row]) <= {0, *(-tag for tag in tags)}
+            assert not batch["span_tags"][row][batch["masked_positions"][row][used[row]]].any()
+            seen += 1
+    assert seen >= 64
 
 
 def test_the_tags_are_a_feature_of_the_tfds_dataset(built: tuple[Config, Path]) -> None:

@@ -33,7 +33,7 @@ class FakeBlocks:
             self.records.append(example.SerializeToString())
         self.lengths = np.array([_pieces(record) for record in self.records], np.int32)
         self.metadata = SimpleNamespace(
-            piece_counts=np.arange(TOKENIZER.vocab_size) * (np.arange(25) >= 5), fingerprint=str(count)
+            piece_counts=np.arange(TOKENIZER.vocab_size) * (np.arange(25) >= 5), fingerprint=str(count), kinds=[]
         )
 
     def __len__(self) -> int:
