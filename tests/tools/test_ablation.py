@@ -1,0 +1,102 @@
+"""benchmarks/ablation.py: the grid, LitBank's mentions, the lengths of masked spans, and the tables."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks import ablation
+from benchmarks.ablation import Cell, sentences_with_mentions
+from benchmarks.ablation_cell import config_of, run_lengths
+from benchmarks.ablation_grid import EXTENSIONS, LENGTHS, STARTS, TASKS, count, recipes, rows_of
+from configs.tiny import get_config
+from spanbert_jax.config import ModelConfig
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_every_recipe_is_a_configuration_of_the_same_steps_and_rows(start: str) -> None:
+    named = {row.recipe for group in ablation.GROUPS for row in rows_of(start, group)}
+    assert named <= set(recipes())
+    configs = [config_of({"config": STARTS[start].config, "fields": Cell(name, start, 1, 50).fields}) for name in named]
+    sizes = {(c.train.steps, c.train.batch_size, c.data.block_length, c.corpus.spans, c.model.embed) for c in configs}
+    assert len(sizes) == 1
+
+
+def test_a_control_has_as_many_parameters_as_its_extension() -> None:
+    model = ModelConfig(**get_config("bert").model.to_dict())
+    for name, fields in EXTENSIONS.items():
+        wider = recipes()[f"control_{name}"].fields["model.mlp"]
+        both = [count(dataclasses.replace(model, **one), 4_096) for one in (fields, {"mlp": wider})]
+        assert both[0] == pytest.approx(both[1], rel=1e-3) and both[0] > count(model, 4_096)
+
+
+def test_mentions_of_a_sentence_may_nest_and_share_words() -> None:
+    marks = ["(0|(1)", "_", "(2", "2)|0)", "_"]
+    lines = [f"doc\t0\t{place}\tw{place}\t_\t_\t{mark}\t" for place, mark in enumerate(marks)]
+    found = sentences_with_mentions("\n".join(["#begin document", *lines, "", lines[4], "#end document"]))
+    assert found == [
+        {
+            "words": ["w0", "w1", "w2", "w3", "w4"],
+            "entities": [[0, 1, "mention"], [0, 4, "mention"], [2, 4, "mention"]],
+        },
+        {"words": ["w4"], "entities": []},
+    ]
+
+
+def test_a_slot_s_span_is_as_long_as_its_run_of_positions() -> None:
+    positions = np.array([[1, 2, 5, 7, 8, 9, 0, 0], [3, 4, 5, 6, 0, 0, 0, 0]])
+    weights = (positions > 0).astype(np.float32)
+    found = run_lengths({"masked_positions": positions, "masked_weights": weights})
+    assert found[0, :6].tolist() == [2, 2, 1, 3, 3, 3] and found[1, :4].tolist() == [4] * 4
+
+
+def test_differences_within_noise_are_marked_and_a_stopped_grid_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained: list[Cell] = []
+
+    def train(cell: Cell, *_: Any) -> dict[str, Any]:
+        trained.append(cell)
+        better = 1.0 if cell.recipe == "one" else 0.0
+        noise = (-1) ** cell.seed if cell.recipe == "spans" else 0.0
+        values = [5.0 + cell.seed + better] + [4.0] * len(LENGTHS)
+        metrics = dict.fromkeys(TASKS, 50.0 + cell.seed + noise)
+        return {
+            "loss": values,
+            "accuracy": values,
+            "metrics": metrics,
+            "guess": dict.fromkeys(TASKS, 1.0),
+            "cpu_seconds": 1.0,
+        }
+
+    for name in ("build", "litbank"):
+        monkeypatch.setattr(ablation, name, lambda *_: None)
+    monkeypatch.setattr(ablation, "train", train)
+    (tmp_path / "data" / "litbank").mkdir(parents=True)
+    arguments = ["--groups", "objective", "--starts", "random", "--cores", "1", "--seeds", "1,2,3"]
+    arguments += ["--data", str(tmp_path / "data"), "--work", str(tmp_path / "work")]
+    for _ in range(2):
+        assert ablation.main(arguments) == 0
+    assert len(trained) == len(set(trained)) == 9
+    lines = [[cell.strip() for cell in line.split("|")] for line in capsys.readouterr().out.splitlines() if "|" in line]
+    spans, one, one_sbo = (
+        next(line for line in lines if line[1].startswith(f"{name}:")) for name in ("spans", "one", "one_sbo")
+    )
+    assert one[2] == "8.000 ± 1.000 (+1.000)" and one_sbo[2] == "7.000 ± 1.000"
+    assert spans[4] == "51.7 ± 1.5 (~-0.3)"
+    assert (tmp_path / "work" / "ablation-random.svg").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--groups", "heads"], "--groups: 'heads' is unknown; known are masking"),
+        (["--seeds", "a"], "--seeds a: expected numbers"),
+        (["--data", "nowhere"], "nowhere: no labelled data there; name its directory with --data"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ablation.main(arguments) == 1
+    assert message in capsys.readouterr().err
