@@ -31,8 +31,10 @@ def commands(page: Path) -> list[str]:
     shown = [line for line in blocks if re.search(rf"(^|\s|&& ){_PYTHON} (-m spanbert_jax|tools/)", line)]
     ticked = re.findall(r"`([^`\n]*)`", re.sub(r"\n", " ", text))
     named = [found for found in ticked if re.match(rf"{_PYTHON} (-m spanbert_jax|tools/)", found)]
-    fields = [f"python -m spanbert_jax.main --config configs/tiny.py {found}" for found in ticked if _is_flags(found)]
-    return [*shown, *named, *fields]
+    of_runs = [
+        found if "--config " in found else f"--config configs/tiny.py {found}" for found in ticked if _is_flags(found)
+    ]
+    return [*shown, *named, *(f"python -m spanbert_jax.main {found}" for found in of_runs)]
 
 
 def _is_flags(text: str) -> bool:
