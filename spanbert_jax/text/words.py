@@ -4,8 +4,8 @@ Invariant: the words of a sentence hold all its characters but white space, in o
 alone, not on a vocabulary, so one list of rules finds the same spans for every tokenizer.
 
 The words are nearly those of the Penn Treebank, because the part-of-speech tagger has its lexicon from there: a mark of
-punctuation is a word, "don't" is "do" and "n't", "well-known" is one word, and so are "3,500.5", "U.S." and the "J." of
-"J. Smith". Each Chinese character is a word, as in BERT.
+punctuation is a word, "don't" is "do" and "n't", "well-known" is one word, and so are "3,500.5", "U.S.", "i.e." and
+the "J." of "J. Smith". Each Chinese character is a word, as in BERT.
 """
 
 import functools
@@ -60,10 +60,10 @@ def _pattern(is_ascii: bool) -> re.Pattern[str]:
         letters = rf"[^\W{''.join(f'{chr(low)}-{chr(high)}' for low, high in CJK)}]+"
         run = rf"{letters}(?:[{marks}]+(?:{letters})?)*"
     kinds = (
+        r"(?:[A-Za-z]\.){2,}",
         r"[a-z]+(?![^\s.,;:)])",  # most words, for speed: what follows belongs to no word
         r"\d+(?:[.,]\d+)+",
         r"(?:Mr|Mrs|Ms|Dr|St|Prof)\.",
-        r"(?:[A-Z]\.){2,}",
         r"[A-Z]\.(?=\s+[A-Z])",
         rf"{run}(?={_NOT}(?!{run}))|{_NOT}(?!{run})|['’]{_SHORT}(?!{run})",
         rf"{run}(?:-{run}|['’](?!{_SHORT}(?!{run})){run})*",

@@ -13,6 +13,7 @@ from spanbert_jax.text.words import is_inside_word, split_words
         ("The cat sat on the mat.", "The cat sat on the mat ."),
         ("He doesn't like O'Brien’s plan B.", "He does n't like O'Brien ’s plan B ."),
         ("It's 3,500.5 well-known U.S. (or U.K.) firms", "It 's 3,500.5 well-known U.S. ( or U.K. ) firms"),
+        ("Some, i.e. two (a.m. or p.m.).", "Some , i.e. two ( a.m. or p.m. ) ."),
         ("Mr. J. R. Smith and Dr. No, in 1999.", "Mr. J. R. Smith and Dr. No , in 1999 ."),
         ("cafe\u0301s in 東京 नमस्ते", "cafe\u0301s in 東 京 नमस्ते"),
     ],
