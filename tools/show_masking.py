@@ -8,7 +8,7 @@ runs/<the config's name>) lacks the tokenizer or the blocks, the tool makes them
 
 import dataclasses
 import html
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +36,7 @@ KINDS = {value: name for name, value in REPLACEMENTS.items()}
 SHOWN_AS = {
     "special": "dim",
     "plain": "",
+    "unit": "blue",
     "boundary": "bold underline cyan",
     "mask": "bold black on yellow",
     "random": "bold white on magenta",
@@ -49,6 +50,11 @@ LEGEND = (
     ("original", "‹was this›", "the original pieces of the span before, which the model has to predict"),
     ("boundary", "next", "a boundary: SBO predicts the span beside it from the two boundaries"),
     ("original", "‹was this; MLM only›", "a span that SBO does not predict, such as one at an end of the block"),
+)
+# Where blocks have spans that rules found (config.corpus.spans):
+UNITS_LEGEND = (
+    ("unit", "the old cat", "a unit: a span that the rules for spans found, of which this part is not masked"),
+    ("original", "‹was this; NP›", "the original pieces touch units of this kind"),
 )
 # Share of the masked pieces that SBO predicts, by the block's number of pieces, with the default settings. Computed by
 # the sequential algorithm on text of which 85% of the pieces begin a word. The authors' code was measured at 30, 126
@@ -91,9 +97,9 @@ def main(config: Config, workdir: str) -> int:
     console = Console(highlight=False)
     if STATISTICS.value:
         rows = collect(batches, steps)
-        console.print(statistics_table(config, rows, blocks.metadata.piece_counts))
+        console.print(statistics_table(config, rows, blocks.metadata.piece_counts, blocks.metadata.kinds))
         return 0
-    shown = [describe_row(tokenizer, row) for row in first_rows(batches, ROWS.value)]
+    shown = [describe_row(tokenizer, row, blocks.metadata.kinds) for row in first_rows(batches, ROWS.value)]
     if HTML.value:
         with written_aside(Path(HTML.value)) as aside:
             aside.write_text(page(shown, workdir), encoding="utf-8")
@@ -111,7 +117,9 @@ def first_rows(batches: Iterator[dict[str, np.ndarray]], count: int) -> Iterator
         count -= len(batch["lengths"])
 
 
-def describe_row(tokenizer: Tokenizer, row: dict[str, np.ndarray]) -> tuple[str, list[Segment]]:
+def describe_row(
+    tokenizer: Tokenizer, row: dict[str, np.ndarray], kinds_of_units: Sequence[str] = ()
+) -> tuple[str, list[Segment]]:
     """(a line of numbers, the segments) of one row of `described_batches`."""
     used = row["masked_weights"] > 0
     positions, kinds = row["masked_positions"][used], row["replacement"][used]
@@ -130,6 +138,7 @@ def describe_row(tokenizer: Tokenizer, row: dict[str, np.ndarray]) -> tuple[str,
     boundaries = {int(i) for name in ("span_left", "span_right") for i in row[name][predicted]}
     kind_at = dict(zip(positions.tolist(), kinds.tolist(), strict=True))
     sbo = set(row["masked_positions"][predicted].tolist())
+    tags = row.get("block_tags", np.zeros_like(row["input_ids"]))
 
     def text(ids: np.ndarray, begins: np.ndarray) -> str:
         pieces = ((" " if begin else "") + tokenizer.surface(int(id)) for id, begin in zip(ids, begins, strict=True))
@@ -139,7 +148,8 @@ def describe_row(tokenizer: Tokenizer, row: dict[str, np.ndarray]) -> tuple[str,
     at = 0
     while at < len(clean):
         if at not in kind_at:
-            kind = "special" if at in specials else "boundary" if at in boundaries else "plain"
+            plain = "unit" if tags[at] else "plain"
+            kind = "special" if at in specials else "boundary" if at in boundaries else plain
             segments.append(Segment(kind, tokenizer.surface(int(clean[at])), bool(starts[at])))
             at += 1
             continue
@@ -148,7 +158,8 @@ def describe_row(tokenizer: Tokenizer, row: dict[str, np.ndarray]) -> tuple[str,
             end += 1
         kind = KINDS[kind_at[at]]
         seen = f"[MASK]×{end - at}" if kind == "mask" else text(row["input_ids"][at:end], starts[at:end])
-        note = "" if sbo.intersection(range(at, end)) else "; MLM only"
+        touched = dict.fromkeys(kinds_of_units[tag // 2 - 1] for tag in tags[at:end] if tag)
+        note = "".join(f"; {name}" for name in [*touched, *([] if sbo.intersection(range(at, end)) else ["MLM only"])])
         segments.append(Segment(kind, seen, True))
         segments.append(Segment("original", f"‹{text(clean[at:end], starts[at:end])}{note}›", False))
         at = end
@@ -157,9 +168,15 @@ def describe_row(tokenizer: Tokenizer, row: dict[str, np.ndarray]) -> tuple[str,
     return f"{len(clean) - len(specials)} pieces{kind_of_row}, {masked}", segments
 
 
+def legend_of(rows: list[tuple[str, list[Segment]]]) -> tuple[tuple[str, str, str], ...]:
+    """The legend for these rows: (kind, example, meaning) of each way in which text is shown."""
+    has_units = any(segment.kind == "unit" for _, segments in rows for segment in segments)
+    return LEGEND + (UNITS_LEGEND if has_units else ())
+
+
 def print_rows(console: Console, rows: list[tuple[str, list[Segment]]]) -> None:
     """The legend, then every row."""
-    for kind, sample, meaning in LEGEND:
+    for kind, sample, meaning in legend_of(rows):
         console.print(Text.assemble("  ", (sample, SHOWN_AS[kind]), f"  {meaning}"))
     for number, (title, segments) in enumerate(rows):
         console.print()
@@ -174,7 +191,8 @@ STYLE = """
 body { font: 16px/1.9 Georgia, serif; max-width: 56rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
 h1, h2 { font-family: system-ui, sans-serif; line-height: 1.3 } h2 { font-size: 1rem; margin-top: 2.5rem; color: #555 }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; font-size: .9rem } dd { margin: 0 }
-.special { color: #888 } .boundary { border-bottom: 3px solid #0088aa; font-weight: bold }
+.special { color: #888 } .unit { background: #dbe9ff; border-radius: .25em }
+.boundary { border-bottom: 3px solid #0088aa; font-weight: bold }
 .mask, .random, .kept { border-radius: .25em; padding: .08em .3em }
 .mask { background: #ffd54d } .random { background: #9c27b0; color: #fff } .kept { background: #2e7d32; color: #fff }
 .original { font-style: italic; font-size: .85em; color: #666; margin-left: .2em }
@@ -187,7 +205,7 @@ def page(rows: list[tuple[str, list[Segment]]], workdir: str) -> str:
     def mark(kind: str, text: str) -> str:
         return f'<span class="{kind}">{html.escape(text)}</span>' if kind != "plain" else html.escape(text)
 
-    legend = "".join(f"<dt>{mark(kind, sample)}</dt><dd>{meaning}</dd>\n" for kind, sample, meaning in LEGEND)
+    legend = "".join(f"<dt>{mark(kind, sample)}</dt><dd>{meaning}</dd>\n" for kind, sample, meaning in legend_of(rows))
     blocks = []
     for number, (title, segments) in enumerate(rows):
         text = "".join((" " if segment.space else "") + mark(segment.kind, segment.text) for segment in segments)
@@ -212,7 +230,9 @@ def collect(batches: Iterator[dict[str, np.ndarray]], steps: int) -> dict[str, n
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def statistics_table(config: Config, rows: dict[str, np.ndarray], piece_counts: np.ndarray) -> Table:
+def statistics_table(
+    config: Config, rows: dict[str, np.ndarray], piece_counts: np.ndarray, kinds_of_units: Sequence[str] = ()
+) -> Table:
     """A table of the shares observed in `rows` and of those that the configuration asks for."""
     from spanbert_jax.corpus.masking import span_law, word_limits
 
@@ -257,7 +277,25 @@ def statistics_table(config: Config, rows: dict[str, np.ndarray], piece_counts: 
         f"{coverage:.2%}",
         expected_coverage(config, np.concatenate(texts)),
     )
+    if "block_tags" in rows:
+        add_units(table, config, rows, kinds_of_units)
     return table
+
+
+def add_units(table: Table, config: Config, rows: dict[str, np.ndarray], kinds: Sequence[str]) -> None:
+    """Adds a section about the units of blocks, those of config.masking.units. kinds: all that the blocks have."""
+    from spanbert_jax.corpus.units import chosen_kinds
+
+    tags, used = rows["block_tags"], rows["masked_weights"] > 0
+    inside = chosen_kinds(config.masking, kinds)[tags // 2]
+    units = inside & (tags % 2 == 1)
+    texts = sum(lengths.sum() for lengths in text_lengths(rows))
+    masked = np.take_along_axis(inside, rows["masked_positions"], axis=1)[used]
+    table.add_section()
+    table.add_row("units in a block, mean", f"{units.sum(1).mean():.1f}", "")
+    table.add_row("pieces in a unit, mean", f"{inside.sum() / max(units.sum(), 1):.2f}", "")
+    table.add_row("pieces inside units", f"{inside.sum() / texts:.2%}", "")
+    table.add_row("masked pieces inside units", f"{masked.mean():.2%}", "")
 
 
 def text_lengths(rows: dict[str, np.ndarray]) -> list[np.ndarray]:

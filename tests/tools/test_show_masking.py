@@ -1,6 +1,7 @@
 """tools/show_masking.py on a small corpus of its own: what it prints, its page, and its statistics."""
 
 import re
+from collections.abc import Mapping
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -41,16 +42,20 @@ def corpus(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Pa
     return folder
 
 
-def run(corpus: Path, **given: Any) -> str:
-    """What the tool prints in this process; given: its flags."""
+def run(
+    corpus: Path, name: str = "run", masking: Mapping[str, Any] | None = None, spans: str = "", **given: Any
+) -> str:
+    """What the tool prints in this process, with a workdir of this name; given: its flags."""
     config = get_config()
+    config.masking.update(masking or {})
+    config.corpus.spans = spans
     fields = {"files": f"{corpus}/*.txt", "sentences": "none", "workers": 1, "held_out": 0.2}
     config.corpus.update(fields)
     config.tokenizer.update(kind="wordpiece", vocab_file=str(corpus / "vocab.txt"))
     built = from_dict(config.to_dict())
     flags.FLAGS.mark_as_parsed()
     with flagsaver.flagsaver(**given):
-        return runs.here(lambda: show_masking.main(built, str(corpus / "run"))).stdout
+        return runs.here(lambda: show_masking.main(built, str(corpus / name))).stdout
 
 
 def test_prints_blocks_then_the_same_as_a_page_and_statistics(
@@ -73,6 +78,20 @@ def test_prints_blocks_then_the_same_as_a_page_and_statistics(
     assert law == 3.797 and abs(mean - law) < 0.05
     observed, expected = (float(cell.strip(" %")) for cell in shown["merged spans that become [MASK]"])
     assert expected == 80 and abs(observed - expected) < 2
+
+
+def test_statistics_of_units(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    (corpus / "pets.list").write_text("the cat\ncat\n")
+    (corpus / "mats.list").write_text("mat\na\n")
+    masking = {"scheme": "unit", "unit_share": 0.5, "units": "pets"}
+    spans = f"gazetteer:{corpus}/mats.list; gazetteer:{corpus}/pets.list"
+    table = run(corpus, "units", masking, spans, statistics=True)
+    shown = {line.split("│")[1].strip(): line.split("│")[2].strip() for line in table.splitlines() if "│" in line}
+    assert shown["blocks with ⌈0.15 × pieces⌉ masked"] == "100.00%"
+    assert 1 < float(shown["pieces in a unit, mean"]) < 1.2 and float(shown["units in a block, mean"]) > 5
+    inside, masked = (float(shown[name].strip("%")) for name in ("pieces inside units", "masked pieces inside units"))
+    assert 5 < inside < 12 and 35 < masked < 55
 
 
 @pytest.mark.parametrize(
@@ -165,6 +184,15 @@ def test_a_row_of_two_texts_says_where_the_second_one_is_from(tokenizer: Tokeniz
     )
     rows = {name: value[None] for name, value in row.items()}
     assert [lengths.tolist() for lengths in text_lengths(rows)] == [[2], [2]]
+
+
+def test_units_are_shown_with_their_kinds(tokenizer: Tokenizer) -> None:
+    tags = np.array([0, 0, 5, 4, 3, 0, 0, 5, 0, 0])  # "cats", "sat" and "mat"
+    _, segments = describe_row(tokenizer, {**example_row(tokenizer), "block_tags": tags}, ["VP", "NP"])
+    assert [segment.text for segment in segments if segment.kind == "unit"] == ["cat"]
+    originals = [segment.text for segment in segments if segment.kind == "original"]
+    assert originals == ["‹the; MLM only›", "‹sat on; VP›", "‹mat; NP; MLM only›"]
+    assert "a unit: a span" in page([("", segments)], "runs/x") and "a unit:" not in page([("", [])], "runs/x")
 
 
 def test_a_page_escapes_what_it_shows_and_needs_no_other_file() -> None:
