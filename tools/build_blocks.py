@@ -33,6 +33,11 @@ def main() -> NoReturn:
 
 def build(config: Config, beam_arguments: list[str]) -> int:
     """Builds; returns the exit status."""
+    if config.corpus.pairs:
+        raise UserError(
+            "config.corpus.pairs is True, and Beam makes no pairs, since it reads each file alone and a pair may need "
+            "two; build the blocks on one machine, as a run does, or set --config.corpus.pairs=False"
+        )
     try:
         import apache_beam  # noqa: F401
     except ImportError as error:

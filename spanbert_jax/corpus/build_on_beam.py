@@ -59,13 +59,8 @@ def build_with_beam(config: Config, arguments: list[str]) -> list[str]:
     Returns the lines that describe the blocks. The vocabulary is config.tokenizer.vocab_file, or the one in
     <config.data.dir>/tokenizer.
     Raises UserError where there is no vocabulary or it does not fit the text, where the corpus cannot be read or has
-    too few documents, where pairs are wanted, and where the directory holds complete blocks or other files.
+    too few documents, and where the directory holds complete blocks or other files.
     """
-    if config.corpus.pairs:
-        raise UserError(
-            "config.corpus.pairs is True, and Beam makes no pairs: a file's documents would not find others; build the "
-            "blocks on one machine (a run does), or set --config.corpus.pairs=False"
-        )
     directory = f"{config.data.dir.rstrip('/')}/blocks"
     _check_directory(directory)
     tokenizer = _tokenizer(config)
