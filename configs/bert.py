@@ -4,6 +4,7 @@ Command:   python -m spanbert_jax.main --config configs/bert.py --config.tokeniz
            --workdir /mnt/shared/bert
            vocab.txt is that of bert-base-uncased; with --config configs/bert.py:cased it is that of bert-base-cased.
            --config.corpus.files='data/*.txt' trains on your text instead of Wikipedia.
+           --config.init_from=DIRECTORY --config.tokenizer.vocab_file= goes on from Google's BERT.
 Recipe:    Devlin et al. 2019 (arXiv:1810.04805), section 3.1 and appendix A.2: 256 rows of 512 pieces, 1,000,000 steps,
            learning rate 1e-4. Adam is that of google-research/bert's optimization.py. The paper's text also has the
            BooksCorpus, and 90% of its steps have rows of 128 pieces.

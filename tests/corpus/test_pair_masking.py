@@ -67,7 +67,7 @@ def run(config: Config, count: int) -> tuple[dict[str, np.ndarray], list[list[An
     "masking", [{}, {"scheme": "whole_word", "rate": 0.4}, {"scheme": "subword"}, {"boundaries": "internal"}]
 )
 def test_each_text_is_masked_as_a_row_of_its_own(masking: dict[str, Any]) -> None:
-    config, count = make_config(**masking), 240
+    config, count = make_config(**masking), 124
     batch, masks = run(config, count)
     empty = empty_batch(config, count, LENGTH, slots(config))
     assert {name: (x.shape, x.dtype) for name, x in batch.items()} == {

@@ -1,5 +1,6 @@
 """Other text is never taken for the same, and a corpus that cannot be split is refused with advice that works."""
 
+import dataclasses
 import os
 import re
 from pathlib import Path
@@ -96,3 +97,15 @@ def test_one_document_is_refused_with_what_makes_more(tmp_path: Path) -> None:
     (tmp_path / "one.txt").write_text("A sentence.\n\nAnother.\n")
     with pytest.raises(UserError, match=r"has one document, .*--config.corpus.document_break=blank_line"):
         check_documents(CorpusConfig(files=one.files, document_break="file"))
+
+
+def test_pairs_need_two_documents_for_training_and_two_for_evaluation(tmp_path: Path) -> None:
+    texts = sorted((f"Document {i}." for i in range(6)), key=hash_text)
+    (tmp_path / "a.txt").write_text("\n\n".join([*texts, texts[0]]))  # a copy counts for nothing
+    keys = [int.from_bytes(hash_text(text), "big") / 2**64 for text in texts]
+    for count, side in ((1, "evaluation"), (5, "training")):
+        corpus = CorpusConfig(files=f"{tmp_path}/a.txt", held_out=(keys[count - 1] + keys[count]) / 2)
+        check_documents(corpus)
+        with pytest.raises(UserError, match=f"{side} has a single document, .*--config.corpus.pairs=False"):
+            check_documents(dataclasses.replace(corpus, pairs=True))
+    check_documents(CorpusConfig(files=f"{tmp_path}/a.txt", held_out=(keys[1] + keys[2]) / 2, pairs=True))

@@ -1,5 +1,6 @@
 """What the sums of the objective mean: losses and accuracies by head and by what replaced the piece."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ from spanbert_jax.batch import KEPT, MASK, RANDOM
 from spanbert_jax.model import pretraining_heads
 from spanbert_jax.model.encoder import encode
 from spanbert_jax.tasks.pretraining_loss import describe, metrics, objective
+from spanbert_jax.training import flops
 from tests.support.synthetic import VOCAB, random_batch, small_config
 
 COMMONEST = 7
@@ -101,6 +103,9 @@ def test_next_sentence_prediction_is_a_mean_over_the_rows_that_are_there() -> No
     parts = sums["mlm_loss"] / batch["masked_weights"].sum() + sums["sbo_loss"] / (batch["span_weights"].sum() + 1)
     assert float(loss) == pytest.approx(float(parts) + 0.5 * losses.mean(), rel=1e-5)
     assert float(sums["pieces"]) == np.maximum(batch["lengths"] - 3, 0).sum()
+    without = dataclasses.replace(config, train=dataclasses.replace(config.train, nsp_weight=0.0))
+    counted = [flops.pretraining_row_flops(one, VOCAB, 32) for one in (config, without)]
+    assert counted[0] - counted[1] == 3 * 2 * (24**2 + 2 * 24)  # the pooler and two scores, once a row
     assert describe(found).endswith(f"NSP {found['nsp_loss']:.3f} ({found['nsp_accuracy']:.1%})")
 
 

@@ -77,7 +77,7 @@ def reference(documents: Sequence[Lengths], limit: int) -> list[tuple[list[Piece
     return found
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(
     st.lists(st.lists(st.integers(1, 12), max_size=12), min_size=2, max_size=5),
     st.integers(5, 12),
