@@ -42,7 +42,7 @@ BERT: Json = {
     "model.family": "bert",
     "model.pre_norm": False,
     "model.gated_mlp": False,
-    "model.mlp": 512,
+    "model.mlp": 384,
     **{f"model.{name}": True for name in BIASES},
     "model.init": "normal",
     "model.init_std": 0.02,
@@ -64,7 +64,7 @@ MUON: Json = {
     "model.init_std": 0.02,
 }
 SLOW_MUON: Json = {"optimizer.name": "muon", "optimizer.learning_rate": 2e-3, "optimizer.muon_rms": 1.0}
-GATED: Json = {"model.gated_mlp": True, "model.mlp": 384, **{f"model.{name}": False for name in BIASES}}
+GATED: Json = {"model.gated_mlp": True, "model.mlp": 256, **{f"model.{name}": False for name in BIASES}}
 
 
 class Recipe(NamedTuple):
@@ -268,7 +268,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = cli.parser(__doc__)
     parser.add_argument("--recipes", default=",".join(RECIPES), help="default: all, %(default)s")
     parser.add_argument("--seeds", default="1,2", help="default: %(default)s")
-    parser.add_argument("--steps", type=int, default=600, help="of each recipe, at equal pieces; default %(default)s")
+    parser.add_argument("--steps", type=int, default=400, help="of each recipe, at equal pieces; default %(default)s")
     parser.add_argument("--cores", type=int, help="cells that run side by side; default: all that may be used")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "learning", help="default runs/learning")
     arguments = parser.parse_args(argv)
