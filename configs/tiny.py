@@ -4,7 +4,7 @@ Command:   make pretrain, or python -m spanbert_jax.main --config configs/tiny.p
            --config.corpus.files='data/*.txt' trains on your text instead. configs/tiny.py:bert is the paper's
            architecture instead of a modern encoder.
 Hardware:  two CPU cores, 4 GB; 5 to 8 minutes.
-Expect:    MLM's held-out accuracy on pieces that became [MASK] is 15%, with 5.13 nats, and SBO's 14%. Always naming
+Expect:    MLM's held-out accuracy on pieces that became [MASK] is 16%, with 5.11 nats, and SBO's 13%. Always naming
            the commonest piece scores 8%, and the best guess from the visible pieces beside a masked one 12%, with 5.73
            nats.
 """
