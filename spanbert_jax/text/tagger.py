@@ -13,7 +13,7 @@ from typing import Any
 
 from spanbert_jax.errors import UserError
 
-_KEPT = 2**19  # words in a table, which is emptied when it is full: about 100 MB
+KEPT_WORDS = 2**19  # words in a table, which is emptied when it is full: about 100 MB
 
 # The letter that stands for a tag in the patterns of `pos:` rules.
 LETTERS = {
@@ -47,7 +47,7 @@ class _Table(dict[str, str]):
         self._function = function
 
     def __missing__(self, word: str) -> str:
-        if len(self) >= _KEPT:
+        if len(self) >= KEPT_WORDS:
             self.clear()
         value = self[word] = self._function(word)
         return value
@@ -60,13 +60,13 @@ def tag_of(word: str, is_first: bool) -> str:
 
 def pos_letters(words: list[str]) -> str:
     """A sentence's words as one letter each (`LETTERS`)."""
-    return _one_each(words, *_tables("letter"))
+    return _one_each(words, *tables("letter"))
 
 
 def name_letters(words: list[str]) -> str:
     """A sentence's words as one letter each, for the rule `capitals`: "N" for a capitalised word of a name, "n" for
     such a word that is no name when it stands alone, "b" for a word between two of them, and "." for the others."""
-    return _one_each(words, *_tables("name"))
+    return _one_each(words, *tables("name"))
 
 
 def _one_each(words: list[str], first: _Table, later: _Table) -> str:
@@ -74,8 +74,9 @@ def _one_each(words: list[str], first: _Table, later: _Table) -> str:
 
 
 @functools.cache
-def _tables(what: str) -> tuple[_Table, _Table]:
-    """The tables of a sentence's first word and of the others."""
+def tables(what: str) -> tuple[_Table, _Table]:
+    """The tables of a sentence's first word and of the others. what: "letter" (`pos_letters`) or "name"
+    (`name_letters`)."""
 
     def letter(word: str, is_first: bool) -> str:
         return _LETTER.get(tag_of(word, is_first), OTHER)

@@ -1,6 +1,7 @@
 """Rules for spans on golden sentences, flat spans of several rules, and the tags that pieces get."""
 
 import functools
+import importlib
 import itertools
 import pickle
 import time
@@ -58,7 +59,8 @@ def test_golden_sentences(rule: str, sentence: str, expected: list[str]) -> None
 
 
 def test_letters_and_names_are_the_taggers() -> None:
-    parser = tagger._parser()
+    tagger.pos_letters(["a"])  # reads the lexicon, whose file textblob leaves open
+    parser = importlib.import_module("textblob.en").parser
     for sentence in (FOX, QUEEN, "Walking about, she GAVE 42% up to xyzzies and e.g. the-best-known Einsteinian ones."):
         words = split_words(sentence).words
         tags = [tag for _, tag in parser.find_tags(words)]
@@ -70,10 +72,10 @@ def test_letters_and_names_are_the_taggers() -> None:
 def test_a_full_table_gives_the_same_letters(monkeypatch: pytest.MonkeyPatch) -> None:
     words = split_words(FOX).words
     expected = tagger.pos_letters(words)
-    tagger._tables.cache_clear()
-    monkeypatch.setattr(tagger, "_KEPT", 2)
+    tagger.tables.cache_clear()
+    monkeypatch.setattr(tagger, "KEPT_WORDS", 2)
     assert tagger.pos_letters(words) == expected
-    assert max(map(len, tagger._tables("letter"))) <= 2
+    assert max(map(len, tagger.tables("letter"))) <= 2
 
 
 def test_a_gazetteer_takes_the_longest_entry_as_it_is_written(tmp_path: Path) -> None:
