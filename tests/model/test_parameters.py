@@ -12,17 +12,26 @@ from spanbert_jax.model.families import FAMILIES
 from spanbert_jax.model.parameters import described_axes, parameter_axes, parameter_shapes
 from tests.support.synthetic import VOCAB, small_config
 
+EXTENSIONS: dict[str, Any] = {
+    "head_scales": "full",
+    "attention_composition": 2,
+    "context_encoder": "bilstm",
+    "span_embedding": True,
+    "span_attention": "own",
+}
+
 
 def every_parameter(family: str) -> dict[str, Any]:
-    """The path of each parameter of each model with layers of a family -> its shape."""
-    config, key = small_config(model={"family": family, "pre_norm": family != "bert"}), jax.random.key(0)
+    """The path of each parameter of each model with layers of a family, and with every extension -> its shape."""
+    model = EXTENSIONS | {"family": family, "pre_norm": family != "bert"}
+    config, key = small_config(model=model, corpus={"spans": "capitals"}), jax.random.key(0)
     tasks = ("question_answering", "token_classification", "sequence_classification")
     linear = [linear_heads.task_model(task, config, VOCAB, 3, "cpu") for task in tasks]
     spans, pretraining = span_head.span_model(config, VOCAB, 3, "cpu"), pretraining_heads
-    model = pretraining.pretraining_model(config, VOCAB, "cpu", pretraining.HEADS)
+    heads = pretraining.pretraining_model(config, VOCAB, "cpu", pretraining.HEADS)
     trees = [jax.eval_shape(lambda m=m: linear_heads.init_params(m, key)) for m in linear]
     trees.append(jax.eval_shape(lambda: span_head.init_params(spans, key)))
-    trees.append(jax.eval_shape(lambda: pretraining.init_params(model, key)))
+    trees.append(jax.eval_shape(lambda: pretraining.init_params(heads, key)))
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
         for tree in trees
