@@ -20,6 +20,7 @@ from spanbert_jax.text.words import Words
 
 # A longer sentence is none. Rules whose time may grow with the square of its length find no spans in it.
 MAX_WORDS = 5000
+_KEPT_RUNS = 2**16  # in the table of a `pos:` rule, which is emptied when it is full
 INSTALL = "pip install -r requirements-spans.txt"
 
 
@@ -92,7 +93,8 @@ class TagPattern(Rule):
 
     def __init__(self, name: str, pattern: str, rule: str) -> None:
         """Raises UserError where the pattern has other letters, RE2 cannot read it, or a library is not installed."""
-        unknown = sorted({char for char in pattern if char.isalpha()} - {*tagger.LETTERS, tagger.OTHER})
+        letters = {char for char in pattern if char.isalpha()}
+        unknown = sorted(letters - {*tagger.LETTERS, tagger.OTHER})
         if unknown:
             raise UserError(
                 f"rule {rule!r}: {unknown[0]!r} stands for no part of speech; the letters are "
@@ -100,12 +102,31 @@ class TagPattern(Rule):
             )
         self.kinds, self.made_by = (name,), (tagger.version(),)
         self._pattern = _compiled(pattern, rule)
+        # Without signs that stand for other letters, all letters of a match are those of the pattern. So a sentence is
+        # searched run by run of these letters, and the few thousand runs that texts have are searched once.
+        is_plain = letters and not set(pattern) & set(r".^$\-")
+        self._runs = re.compile(f"[{''.join(sorted(letters))}]+" if is_plain else "(?s).+")
+        self._found: dict[str, list[tuple[int, int]]] = {}  # run -> its matches
 
     def find(self, document: Document) -> list[list[Span]]:
-        finditer, kind = self._pattern.finditer, self.numbers[0]
-        letters = (tagger.pos_letters(words).encode() for _, words, _ in document.sentences)
-        spans = ([match.span() for match in finditer(of)] for of in letters)
-        return [[(begin, end, kind) for begin, end in found if begin < end] for found in spans]
+        runs, found, kind = self._runs.finditer, self._found, self.numbers[0]
+        spans = []
+        for _, words, _ in document.sentences:
+            of: list[Span] = []
+            for run in runs(tagger.pos_letters(words)):
+                letters, at = run[0], run.start()
+                if letters not in found:
+                    self._search(letters)
+                of += [(at + begin, at + end, kind) for begin, end in found[letters]]
+            spans.append(of)
+        return spans
+
+    def _search(self, letters: str) -> None:
+        """Adds the matches in a run of letters to the table."""
+        if len(self._found) >= _KEPT_RUNS:
+            self._found.clear()
+        matches = (match.span() for match in self._pattern.finditer(letters.encode()))
+        self._found[letters] = [(begin, end) for begin, end in matches if begin < end]
 
 
 class Capitals(Rule):

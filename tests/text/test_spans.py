@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import re2
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -184,6 +185,24 @@ def test_flat_spans_are_those_that_overlap_nothing_before_them(
         if all(span[1] <= other[0] or other[1] <= span[0] for other in kept):
             kept.append(span)
     assert flat(by_rule) == sorted(kept)
+
+
+@pytest.mark.parametrize(
+    "pattern", ["D?[AC]*N+", "(N|NA)(D|AD)", "A|AN|D?N", "[^N]N", "N.D", "[A-D]+", r"\SN", "N*", "D$"]
+)
+def test_searching_run_by_run_finds_what_a_search_of_the_sentence_finds(pattern: str) -> None:
+    rng = np.random.default_rng(0)
+    options = re2.Options()
+    options.longest_match = True
+    compiled = re2.compile(pattern, options)
+    vocabulary = {"D": "the", "A": "old", "N": "cat", "V": "saw", "C": "3", "O": "!"}
+    rule = finder(f"pos:X={pattern}")
+    for _ in range(30):
+        letters = "".join(rng.choice(list(vocabulary), rng.integers(0, 12)))
+        expected = [match.span() for match in compiled.finditer(letters) if match.end() > match.start()]
+        text = " ".join(vocabulary[letter] for letter in letters)
+        assert tagger.pos_letters(split_words(text).words) == letters
+        assert [(begin, end) for begin, end, _ in rule.find(text, [text]).spans[0]] == expected
 
 
 def brute_force_tags(sentence: FoundSpans, pieces: list[tuple[int, int]]) -> list[int]:
