@@ -21,7 +21,7 @@ from spanbert_jax.text.documents import Document, in_share
 
 PAIR = "pair"  # the feature of a record: the number of pieces in A, and the label (1: B is of another document)
 SHORT_SHARE = 0.1  # of the documents: their chunks aim at fewer pieces than a row has (the code's short_seq_prob)
-_MOST_CHARS = 50_000_000  # of a single document; the documents of a task are held in memory
+MOST_CHARS = 50_000_000  # of a single document; the documents of a task are held in memory
 
 Task = list[tuple[str, bool, bytes]]  # the documents of one call of `BlockMaker`: (text, whether held out, key)
 
@@ -140,9 +140,9 @@ def pair_tasks(
                 fractions.append(fraction)
                 yield ready[side]
             ready[side], growing[side], sizes[side] = task, [], 0
-        elif sizes[side] > _MOST_CHARS:
+        elif sizes[side] > MOST_CHARS:
             raise UserError(
-                f"config.corpus.pairs is True, and a document has more than {_MOST_CHARS:,} characters; separate the "
+                f"config.corpus.pairs is True, and a document has more than {MOST_CHARS:,} characters; separate the "
                 "corpus's documents (config.corpus.document_break), or set config.corpus.pairs=False"
             )
     for side, rest in growing.items():

@@ -155,7 +155,7 @@ def test_a_side_with_one_document_and_a_document_without_end_are_refused(monkeyp
     parts = [documents[0]._replace(text="more")] * 3  # of one long document
     with pytest.raises(UserError, match="training has a single document"):
         list(pair_tasks([*parts, documents[0]], 0.0, [], 10))
-    monkeypatch.setattr(module, "_MOST_CHARS", 100)
+    monkeypatch.setattr(module, "MOST_CHARS", 100)
     with pytest.raises(UserError, match="a document has more than 100 characters"):
         list(pair_tasks(parts * 20, 0.0, [], 10))
     assert [len(task) for task in pair_tasks([*parts, documents[1], documents[2]], 0.0, [], 10)] == [5]
