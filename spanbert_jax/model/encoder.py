@@ -70,6 +70,11 @@ class Inputs(NamedTuple):
     token_type_ids: jax.Array | None = None  # int32 [batch, length]; None: all 0
     span_tags: jax.Array | None = None  # int32 [batch, length] of span_tags.py, for some extensions; None: no spans
 
+    @property
+    def tags(self) -> jax.Array:
+        """The span tags; without any, those of rows without spans."""
+        return jnp.zeros_like(self.input_ids) if self.span_tags is None else self.span_tags
+
     @classmethod
     def of(cls, batch: Batch) -> "Inputs":
         """The arrays of a batch, of any task."""
@@ -103,7 +108,7 @@ class Embeddings(nn.Module):
 
     def __call__(self, inputs: Inputs, state: Dropout | None) -> jax.Array:
         """[batch, length, embed]"""
-        input_ids, tags = inputs.input_ids, inputs.span_tags
+        input_ids = inputs.input_ids
         family = family_of(self.model)
         x = jnp.take(self.word, input_ids, axis=0)  # [batch, length, embed]
         if family.position_table:
@@ -111,7 +116,7 @@ class Embeddings(nn.Module):
         if family.token_types:
             x = x + self._types(inputs.token_type_ids)
         if self.model.span_embedding:
-            x = x + self.spans(jnp.zeros_like(input_ids) if tags is None else tags)
+            x = x + self.spans(inputs.tags)
         x = constrain(self.norm(x).astype(self.dtype), "batch", "length", "embed")
         return dropout(x, self.model.dropout, state, 0, sites.EMBEDDINGS)
 
@@ -161,14 +166,14 @@ class Encoder(nn.Module):
 
     def encode(self, inputs: Inputs, state: Dropout | None) -> jax.Array:
         """Hidden states [batch, length, embed], in `dtype`."""
-        input_ids, lengths, _, tags = inputs
+        input_ids, lengths = inputs.input_ids, inputs.lengths
         family = family_of(self.model)
         context = Context(lengths, state, family.tables(self.model, input_ids.shape[1]))
         embedded = self.embeddings(inputs, state)
         x = self._run_layers(embedded, context)
         x = self.final_norm(x) if family.final_norm(self.model) else x
         if self.model.span_attention != "none":
-            x = self.span_attention(x, jnp.zeros_like(input_ids) if tags is None else tags, lengths)
+            x = self.span_attention(x, inputs.tags, lengths)
         return x if self.model.context_encoder == "none" else self.context(x, embedded, lengths)
 
     def _run_layers(self, x: jax.Array, context: Context) -> jax.Array:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from spanbert_jax.config import EXTENSIONS as FIELDS
@@ -19,7 +20,7 @@ from spanbert_jax.errors import UserError
 from spanbert_jax.model import attention_composition, context_encoder, head_scales, span_attention, span_embedding
 from spanbert_jax.model.axes import ParameterAxes
 
-Paths = dict[str, Any]  # the path of a parameter ("a/b/c") -> its shape, or its values
+Paths = dict[str, Any]  # the path of a parameter ("a/b/c") -> its values
 
 
 class Extension(NamedTuple):
@@ -113,15 +114,10 @@ def missing(model: ModelConfig, params: Any) -> dict[str, Extension]:
     return {name: row for name, row in chosen(model).items() if not any(map(row.owns, known))}
 
 
-def paths(tree: Any, prefix: str = "") -> Paths:
+def paths(tree: Any) -> Paths:
     """The leaves of nested dicts under their paths, "a/b/c"."""
-    if not isinstance(tree, dict):
-        return {prefix: tree}
-    return {
-        path: leaf
-        for name, of in tree.items()
-        for path, leaf in paths(of, f"{prefix}/{name}" if prefix else name).items()
-    }
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 def stripped(params: Any, rows: dict[str, Extension], prefix: str = "") -> Any:

@@ -22,7 +22,6 @@ from spanbert_jax.tasks.finetuning import ExampleT, FineTuning, Identified, Lear
 from spanbert_jax.tasks.registry import AnyTask, finetuning_task
 from spanbert_jax.tasks.rows import Rows, build_rows, fingerprint, load_rows, save_rows
 from spanbert_jax.tasks.settings import values
-from spanbert_jax.text.spans import SpanFinder
 from spanbert_jax.training import sharding
 from spanbert_jax.training.metadata import Metadata
 from spanbert_jax.training.progress import Stage
@@ -154,8 +153,8 @@ def rows_of(
         }
         if reads_spans(task.config.model):
             corpus = task.config.corpus
-            files = SpanFinder(corpus.spans).files
-            made_from["spans"] = {"rules": corpus.spans, "files": files, "in": [corpus.language, corpus.sentences]}
+            found_in = [corpus.language, corpus.sentences]
+            made_from["spans"] = {"rules": corpus.spans, "files": task.finder.files, "in": found_in}
         path = cache / f"{role}-{fingerprint(source, made_from)[:16]}.npz"
         kept = load_rows(path)
         if kept is not None:

@@ -6,6 +6,7 @@ is. Rows are a function of the examples, the vocabulary, `Learnt`, the role and 
 
 import abc
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar, final
@@ -141,7 +142,12 @@ class FineTuning(abc.ABC, Generic[ExampleT, ModelT]):
         if not reads_spans(self.config.model):
             return maker
         corpus = self.config.corpus
-        return RowsWithSpans(maker, self.tokenizer, SpanFinder(corpus.spans), corpus.language, corpus.sentences)
+        return RowsWithSpans(maker, self.tokenizer, self.finder, corpus.language, corpus.sentences)
+
+    @functools.cached_property
+    def finder(self) -> SpanFinder:
+        """The rules of an encoder that reads spans. Making them reads their files, so requests share them."""
+        return SpanFinder(self.config.corpus.spans)
 
     def train_batches(self, rows: Rows, config: Config) -> TrainBatches:
         """The training batches of a run. config: the task's configuration with the seed of the trial."""
