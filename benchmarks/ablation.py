@@ -28,7 +28,7 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks.ablation_grid import LENGTHS, MINILM, RULES, STARTS, TASKS, TEXT, TUNING, recipes, rows_of
-from benchmarks.cells import run_cells
+from benchmarks.cells import mean, names_of, run_cells, seeds_of
 from benchmarks.measure import ROOT, Side, cores_of, stop
 from benchmarks.report import machine, write
 from benchmarks.worker import Json
@@ -190,15 +190,12 @@ def measures(results: Results, name: str | None, start: str, seeds: Sequence[int
 
 def shown(values: Sequence[float], reference: Sequence[float] | None, digits: int) -> str:
     """The mean and deviation, and the mean difference from the reference seed by seed."""
-    text = f"{np.mean(values):.{digits}f}"
-    if len(values) > 1:
-        text += f" ± {np.std(values, ddof=1):.{digits}f}"
     if reference is None:
-        return text
+        return mean(values, digits)
     differences = np.subtract(values, reference)
-    mean = differences.mean()
-    noise = len(values) < 2 or abs(mean) <= 2 * differences.std(ddof=1) / np.sqrt(len(values))
-    return f"{text} ({'~' if noise else ''}{mean:+.{digits}f})"
+    shift = differences.mean()
+    noise = len(values) < 2 or abs(shift) <= 2 * differences.std(ddof=1) / np.sqrt(len(values))
+    return f"{mean(values, digits)} ({'~' if noise else ''}{shift:+.{digits}f})"
 
 
 def draw(results: Results, start: str, seeds: Sequence[int], steps: int, groups: Sequence[str], output: Path) -> None:
@@ -227,8 +224,8 @@ def draw(results: Results, start: str, seeds: Sequence[int], steps: int, groups:
 
 def compare(arguments: argparse.Namespace) -> None:
     """Trains the cells that are not finished, and writes the tables and the pictures."""
-    groups, starts, seeds = chosen(arguments)
-    cores = cores_of(arguments.cores)
+    groups, starts = (names_of("groups", arguments.groups, GROUPS), names_of("starts", arguments.starts, STARTS))
+    seeds, cores = seeds_of(arguments.seeds), cores_of(arguments.cores)
     if not (arguments.data / "litbank").is_dir():
         raise UserError(f"{arguments.data}: no labelled data there; name its directory with --data")
     make_directory(arguments.work, "--work")
@@ -266,18 +263,6 @@ def compare(arguments: argparse.Namespace) -> None:
     text = "\n".join([*parts, machine(), ""])
     write(arguments.work / "tables.md", text)
     print(text, f"wrote {arguments.work}/tables.md and ablation-*.svg", sep="\n")
-
-
-def chosen(arguments: argparse.Namespace) -> tuple[list[str], list[str], list[int]]:
-    """The groups, starts and seeds that were asked for; raises UserError for an unknown one."""
-    for option, known in (("groups", list(GROUPS)), ("starts", list(STARTS))):
-        for name in getattr(arguments, option).split(","):
-            if name not in known:
-                raise UserError(f"--{option}: {name!r} is unknown; known are {', '.join(known)}")
-    if not all(seed.isdecimal() for seed in arguments.seeds.split(",")):
-        raise UserError(f"--seeds {arguments.seeds}: expected numbers with commas between them, such as 1,2,3")
-    seeds = [int(seed) for seed in arguments.seeds.split(",")]
-    return arguments.groups.split(","), arguments.starts.split(","), seeds
 
 
 def main(argv: list[str] | None = None) -> int:

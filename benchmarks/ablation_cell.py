@@ -6,7 +6,6 @@ sequence, whatever the cell was trained on.
 
 import contextlib
 import dataclasses
-import importlib
 import io
 import os
 import resource
@@ -17,27 +16,16 @@ import jax
 import numpy as np
 
 from benchmarks.ablation_grid import LENGTHS
-from benchmarks.finetuning_material import prepare
+from benchmarks.finetuning_material import made_config, prepare
 from benchmarks.finetuning_side import train
 from benchmarks.worker import Handler, Json
 from spanbert_jax.batch import MASK
-from spanbert_jax.config import Config, MaskingConfig, from_dict
-from spanbert_jax.config_check import check
+from spanbert_jax.config import MaskingConfig
 from spanbert_jax.corpus.blocks import open_blocks
 from spanbert_jax.corpus.masked_batches import local_eval_batches
 from spanbert_jax.model import pretraining_heads
 from spanbert_jax.runs import pretraining
 from spanbert_jax.serving.weights import open_weights
-
-
-def config_of(spec: Json) -> Config:
-    """The configuration of the cell's pre-training; raises UserError where it is none."""
-    module, _, argument = spec["config"].partition(":")
-    made = importlib.import_module(f"configs.{module}").get_config(*filter(None, [argument]))
-    made.update_from_flattened_dict(spec["fields"])
-    config = from_dict(made.to_dict())
-    check(config)
-    return config
 
 
 def start(spec: Json) -> tuple[Json, Handler]:
@@ -46,7 +34,7 @@ def start(spec: Json) -> tuple[Json, Handler]:
     "loss" and "accuracy" by length of span, the "metrics" of the tasks, those of a "guess", and "cpu_seconds"."""
 
     def run(_: Json) -> Json:
-        config, workdir = config_of(spec), Path(spec["workdir"])
+        config, workdir = made_config(spec["config"], spec["fields"]), Path(spec["workdir"])
         with contextlib.redirect_stdout(io.StringIO()):
             pretraining.run(config, str(workdir), "")
         metrics, guesses = {}, {}

@@ -1,4 +1,4 @@
-"""Cells of a grid of trainings: run side by side, one on each core, and kept as the lines of a file.
+"""Cells of a grid of trainings: asked for, run side by side, one on each core, and kept as the lines of a file.
 
 Invariant: a finished cell is a line of the file, which is used again only for the settings that it was made with. So a
 grid that is started again goes on.
@@ -7,14 +7,38 @@ grid that is started again goes on.
 import json
 import queue
 import threading
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+import numpy as np
+
 from benchmarks.worker import Json
 from spanbert_jax.errors import UserError
 from spanbert_jax.training.progress import Stage
+
+
+def names_of(option: str, given: str, known: Collection[str]) -> list[str]:
+    """The names of an option, such as "a,b" of --tasks; raises UserError for one that is not known."""
+    names = given.split(",")
+    for name in names:
+        if name not in known:
+            raise UserError(f"--{option}: {name!r} is unknown; known are {', '.join(known)}")
+    return names
+
+
+def seeds_of(given: str) -> list[int]:
+    """The numbers of --seeds, such as "1,2,3"; raises UserError for anything else."""
+    if not all(seed.isdecimal() for seed in given.split(",")):
+        raise UserError(f"--seeds {given}: expected numbers with commas between them, such as 1,2,3")
+    return [int(seed) for seed in given.split(",")]
+
+
+def mean(values: Sequence[float], digits: int) -> str:
+    """The mean and, from two values on, the standard deviation; "" without values."""
+    deviation = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}{deviation}" if values else ""
 
 
 class Cell(Hashable, Protocol):

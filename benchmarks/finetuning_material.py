@@ -81,12 +81,16 @@ def prepare(spec: Json) -> Material:
 
 def config_of(spec: Json) -> Config:
     """The configuration of a cell, with epochs and not yet steps; raises UserError where it is none."""
-    module, _, argument = spec["config"].partition(":")
+    files = {"init_from": spec["init"], "data.train": spec["train"], "data.dev": spec["dev"]}
+    return made_config(spec["config"], {**spec["fields"], **files, "train.seed": spec["seed"]})
+
+
+def made_config(name: str, fields: Json) -> Config:
+    """The configuration of a module of configs/ and its argument ("glue:sst2"), with flat fields that differ; raises
+    UserError where it is none."""
+    module, _, argument = name.partition(":")
     made = importlib.import_module(f"configs.{module}").get_config(*filter(None, [argument]))
-    made.update_from_flattened_dict(spec["fields"])
-    made.init_from = spec["init"]
-    made.data.update(train=spec["train"], dev=spec["dev"])
-    made.train.seed = spec["seed"]
+    made.update_from_flattened_dict(fields)
     config = from_dict(made.to_dict())
     check(config)
     return config

@@ -43,7 +43,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.cells import read_records
+from benchmarks.cells import mean, names_of, read_records, seeds_of
 from benchmarks.measure import ROOT, Side, SideFailed, cores_of, need, stop
 from benchmarks.report import machine, write
 from benchmarks.worker import Json
@@ -140,12 +140,6 @@ def measure(cell: Cell, data: Path, cores: tuple[int, ...], stage: Stage, place:
         return {"settings": cell.settings(), **side.ask({}, lambda: stage.update(None, place))}
 
 
-def _mean(values: Sequence[float]) -> str:
-    """The mean and, from two values on, the standard deviation."""
-    deviation = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.1f}{deviation}" if values else ""
-
-
 def table(records: Sequence[Json]) -> str:
     """The table in Markdown: a column of metrics for each pair of weights and side, and the CPU seconds of both sides
     from the weights of the first record."""
@@ -165,7 +159,7 @@ def table(records: Sequence[Json]) -> str:
         if not any(cells):
             continue
         first = next(found[0] for found in cells if found)
-        metrics = [_mean([one["metrics"][one["best"]] for one in found]) for found in cells]
+        metrics = [mean([one["metrics"][one["best"]] for one in found], 1) for found in cells]
         pair = [[(one["steps"], one["cpu_seconds"]) for one in pick(name, side, weights[0])] for side in SIDES]
         each = [[seconds["steps"] / steps for steps, seconds in found] for found in pair]
         whole = [[seconds["compile"] + seconds["steps"] for _, seconds in found] for found in pair]
@@ -179,22 +173,16 @@ def table(records: Sequence[Json]) -> str:
 def _compared(sides: Sequence[Sequence[float]], digits: int) -> str:
     """The means of both sides and their ratio, as far as there are values."""
     means = [float(np.mean(values)) for values in sides if values]
-    shown = [f"{mean:.{digits}f}" for mean in means]
+    shown = [f"{value:.{digits}f}" for value in means]
     return ", ".join([*shown, f"{means[0] / means[1]:.2f}"] if len(means) == 2 else shown)
 
 
 def cells_of(arguments: argparse.Namespace) -> list[Cell]:
     """The cells that were asked for, one seed after the other, so that an early table has every task. Raises UserError
     for a task, a side or a seed that is unknown."""
-    for option, known in (("tasks", list(TASKS)), ("sides", list(SIDES))):
-        for name in getattr(arguments, option).split(","):
-            if name not in known:
-                raise UserError(f"--{option}: {name!r} is unknown; known are {', '.join(known)}")
-    seeds = arguments.seeds.split(",")
-    if not all(seed.isdecimal() for seed in seeds):
-        raise UserError(f"--seeds {arguments.seeds}: expected numbers with commas between them, such as 1,2,3")
-    wanted = itertools.product(seeds, arguments.tasks.split(","), arguments.sides.split(","))
-    return [Cell(task, side, int(seed), str(arguments.init)) for seed, task, side in wanted]
+    seeds, tasks = seeds_of(arguments.seeds), names_of("tasks", arguments.tasks, TASKS)
+    wanted = itertools.product(seeds, tasks, names_of("sides", arguments.sides, SIDES))
+    return [Cell(task, side, seed, str(arguments.init)) for seed, task, side in wanted]
 
 
 def compare(arguments: argparse.Namespace) -> None:

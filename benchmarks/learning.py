@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.cells import run_cells
+from benchmarks.cells import mean, names_of, run_cells, seeds_of
 from benchmarks.measure import ROOT, cores_of, stop
 from benchmarks.report import machine, write
 from benchmarks.worker import Json
@@ -175,12 +175,6 @@ def _values(records: Sequence[Json], name: str, scale: float) -> list[float]:
     return [scale * one["metrics"][name] for one in records if name in one["metrics"]]
 
 
-def _mean(values: Sequence[float], digits: int) -> str:
-    """The mean and, from two values on, the standard deviation."""
-    deviation = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.{digits}f}{deviation}" if values else "-"
-
-
 MEASURES = (("mlm_loss_mask", 1.0, 3), ("mlm_accuracy_mask", 100.0, 1), ("sbo_accuracy_mask", 100.0, 1))
 
 
@@ -190,16 +184,16 @@ def table(equal: dict[str, list[Json]], afforded: dict[str, list[Json]]) -> str:
     head = ["recipe", "nats", "[MASK], %", "SBO, %", "CPU s", "worth, nats", "steps", "nats", "[MASK], %", "SBO, %"]
     lines = [head, ["---"] * len(head)]
     for name, records in equal.items():
-        cells = [_mean(_values(records, *measure[:2]), measure[2]) for measure in MEASURES]
+        cells = [mean(_values(records, *measure[:2]), measure[2]) or "-" for measure in MEASURES]
         of = RECIPES[name].of
         worth = "-"
         if of in equal:
-            mean, before = (np.mean(_values(rows, "mlm_loss_mask", 1.0)) for rows in (records, equal[of]))
-            worth = f"{before - mean:+.3f} ({of})"
+            after, before = (np.mean(_values(rows, "mlm_loss_mask", 1.0)) for rows in (records, equal[of]))
+            worth = f"{before - after:+.3f} ({of})"
         seconds = f"{np.mean([one['cpu_seconds'] for one in records]):.0f}"
         again = afforded.get(name, [])
         steps = str(again[0]["settings"]["steps"]) if again else "-"
-        cells_again = [_mean(_values(again, *measure[:2]), measure[2]) for measure in MEASURES]
+        cells_again = [mean(_values(again, *measure[:2]), measure[2]) or "-" for measure in MEASURES]
         lines.append([f"{name}: {RECIPES[name].title}", *cells, seconds, worth, steps, *cells_again])
     metrics = next(iter(equal.values()))[0]["metrics"]
     for title, guess in (("always the commonest piece", "commonest"), ("the visible neighbours", "neighbours")):
@@ -238,13 +232,8 @@ def draw(equal: dict[str, list[Json]], afforded: dict[str, list[Json]], output: 
 
 def compare(arguments: argparse.Namespace) -> None:
     """Trains the cells that are not finished, and writes the table and the picture."""
-    recipes, steps = arguments.recipes.split(","), arguments.steps
-    unknown = [name for name in recipes if name not in RECIPES]
-    if unknown:
-        raise UserError(f"--recipes: {unknown[0]!r} is unknown; known are {', '.join(RECIPES)}")
-    if not all(seed.isdecimal() for seed in arguments.seeds.split(",")):
-        raise UserError(f"--seeds {arguments.seeds}: expected numbers with commas between them, such as 1,2")
-    seeds, cores = [int(seed) for seed in arguments.seeds.split(",")], cores_of(arguments.cores)
+    recipes, steps = names_of("recipes", arguments.recipes, RECIPES), arguments.steps
+    seeds, cores = seeds_of(arguments.seeds), cores_of(arguments.cores)
     make_directory(arguments.work, "--work")
     signal.signal(signal.SIGTERM, stop)
     work = arguments.work.resolve()

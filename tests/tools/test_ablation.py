@@ -9,8 +9,9 @@ import pytest
 
 from benchmarks import ablation
 from benchmarks.ablation import Cell, sentences_with_mentions
-from benchmarks.ablation_cell import config_of, run_lengths
+from benchmarks.ablation_cell import run_lengths
 from benchmarks.ablation_grid import EXTENSIONS, LENGTHS, STARTS, TASKS, count, recipes, rows_of
+from benchmarks.finetuning_material import made_config
 from configs.tiny import get_config
 from spanbert_jax.config import ModelConfig
 
@@ -19,7 +20,7 @@ from spanbert_jax.config import ModelConfig
 def test_every_recipe_is_a_configuration_of_the_same_steps_and_rows(start: str) -> None:
     named = {row.recipe for group in ablation.GROUPS for row in rows_of(start, group)}
     assert named <= set(recipes())
-    configs = [config_of({"config": STARTS[start].config, "fields": Cell(name, start, 1, 50).fields}) for name in named]
+    configs = [made_config(STARTS[start].config, Cell(name, start, 1, 50).fields) for name in named]
     sizes = {(c.train.steps, c.train.batch_size, c.data.block_length, c.corpus.spans, c.model.embed) for c in configs}
     assert len(sizes) == 1
 
