@@ -76,14 +76,19 @@ def eval_batches(
     `train_batches`; the shortest rows come first. The last batch of a length is filled up with empty rows, whose length
     and weights are 0.
     """
-    count = min(limit or len(blocks), len(blocks))
-    dataset = _eval_dataset(config, blocks, tokenizer, count, sharding if sharding.num_devices > 1 else None)
+    where = sharding if sharding.num_devices > 1 else None
+    dataset = _eval_dataset(config, blocks, tokenizer, _evaluated(blocks, limit), where)
     return feed(dataset.as_numpy_iterator(), sharding, HeldRows(sharding))
 
 
 def local_eval_batches(config: Config, blocks: Blocks, tokenizer: Tokenizer, limit: int) -> Iterator[NumpyBatch]:
     """The batches of `eval_batches` on one device, in NumPy."""
-    return _eval_dataset(config, blocks, tokenizer, min(limit or len(blocks), len(blocks)), None).as_numpy_iterator()
+    return _eval_dataset(config, blocks, tokenizer, _evaluated(blocks, limit), None).as_numpy_iterator()
+
+
+def _evaluated(blocks: Blocks, limit: int) -> int:
+    """The number of blocks that `limit` means, so that two limits of the same blocks share a dataset."""
+    return min(limit or len(blocks), len(blocks))
 
 
 # The evaluations of a run, and the guess beside them, take the same dataset. Tracing it anew would cost half a second.
@@ -161,6 +166,7 @@ class _Rows(NamedTuple):
 def _read(
     config: Config, blocks: Blocks, order: _Order, held: Callable[[np.ndarray], np.ndarray], step: tf.Tensor
 ) -> _Rows:
+    """The held rows of a step, whose blocks and length `order` gives."""
 
     def read(step: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.int64]:
         indices, length = order(int(step))
