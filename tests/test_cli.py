@@ -14,7 +14,7 @@ from spanbert_jax import cli
 from spanbert_jax.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = [ROOT / "spanbert_jax" / "main.py", *sorted((ROOT / "tools").glob("*.py"))]
+COMMANDS = [*(ROOT / "spanbert_jax" / name for name in ("main.py", "serve.py")), *sorted((ROOT / "tools").glob("*.py"))]
 HEAVY = {"jax", "flax", "optax", "orbax", "tensorflow", "tensorflow_datasets", "torch", "transformers", "matplotlib"}
 
 

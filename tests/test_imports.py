@@ -31,6 +31,8 @@ ALLOWED: dict[str, set[str]] = {
     "training": {*_BASE, "batches", "model"},
     "tasks": {*_BASE, "text", "metrics", "batches", "corpus", "convert", "model", "training"},
     "serving": {*_BASE, "text", "batches", "convert", "model", "training", "tasks"},
+    "service": {"errors", "version", "text", "serving", "tasks"},
+    "serve": {"cli", "errors", "serving", "service"},
     "runs": {*_BASE, "config_check", "text", "batches", "corpus", "convert", "model", "training", "tasks", "serving"},
     "main": {"cli", "config", "config_check", "errors", "runs", "tasks"},
 }
@@ -43,6 +45,7 @@ ROOMS = {
     "orbax": ("training/checkpoint.py",),
     "torch": ("convert/tensor_files.py",),  # which reads its pickles where it is installed
     "transformers": (),
+    **dict.fromkeys(("starlette", "uvicorn", "msgspec", "orjson"), ("service/",)),
 }
 
 

@@ -25,8 +25,7 @@ from spanbert_jax import cli
 from spanbert_jax.errors import UserError
 from spanbert_jax.files import written_aside
 from spanbert_jax.text.documents import find_files, hash_text, read_files
-from spanbert_jax.text.sentences import split_sentences
-from spanbert_jax.text.spans import SpanFinder
+from spanbert_jax.text.spans import SpanFinder, spans_of_text
 
 # A colour for each kind, in turn: for the terminal, and for a page.
 COLOURS = (
@@ -119,17 +118,8 @@ def documents(arguments: argparse.Namespace, finder: SpanFinder) -> Iterator[Fou
 
 def find(text: str, finder: SpanFinder, language: str, splitter: str) -> Found:
     """The spans of a text by characters."""
-    sentences = split_sentences(text, language, splitter)
-    made = finder.find(text, sentences)
-    spans, place = [], 0
-    for sentence, of in zip(made.sentences, made.spans, strict=True):
-        place = text.index(sentence.text, place)
-        spans += [
-            (place + sentence.places[2 * begin], place + sentence.places[2 * end - 1], kind - 1)
-            for begin, end, kind in of
-        ]
-        place += len(sentence.text)
-    return Found(text, spans, made.left_out)
+    found = spans_of_text(text, finder, language, splitter)
+    return Found(text, [(begin, end, kind - 1) for begin, end, kind in found.spans], found.left_out)
 
 
 def coloured(document: Found) -> Text:

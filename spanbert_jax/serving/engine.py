@@ -161,8 +161,6 @@ class Engine:
                 return
             rows = request.model.rows(request.items)
             with self._changed:
-                if request.is_over:
-                    return
                 self._scheduler.admit(request, rows, self._clock())
                 self._changed.notify_all()
             if not request.missing:
@@ -246,6 +244,8 @@ class Engine:
         self.counters.add("spanbert_device_busy_seconds_total", busy)
 
     def _answer(self, request: Request) -> None:
+        if request.is_over:
+            return
         try:
             answers = request.model.answer(request.items, request.rows, request.outputs)
         except Exception as error:

@@ -15,6 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from spanbert_jax.config import Config
 from spanbert_jax.errors import UserError
 from spanbert_jax.serving.answers import Answerer, kept_metrics, trained_task
+from spanbert_jax.serving.served_models import ServedModels, served_models
 from spanbert_jax.serving.text_encoder import Encoding, TextEncoder
 from spanbert_jax.serving.weights import open_weights
 from spanbert_jax.tasks.example_files import Record
@@ -63,6 +64,10 @@ class Loaded:
         """Vectors of spans of characters [start, end) of a text, float32 [spans, parts * embed], as
         `TextEncoder.embed_spans`. pooling: "mean", "ends", "boundary", "attention" or "all" (model/span_pooling.py)."""
         return self._encoder.embed_spans(text, spans, pooling)
+
+    def served(self, name: str, longest: int, deterministic: bool) -> ServedModels:
+        """Models of the engine with these weights; the arguments are those of `served_models`."""
+        return served_models(name, self._weights, self._params, self._layout, longest, deterministic)
 
     @functools.cached_property
     def _answerer(self) -> Answerer:

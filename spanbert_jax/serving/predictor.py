@@ -59,14 +59,17 @@ class Predictor:
         results: Outputs = [{} for _ in range(count)]
         done = 0
         for indices, batch in batches:
-            program = self._program(params, batch)
-            computed = {name: np.asarray(x) for name, x in program(params, to_global(batch, self._layout)).items()}
+            computed = {name: np.asarray(x) for name, x in self.start(params, batch).items()}
             for place, row in enumerate(indices):
                 if row >= 0:
                     results[row] = {name: values[place] for name, values in computed.items()}
                     done += 1
             show(done / count)
         return results
+
+    def start(self, params: Params, batch: NumpyBatch) -> dict[str, jax.Array]:
+        """Begins to compute the outputs of a batch, [batch, ...], and does not wait for the end."""
+        return self._program(params, batch)(params, to_global(batch, self._layout))
 
     def _program(self, params: Params, batch: Mapping[str, np.ndarray | jax.ShapeDtypeStruct]) -> Compute:
         key = tuple(sorted((name, array.shape) for name, array in batch.items()))

@@ -150,7 +150,7 @@ class _Queue:
 
     def take(self, count: int) -> list[Entry]:
         """The first `count` live rows, which leave the queue."""
-        taken = []
+        taken: list[Entry] = []
         while len(taken) < count and self.head():
             taken.append(heapq.heappop(self.heap)[2])
         self.live -= len(taken)
@@ -186,7 +186,10 @@ class Scheduler:
         self._requests[request] = None
 
     def admit(self, request: Request, rows: list[list[Row]], now: float) -> None:
-        """Queues the rows of every item of a reserved request; raises `Refused` where their pieces are too many."""
+        """Queues the rows of every item of a reserved request, unless it has been dropped. Raises `Refused` where their
+        pieces are too many."""
+        if request.is_over:
+            return
         lengths = self._lengths(request.model.ready)
         places = np.searchsorted(lengths, [len(row["input_ids"]) for of in rows for row in of])
         if len(places) and places.max() == len(lengths):

@@ -76,16 +76,28 @@ class TextEncoder:
         if pooling not in POOLINGS:
             raise UserError(f"pooling is {pooling!r}; it must be one of {', '.join(map(repr, POOLINGS))}")
         encoding = self.encode([text])[0]
-        begin, end = encoding.offsets[1:-1].T
-        places = [np.flatnonzero((begin < last) & (end > first)) + 1 for first, last in spans]
-        for (first, last), pieces in zip(spans, places, strict=True):
-            if not 0 <= first < last <= len(text) or not len(pieces):
-                what = f"the text has {len(text)} characters" + (" and was cut" if encoding.cut else "")
-                raise UserError(f"the span ({first}, {last}) has no piece: {what}; give spans (start, end) in it")
-        ends = jnp.array([[(pieces[0], pieces[-1]) for pieces in places]], jnp.int32).reshape(1, -1, 2)
+        found = pieces_of_spans(text, spans, encoding.offsets[1:-1], encoding.cut)
+        ends = jnp.array([found], jnp.int32).reshape(1, -1, 2)
         return np.asarray(pool_spans(jnp.asarray(encoding.hidden_states)[None], ends[..., 0], ends[..., 1], pooling))[0]
 
     def _batches(self, rows: Rows) -> Iterator[tuple[np.ndarray, NumpyBatch]]:
         for indices, shape in plan_batches(rows.lengths, self._table):
             batch = rows.collate(indices, shape.length, {})
             yield indices, {name: batch[name] for name in ("input_ids", "lengths", "token_type_ids")}
+
+
+def pieces_of_spans(
+    text: str, spans: Sequence[tuple[int, int]], offsets: np.ndarray, cut: bool
+) -> list[tuple[int, int]]:
+    """The positions, in a row that begins with [CLS], of the first and the last piece of each span of characters.
+
+    offsets: int32 [pieces, 2], those of the text's pieces. cut: whether the row lacks the text's last pieces. Raises
+    UserError for a span that has no piece.
+    """
+    begin, end = offsets.T
+    places = [np.flatnonzero((begin < last) & (end > first)) + 1 for first, last in spans]
+    for (first, last), pieces in zip(spans, places, strict=True):
+        if not 0 <= first < last <= len(text) or not len(pieces):
+            what = f"the text has {len(text)} characters" + (" and was cut" if cut else "")
+            raise UserError(f"the span ({first}, {last}) has no piece: {what}; give spans (start, end) in it")
+    return [(int(pieces[0]), int(pieces[-1])) for pieces in places]

@@ -17,6 +17,7 @@ import numpy as np
 
 from spanbert_jax.errors import UserError
 from spanbert_jax.text.lines import hash_file
+from spanbert_jax.text.sentences import split_sentences
 from spanbert_jax.text.span_rules import (
     MAX_WORDS,
     Capitals,
@@ -47,6 +48,13 @@ class FoundSpans(NamedTuple):
     sentences: list[Words]
     spans: list[list[Span]]  # of each sentence, ascending; kinds from 1, as `SpanFinder.kinds` has them
     left_out: int  # sentences of more than `MAX_WORDS` words, in which patterns and models look for no spans
+
+
+class TextSpans(NamedTuple):
+    """The spans of a text by characters: (begin, end, kind from 1), ascending; and `FoundSpans.left_out`."""
+
+    spans: list[tuple[int, int, int]]
+    left_out: int
 
 
 class SpanFinder:
@@ -93,6 +101,19 @@ class SpanFinder:
         left_out = len(long) if any(rule.has_limit for rule in self._rules) else 0
         spans = by_rule[0] if len(by_rule) == 1 else [flat(of) for of in zip(*by_rule, strict=True)]
         return FoundSpans(words, spans, left_out)
+
+
+def spans_of_text(text: str, finder: SpanFinder, language: str, splitter: str) -> TextSpans:
+    """The spans of a text by characters. language, splitter: as for `split_sentences`."""
+    found = finder.find(text, split_sentences(text, language, splitter))
+    spans, place = [], 0
+    for sentence, of in zip(found.sentences, found.spans, strict=True):
+        place = text.index(sentence.text, place)
+        spans += [
+            (place + sentence.places[2 * begin], place + sentence.places[2 * end - 1], kind) for begin, end, kind in of
+        ]
+        place += len(sentence.text)
+    return TextSpans(spans, found.left_out)
 
 
 def _made(rule: Parsed) -> Rule:

@@ -16,7 +16,7 @@ from spanbert_jax.errors import UserError
 from spanbert_jax.serving.answers import Answerer, open_answerer
 from spanbert_jax.serving.weights import open_weights
 from spanbert_jax.tasks.finetuning import Learnt
-from tests.support.tuned import random_texts, write_tuned
+from tests.support.tuned import assert_close, random_texts, write_tuned
 from tools import predict
 
 NAMES = ("question_answering", "sequence_classification", "token_classification")
@@ -89,21 +89,6 @@ def test_a_record_has_the_same_prediction_whatever_its_company(name: str, tuned:
         assert alone["id"] == "0" and together[number]["id"] == str(number)
         assert_close({**alone, "id": str(number)}, together[number])
     assert answerer.answer([]) == []
-
-
-def assert_close(one: Any, other: Any) -> None:
-    """Equal, but for the rounding of numbers that are no integers."""
-    if isinstance(one, dict):
-        assert one.keys() == other.keys()
-        for key in one:
-            assert_close(one[key], other[key])
-    elif isinstance(one, list):
-        for pair in zip(one, other, strict=True):
-            assert_close(*pair)
-    elif isinstance(one, float):
-        assert one == pytest.approx(other, abs=1e-4)
-    else:
-        assert one == other
 
 
 @pytest.mark.parametrize(

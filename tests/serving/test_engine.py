@@ -165,12 +165,18 @@ def test_an_overload_is_refused_at_once_and_the_rest_is_answered(model: FakeMode
     assert [future.result().answers for _, future in kept] == [[[value([number])]] for number, _ in kept]
     errors = [future.exception() for future in futures if future.exception()]
     assert len(kept) == 10 and all(isinstance(error, Overloaded) for error in errors)
-    with pytest.raises(Overloaded):
-        model.gate.clear()
-        for _ in range(60):
-            engine.submit(model, [[[1]]], 60)
     model.gate.set()
     engine.close()
+
+
+def test_inputs_are_counted_before_they_are_tokenised(engine: Engine, model: FakeModel) -> None:
+    model.gate.clear()
+    first = engine.submit(model, [[[1]]] * 200, 60)
+    with pytest.raises(Overloaded, match="200 inputs are waiting; 256 are the most"):
+        engine.submit(model, [[[1]]] * 57, 60)
+    second = engine.submit(model, [[[2]]] * 56, 60)
+    model.gate.set()
+    assert first.result(30).answers == [[value([1])]] * 200 and second.result(30).answers == [[value([2])]] * 56
 
 
 def test_a_drain_answers_what_is_in_flight_and_takes_nothing_more(engine: Engine, model: FakeModel) -> None:

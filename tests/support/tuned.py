@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import pytest
 from etils import epath
 
 from spanbert_jax.config import Config
@@ -52,3 +53,18 @@ def random_texts(rng: np.random.Generator, count: int) -> list[str]:
         " ".join("".join(rng.choice(list(LETTERS), rng.integers(1, 5))) for _ in range(rng.integers(1, 13)))
         for _ in range(count)
     ]
+
+
+def assert_close(one: Any, other: Any) -> None:
+    """Equal, but for the rounding of numbers that are no integers."""
+    if isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_close(one[key], other[key])
+    elif isinstance(one, list):
+        for pair in zip(one, other, strict=True):
+            assert_close(*pair)
+    elif isinstance(one, float):
+        assert one == pytest.approx(other, abs=1e-4)
+    else:
+        assert one == other

@@ -1,0 +1,168 @@
+"""The Open Inference Protocol (KServe V2) over JSON, as a thin adapter.
+
+Invariant: a text is a BYTES tensor of [n] or [n, 1]. Tensors go over the wire flat, row by row.
+"""
+
+import math
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from spanbert_jax.service.problems import Problem
+from spanbert_jax.service.routes import COMPUTES, Body, Call, Nothing, Reply, Route
+from spanbert_jax.service.service import Checkpoint
+from spanbert_jax.service.tei import CLASSIFIERS, labels_of
+from spanbert_jax.serving.served_models import Text
+from spanbert_jax.version import VERSION
+
+
+class Tensor(Body):
+    """An input: texts, flat or as [n, 1]."""
+
+    name: str
+    shape: list[int]
+    datatype: str
+    data: list[str | list[str]]
+    parameters: dict[str, Any] = msgspec.field(default_factory=dict)
+
+
+class WantedOutput(Body):
+    """The name of an output that is asked for."""
+
+    name: str
+    parameters: dict[str, Any] = msgspec.field(default_factory=dict)
+
+
+class InferRequest(Body):
+    """One tensor "text". Without outputs, all outputs of the model are given."""
+
+    inputs: list[Tensor]
+    outputs: list[WantedOutput] = msgspec.field(default_factory=list)
+    id: str | None = None
+    parameters: dict[str, Any] = msgspec.field(default_factory=dict)
+
+
+class OutputTensor(msgspec.Struct):
+    """An output."""
+
+    name: str
+    shape: list[int]
+    datatype: str
+    data: list[float | str]
+
+
+class InferResponse(msgspec.Struct):
+    """The outputs."""
+
+    model_name: str
+    outputs: list[OutputTensor]
+    id: str | None = None
+
+
+def _outputs(one: Checkpoint) -> dict[str, dict[str, Any]]:
+    """The metadata of a model's outputs by name."""
+    embedding = {"name": "embedding", "datatype": "FP32", "shape": [-1, one.loaded.config.model.embed]}
+    if one.loaded.task not in CLASSIFIERS:
+        return {"embedding": embedding}
+    label = {"name": "label", "datatype": "BYTES", "shape": [-1]}
+    return {"embedding": embedding, "label": label, "score": {"name": "score", "datatype": "FP32", "shape": [-1]}}
+
+
+async def server(call: Call, _: Nothing) -> Reply:
+    """The server's name and version."""
+    return Reply({"name": "spanbert_jax", "version": VERSION, "extensions": []})
+
+
+async def live(call: Call, _: Nothing) -> Reply:
+    """That the process answers."""
+    return Reply({"live": True})
+
+
+async def ready(call: Call, _: Nothing) -> Reply:
+    """Whether requests are taken."""
+    is_ready = call.service.engine.is_ready
+    return Reply({"ready": is_ready}, status=200 if is_ready else 503)
+
+
+async def model(call: Call, _: Nothing) -> Reply:
+    """A model's inputs and outputs."""
+    one = call.service.checkpoint(call.path["model"])
+    inputs = [{"name": "text", "datatype": "BYTES", "shape": [-1]}]
+    outputs = list(_outputs(one).values())
+    return Reply({"name": one.name, "platform": "spanbert_jax_jax", "inputs": inputs, "outputs": outputs})
+
+
+async def model_ready(call: Call, _: Nothing) -> Reply:
+    """Whether requests for a model are taken."""
+    one, is_ready = call.service.checkpoint(call.path["model"]), call.service.engine.is_ready
+    return Reply({"name": one.name, "ready": is_ready}, status=200 if is_ready else 503)
+
+
+async def infer(call: Call, body: InferRequest) -> Reply:
+    """The outputs for texts."""
+    service, one = call.service, call.service.checkpoint(call.path["model"])
+    known, texts = _outputs(one), _texts(body.inputs)
+    names = [wanted.name for wanted in body.outputs] or list(known)
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise Problem("invalid", f"there is no output {unknown[0][:60]!r}; the model has {', '.join(known)}", "outputs")
+    values: dict[str, Any] = {}
+    answered = None
+    if "embedding" in names:
+        items = [Text(text, truncate=service.settings.truncate) for text in texts]
+        answered = await service.answer(one.models.embed, items, call.seconds)
+        values["embedding"] = np.concatenate(answered.answers)
+    if one.models.task is not None and {"label", "score"} & set(names):
+        answered = await service.answer(one.models.task, texts, call.seconds)
+        best = [labels_of(one.models.task, found)[0] for found in answered.answers]
+        values |= {"label": [of.label for of in best], "score": [of.score for of in best]}
+    outputs = [
+        {**known[name], "shape": [len(texts), *known[name]["shape"][1:]], "data": values[name]} for name in names
+    ]
+    return Reply({"model_name": one.name, "outputs": outputs, **({"id": body.id} if body.id else {})}, answered)
+
+
+def _texts(inputs: list[Tensor]) -> list[str]:
+    """The texts of the one tensor; raises Problem where its name, type or shape is another."""
+    names = [(tensor.name, tensor.datatype) for tensor in inputs]
+    if names != [("text", "BYTES")]:
+        raise Problem("invalid", f"the inputs are {names}; expected one tensor, 'text' of BYTES", "inputs")
+    (tensor,) = inputs
+    texts = [text for one in tensor.data for text in ([one] if isinstance(one, str) else one)]
+    if len(tensor.shape) not in (1, 2) or tensor.shape[1:] not in ([], [1]) or math.prod(tensor.shape) != len(texts):
+        raise Problem(
+            "invalid", f"the shape is {tensor.shape} for {len(texts)} texts; expected [n] or [n, 1]", "inputs"
+        )
+    return texts
+
+
+ROUTES = tuple(
+    Route(method, path, f"Open Inference: {summary}", handler, request, response, problems, "inference", is_public)
+    for method, path, summary, handler, request, response, problems, is_public in (
+        ("GET", "/v2", "the server", server, Nothing, dict[str, Any], (), False),
+        ("GET", "/v2/health/live", "whether the process answers", live, Nothing, dict[str, bool], (), True),
+        ("GET", "/v2/health/ready", "whether requests are taken", ready, Nothing, dict[str, bool], (), True),
+        ("GET", "/v2/models/{model}", "a model", model, Nothing, dict[str, Any], ("no_model",), False),
+        (
+            "GET",
+            "/v2/models/{model}/ready",
+            "whether it is ready",
+            model_ready,
+            Nothing,
+            dict[str, Any],
+            ("no_model",),
+            False,
+        ),
+        (
+            "POST",
+            "/v2/models/{model}/infer",
+            "outputs for texts",
+            infer,
+            InferRequest,
+            InferResponse,
+            (*COMPUTES, "no_model"),
+            False,
+        ),
+    )
+)

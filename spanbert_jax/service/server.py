@@ -1,0 +1,81 @@
+"""Runs the application: a socket, the warm-up, signals, and the end.
+
+Invariant: after SIGTERM or SIGINT no new request is taken, those in flight are answered within the time to drain, and
+the process ends with status 0.
+"""
+
+import signal
+import socket
+import sys
+import threading
+import time
+from types import FrameType
+
+import uvicorn
+
+from spanbert_jax.errors import UserError
+from spanbert_jax.service.app import application
+from spanbert_jax.service.problems import where
+from spanbert_jax.service.service import Service
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0 takes a free one. Raises UserError where the address cannot be had."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except (OSError, OverflowError) as error:
+        raise UserError(f"--host {host} --port {port}: cannot listen there ({error}); give another --port") from error
+
+
+class _Server(uvicorn.Server):
+    """A server that refuses new requests as soon as it is told to end."""
+
+    def __init__(self, service: Service, config: uvicorn.Config):
+        super().__init__(config)
+        self._service = service
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begins to shut down; a second Ctrl-C does not wait. uvicorn's own method would raise the signal again at the
+        end."""
+        self._service.engine.drain(0)
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.should_exit = True
+
+
+def run(service: Service, listening: socket.socket, everything: bool, drain_seconds: float) -> int:
+    """Serves until a signal comes; returns the exit status, 1 where a program cannot be compiled.
+
+    everything: whether every program is compiled before requests are taken; otherwise the smallest ones are.
+    """
+    config = uvicorn.Config(
+        application(service),
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        ws="none",
+        server_header=False,
+        timeout_graceful_shutdown=max(1, round(drain_seconds)),
+    )
+    server, failures = _Server(service, config), []
+
+    def warm_up() -> None:
+        begun = time.monotonic()
+        try:
+            service.engine.warm_up(everything)
+        except Exception as error:
+            failures.append(error)
+            print(f"error: a program cannot be compiled\n{where(error)}", file=sys.stderr, flush=True)
+            server.should_exit = True
+        else:
+            if service.engine.is_ready:
+                print(f"Ready after {time.monotonic() - begun:.1f} s", flush=True)
+
+    thread = threading.Thread(target=warm_up, name="warm up")
+    thread.start()
+    try:
+        server.run(sockets=[listening])
+    finally:
+        service.close()
+        thread.join()
+    return 1 if failures else 0

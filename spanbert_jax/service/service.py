@@ -1,0 +1,106 @@
+"""The checkpoints that a process serves, with the engine that they share.
+
+Invariant: one engine, and so one queue for the device, serves every checkpoint. The first checkpoint answers requests
+that name none.
+"""
+
+import asyncio
+import dataclasses
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from spanbert_jax.errors import UserError
+from spanbert_jax.service.problems import Problem
+from spanbert_jax.serving.counters import Counters
+from spanbert_jax.serving.engine import Answered, Engine
+from spanbert_jax.serving.loaded import Loaded
+from spanbert_jax.serving.scheduler import Limits
+from spanbert_jax.serving.served_models import ServedModels, TaskModel
+from spanbert_jax.version import VERSION
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What the command line decides."""
+
+    max_body_bytes: int = 2_000_000
+    max_inputs: int = 32  # in a request
+    max_input_pieces: int = 512  # of a text to embed; a task's rows are as long as in training
+    deadline: float = 30.0  # seconds from a request's first byte to its answer
+    truncate: bool = True  # whether texts that are too long are cut where a request does not say
+    deterministic: bool = False
+    workers: int = 2  # threads that tokenise
+    limits: Limits = Limits()
+    keys: tuple[bytes, ...] = ()
+
+
+class Checkpoint(NamedTuple):
+    """A checkpoint that is served."""
+
+    name: str
+    loaded: Loaded
+    models: ServedModels
+
+
+class Service:
+    """What handlers of requests work with."""
+
+    def __init__(self, checkpoints: Mapping[str, Checkpoint], settings: Settings):
+        self.checkpoints, self.settings = dict(checkpoints), settings
+        self.counters = Counters()
+        models = [model for one in checkpoints.values() for model in one.models if model is not None]
+        self.engine = Engine(models, settings.limits, settings.workers, self.counters)
+        self.finders = ThreadPoolExecutor(1, "find spans")
+        for name, one in checkpoints.items():
+            fingerprint = one.loaded.tokenizer.fingerprint[:16]
+            labels = {"checkpoint": name, "task": one.loaded.task, "tokenizer": fingerprint, "version": VERSION}
+            self.counters.set("spanbert_model_info", 1, **labels)
+
+    def checkpoint(self, name: str | None) -> Checkpoint:
+        """The checkpoint of this name, or the first one; raises Problem where there is none of the name."""
+        if name is None:
+            return next(iter(self.checkpoints.values()))
+        if name not in self.checkpoints:
+            names = ", ".join(self.checkpoints)
+            raise Problem("no_model", f"no checkpoint named {name[:60]!r} is served, only {names}", "model")
+        return self.checkpoints[name]
+
+    def task(self, name: str | None, route: str, tasks: Sequence[str]) -> TaskModel:
+        """The task of a checkpoint, or of the first that has one of `tasks` where no name is given; raises Problem
+        where the checkpoint has another task."""
+        able = [one for one in self.checkpoints.values() if one.loaded.task in tasks]
+        one = able[0] if name is None and able else self.checkpoint(name)
+        if one.models.task is None or one.loaded.task not in tasks:
+            has = f"was fine-tuned for {one.loaded.task}" if one.loaded.task else "was not fine-tuned"
+            needs = " or ".join(tasks)
+            raise Problem("no_head", f"the checkpoint {one.name} {has}; {route} needs one for {needs}", "model")
+        return one.models.task
+
+    async def answer(self, model: Any, items: Sequence[Any], seconds: float) -> Answered:
+        """The engine's answers; raises Problem where the items are none, or more than a request may have."""
+        if not items:
+            raise Problem("invalid", "there is no input; give one at least")
+        if len(items) > self.settings.max_inputs:
+            most = self.settings.max_inputs
+            raise Problem("too_large", f"the request has {len(items):,} inputs; {most:,} are the most")
+        return await asyncio.wrap_future(self.engine.submit(model, items, seconds))
+
+    def close(self) -> None:
+        """Ends the engine and its threads."""
+        self.finders.shutdown(cancel_futures=True)
+        self.engine.close()
+
+
+def open_service(sources: Mapping[str, Path], settings: Settings) -> Service:
+    """Opens the checkpoints, by name; raises UserError where one is missing, damaged, or cannot be served."""
+    found = {}
+    for name, path in sources.items():
+        try:
+            loaded = Loaded(path)
+            models = loaded.served(name, settings.max_input_pieces, settings.deterministic)
+        except UserError as error:
+            raise UserError(f"--checkpoint {name}={path}: {error}") from error
+        found[name] = Checkpoint(name, loaded, models)
+    return Service(found, settings)

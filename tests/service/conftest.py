@@ -1,0 +1,26 @@
+"""A service of five small fine-tuned checkpoints, and a client for it."""
+
+from collections.abc import Iterator
+
+import pytest
+from starlette.testclient import TestClient
+
+from spanbert_jax.service.app import application
+from spanbert_jax.service.service import Service, Settings, open_service
+from tests.support.served import write_checkpoints
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """The checkpoints of `write_checkpoints`; one program for each length."""
+    made = open_service(
+        write_checkpoints(tmp_path_factory.mktemp("served")), Settings(deterministic=True, deadline=600)
+    )
+    made.engine.warm_up(everything=True)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def client(service: Service) -> TestClient:
+    return TestClient(application(service))

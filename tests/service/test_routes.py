@@ -1,0 +1,270 @@
+"""Every route on real checkpoints: what it answers is what the Python interface and tools/predict.py give."""
+
+import base64
+import itertools
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from starlette.testclient import TestClient
+
+from spanbert_jax.errors import UserError
+from spanbert_jax.service.app import ROUTES
+from spanbert_jax.service.openapi import document, problems_of
+from spanbert_jax.service.own import relation_record
+from spanbert_jax.service.problems import PROBLEMS
+from spanbert_jax.service.routes import Nothing, Route
+from spanbert_jax.service.service import Service
+from spanbert_jax.serving.engine import ModelFailed
+from spanbert_jax.serving.scheduler import Expired, NotServing, Overloaded
+from tests.support.served import TASKS
+from tests.support.tuned import WORDPIECE, assert_close, random_texts
+
+TEXTS = [text for text in random_texts(np.random.default_rng(0), 30) if len(WORDPIECE.tokenize(text)) <= 22][:6]
+TEXT = "ab cd 😀, e fghi"
+EXAMPLES: dict[str, Any] = {
+    "/v1/embeddings": {"input": TEXTS, "model": "labels"},
+    "/spans/embed": {"inputs": [{"text": TEXT, "spans": [[0, 2], [3, 6]]}], "pooling": "ends", "model": "tags"},
+    "/spans/find": {"text": "Ada Lovelace met Bob. He left.", "rules": ["capitals", "sentence"]},
+    "/entities": {"inputs": TEXTS, "model": "nested"},
+    "/answer": {"question": "a b", "context": TEXTS[0] * 3, "model": "questions"},
+    "/relation": {"text": "ab cd, e fghi", "subject": [0, 2], "object": [7, 13], "model": "relations"},
+    "/embed": {"inputs": TEXTS},
+    "/embed_all": {"inputs": TEXTS[0]},
+    "/predict": {"inputs": [[text] for text in TEXTS]},
+    "/tokenize": {"inputs": TEXT},
+    "/v2/models/labels/infer": {"inputs": [{"name": "text", "shape": [6], "datatype": "BYTES", "data": TEXTS}]},
+}
+POSTED = [route for route in ROUTES if route.request is not Nothing]
+by_path = pytest.mark.parametrize("route", POSTED, ids=lambda route: route.path)
+
+
+def path_of(route: Route) -> str:
+    return route.path.replace("{model}", "labels")
+
+
+def ask(client: TestClient, route: Route, **changes: Any) -> Any:
+    return client.post(path_of(route), json={**EXAMPLES[path_of(route)], **changes})
+
+
+@by_path
+def test_an_answer_has_the_documented_type_and_its_timing(route: Route, client: TestClient) -> None:
+    response = ask(client, route)
+    assert response.status_code == 200, response.text
+    msgspec.json.decode(response.content, type=route.response)
+    timing = response.headers["server-timing"]
+    engine = () if route.path in ("/spans/find", "/tokenize") else ("tokenize", "queue", "device", "post")
+    assert [part.partition(";")[0] for part in timing.split(", ")] == [*engine, "total"]
+
+
+@pytest.mark.parametrize("route", [route for route in ROUTES if route.request is Nothing], ids=lambda one: one.path)
+def test_every_other_route_answers(route: Route, client: TestClient) -> None:
+    response = client.get(path_of(route), headers={"X-Request-Id": "mine"})
+    assert response.status_code == 200 and response.headers["x-request-id"] == "mine"
+    if route.path != "/metrics":
+        msgspec.json.decode(response.content, type=route.response)
+
+
+ERRORS: dict[str, Exception] = {
+    "overloaded": Overloaded("full", 2.5),
+    "failed": ModelFailed("broken"),
+    "not_serving": NotServing("closing"),
+    "late": Expired("late"),
+}
+PAIRS = [
+    (route, name) for route in POSTED for name in problems_of(route) if name in ERRORS and route.path != "/spans/find"
+]
+
+
+@pytest.mark.parametrize(("route", "name"), PAIRS, ids=[f"{route.path} {name}" for route, name in PAIRS])
+def test_every_documented_status_of_the_engine_is_given(
+    route: Route, name: str, client: TestClient, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def submit(*_: Any) -> Any:
+        raise ERRORS[name]
+
+    monkeypatch.setattr(service.engine, "submit", submit)
+    response = ask(client, route)
+    assert response.status_code == PROBLEMS[name].status and str(ERRORS[name])[:4] in response.text.replace("the ", "")
+    assert response.headers.get("retry-after") == {"overloaded": "3", "not_serving": "1"}.get(name)
+
+
+@by_path
+def test_every_documented_status_of_the_body_is_given(
+    route: Route, client: TestClient, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = problems_of(route)
+    assert {"malformed", "too_large", "invalid"} <= set(named)
+    path = path_of(route)
+    assert client.post(path, content=b"{").status_code == PROBLEMS["malformed"].status
+    assert client.post(path, content=b" " * 2_000_001).status_code == PROBLEMS["too_large"].status
+    assert ask(client, route, nothing=1).status_code == PROBLEMS["invalid"].status
+    if "no_model" in named:
+        body = EXAMPLES[path] if "{" in route.path else {**EXAMPLES[path], "model": "other"}
+        assert client.post(path.replace("labels", "other"), json=body).status_code == 404
+    if "no_head" in named and "model" in EXAMPLES[path]:
+        response = ask(client, route, model="labels")
+        assert response.status_code == 404 and response.json()["error"]["code"] == "no_head"
+        assert "the checkpoint labels was fine-tuned for sequence_classification; /" in response.text
+
+
+def test_the_document_names_every_route_and_status(client: TestClient) -> None:
+    found = client.get("/openapi.json").json()
+    assert found == msgspec.json.decode(msgspec.json.encode(document(ROUTES)))
+    for route in ROUTES:
+        operation = found["paths"][route.path][route.method.lower()]
+        statuses = {"200", *(str(PROBLEMS[name].status) for name in problems_of(route))}
+        assert set(operation["responses"]) == statuses and ("requestBody" in operation) == (route in POSTED)
+    for name in (part for part in str(found).split("'#/components/schemas/")[1:]):
+        assert name.partition("'")[0] in found["components"]["schemas"]
+
+
+def test_vectors_are_those_of_python_in_both_encodings(client: TestClient, service: Service) -> None:
+    states = [one.hidden_states for one in service.checkpoints["labels"].loaded.encode(TEXTS)]
+    means = np.array([of.mean(axis=0) for of in states])
+    expected = means / np.linalg.norm(means, axis=1, keepdims=True)
+    plain = ask(client, POSTED[0]).json()
+    np.testing.assert_allclose([one["embedding"] for one in plain["data"]], expected, atol=1e-5)
+    assert [one["index"] for one in plain["data"]] == list(range(6))
+    pieces = sum(map(len, states))
+    assert plain["usage"] == {"prompt_tokens": pieces, "total_tokens": pieces, "truncated": []}
+    coded = ask(client, POSTED[0], encoding_format="base64").json()
+    vectors = [np.frombuffer(base64.b64decode(one["embedding"]), "<f4") for one in coded["data"]]
+    assert np.array_equal(vectors, np.array([one["embedding"] for one in plain["data"]], np.float32))
+    cls = ask(client, POSTED[0], pooling="cls", input=TEXTS[1]).json()["data"][0]["embedding"]
+    np.testing.assert_allclose(cls, states[1][0] / np.linalg.norm(states[1][0]), atol=1e-5)
+    ids = ask(client, POSTED[0], input=[WORDPIECE.tokenize(text) for text in TEXTS]).json()["data"]
+    assert ids == plain["data"]
+    assert client.post("/embed", json={"inputs": TEXTS}).json() == [one["embedding"] for one in plain["data"]]
+    raw = client.post("/embed", json={"inputs": TEXTS, "normalize": False}).json()
+    np.testing.assert_allclose(raw, means, atol=1e-5)
+    tensor = ask(client, POSTED[-1]).json()["outputs"][0]
+    assert tensor["shape"] == [6, 16] and tensor["data"] == [x for one in plain["data"] for x in one["embedding"]]
+
+
+def test_what_is_cut_is_told_or_refused(client: TestClient) -> None:
+    texts = ["a", "x " * 30]
+    response = client.post("/v1/embeddings", json={"input": texts, "model": "tags"})
+    assert response.json()["usage"]["truncated"] == [1] and response.headers["x-truncated-inputs"] == "1"
+    refused = client.post("/v1/embeddings", json={"input": texts, "model": "tags", "truncate": False})
+    assert refused.status_code == 422 and "inputs[1] has 32 pieces; 24 are the most" in refused.text
+    refused = client.post("/predict", json={"inputs": "x " * 30, "truncate": False})
+    assert refused.status_code == 422 and "inputs[0] is longer than a row" in refused.text
+    assert "spanbert_truncated_total" in client.get("/metrics").text
+
+
+def test_spans_are_those_of_python(client: TestClient, service: Service) -> None:
+    loaded = service.checkpoints["tags"].loaded
+    found = client.post("/spans/embed", json=EXAMPLES["/spans/embed"]).json()[0]
+    np.testing.assert_allclose(
+        [one["embedding"] for one in found], loaded.embed_spans(TEXT, [(0, 2), (3, 6)], "ends"), atol=1e-5
+    )
+    after = {"inputs": [{"text": TEXT, "spans": [[10, 11]]}], "offsets": "utf16", "model": "tags"}
+    (shifted,) = client.post("/spans/embed", json=after).json()[0]
+    assert (shifted["start"], shifted["end"]) == (10, 11)
+    np.testing.assert_allclose(shifted["embedding"], loaded.embed_spans(TEXT, [(9, 10)])[0], atol=1e-5)
+    inside = {"inputs": [{"text": TEXT, "spans": [[6, 7]]}], "offsets": "utf16"}
+    response = client.post("/spans/embed", json=inside)
+    assert response.status_code == 422 and "inputs[0].spans[0] is [6, 7]; expected offsets between" in response.text
+
+
+def test_rules_find_spans(client: TestClient) -> None:
+    text = "😀 Ada Lovelace met Bob. He left."
+    body = {"text": text, "rules": ["regex:name=[A-Z][a-z]+ [A-Z][a-z]+"], "offsets": "utf16"}
+    pytest.importorskip("re2")
+    found = client.post("/spans/find", json=body).json()
+    assert found == [{"start": 3, "end": 15, "kind": "name"}]
+    wrong = client.post("/spans/find", json={**body, "rules": ["noun"]})
+    assert wrong.status_code == 422 and "noun" in wrong.text
+
+
+@pytest.mark.parametrize("name", ["tags", "nested"])
+def test_entities_are_those_of_the_tools(name: str, client: TestClient, service: Service) -> None:
+    found = client.post("/entities", json={"inputs": TEXTS, "model": name}).json()
+    expected = [one["entities"] for one in service.checkpoints[name].loaded.predict(TEXTS)]
+    keys = {"start": "start", "end": "end", "text": "text", "label": "type", "score": "score"}
+    assert_close(found, [[{key: one[of] for key, of in keys.items()} for one in of] for of in expected])
+    assert any(found)
+    scores = sorted(one["score"] for of in found for one in of)
+    few = client.post("/entities", json={"inputs": TEXTS, "model": name, "threshold": scores[len(scores) // 2]}).json()
+    assert sum(map(len, few)) == len(scores) - len(scores) // 2
+    flat = client.post("/entities", json={"inputs": TEXTS, "model": name, "flat": True}).json()
+    assert all(one["end"] <= other["start"] for of in flat for one, other in itertools.pairwise(of))
+
+
+def test_answers_are_those_of_the_tools(client: TestClient, service: Service) -> None:
+    question = {"question": "a b", "context": "😀 " + TEXTS[0] * 3}
+    (expected,) = service.checkpoints["questions"].loaded.predict([question])
+    found = client.post("/answer", json={**question, "model": "questions", "top_k": 3}).json()
+    assert found["text"] == expected["text"] and len(found["answers"]) == 3
+    spans = [one for one in expected["n_best"] if one["text"]][:3]
+    assert_close(found["answers"], [{key: one[key] for key in found["answers"][0]} for one in spans])
+    none = [one["probability"] for one in expected["n_best"] if not one["text"]]
+    assert found["none_probability"] == (pytest.approx(none[0], abs=1e-4) if none else None)
+    shifted = client.post("/answer", json={**question, "offsets": "utf16"}).json()["answers"][0]
+    assert shifted["start"] == found["answers"][0]["start"] + 1
+    for changes, message in (({"top_k": 0}, "top_k is 0; expected 1 to"), ({"context": " "}, "must not be blank")):
+        response = client.post("/answer", json={**question, **changes})
+        assert response.status_code == 422 and message in response.text
+
+
+def test_labels_are_those_of_the_tools(client: TestClient, service: Service) -> None:
+    expected = service.checkpoints["labels"].loaded.predict(TEXTS)
+    found = client.post("/predict", json=EXAMPLES["/predict"]).json()
+    assert [of[0]["label"] for of in found] == [one["label"] for one in expected]
+    assert_close([of[0]["score"] for of in found], [one["score"] for one in expected])
+    assert all(sum(one["score"] for one in of) == pytest.approx(1, abs=1e-5) for of in found)
+    assert_close(client.post("/predict", json={"inputs": TEXTS[0]}).json(), found[0])
+    outputs = {one["name"]: one["data"] for one in ask(client, POSTED[-1]).json()["outputs"]}
+    assert outputs["label"] == [one["label"] for one in expected]
+    pair = client.post("/predict", json={"inputs": ["a", "b"]})
+    assert pair.status_code == 422 and "inputs[0] has 2 texts; this checkpoint reads 1" in pair.text
+    mixed = client.post("/predict", json={"inputs": ["a", ["b"]]})
+    assert mixed.status_code == 422 and "write a batch as" in mixed.text
+
+
+def test_relations_are_those_of_the_tools(client: TestClient, service: Service) -> None:
+    (expected,) = service.checkpoints["relations"].loaded.predict(["<e1>ab</e1> cd, <e2>e fghi</e2>"])
+    found = client.post("/relation", json={**EXAMPLES["/relation"], "object": [7, 13]}).json()
+    assert found[0]["label"] == expected["relation"] and len(found) == 2
+    assert_close(found[0]["score"], expected["score"])
+
+
+def test_a_relation_has_words_that_end_where_its_entities_do() -> None:
+    record = relation_record("un-ab cd, e", (3, 5), (10, 11), "PERSON", None)
+    assert record == {
+        "token": ["un-", "ab", "cd,", "e"],
+        "subj_start": 1,
+        "subj_end": 1,
+        "subj_type": "PERSON",
+        "obj_start": 3,
+        "obj_end": 3,
+    }
+    with pytest.raises(UserError, match=r"subject \[2, 3\] has no word"):
+        relation_record("ab cd", (2, 3), (3, 5), None, None)
+    with pytest.raises(UserError, match=r"have characters in common"):
+        relation_record("ab cd", (0, 3), (2, 5), None, None)
+
+
+def test_pieces_have_their_places(client: TestClient) -> None:
+    (found,) = client.post("/tokenize", json={"inputs": "ab  c"}).json()
+    ids = [WORDPIECE.cls_id, *WORDPIECE.tokenize("ab  c"), WORDPIECE.sep_id]
+    assert [one["id"] for one in found] == ids
+    assert [(one["start"], one["stop"]) for one in found] == [(None, None), (0, 1), (1, 2), (4, 5), (None, None)]
+    assert [one["special"] for one in found] == [True, False, False, False, True]
+    plain = client.post("/tokenize", json={"inputs": ["ab  c"], "add_special_tokens": False}).json()
+    assert plain == [found[1:-1]]
+    (states,) = client.post("/embed_all", json={"inputs": "ab  c"}).json()
+    assert np.shape(states) == (5, 16)
+
+
+def test_what_is_served_is_told(client: TestClient) -> None:
+    info = client.get("/info").json()
+    assert [one["id"] for one in info["checkpoints"]] == list(TASKS) and info["model_id"] == "labels"
+    assert info["model_type"]["classifier"]["id2label"] == {"0": "no", "1": "perhaps", "2": "yes"}
+    assert info["max_input_length"] == 24 and info["max_client_batch_size"] == 32
+    assert [one["id"] for one in client.get("/v1/models").json()["data"]] == list(TASKS)
+    model = client.get("/v2/models/labels").json()
+    assert [one["name"] for one in model["outputs"]] == ["embedding", "label", "score"]
+    assert 'spanbert_model_info{checkpoint="tags",task="token_classification"' in client.get("/metrics").text
