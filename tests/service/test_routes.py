@@ -203,7 +203,8 @@ def test_answers_are_those_of_the_tools(client: TestClient, service: Service) ->
     none = [one["probability"] for one in expected["n_best"] if not one["text"]]
     assert found["none_probability"] == (pytest.approx(none[0], abs=1e-4) if none else None)
     shifted = client.post("/answer", json={**question, "offsets": "utf16"}).json()["answers"][0]
-    assert shifted["start"] == found["answers"][0]["start"] + 1
+    ends = [question["context"][: found["answers"][0][end]] for end in ("start", "end")]
+    assert [shifted["start"], shifted["end"]] == [len(text.encode("utf-16-le")) // 2 for text in ends]
     for changes, message in (({"top_k": 0}, "top_k is 0; expected 1 to"), ({"context": " "}, "must not be blank")):
         response = client.post("/answer", json={**question, **changes})
         assert response.status_code == 422 and message in response.text

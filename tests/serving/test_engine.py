@@ -38,11 +38,12 @@ def clock() -> Clock:
 
 @pytest.fixture
 def engine(model: FakeModel, clock: Clock) -> Iterator[Engine]:
+    before = set(threading.enumerate())
     made = Engine([model], LIMITS, clock=clock)
     yield made
     model.gate.set()
     made.close()
-    assert not any(thread.name in ("device", "finish") for thread in threading.enumerate())
+    assert set(threading.enumerate()) <= before
 
 
 BAD = (fake_model.UNREADABLE, fake_model.FAILS_AT_START, fake_model.FAILS_AT_END, fake_model.NOT_FINITE)
