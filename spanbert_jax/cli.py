@@ -58,6 +58,27 @@ def status(work: Callable[[], int | None]) -> int:
         return 1
 
 
+def lines_of_standard_input() -> list[str]:
+    """The lines of standard input that are not blank; raises UserError where it is not UTF-8."""
+    try:
+        text = sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"standard input is not UTF-8 ({error}); give text in UTF-8") from error
+    return [line for line in text.splitlines() if line.strip()]
+
+
+def two_numbers(option: str, given: str, between: str) -> tuple[int, int]:
+    """The numbers of an option such as "--span 4:9", where `between` is ":". With "-", a single number stands for both.
+
+    Raises UserError, naming the option, for anything else.
+    """
+    first, found, second = given.partition(between)
+    second = second if found or between != "-" else first
+    if not (first.isdecimal() and second.isdecimal()):
+        raise UserError(f"{option} {given}: expected two numbers, such as 1{between}4")
+    return int(first), int(second)
+
+
 def _drop_output() -> None:
     """Discards the output that standard output cannot take, so that Python does not complain at exit."""
     try:

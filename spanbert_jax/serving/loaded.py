@@ -15,6 +15,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from spanbert_jax.config import Config
 from spanbert_jax.errors import UserError
 from spanbert_jax.serving.answers import Answerer, kept_metrics, trained_task
+from spanbert_jax.serving.gaps import Span, Words
+from spanbert_jax.serving.infilling import ALTERNATIVES, BEAM, ORDER, WORDS, Infilled, Infiller
+from spanbert_jax.serving.scoring import Scored, TextScorer
 from spanbert_jax.serving.served_models import ServedModels, served_models
 from spanbert_jax.serving.text_encoder import Encoding, TextEncoder
 from spanbert_jax.serving.weights import open_weights
@@ -68,6 +71,36 @@ class Loaded:
     def served(self, name: str, longest: int, deterministic: bool) -> ServedModels:
         """Models of the engine with these weights; the arguments are those of `served_models`."""
         return served_models(name, self._weights, self._params, self._layout, longest, deterministic)
+
+    def infill(
+        self,
+        text: str,
+        spans: Sequence[Span] | None = None,
+        words: Words = WORDS,
+        order: str = ORDER,
+        beam: int = BEAM,
+        mix: float | None = None,
+        alternatives: int = ALTERNATIVES,
+    ) -> Infilled:
+        """The text with its gaps filled: "The [MASK] sat on the ___.", or the characters in `spans`. The arguments are
+        those of `Infiller.infill`, which fills many texts at once."""
+        of_text = None if spans is None else [spans]
+        return self.infiller.infill([text], of_text, words, order, beam, mix, alternatives)[0]
+
+    def score(self, text: str, span: Span | None = None, rest_of_word: bool = False) -> Scored:
+        """The pseudo-log-likelihood of a text, or of its characters [start, end) in their context, as `TextScorer`
+        gives it for many texts at once. rest_of_word: a masked piece does not see the pieces after it in its word."""
+        return self.scorer.score([text], None if span is None else [span], rest_of_word)[0]
+
+    @functools.cached_property
+    def scorer(self) -> TextScorer:
+        """The scorer of texts; raises UserError where the weights have no head that predicts pieces."""
+        return TextScorer(self.infiller.scorer, self.tokenizer)
+
+    @functools.cached_property
+    def infiller(self) -> Infiller:
+        """The infiller of these weights; raises UserError where they have no head that predicts pieces."""
+        return Infiller(self._weights, self._params, self._layout)
 
     @functools.cached_property
     def _answerer(self) -> Answerer:
