@@ -81,6 +81,9 @@ class MaskingConfig:
     unit_share: float = 0.5  # of the draws that draw a unit
     unit_rest: str = "whole_word"
     units: str = ""  # the kinds of spans that are units, comma-separated; "": all
+    # One [MASK] stands for a whole merged span, so that the row does not show how many pieces the span has. Such rows
+    # train the span decoder (model.decoder_layers), and neither MLM nor SBO.
+    collapse_spans: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,6 +160,7 @@ class ModelConfig:
     # "truncated": at 2 std, and outputs of a layer's halves are smaller by sqrt(2 layers) (modern).
     init: str = "normal"
     span_offset_embed: int = 200  # width of SBO's position table (paper section 4.2)
+    decoder_layers: int = 0  # of the decoder that writes a masked span piece by piece (model/span_decoder.py); 0: none
     # The family "modern" has rotary positions and no token types. The following fields choose its other parts. In the
     # family "bert" they have their defaults. The values of ModernBERT (Warner et al. 2024, arXiv:2412.13663) are in
     # configs/modern_base.py.
@@ -264,6 +268,19 @@ class TrainConfig:
     checkpoint_every: int = 2_000
     keep_checkpoints: int = 3
     nsp_weight: float = 0.0  # of next-sentence prediction in the loss, with corpus.pairs (code: 1; paper: none)
+    # The groups of parameters that are trained, comma-separated, such as "decoder"; the others keep the values that
+    # `init_from` gives them. "": all are trained.
+    only: str = ""
+
+
+def is_trained(train: TrainConfig, group: str) -> bool:
+    """Whether a run trains the parameters of this group."""
+    return not train.only or group in trained_groups(train)
+
+
+def trained_groups(train: TrainConfig) -> list[str]:
+    """The names in `train.only`."""
+    return [name.strip() for name in train.only.split(",") if name.strip()]
 
 
 MESH_AXES = ("data", "fsdp", "model")  # in the order of the mesh

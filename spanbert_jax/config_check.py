@@ -89,6 +89,7 @@ _NOT_NEGATIVE = (
     "corpus.workers",
     "masking.rate_steps",
     "model.vocab_rows",
+    "model.decoder_layers",
     "model.window",
     "model.attention_composition",
     "model.layer_norm_eps",
@@ -197,6 +198,27 @@ def _check_masking(config: Config) -> None:
         raise UserError(
             "config.masking.scheme is 'subword', which has no spans for the span-boundary objective; "
             "set config.train.sbo_weight=0, or another scheme"
+        )
+    if masking.collapse_spans:
+        _check_collapsed(config)
+
+
+def _check_collapsed(config: Config) -> None:
+    masking = config.masking
+    if not config.model.decoder_layers:
+        raise UserError(
+            "config.masking.collapse_spans is True, and config.model.decoder_layers is 0, so no head reads such rows; "
+            "set config.model.decoder_layers=2, or config.masking.collapse_spans=False"
+        )
+    if masking.scheme == "subword":
+        raise UserError(
+            "config.masking.collapse_spans is True, and config.masking.scheme is 'subword', which has no spans; set "
+            "another scheme, or config.masking.collapse_spans=False"
+        )
+    if masking.boundaries != "external":
+        raise UserError(
+            f"config.masking.boundaries is {masking.boundaries!r}, and config.masking.collapse_spans leaves no piece "
+            "inside of a span to be its boundary; set config.masking.boundaries=external"
         )
 
 
@@ -372,6 +394,11 @@ def _check_train(config: Config) -> None:
     train = config.train
     if not 0 <= train.seed < 2**31:
         raise UserError(f"config.train.seed is {train.seed}; it must lie between 0 and {2**31 - 1}")
+    if train.only and not config.init_from:
+        raise UserError(
+            f"config.train.only is {train.only!r}, and config.init_from is empty, so all other parameters would stay "
+            "random; name trained weights with --config.init_from=DIRECTORY, or leave config.train.only empty"
+        )
     axes = {name: getattr(config.mesh, name) for name in MESH_AXES}
     if sum(size == -1 for size in axes.values()) > 1 or any(size < 1 and size != -1 for size in axes.values()):
         raise UserError(f"config.mesh is {axes}; sizes are at least 1, and at most one of them is -1")

@@ -93,6 +93,8 @@ def main(config: Config, workdir: str) -> int:
     steps = -(-wanted // config.train.batch_size)
     if STATISTICS.value:  # rows of one length can be concatenated; masks are the same
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, lengths=1))
+    # A collapsed row has the same masks, and would not show the pieces of a span in their places.
+    config = dataclasses.replace(config, masking=dataclasses.replace(config.masking, collapse_spans=False))
     batches = described_batches(config, blocks, tokenizer, 0, steps)
     console = Console(highlight=False)
     if STATISTICS.value:

@@ -2,7 +2,8 @@
 
 Invariant: the directory holds no random values. A head that was not trained is not written, so that transformers says
 that the head is missing. AutoModel always has a pooler; where none was trained, the identity is written for it.
-transformers has no class for the span-boundary head, so this head stands in a file that transformers does not read.
+transformers has no class for the span-boundary head, so this head stands in a file that transformers does not read. The
+span decoder, which nothing but this project can compute, is left out.
 """
 
 import dataclasses
@@ -20,7 +21,7 @@ from spanbert_jax.convert.config_fields import SpecialIds
 from spanbert_jax.convert.huggingface import NAMES, plain_pooler, to_tensors
 from spanbert_jax.convert.huggingface_config import architecture, to_fields
 from spanbert_jax.convert.model_card import model_card
-from spanbert_jax.convert.names import ENCODER, HEADS, SBO, Params
+from spanbert_jax.convert.names import ENCODER, HEADS, LEFT_OUT, SBO, Params
 from spanbert_jax.convert.published_weights import SBO_FILE
 from spanbert_jax.convert.tokenizer_export import write_tokenizer
 from spanbert_jax.errors import UserError
@@ -60,7 +61,7 @@ def write_export(export: Export, directory: Path, dtype: str, encoder_only: bool
     extended = [name for name in EXTENSIONS if getattr(model, name) != getattr(default, name)]
     if extended:
         raise ValueError(f"extensions {extended} have no place in an export; extensions.without takes them away")
-    heads = [group for group in export.params if group not in ENCODER]
+    heads = [group for group in export.params if group not in (*ENCODER, *LEFT_OUT)]
     unknown = [head for head in heads if head not in HEADS]
     if unknown and not encoder_only:
         raise UserError(f"transformers has no class with the head {unknown[0]!r}; export the encoder: --encoder-only")

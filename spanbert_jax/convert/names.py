@@ -14,10 +14,12 @@ import numpy as np
 Params = dict[str, Any]  # nested dicts of NumPy arrays
 
 SBO = "cls.pair_target_predictions"
-# Our groups of parameters: those of the encoder, the last two of which only extensions have, and the heads that files
-# of transformers or of the authors have.
+# Our groups of parameters: those of the encoder, the last two of which only extensions have; the heads that files of
+# transformers or of the authors have; and those that an export leaves out, since no file of others has a place for
+# them.
 ENCODER = ("embeddings", "encoder", "final_norm", "span_attention", "context")
 HEADS = ("pooler", "transform", "mlm", "sbo", "nsp", "qa_outputs", "classifier")
+LEFT_OUT = ("decoder",)
 
 
 def plain(name: str) -> str:

@@ -27,6 +27,7 @@ import tensorflow as tf
 from spanbert_jax.batch import KEPT, MASK, RANDOM, fields, slots
 from spanbert_jax.config import Config, MaskingConfig
 from spanbert_jax.corpus import segments
+from spanbert_jax.corpus.collapsing import collapsed
 from spanbert_jax.corpus.units import Units, check_units, chosen_kinds, units_of, visible_tags
 from spanbert_jax.errors import UserError
 from spanbert_jax.text.tokenizer import Tokenizer
@@ -188,6 +189,9 @@ class Masker:
             draws = self.span_draws(text_keys[:rows], text_lengths[:rows], tf.constant(0, tf.int64), 16)
             outputs["drawn_words"] = draws[0]
             outputs |= {} if tags is None else {"block_tags": tf.pad(tags, [[0, 0], [1, 1]])}
+        if self.masking.collapse_spans:
+            offsets, limit = runs.positions - runs.starts, self.masking.max_span_offset
+            outputs = collapsed(outputs, offsets, self.mask_id, self.pad_id, limit)
         return outputs
 
     def word_starts(self, pieces: tf.Tensor) -> tf.Tensor:

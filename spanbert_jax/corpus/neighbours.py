@@ -128,10 +128,10 @@ def _rows(blocks: Blocks, indices: np.ndarray, tokenizer: Tokenizer) -> np.ndarr
 
 def visible_neighbours(batch: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """int32 [rows, slots]: the pieces left and right of each masked piece; -1 where the neighbour is masked as well.
-    Anything in unused slots."""
+    Anything in unused slots. The pieces of a collapsed span (corpus/collapsing.py) have one position."""
     places, ids = batch["masked_positions"].astype(np.int64), batch["input_ids"]
-    begins = np.diff(places, prepend=-1, axis=1) != 1  # no masked piece lies just before it
-    ends = np.diff(places, append=-1, axis=1) != 1
+    begins = ~np.isin(np.diff(places, prepend=-1, axis=1), (0, 1))  # no masked piece lies just before it
+    ends = ~np.isin(np.diff(places, append=-1, axis=1), (0, 1))
     left = np.take_along_axis(ids, np.maximum(places - 1, 0), axis=1)
     right = np.take_along_axis(ids, np.minimum(places + 1, ids.shape[1] - 1), axis=1)
     return np.where(begins, left, -1), np.where(ends, right, -1)

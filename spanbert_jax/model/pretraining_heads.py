@@ -7,7 +7,7 @@ Facts: Joshi et al. 2020, section 3.2; the authors' models/pair_bert.py:324-402,
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from spanbert_jax.batch import Batch, empty_batch
 from spanbert_jax.config import Config, ModelConfig
-from spanbert_jax.model import decoder
+from spanbert_jax.model import decoder, span_decoder
 from spanbert_jax.model.axes import ParameterAxes
 from spanbert_jax.model.dropout import Dropout
 from spanbert_jax.model.encoder import Encoder, Inputs, dropout_state, resolved, table_rows
@@ -27,10 +27,12 @@ from spanbert_jax.model.linear import Dense, initializer
 
 class HeadLoss(NamedTuple):
     """The cross-entropy of each prediction, and 1 where the right answer scores highest: float32 [batch, slots] each,
-    or [batch] of a head that predicts a class of each row."""
+    or [batch] of a head that predicts a class of each row. `further` has a head's other losses, of the same shape, by
+    the names in `Head.further`."""
 
     loss: jax.Array
     right: jax.Array
+    further: Mapping[str, jax.Array]
 
 
 class HeadModule(nn.Module):
@@ -110,6 +112,12 @@ class Head:
     hidden_matrices: str = ""
     targets: str = "masked_ids"  # the field of the batch with the right answers
     classes: int = 0  # 0: the head predicts the piece of each slot; otherwise one of so many classes for each row
+    # Whether the head is a `span_decoder.SpanDecoder`, which builds on SBO and reads the whole row. The last of the
+    # fields in `reads` has the positions of the [MASK]s; the others are SBO's.
+    decodes: bool = False
+    further: tuple[str, ...] = ()  # names of losses beside that of the piece, which the objective adds to it
+    # The multiply-adds of one row that are not counted slot by slot: (model, positions, slots) -> number.
+    row_multiply_adds: Callable[[ModelConfig, int, int], int] = lambda model, length, slots: 0
     optional: bool = False  # whether a model that does not train the head lacks the head's parameters
 
 
@@ -121,7 +129,7 @@ MLM = Head(
     reads=("masked_positions",),
     weights="masked_weights",
     normaliser=lambda count: jnp.maximum(count, 1.0),
-    loss_weight=lambda config: 1.0,
+    loss_weight=lambda config: 0.0 if config.masking.collapse_spans else 1.0,
     multiply_adds=lambda model: model.embed**2,
     axes=(
         ("bias", ("vocab",)),
@@ -139,7 +147,7 @@ SBO = Head(
     reads=("span_left", "span_right"),
     weights="span_weights",
     normaliser=lambda count: count + 1.0,  # code: criterions/spanbert_loss.py
-    loss_weight=lambda config: config.train.sbo_weight,
+    loss_weight=lambda config: 0.0 if config.masking.collapse_spans else config.train.sbo_weight,
     multiply_adds=lambda model: (2 * model.embed + model.span_offset_embed) * model.embed + model.embed**2,
     axes=(
         ("bias", ("vocab",)),
@@ -165,9 +173,26 @@ NSP = Head(
     classes=2,
     optional=True,
 )
+DECODER = Head(
+    name="decoder",
+    title="DECODER",
+    description="span decoder",
+    module=span_decoder.SpanDecoder,
+    reads=(*SBO.reads, "masked_positions"),
+    weights="span_weights",
+    normaliser=lambda count: jnp.maximum(count, 1.0),
+    loss_weight=lambda config: float(config.masking.collapse_spans),
+    multiply_adds=lambda model: SBO.multiply_adds(model) + span_decoder.multiply_adds(model),
+    axes=span_decoder.AXES,
+    hidden_matrices=span_decoder.HIDDEN_MATRICES,
+    optional=True,
+    decodes=True,
+    further=("end",),
+    row_multiply_adds=span_decoder.row_multiply_adds,
+)
 # A model has the parameters of every row, except of an `optional` one that it does not train. Other modules read
 # `pretraining_heads.HEADS` when they are called and do not import the name, so that a test can add a row.
-HEADS: tuple[Head, ...] = (MLM, SBO, NSP)
+HEADS: tuple[Head, ...] = (MLM, SBO, NSP, DECODER)
 
 
 def trained_heads(config: Config) -> tuple[Head, ...]:
@@ -178,6 +203,14 @@ def trained_heads(config: Config) -> tuple[Head, ...]:
 def parameter_axes() -> ParameterAxes:
     """The rows for the parameters of every head, with patterns of whole paths."""
     return tuple((f"{head.name}/{pattern}", axes) for head in HEADS for pattern, axes in head.axes)
+
+
+class DecoderInputs(NamedTuple):
+    """What heads that predict pieces hand to decoder.py."""
+
+    states: jax.Array  # [batch, heads, slots, embed]
+    bias: jax.Array  # float32 [heads, vocab]
+    further: dict[str, dict[str, jax.Array]]  # a head's name -> `HeadLoss.further`
 
 
 class PretrainingModel(Encoder):
@@ -198,23 +231,32 @@ class PretrainingModel(Encoder):
         """The hidden states of the batch's rows: [batch, length, embed]."""
         return self.encode(Inputs.of(batch), state)
 
-    def decoder_inputs(self, batch: Batch, hidden: jax.Array, heads: Sequence[Head]) -> tuple[jax.Array, jax.Array]:
-        """The decoder's inputs: hidden states [batch, heads, slots, embed] and biases float32 [heads, vocab]."""
+    def decoder_inputs(self, batch: Batch, hidden: jax.Array, heads: Sequence[Head]) -> DecoderInputs:
+        """The decoder's inputs for heads that predict pieces."""
         fields = list(dict.fromkeys(field for head in heads for field in head.reads))
         read = dict(zip(fields, _at(hidden, *(batch[field] for field in fields)), strict=True))
-        modules = [getattr(self, head.name) for head in heads]
-        inputs = [
-            module(batch, *(read[field] for field in head.reads)) for head, module in zip(heads, modules, strict=True)
-        ]
-        return jnp.stack(inputs, axis=1), jnp.stack([module.bias for module in modules])
+        states, biases, further = [], [], {}
+        for head in heads:
+            module, at = getattr(self, head.name), [read[field] for field in head.reads]
+            bias = module.bias
+            if head.decodes:
+                row = span_decoder.Row(hidden, batch["lengths"])
+                boundary = self.sbo(batch, *at[:-1])
+                at_slots, end = module(batch, boundary, at[-1], row, self.embeddings.word)
+                bias, further[head.name] = self.sbo.bias + bias, {"end": end}
+            else:
+                at_slots = module(batch, *at)
+            states.append(at_slots)
+            biases.append(bias)
+        return DecoderInputs(jnp.stack(states, axis=1), jnp.stack(biases), further)
 
     def score(self, batch: Batch, state: Dropout | None, heads: Sequence[Head]) -> dict[str, jax.Array]:
         """The scores that `apply` returns."""
         hidden, (of_pieces, of_rows) = self.states(batch, state), _by_kind(heads)
         found = {head.name: self.class_scores(hidden, head) for head in of_rows}
         if of_pieces:
-            inputs, bias = self.decoder_inputs(batch, hidden, of_pieces)
-            scores = decoder.scores(inputs, self.embeddings.word, bias, self.vocab_size)
+            states, bias, _ = self.decoder_inputs(batch, hidden, of_pieces)
+            scores = decoder.scores(states, self.embeddings.word, bias, self.vocab_size)
             found |= {head.name: scores[:, place] for place, head in enumerate(of_pieces)}
         return found
 
@@ -223,10 +265,11 @@ class PretrainingModel(Encoder):
         hidden, (of_pieces, of_rows) = self.states(batch, state), _by_kind(heads)
         found = {head.name: _class_loss(self.class_scores(hidden, head), batch[head.targets]) for head in of_rows}
         if of_pieces:
-            inputs, bias = self.decoder_inputs(batch, hidden, of_pieces)
+            states, bias, further = self.decoder_inputs(batch, hidden, of_pieces)
             word, targets = self.embeddings.word, batch["masked_ids"]
-            lost, right = decoder.cross_entropy(inputs, word, bias, targets, self.vocab_size)
-            found |= {head.name: HeadLoss(lost[:, place], right[:, place]) for place, head in enumerate(of_pieces)}
+            lost, right = decoder.cross_entropy(states, word, bias, targets, self.vocab_size)
+            for place, head in enumerate(of_pieces):
+                found[head.name] = HeadLoss(lost[:, place], right[:, place], further.get(head.name, {}))
         return found
 
     def class_scores(self, hidden: jax.Array, head: Head) -> jax.Array:
@@ -245,7 +288,7 @@ def _class_loss(scores: jax.Array, labels: jax.Array) -> HeadLoss:
     """scores: float32 [batch, classes]; labels: int32 [batch]."""
     right = jax.nn.one_hot(labels, scores.shape[-1])
     lost = -jnp.sum(right * jax.nn.log_softmax(scores), axis=-1)
-    return HeadLoss(lost, (jnp.argmax(scores, axis=-1) == labels).astype(jnp.float32))
+    return HeadLoss(lost, (jnp.argmax(scores, axis=-1) == labels).astype(jnp.float32), {})
 
 
 def _at(hidden: jax.Array, *positions: jax.Array) -> list[jax.Array]:

@@ -142,7 +142,7 @@ def report(config: Config, workdir: epath.Path, arguments: str, result: loop.Res
 
 
 def _head_lines(head: pretraining_heads.Head, held_out: Mapping[str, float]) -> list[str]:
-    """A head's held-out loss and accuracy on pieces that became [MASK], or on all pieces or rows where none did; and
+    """A head's held-out losses and accuracy on pieces that became [MASK], or on all pieces or rows where none did; and
     those of one or two guesses without a model."""
     kind, of = ("_mask", " on [MASK] pieces") if f"{head.name}_loss_mask" in held_out else ("", "")
 
@@ -152,7 +152,8 @@ def _head_lines(head: pretraining_heads.Head, held_out: Mapping[str, float]) -> 
     guesses = f"always the commonest {'label' if head.classes else 'piece'}: {value('commonest'):.1%}"
     if f"{head.name}_neighbours{kind}" in held_out:
         guesses += f"; from the visible neighbours: {value('neighbours'):.1%}, loss {value('neighbours_loss'):.3f}"
+    further = "".join(f", {part} {held_out[f'{head.name}_{part}_loss']:.3f}" for part in head.further)
     return [
-        f"Held-out {head.title}{of}: loss {value('loss'):.3f}, accuracy {value('accuracy'):.1%}",
+        f"Held-out {head.title}{of}: loss {value('loss'):.3f}{further}, accuracy {value('accuracy'):.1%}",
         f"  without a model: {guesses}",
     ]

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from spanbert_jax.config import Config, reads_spans
+from spanbert_jax.config import Config, is_trained, reads_spans
 from spanbert_jax.config_check import check
 from spanbert_jax.errors import UserError
 from spanbert_jax.model import extensions
@@ -21,7 +21,7 @@ from spanbert_jax.serving.weights import Weights, open_weights
 from spanbert_jax.training.workdir import read_config
 
 # Fields of ModelConfig that a run takes from its own configuration, and not from the weights.
-_OWN = ("dropout", "attention_dropout", "init_std", "span_offset_embed")
+_OWN = ("dropout", "attention_dropout", "init_std", "span_offset_embed", "decoder_layers")
 
 
 class StartingWeights(contextlib.AbstractContextManager["StartingWeights"]):
@@ -131,6 +131,12 @@ def initial_params(
         added = extensions.missing(config.model, params)
         here = extensions.stripped(here, added)
         params = {group: params[group] for group in params if here.get(group) == there[group] and group not in other}
+        random = [group for group in here if group not in params and not is_trained(config.train, group)]
+        if random:
+            raise UserError(
+                f"config.train.only is {config.train.only!r}, and the weights in {config.init_from} have no "
+                f"{random[0]!r} of this configuration's shapes, which would stay random; add it to config.train.only"
+            )
         if jax.process_index() == 0:
             fresh = [group for group in here if group not in params] + list(added)
             taken = [f"{group} (mlm's)" if group == "transform" and inherited else group for group in params]

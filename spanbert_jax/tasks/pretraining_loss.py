@@ -1,10 +1,11 @@
 """The pre-training objective: the losses of all heads as sums, and the metrics that follow from the sums.
 
 Invariant: loss = the sum over heads of loss_weight * sum(losses) / normaliser, with the normaliser counted over the
-global batch. For SpanBERT: sum(MLM) / N + sbo_weight * sum(SBO) / (M + 1), where N and M are the numbers of pieces with
-each loss (code: criterions/spanbert_loss.py, which counts them per worker of about 8 rows). Next-sentence prediction
-adds nsp_weight * sum(NSP) / R, where R is the number of rows (code: mlm_nsp_sbo_loss.py). Logarithms are natural. Like
-model/ and training/, this module runs where TensorFlow is not installed.
+global batch, and `losses` those of the head and its further ones. For SpanBERT: sum(MLM) / N + sbo_weight * sum(SBO) /
+(M + 1), where N and M are the numbers of pieces with each loss (code: criterions/spanbert_loss.py, which counts them
+per worker of about 8 rows). Next-sentence prediction adds nsp_weight * sum(NSP) / R, where R is the number of rows
+(code: mlm_nsp_sbo_loss.py). Logarithms are natural. Like model/ and training/, this module runs where TensorFlow is not
+installed.
 """
 
 from collections.abc import Mapping
@@ -40,7 +41,8 @@ def objective(model: pretraining_heads.PretrainingModel, commonest: int) -> Obje
         parts = []
         for head, loss_weight, count in zip(heads, loss_weights, counts, strict=True):
             sums |= _sums(head, lost[head.name], batch, commonest)
-            parts.append(loss_weight * sums[f"{head.name}_loss"] / head.normaliser(count))
+            own = sum((sums[f"{head.name}_{part}_loss"] for part in head.further), sums[f"{head.name}_loss"])
+            parts.append(loss_weight * own / head.normaliser(count))
         return sum(parts[1:], parts[0]), sums
 
     return Objective(totals, loss)
@@ -57,6 +59,7 @@ def _sums(head: pretraining_heads.Head, lost: HeadLoss, batch: Batch, commonest:
     if not head.classes:
         of_kind |= {f"_{kind}": weights * (batch["replacement"] == value) for kind, value in REPLACEMENTS.items()}
     found: Sums = {f"{name}_class_{value}": jnp.sum((targets == value) * weights) for value in range(head.classes)}
+    found |= {f"{name}_{part}_loss": jnp.sum(lost.further[part] * weights) for part in head.further}
     for kind, weight in of_kind.items():
         found[f"{name}_count{kind}"] = jnp.sum(weight)
         found[f"{name}_loss{kind}"] = jnp.sum(lost.loss * weight)
@@ -76,10 +79,11 @@ def metrics(totals: Mapping[str, float], config: Config) -> dict[str, float]:
     that were kept. NAME_share_mask, _random and _kept are the shares of the three kinds. A kind without pieces has a
     share and no means. "padding" is the share of the batches' positions that is padding.
     """
-    out = {}
+    out: dict[str, float] = {}
     for head in trained_heads(config):
         name = head.name
         of_all = max(totals[f"{name}_count"], 1.0)
+        out |= {f"{name}_{part}_loss": totals[f"{name}_{part}_loss"] / of_all for part in head.further}
         if head.classes:
             largest = max(totals[f"{name}_class_{value}"] for value in range(head.classes))
             totals = {**totals, f"{name}_commonest": largest}

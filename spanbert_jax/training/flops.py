@@ -2,13 +2,13 @@
 
 Invariant: only the matrix products that the model's definition needs are counted (multiply-add = 2, training =
 3 x forward). Rematerialisation and the padding of the vocabulary are not counted, and heads count only for the gathered
-positions.
+positions. An encoder that `train.only` leaves out counts 1 x forward.
 """
 
 from typing import NamedTuple
 
 from spanbert_jax.batch import slots
-from spanbert_jax.config import Config, ModelConfig
+from spanbert_jax.config import Config, ModelConfig, is_trained
 from spanbert_jax.model import extensions, pretraining_heads
 from spanbert_jax.model.families import family_of
 
@@ -55,17 +55,19 @@ def encoder_flops(model: ModelConfig, length: int) -> float:
     return 3.0 * (family_of(model).flops(model, length) + extensions.flops(model, length))
 
 
-def pretraining_head_flops(config: Config, vocab_size: int, masked: int) -> float:
-    """Training FLOPs of the heads that `config` trains, for one row of `masked` gathered positions. vocab_size: without
+def pretraining_head_flops(config: Config, vocab_size: int, length: int) -> float:
+    """Training FLOPs of the heads that `config` trains, for one row of `length` positions. vocab_size: without
     padding."""
-    decoder, multiply_adds = config.model.embed * vocab_size, 0
+    model, masked = config.model, slots(config, length)
+    decoder, multiply_adds = model.embed * vocab_size, 0
     for head in pretraining_heads.trained_heads(config):
-        own = head.multiply_adds(config.model)
+        own = head.multiply_adds(model)
         multiply_adds += own if head.classes else masked * (own + decoder)
+        multiply_adds += head.row_multiply_adds(model, length, masked)
     return 3.0 * 2 * multiply_adds
 
 
 def pretraining_row_flops(config: Config, vocab_size: int, length: int) -> float:
     """Training FLOPs of the pre-training model for one row of `length` positions."""
-    heads = pretraining_head_flops(config, vocab_size, slots(config, length))
-    return encoder_flops(config.model, length) + heads
+    encoder = encoder_flops(config.model, length) / (1.0 if is_trained(config.train, "encoder") else 3.0)
+    return encoder + pretraining_head_flops(config, vocab_size, length)

@@ -17,7 +17,8 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from spanbert_jax.batch import Batch
-from spanbert_jax.config import Config
+from spanbert_jax.config import Config, is_trained, trained_groups
+from spanbert_jax.errors import UserError
 from spanbert_jax.model import layer_gradients
 from spanbert_jax.training import sharding
 from spanbert_jax.training.compiler_options import step_options
@@ -94,10 +95,20 @@ def _merged(own: Any, given: Any) -> Any:
     return {**own, **{name: _merged(own[name], value) for name, value in given.items()}}
 
 
+def trained_params(config: Config, params: dict[str, Any]) -> dict[str, Any]:
+    """The groups of `params` that `config` trains. Raises UserError where it names a group that the model lacks."""
+    unknown = [group for group in trained_groups(config.train) if group not in params]
+    if unknown:
+        raise UserError(
+            f"config.train.only names {unknown[0]!r}, and the model's groups are {', '.join(params)}; name one of these"
+        )
+    return {group: tree for group, tree in params.items() if is_trained(config.train, group)}
+
+
 def _init_state(config: Config, init: Callable[[jax.Array], Any]) -> Callable[[], State]:
     def make() -> State:
         params = init(stream_key(config.train.seed, "params", 0))
-        opt_state = make_optimizer(config.optimizer, config.train.steps).init(params)
+        opt_state = make_optimizer(config.optimizer, config.train.steps).init(trained_params(config, params))
         return {"params": params, "opt_state": opt_state, "step": jnp.zeros((), jnp.int32)}
 
     return make
@@ -109,10 +120,16 @@ def _microbatches(batch: Batch, count: int) -> Batch:
     return jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), batch)
 
 
-def _summed_gradients(objective: Objective, count: int) -> Callable[..., tuple[Any, Sums]]:
-    """(params, batch, totals, key, row_numbers) -> (gradients, sums) of the batch, added over `count` microbatches one
-    after another."""
-    grad = jax.grad(objective.loss, has_aux=True)
+def _summed_gradients(config: Config, objective: Objective) -> Callable[..., tuple[Any, Sums]]:
+    """(params, batch, totals, key, row_numbers) -> (gradients of the trained parameters, sums) of the batch, added over
+    the microbatches one after another."""
+    count = config.train.accumulation
+
+    def grad(params: Any, *arguments: Any) -> tuple[Any, Sums]:
+        def loss(trained: Any) -> tuple[jax.Array, Sums]:
+            return objective.loss({**params, **trained}, *arguments)
+
+        return jax.grad(loss, has_aux=True)(trained_params(config, params))
 
     def summed(params: Any, batch: Batch, totals: Any, key: jax.Array, row_numbers: jax.Array) -> tuple[Any, Sums]:
         if count == 1:
@@ -138,7 +155,7 @@ def _reduced_gradients(config: Config, objective: Objective, mesh: Mesh, specs: 
     backward pass, whose arithmetic can hide the reduction. Mesh axes of size 1 are manual too, so that nothing is left
     to the compiler where only the data axis has several devices.
     """
-    local = _summed_gradients(objective, config.train.accumulation)
+    local = _summed_gradients(config, objective)
     if mesh.shape["data"] == 1:
         return local
     dtype = jnp.dtype(config.mesh.reduce_dtype)
@@ -157,7 +174,7 @@ def _reduced_gradients(config: Config, objective: Objective, mesh: Mesh, specs: 
         if config.mesh.shard_optimizer:
             grads = jax.tree.map(divided_sum, grads, specs)
         else:
-            done = {"encoder": grads["encoder"]} if early else {}
+            done = {"encoder": grads["encoder"]} if early and "encoder" in grads else {}
             rest = {part: tree for part, tree in grads.items() if part not in done}
             grads = done | layer_gradients.summed(rest, "data", dtype, alone)
         return grads, jax.lax.psum(sums, "data")
@@ -184,7 +201,8 @@ def make_train_step(config: Config, objective: Objective, abstract: State) -> An
     schedule = learning_rate(config.optimizer, config.train.steps)
     layout = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     mesh = layout["step"].mesh
-    specs = sharding.parameter_specs(abstract["params"], mesh, config.model.family, config.mesh.shard_optimizer)
+    trained = trained_params(config, abstract["params"])
+    specs = sharding.parameter_specs(trained, mesh, config.model.family, config.mesh.shard_optimizer)
     divided = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
     gradients = _reduced_gradients(config, objective, mesh, specs)
 
@@ -193,9 +211,11 @@ def make_train_step(config: Config, objective: Objective, abstract: State) -> An
         row_numbers = jnp.arange(next(iter(batch.values())).shape[0], dtype=jnp.uint32)
         grads, sums = gradients(state["params"], batch, objective.totals(batch), key, row_numbers)
         # Each device updates the part whose moments it holds; out_shardings gathers the parameters again.
-        grads, params = (jax.lax.with_sharding_constraint(tree, divided) for tree in (grads, state["params"]))
-        updates, opt_state = optimizer.update(grads, state["opt_state"], params)
-        params = jax.lax.with_sharding_constraint(optax.apply_updates(params, updates), divided)
+        trained = trained_params(config, state["params"])
+        grads, trained = (jax.lax.with_sharding_constraint(tree, divided) for tree in (grads, trained))
+        updates, opt_state = optimizer.update(grads, state["opt_state"], trained)
+        trained = jax.lax.with_sharding_constraint(optax.apply_updates(trained, updates), divided)
+        params = {**state["params"], **trained}
         sums |= {"gradient_norm": optax.tree.norm(grads), "learning_rate": schedule(state["step"])}
         return {"params": params, "opt_state": opt_state, "step": state["step"] + 1}, sums
 

@@ -23,7 +23,7 @@ EXTENSIONS: dict[str, Any] = {
 
 def every_parameter(family: str) -> dict[str, Any]:
     """The path of each parameter of each model with layers of a family, and with every extension -> its shape."""
-    model = EXTENSIONS | {"family": family, "pre_norm": family != "bert"}
+    model = EXTENSIONS | {"family": family, "pre_norm": family != "bert", "decoder_layers": 1}
     config, key = small_config(model=model, corpus={"spans": "capitals"}), jax.random.key(0)
     tasks = ("question_answering", "token_classification", "sequence_classification")
     linear = [linear_heads.task_model(task, config, VOCAB, 3, "cpu") for task in tasks]

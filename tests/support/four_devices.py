@@ -7,11 +7,13 @@ import jax
 import numpy as np
 import optax
 
+from spanbert_jax.config import Config
 from spanbert_jax.model import pretraining_heads
 from spanbert_jax.tasks.pretraining_loss import objective
 from spanbert_jax.training import sharding
 from spanbert_jax.training.optimizer import make_optimizer
 from spanbert_jax.training.step import abstract_state, init_state, make_train_step
+from tests.support.small_decoder import decoder_config
 from tests.support.synthetic import VOCAB, random_batch, small_config
 
 STEPS = 4
@@ -41,13 +43,33 @@ def collectives(hlo: str) -> list[dict[str, Any]]:
 
 
 def run(mesh: dict[str, Any]) -> dict[str, Any]:
-    """The sums of each step, the last parameters, the program's collectives, and the numbers of moments, in all and on
-    the first device."""
-    count = mesh.pop("accumulation", 1)
-    # eps is large, so that an update follows its gradient. With a small eps, rounding would decide the sign of Adam's
-    # update for a tiny gradient.
-    sections = {"train": {"batch_size": 16, "accumulation": count}, "optimizer": {"eps": 1e-3}}
+    """`steps_of` the model with two extensions."""
+    sections = {"train": {"batch_size": 16, "accumulation": mesh.pop("accumulation", 1)}, "optimizer": {"eps": 1e-3}}
     config = small_config(mesh=mesh, model={"head_scales": "full", "context_encoder": "mingru"}, **sections)
+    return steps_of(config, mesh, ("mlm_loss", "sbo_loss", "positions", "gradient_norm"))
+
+
+DECODER_CASES: dict[str, dict[str, Any]] = {
+    "one": {"data": 1},
+    "all": {"data": 2, "model": 2, "accumulation": 2, "shard_optimizer": True},
+    "fsdp": {"data": 2, "fsdp": 2},
+}
+
+
+def decoder(mesh: dict[str, Any]) -> dict[str, Any]:
+    """`steps_of` a span decoder beside a frozen encoder."""
+    train = {"batch_size": 16, "accumulation": mesh.pop("accumulation", 1), "only": "decoder"}
+    config = decoder_config("runs/tiny", mesh=mesh, train=train, optimizer={"eps": 1e-3})
+    return steps_of(config, mesh, ("decoder_loss", "decoder_end_loss", "gradient_norm"))
+
+
+def steps_of(config: Config, mesh: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    """The sums with these names of each step, the last parameters, the program's collectives, and the numbers of
+    moments, in all and on the first device.
+
+    config: its eps is large, so that an update follows its gradient. With a small eps, rounding would decide the sign
+    of Adam's update for a tiny gradient.
+    """
     devices = int(np.prod([mesh.get(axis, 1) for axis in ("data", "fsdp", "model")]))
     where = sharding.make_mesh(config.mesh, jax.devices()[:devices])
     with jax.set_mesh(where):
@@ -60,7 +82,7 @@ def run(mesh: dict[str, Any]) -> dict[str, Any]:
             batch = jax.device_put(random_batch(config, number), layout)
             step = step or make_train_step(config, objective(model, 7), abstract).lower(state, batch).compile()
             state, sums = step(state, batch)
-            losses.append([float(sums[name]) for name in ("mlm_loss", "sbo_loss", "positions", "gradient_norm")])
+            losses.append([float(sums[name]) for name in names])
     moments = [leaf for leaf in jax.tree.leaves(state["opt_state"]) if leaf.ndim]
     return {
         "losses": losses,

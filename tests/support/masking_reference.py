@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from spanbert_jax.batch import MASK
+
 PMF = (0.2241, 0.1792, 0.1434, 0.1147, 0.0918, 0.0734, 0.0587, 0.0470, 0.0376, 0.0301)  # of 1 to 10 words, p = 0.2
 
 
@@ -131,3 +133,36 @@ def span_rows(
             if offset < limit:
                 rows[position] = (left, right, offset)
     return rows
+
+
+def collapsed_row(row: dict[str, np.ndarray], mask_id: int, pad_id: int, limit: int) -> dict[str, np.ndarray]:
+    """A masked row with one [MASK] for every merged span, made by a walk over its positions."""
+    ids, length = row["input_ids"], int(row["lengths"])
+    used = int(row["masked_weights"].sum())
+    hidden = dict(zip(row["masked_positions"][:used].tolist(), row["masked_ids"][:used].tolist(), strict=True))
+    kept: list[int] = []  # positions
+    slots: list[tuple[int, int, int]] = []  # (the new position of the span, the place in the span, the piece)
+    offset = 0
+    for position in range(length):
+        offset = offset + 1 if position in hidden and position - 1 in hidden else 0
+        if offset == 0:
+            kept.append(position)
+        if position in hidden:
+            slots.append((len(kept) - 1, offset, hidden[position]))
+    out = {name: np.zeros_like(value) for name, value in row.items()}
+    for name in ("next_labels", "next_weights"):
+        if name in row:
+            out[name] = row[name]
+    out["lengths"] = np.array(len(kept), np.int32)
+    out["input_ids"] = np.full_like(ids, pad_id)
+    out["input_ids"][: len(kept)] = [mask_id if position in hidden else ids[position] for position in kept]
+    for name in ("token_type_ids", "span_tags"):
+        if name in row:
+            out[name][: len(kept)] = [row[name][position] for position in kept]
+    for slot, (place, offset, piece) in enumerate(slots):
+        out["masked_positions"][slot], out["masked_ids"][slot] = place, piece
+        out["masked_weights"][slot], out["replacement"][slot] = 1, MASK
+        if offset < limit:
+            out["span_left"][slot], out["span_right"][slot] = place - 1, place + 1
+            out["span_offset"][slot], out["span_weights"][slot] = offset, 1
+    return out

@@ -12,7 +12,7 @@ from spanbert_jax.config_check import check
 VOCAB = 131
 
 
-def small_config(**sections: dict[str, Any]) -> Config:
+def small_config(init_from: str = "", **sections: dict[str, Any]) -> Config:
     """Two layers of width 24 over rows of 32 pieces; each keyword changes fields of a section."""
     small: dict[str, dict[str, Any]] = {
         "corpus": {"name": "docstrings"},
@@ -21,7 +21,7 @@ def small_config(**sections: dict[str, Any]) -> Config:
         "optimizer": {"learning_rate": 1e-2, "warmup_steps": 2},
         "train": {"batch_size": 8, "steps": 10},
     }
-    config = Config()
+    config = Config(init_from=init_from)
     for name in {**small, **sections}:
         section = dataclasses.replace(getattr(config, name), **{**small.get(name, {}), **sections.get(name, {})})
         config = dataclasses.replace(config, **{name: section})

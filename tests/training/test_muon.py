@@ -122,12 +122,16 @@ def test_all_other_parameters_are_adamw_s() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_parameter_is_a_hidden_matrix_or_named_as_none(family: str) -> None:
     between = "pooler" if family == "bert" else "transform"
-    heads = {"mlm": 1, "sbo": 15, "qa_outputs": 1, between: 1, "classifier": 3}
-    shapes = parameters.parameter_shapes(small_config(model={"family": family}).model, VOCAB, heads)
+    heads = {"mlm": 1, "sbo": 15, "qa_outputs": 1, between: 1, "classifier": 3, "decoder": 1}
+    model = small_config(model={"family": family, "decoder_layers": 1}).model
+    shapes = parameters.parameter_shapes(model, VOCAB, heads)
     found = jax.tree_util.tree_leaves_with_path(shapes, is_leaf=lambda x: type(x) is tuple)
     hidden = {path_name(path) for path, shape in found if dimension_numbers(path_name(path), len(shape))}
     of_layers = ("attention/qkv", "attention/output", "mlp/up", "mlp/down")
     of_heads = ("mlm/dense", "sbo/dense_1", "sbo/dense_2", "pooler" if family == "bert" else "transform/dense")
+    attention = [f"{kind}/{part}" for kind in ("own", "row") for part in ("query", "key", "value", "output")]
+    of_decoder = ["previous", "mask", "output_1", "output_2", *(f"layers_0/{x}" for x in (*attention, "up", "down"))]
+    of_heads = (*of_heads, *(f"decoder/{name}" for name in of_decoder))
     assert hidden == {f"encoder/{name}/kernel" for name in of_layers} | {f"{name}/kernel" for name in of_heads}
 
 
