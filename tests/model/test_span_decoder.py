@@ -129,6 +129,16 @@ def test_a_fresh_decoder_scores_each_piece_as_sbo_does_and_every_parameter_learn
     assert all(map(np.any, jax.tree.leaves((gradients["encoder"], gradients["sbo"], gradients["embeddings"]["word"]))))
 
 
+def test_bfloat16_stays_within_its_rounding_of_float32() -> None:
+    wide, params = random_model(VOCAB)
+    narrow = pretraining_heads.pretraining_model(decoder_config(compute={"dtype": "bfloat16"}), VOCAB, "cpu")
+    batch = batch_of([((5, 6, 5), (6,)), ((6, 6), (5, 5))], 0, VOCAB)
+    one, other = (losses_of(model, params, batch) for model in (wide, narrow))
+    for exact, rounded in ((one.loss, other.loss), (one.further["end"], other.further["end"])):
+        assert rounded.dtype == np.float32
+        assert 0 < np.abs(rounded - exact).max() < 0.05 * np.abs(exact).max()
+
+
 def test_the_counted_multiply_adds_are_those_of_the_products_that_are_computed() -> None:
     config, length, slots = decoder_config(), 32, 8
     module = span_decoder.SpanDecoder(config, 256, jnp.dtype(jnp.float32))
