@@ -4,7 +4,7 @@
 
     model = spanbert_jax.load("runs/squad")
     model.predict([{"question": "Who lived in London?", "context": "Ada Lovelace lived in London."}])
-    model.encode(["Ada Lovelace lived in London."])[0].hidden_states  # [pieces, embed]
+    model.embed(["Ada Lovelace lived in London."])  # [texts, embed]
 
 Invariant: importing this module imports no library; `load` imports what it needs.
 """
@@ -22,7 +22,7 @@ __version__ = VERSION
 
 
 def load(path: "str | os.PathLike[str]", vocab: "str | os.PathLike[str] | None" = None) -> "Loaded":
-    """Trained weights, to predict and to encode with.
+    """Trained weights, to predict, to embed and to explain with.
 
     Args:
       path: the workdir of a run (its best checkpoint, or its newest one), one of its checkpoints, or others' weights:

@@ -69,6 +69,9 @@ class Inputs(NamedTuple):
     lengths: jax.Array  # int32 [batch]; positions from there on are padding
     token_type_ids: jax.Array | None = None  # int32 [batch, length]; None: all 0
     span_tags: jax.Array | None = None  # int32 [batch, length] of span_tags.py, for some extensions; None: no spans
+    # Float32 [batch, length, embed], which the encoder reads in the place of the rows of the word table, for gradients
+    # with respect to them; None: the rows at `input_ids`.
+    word_vectors: jax.Array | None = None
 
     @property
     def tags(self) -> jax.Array:
@@ -78,7 +81,8 @@ class Inputs(NamedTuple):
     @classmethod
     def of(cls, batch: Batch) -> "Inputs":
         """The arrays of a batch, of any task."""
-        return cls(batch["input_ids"], batch["lengths"], batch.get("token_type_ids"), batch.get("span_tags"))
+        optional = (batch.get(name) for name in ("token_type_ids", "span_tags", "word_vectors"))
+        return cls(batch["input_ids"], batch["lengths"], *optional)
 
 
 class Embeddings(nn.Module):
@@ -110,7 +114,8 @@ class Embeddings(nn.Module):
         """[batch, length, embed]"""
         input_ids = inputs.input_ids
         family = family_of(self.model)
-        x = jnp.take(self.word, input_ids, axis=0)  # [batch, length, embed]
+        given = inputs.word_vectors
+        x = jnp.take(self.word, input_ids, axis=0) if given is None else given  # [batch, length, embed]
         if family.position_table:
             x = x + self.position[: input_ids.shape[1]]
         if family.token_types:
@@ -164,22 +169,25 @@ class Encoder(nn.Module):
         module's parameters."""
         return [make(self.model, compute, self.dtype, parent=None) for make in family_of(self.model).layers(self.model)]
 
-    def encode(self, inputs: Inputs, state: Dropout | None) -> jax.Array:
-        """Hidden states [batch, length, embed], in `dtype`."""
+    def encode(self, inputs: Inputs, state: Dropout | None, layer: int | None = None) -> jax.Array:
+        """Hidden states [batch, length, embed], in `dtype`; layer: as for the function `encode`."""
         input_ids, lengths = inputs.input_ids, inputs.lengths
         family = family_of(self.model)
         context = Context(lengths, state, family.tables(self.model, input_ids.shape[1]))
         embedded = self.embeddings(inputs, state)
-        x = self._run_layers(embedded, context)
+        if layer is not None:
+            return self._run_layers(embedded, context, layer)
+        x = self._run_layers(embedded, context, self.model.layers)
         x = self.final_norm(x) if family.final_norm(self.model) else x
         if self.model.span_attention != "none":
             x = self.span_attention(x, inputs.tags, lengths)
         return x if self.model.context_encoder == "none" else self.context(x, embedded, lengths)
 
-    def _run_layers(self, x: jax.Array, context: Context) -> jax.Array:
-        """`x` [batch, length, embed] after all layers. A scan runs over whole turns of the family's modules, and the
-        layers beyond the last whole turn follow it. With `compute.unroll` all layers are unrolled instead."""
-        modules, count = self._modules(self.compute), self.model.layers
+    def _run_layers(self, x: jax.Array, context: Context, count: int) -> jax.Array:
+        """`x` [batch, length, embed] after the first `count` layers. A scan runs over whole turns of the family's
+        modules, and the layers beyond the last whole turn follow it. With `compute.unroll` all layers are unrolled
+        instead."""
+        modules = self._modules(self.compute)
         # A scan over single layers needs no barrier between forward and backward pass: each has a loop of its own.
         prevent_cse = self.compute.unroll or len(modules) > 1
         layers = [_layer(module, context, self.compute.remat, prevent_cse) for module in modules]
@@ -195,7 +203,7 @@ class Encoder(nn.Module):
             of_module = [slice(place, scanned, len(layers)) for place in range(len(layers))]
             x, _ = jax.lax.scan(turn, x, tuple(jax.tree.map(lambda leaf, s=s: leaf[s], stacked) for s in of_module))
         if scanned < count:
-            rest = _unstack(jax.tree.map(lambda leaf: leaf[scanned:], self.encoder), count - scanned)
+            rest = _unstack(jax.tree.map(lambda leaf: leaf[scanned:count], self.encoder), count - scanned)
             for index, params in enumerate(rest, scanned):
                 x = layers[index % len(layers)](x, params, jnp.uint32(index))
         return x
@@ -244,16 +252,18 @@ def encode(
     dropout_key: jax.Array | None = None,
     row_numbers: jax.Array | None = None,
     span_tags: jax.Array | None = None,
+    layer: int | None = None,
 ) -> jax.Array:
     """Hidden states [batch, length, embed] in the compute dtype.
 
     input_ids, token_type_ids: int32 [batch, length] (no token_type_ids: all 0). lengths: int32 [batch]; positions from
     a row's length on are padding: never attended to, their own hidden states finite and meaningless. dropout_key:
     uint32 scalar, or None for no dropout. row_numbers: uint32 [batch], each row's number in the global batch.
-    span_tags: int32 [batch, length] of model/span_tags.py, which only some extensions read; None: no spans. `params`
-    may have heads too.
+    span_tags: int32 [batch, length] of model/span_tags.py, which only some extensions read; None: no spans. layer: the
+    number of layers that are computed, whose output is returned as it is (0: the embeddings); None: the whole encoder,
+    with all that follows its last layer. `params` may have heads too.
     """
     state = dropout_state(dropout_key, row_numbers, input_ids.shape[0])
     inputs = Inputs(input_ids, lengths, token_type_ids, span_tags)
-    hidden: Any = model.apply({"params": params}, inputs, state, method="encode")
+    hidden: Any = model.apply({"params": params}, inputs, state, layer, method="encode")
     return hidden

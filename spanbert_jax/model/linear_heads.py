@@ -21,6 +21,7 @@ from spanbert_jax.model.families import family_of
 from spanbert_jax.model.gelu import gelu
 from spanbert_jax.model.layer_norm import LayerNorm
 from spanbert_jax.model.linear import Dense, initializer
+from spanbert_jax.model.row_pooling import pool_rows
 
 AXES: ParameterAxes = (
     (r"pooler/kernel", ("embed", None)),
@@ -106,15 +107,8 @@ class SequenceClassificationModel(TransformedEncoder):
     def score(self, inputs: Inputs, state: Dropout | None) -> jax.Array:
         """Scores [batch, labels], in `dtype`."""
         hidden = self.encode(inputs, state)
-        pooled = hidden[:, 0] if self.model.pooling == "cls" else _mean(hidden, inputs.lengths)
+        pooled = pool_rows(hidden, inputs.lengths, self.model.pooling)
         return self.classifier(self.read(pooled if self.is_transformed else nn.tanh(self.pooler(pooled)), state))
-
-
-def _mean(hidden: jax.Array, lengths: jax.Array) -> jax.Array:
-    """The mean of the valid positions' states, summed in float32: [batch, length, embed] -> [batch, embed]."""
-    valid = jnp.arange(hidden.shape[1]) < lengths[:, None]
-    total = jnp.einsum("ble,bl->be", hidden, valid.astype(hidden.dtype), preferred_element_type=jnp.float32)
-    return (total / jnp.maximum(lengths, 1)[:, None]).astype(hidden.dtype)
 
 
 TaskModel = QuestionAnsweringModel | TokenClassificationModel | SequenceClassificationModel
@@ -152,9 +146,11 @@ def apply(
     dropout_key: jax.Array | None = None,
     row_numbers: jax.Array | None = None,
     span_tags: jax.Array | None = None,
+    word_vectors: jax.Array | None = None,
 ) -> jax.Array:
-    """The head's scores, float32, of the shape in the docstring of its `score`; arguments as for `encoder.encode`."""
+    """The head's scores, float32, of the shape in the docstring of its `score`; word_vectors as in `encoder.Inputs`,
+    the other arguments as for `encoder.encode`."""
     state = dropout_state(dropout_key, row_numbers, input_ids.shape[0])
-    inputs = Inputs(input_ids, lengths, token_type_ids, span_tags)
+    inputs = Inputs(input_ids, lengths, token_type_ids, span_tags, word_vectors)
     logits: Any = model.apply({"params": params}, inputs, state, method="score")
     return logits.astype(jnp.float32)

@@ -15,6 +15,7 @@ from spanbert_jax.convert.huggingface_config import MASKED_LM, architecture
 from spanbert_jax.model import encoder, linear_heads, pretraining_heads
 
 Function = Callable[[Any, jax.Array, jax.Array, jax.Array], jax.Array]
+EXACT = ComputeConfig(dtype="float32")
 
 
 def _exact(function: Function) -> Function:
@@ -28,27 +29,33 @@ def _exact(function: Function) -> Function:
     return exact
 
 
+def encode_function(config: Config, vocab_size: int, layer: int | None = None) -> Function:
+    """The function that returns the encoder's hidden states, float32 [batch, length, embed]; layer: as for
+    `encoder.encode`, by default the last one."""
+    base = encoder.Encoder(config.model, EXACT, vocab_size, jnp.dtype(jnp.float32))
+
+    def encode(params: Any, input_ids: jax.Array, lengths: jax.Array, token_type_ids: jax.Array) -> jax.Array:
+        return encoder.encode(base, params, input_ids, lengths, token_type_ids, layer=layer)
+
+    return _exact(encode)
+
+
 def functions(config: Config, groups: Collection[str], vocab_size: int, labels: int) -> dict[str, Function]:
     """The functions by name: "encode", "predict" where the parameter `groups` include a head, and "next_sentence" where
     they include the masked language model's head and that of next-sentence prediction.
 
     Each takes params, input_ids int32 [batch, length], lengths int32 [batch], token_type_ids int32 [batch, length].
-    "encode" returns the hidden states, float32 [batch, length, embed]. "predict" returns the head's logits, float32:
-    [batch, length, vocab] of MLM, [batch, length, 2] of question answering, [batch, length, labels] of tokens, [batch,
-    labels] of sequences. "next_sentence" returns logits, float32 [batch, 2]: whether the second text of the row follows
-    the first (0), or is of another document (1). labels: the number of labels, 0 where the head has none.
+    "encode" is `encode_function(config, vocab_size)`. "predict" returns the head's logits, float32: [batch, length,
+    vocab] of MLM, [batch, length, 2] of question answering, [batch, length, labels] of tokens, [batch, labels] of
+    sequences. "next_sentence" returns logits, float32 [batch, 2]: whether the second text of the row follows the first
+    (0), or is of another document (1). labels: the number of labels, 0 where the head has none.
     """
-    compute = ComputeConfig(dtype="float32")
-    base = encoder.Encoder(config.model, compute, vocab_size, jnp.dtype(jnp.float32))
-
-    def encode(params: Any, input_ids: jax.Array, lengths: jax.Array, token_type_ids: jax.Array) -> jax.Array:
-        return encoder.encode(base, params, input_ids, lengths, token_type_ids)
-
+    encode = encode_function(config, vocab_size)
     known = architecture(groups, config.model.family, config.task)
     task = known.task
     if not task:
-        return {"encode": _exact(encode)}
-    whole = Config(model=config.model, compute=compute, masking=config.masking)
+        return {"encode": encode}
+    whole = Config(model=config.model, compute=EXACT, masking=config.masking)
     if task == MASKED_LM:
         mlm, nsp = pretraining_heads.MLM, pretraining_heads.NSP
         model = pretraining_heads.pretraining_model(whole, vocab_size, "cpu", (mlm, nsp))
@@ -63,12 +70,12 @@ def functions(config: Config, groups: Collection[str], vocab_size: int, labels: 
             batch = {"input_ids": ids, "lengths": lengths, "token_type_ids": token_type_ids}
             return pretraining_heads.apply(model, params, batch, heads=(nsp,))[nsp.name]
 
-        found: dict[str, Function] = {"encode": encode, "predict": masked_lm}
+        found: dict[str, Function] = {"predict": masked_lm}
         found |= {"next_sentence": next_sentence} if nsp.name in known.heads else {}
-        return {name: _exact(function) for name, function in found.items()}
+        return {"encode": encode, **{name: _exact(function) for name, function in found.items()}}
     fine_tuned = linear_heads.task_model(task, whole, vocab_size, labels, "cpu")
 
     def predict(params: Any, input_ids: jax.Array, lengths: jax.Array, token_type_ids: jax.Array) -> jax.Array:
         return linear_heads.apply(fine_tuned, params, input_ids, lengths, token_type_ids)
 
-    return {"encode": _exact(encode), "predict": _exact(predict)}
+    return {"encode": encode, "predict": _exact(predict)}

@@ -6,7 +6,7 @@ Invariant: predictions are those of tools/predict.py, and hidden states are thos
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -15,6 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from spanbert_jax.config import Config
 from spanbert_jax.errors import UserError
 from spanbert_jax.serving.answers import Answerer, kept_metrics, trained_task
+from spanbert_jax.serving.explaining import Explainer, Explanation
 from spanbert_jax.serving.gaps import Span, Words
 from spanbert_jax.serving.infilling import ALTERNATIVES, BEAM, ORDER, WORDS, Infilled, Infiller
 from spanbert_jax.serving.scoring import Scored, TextScorer
@@ -59,14 +60,42 @@ class Loaded:
         """
         return self._answerer.answer(_listed(records))
 
-    def encode(self, texts: Sequence[str]) -> list[Encoding]:
-        """The `Encoding` of each text, in their order: pieces, offsets, hidden states, and whether the text was cut."""
-        return self._encoder.encode(_listed(texts))
+    def hidden_states(self, texts: Sequence[str], layer: int = -1) -> list[Encoding]:
+        """The `Encoding` of each text, in their order: pieces, offsets, hidden states, and whether the text was cut.
+        layer: 0 for the embeddings, -1 for the last layer, as `TextEncoder.hidden_states`."""
+        return self._encoder.hidden_states(_listed(texts), layer)
 
-    def embed_spans(self, text: str, spans: Sequence[tuple[int, int]], pooling: str = "mean") -> np.ndarray:
+    def embed(
+        self, texts: Sequence[str], pooling: str = "mean", layer: int = -1, normalise: bool = False
+    ) -> np.ndarray:
+        """A vector of each text, float32 [texts, embed], as `TextEncoder.embed`. pooling: "mean", "cls" or "max", over
+        all pieces with [CLS] and [SEP]. normalise: whether to scale each vector to length 1."""
+        return self._encoder.embed(_listed(texts), pooling, layer, normalise)
+
+    def embed_spans(
+        self, text: str, spans: Sequence[tuple[int, int]], pooling: str = "mean", layer: int = -1
+    ) -> np.ndarray:
         """Vectors of spans of characters [start, end) of a text, float32 [spans, parts * embed], as
         `TextEncoder.embed_spans`. pooling: "mean", "ends", "boundary", "attention" or "all" (model/span_pooling.py)."""
-        return self._encoder.embed_spans(text, spans, pooling)
+        return self._encoder.embed_spans(text, spans, pooling, layer)
+
+    def explain(
+        self,
+        record: Record,
+        target: Any = None,
+        method: str = "integrated_gradients",
+        steps: int = 32,
+        spans: Sequence[Sequence[Any]] | None = None,
+    ) -> Explanation:
+        """How much each piece of a record (method "integrated_gradients", with `steps` points) or each word or span
+        ("occlusion") contributes to a score, as `Explainer.explain`.
+
+        target: by default the model's prediction; otherwise a label, a relation, [start, end, type] of an entity,
+        [start, end] of an answer or "" for none. Without a fine-tuned head: [start, end] of the text that is masked,
+        whose log-probability is explained. spans: [start, end], or [field, start, end] where the record has several
+        texts.
+        """
+        return self._explainer.explain(record, target, method, steps, spans)
 
     def served(self, name: str, longest: int, deterministic: bool) -> ServedModels:
         """Models of the engine with these weights; the arguments are those of `served_models`."""
@@ -109,6 +138,10 @@ class Loaded:
     @functools.cached_property
     def _encoder(self) -> TextEncoder:
         return TextEncoder(self._weights, self._params, self._layout)
+
+    @functools.cached_property
+    def _explainer(self) -> Explainer:
+        return Explainer(self._weights, self._params, self._layout, self._answerer if self.task else None)
 
 
 def _listed(values: Sequence[_T]) -> Sequence[_T]:

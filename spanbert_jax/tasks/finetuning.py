@@ -18,11 +18,12 @@ import numpy as np
 from spanbert_jax.batch import Batch, NumpyBatch
 from spanbert_jax.batches.shapes import Shape, plan_batches, shape_table
 from spanbert_jax.config import Config, reads_spans
+from spanbert_jax.errors import UserError
 from spanbert_jax.model import linear_heads
 from spanbert_jax.tasks.entities.words import NO_STYLE, WordStyle
 from spanbert_jax.tasks.example_files import Record, Role, Source
 from spanbert_jax.tasks.row_spans import RowsWithSpans
-from spanbert_jax.tasks.rows import Featurise, RowBatches, Rows
+from spanbert_jax.tasks.rows import Featurise, Row, RowBatches, Rows
 from spanbert_jax.tasks.settings import declared
 from spanbert_jax.text.spans import SpanFinder
 from spanbert_jax.text.tokenizer import Tokenizer
@@ -90,6 +91,9 @@ class FineTuning(abc.ABC, Generic[ExampleT, ModelT]):
     best: str  # the metric whose highest value decides which checkpoint is kept
     padding: ClassVar[Mapping[str, int]] = {}  # ragged column -> padding that is not 0
     reads_words: ClassVar[bool] = False  # whether `row_maker` encodes each word of an example by itself
+    # The fields of an example with its texts, or its words where `reads_words`; () where the task's predictions cannot
+    # be explained (serving/explaining.py). A task with texts overrides `logits`, `cells` and `target_of`.
+    texts: ClassVar[tuple[str, ...]] = ()
     # The fields of a batch that `outputs` reads, all int32: name -> number of axes, 1 for [batch], 2 for [batch,
     # length].
     inputs: Mapping[str, int] = {"input_ids": 2, "lengths": 1, "token_type_ids": 2}
@@ -193,6 +197,24 @@ class FineTuning(abc.ABC, Generic[ExampleT, ModelT]):
     def outputs(self, model: ModelT, params: dict[str, Any], batch: Batch) -> dict[str, jax.Array]:
         """The arrays [batch, ...] that `decode` needs, computed without dropout."""
 
+    def logits(self, model: ModelT, params: dict[str, Any], batch: Batch) -> jax.Array:
+        """The head's scores before any softmax, float32 [batch, ...], computed without dropout."""
+        raise NotImplementedError
+
+    def cells(self, example: ExampleT, rows: Sequence[Row], target: Any) -> dict[int, list[int]]:
+        """The numbers in the rows' logits whose sum the target stands for: the number of a row -> places in the
+        flattened logits of this row, whose first axis may be padded. Several rows stand for one target where the
+        lowest of their sums counts.
+
+        rows: all rows of the example. target: in the form that `target_of` returns. Raises UserError where the model
+        has no such target.
+        """
+        raise NotImplementedError
+
+    def target_of(self, prediction: Prediction) -> Any:
+        """The target that a prediction chose, as JSON; raises UserError where it chose none."""
+        raise NotImplementedError
+
     @abc.abstractmethod
     def decode(
         self,
@@ -226,7 +248,20 @@ def row_logits(
 ) -> jax.Array:
     """The logits of a linear head for a batch of rows, by `linear_heads.apply`."""
     inputs = (batch["input_ids"], batch["lengths"], batch["token_type_ids"])
-    return linear_heads.apply(model, params, *inputs, key, row_numbers, batch.get("span_tags"))
+    optional = (batch.get("span_tags"), batch.get("word_vectors"))
+    return linear_heads.apply(model, params, *inputs, key, row_numbers, *optional)
+
+
+def checked_span(target: Any, text: str, form: str) -> tuple[Any, ...]:
+    """The target as a tuple that begins with characters (start, end) of the text; raises UserError where it is none.
+
+    form: how a target is written, for the message, such as "(start, end)".
+    """
+    if isinstance(target, list | tuple) and len(target) == form.count(",") + 1:
+        start, end = target[:2]
+        if type(start) is int and type(end) is int and 0 <= start < end <= len(text):
+            return tuple(target)
+    raise UserError(f"target is {target!r}; expected {form}, characters of a text that has {len(text)}")
 
 
 def cross_entropy_sum(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> jax.Array:

@@ -14,6 +14,7 @@ from spanbert_jax.errors import UserError
 from spanbert_jax.model import linear_heads
 from spanbert_jax.model.linear_heads import TaskModel
 from spanbert_jax.tasks.finetuning import ExampleT, FineTuning, cross_entropy_sum, mean_loss, row_logits
+from spanbert_jax.tasks.rows import Row
 from spanbert_jax.training.step import Objective, Sums
 
 
@@ -35,8 +36,19 @@ class SequenceTask(FineTuning[ExampleT, TaskModel]):
     def outputs(self, model: TaskModel, params: dict[str, Any], batch: Batch) -> dict[str, jax.Array]:
         """ "scores": float32 [batch, labels], the labels' probabilities; in a regression float32 [batch, 1], the
         number."""
-        logits = row_logits(model, params, batch)
+        logits = self.logits(model, params, batch)
         return {"scores": logits if self.regression else jax.nn.softmax(logits)}
+
+    def logits(self, model: TaskModel, params: dict[str, Any], batch: Batch) -> jax.Array:
+        """Float32 [batch, labels]."""
+        return row_logits(model, params, batch)
+
+    def cells(self, example: ExampleT, rows: Sequence[Row], target: Any) -> dict[int, list[int]]:
+        """The logit of the label that `target` names."""
+        labels = self.learnt.labels
+        if target not in labels:
+            raise UserError(f"target is {target!r}; it must be one of the labels {', '.join(map(repr, labels))}")
+        return {0: [labels.index(target)]}
 
     def refuse_new_labels(self, labels: Sequence[tuple[str, str]], source: str, name: str) -> None:
         """Raises UserError where a label is not among those of the training data.

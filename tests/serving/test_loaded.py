@@ -59,7 +59,7 @@ def test_predictions_are_those_of_the_tools(model: Loaded, path: Path) -> None:
 
 def test_hidden_states_are_of_each_piece_and_do_not_depend_on_the_other_texts(model: Loaded, path: Path) -> None:
     texts = ["Ada, in  London", *random_texts(np.random.default_rng(1), 30), "", "x " * 30]
-    encodings = model.encode(texts)
+    encodings = model.hidden_states(texts)
     with open_weights(path) as weights:
         params, _ = weights.load()
     encode = jax.jit(functions(model.config, ("embeddings", "encoder"), WORDPIECE.vocab_size, 0)["encode"])
@@ -74,12 +74,12 @@ def test_hidden_states_are_of_each_piece_and_do_not_depend_on_the_other_texts(mo
             row = np.array([ids], np.int32)
             alone = encode(params, row, np.array([len(ids)], np.int32), np.zeros_like(row))[0]
             np.testing.assert_allclose(encoding.hidden_states, alone, atol=1e-5)
-    assert model.encode([]) == []
+    assert model.hidden_states([]) == []
 
 
 def test_the_vector_of_a_span_is_pooled_from_its_pieces(model: Loaded) -> None:
     text = random_texts(np.random.default_rng(2), 1)[0]
-    encoding = model.encode([text])[0]
+    encoding = model.hidden_states([text])[0]
     (begin, _), (_, end) = encoding.offsets[2], encoding.offsets[3]
     found = model.embed_spans(text, [(begin, end), (begin, begin + 1)], "ends")
     states = encoding.hidden_states
@@ -96,6 +96,6 @@ def test_mistakes_are_named(model: Loaded, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="expected a list, found one str"):
         model.predict("one text")
     with pytest.raises(UserError, match="expected a list, found one str"):
-        model.encode("one text")
+        model.hidden_states("one text")
     with pytest.raises(UserError, match="no such file or directory"):
         spanbert_jax.load(tmp_path / "absent")

@@ -6,7 +6,6 @@ the sentence's text at the entity's offsets.
 
 import abc
 import collections
-import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,8 +17,9 @@ from spanbert_jax.metrics import entities
 from spanbert_jax.tasks.entities import files
 from spanbert_jax.tasks.entities.columns import Layout
 from spanbert_jax.tasks.entities.rows import Span, WordExample
+from spanbert_jax.tasks.entities.words import Place, joined
 from spanbert_jax.tasks.example_files import Record, Role, Source
-from spanbert_jax.tasks.finetuning import NOTHING, FineTuning, Learnt, ModelT, Prediction
+from spanbert_jax.tasks.finetuning import NOTHING, FineTuning, Learnt, ModelT, Prediction, checked_span
 
 _BLANK = re.compile(r"\s")
 
@@ -32,6 +32,7 @@ class Tagging(FineTuning[WordExample, ModelT]):
     task = "token_classification"
     settings: ClassVar[tuple[str, ...]] = ("data.block_length", "tagging")
     reads_words: ClassVar[bool] = True
+    texts: ClassVar[tuple[str, ...]] = ("words",)
     best = "f1"
     padding: ClassVar[Mapping[str, int]] = {"label": -1, "word": -1, "first": -1, "last": -1}
 
@@ -50,6 +51,24 @@ class Tagging(FineTuning[WordExample, ModelT]):
 
     def parse(self, record: Record, place: str, name: str) -> WordExample:
         return files.parse(record, place, name, style=self.learnt.words)
+
+    def words_of(self, example: WordExample, target: Any) -> tuple[int, int, str]:
+        """The first word, the word after the last, and the type of a target (start, end, type) in characters; raises
+        UserError where it covers no word."""
+        text, places = text_of(example)
+        start, end, kind = checked_span(target, text, "(start, end, type)")
+        words = [number for number, (first, last) in enumerate(places) if first < end and start < last]
+        if not words:
+            raise UserError(f"target is {target!r}, which has no word; give characters (start, end) of words")
+        return words[0], words[-1] + 1, str(kind)
+
+    def target_of(self, prediction: Prediction) -> list[Any]:
+        """[start, end, type] of the entity with the highest score, in characters of the prediction's text."""
+        found = prediction["entities"]
+        if not found:
+            raise UserError("the model finds no entity in the text; give a target, (start, end, type)")
+        best = max(found, key=lambda one: one["score"])
+        return [best["start"], best["end"], best["type"]]
 
     @classmethod
     @abc.abstractmethod
@@ -149,14 +168,16 @@ def _spans_of(prediction: Prediction) -> list[Span]:
     return [(entity["start_word"], entity["end_word"], entity["type"]) for entity in prediction["entities"]]
 
 
+def text_of(example: WordExample) -> tuple[str, tuple[Place, ...]]:
+    """The sentence's text, by default its words with spaces between them, and the characters [start, end) of each
+    word."""
+    return (example.text, example.places) if example.places else joined(example.words)
+
+
 def located(example: WordExample, found: Iterable[Found]) -> dict[str, Any]:
     """A prediction's "text" and "entities". Each entity has its characters [start, end), words, type, text and
     score."""
-    text, places = example.text, example.places
-    if not places:
-        text = " ".join(example.words)
-        starts = itertools.accumulate((len(word) + 1 for word in example.words), initial=0)
-        places = tuple((start, start + len(word)) for start, word in zip(starts, example.words, strict=False))
+    text, places = text_of(example)
     located = []
     for score, (first, end_word, kind) in found:
         start, end = places[first][0], places[end_word - 1][1]

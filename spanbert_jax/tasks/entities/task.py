@@ -13,6 +13,7 @@ import numpy as np
 
 from spanbert_jax.batch import Batch
 from spanbert_jax.config import Config
+from spanbert_jax.errors import UserError
 from spanbert_jax.metrics import entities
 from spanbert_jax.model import linear_heads, span_head
 from spanbert_jax.model.linear_heads import TaskModel
@@ -22,7 +23,7 @@ from spanbert_jax.tasks.entities.tagging import Found, Tagging, located, outer_f
 from spanbert_jax.tasks.entities.words import learn_style
 from spanbert_jax.tasks.example_files import Role
 from spanbert_jax.tasks.finetuning import Learnt, Prediction, cross_entropy_sum, mean_loss, row_logits
-from spanbert_jax.tasks.rows import Featurise, Rows
+from spanbert_jax.tasks.rows import Featurise, Row, Rows
 from spanbert_jax.text.tokenizer import Tokenizer
 from spanbert_jax.training.step import Objective, Sums
 
@@ -66,7 +67,27 @@ class TokenTagging(Tagging[TaskModel]):
 
     def outputs(self, model: TaskModel, params: dict[str, Any], batch: Batch) -> dict[str, jax.Array]:
         """ "label" int32 and "score" float32 [batch, length]: the best label of each position, and its probability."""
-        return _best(row_logits(model, params, batch), batch["word"] >= 0)
+        return _best(self.logits(model, params, batch), batch["word"] >= 0)
+
+    def logits(self, model: TaskModel, params: dict[str, Any], batch: Batch) -> jax.Array:
+        """Float32 [batch, length, labels]."""
+        return row_logits(model, params, batch)
+
+    def cells(self, example: WordExample, rows: Sequence[Row], target: Any) -> dict[int, list[int]]:
+        """The logit of the tag of each word. The target (start, end, type) has characters of words, and the type of an
+        entity, whose first word is tagged B and the others I, or one tag for all words."""
+        first, end, kind = self.words_of(example, target)
+        labels, count = self.learnt.labels, end - first
+        tags = [kind] * count if kind in labels else [f"B-{kind}", *[f"I-{kind}"] * (count - 1)]
+        if not set(tags) <= set(labels):
+            known = ", ".join(map(repr, sorted(self.types())))
+            raise UserError(f"target is {target!r}; the type must be one of {known}, or a tag such as 'O'")
+        for number, row in enumerate(rows):
+            at = {word: position for position, word in enumerate(row["word"]) if word >= 0}
+            if at.keys() >= set(range(first, end)):
+                tagged = zip(range(first, end), tags, strict=True)
+                return {number: [at[word] * len(labels) + labels.index(tag) for word, tag in tagged]}
+        raise UserError(f"target is {target!r}, whose words are in several rows of the model; give fewer words")
 
     def decode(
         self,
@@ -136,7 +157,7 @@ class SpanTagging(Tagging[SpanModel]):
     def outputs(self, model: SpanModel, params: dict[str, Any], batch: Batch) -> dict[str, jax.Array]:
         """ "label" int32 and "score" float32 [batch, words, max_width]: the best label of each span, and its
         probability."""
-        logits = span_head.apply(model, params, batch)
+        logits = self.logits(model, params, batch)
         return _best(logits, span_head.valid_spans(batch["first"], batch["starts"], model.max_width))
 
     def decode(
@@ -161,6 +182,24 @@ class SpanTagging(Tagging[SpanModel]):
             {"id": example.id, **located(example, resolve(parts, self.learnt.nested))}
             for example, parts in zip(examples, found, strict=True)
         ]
+
+    def logits(self, model: SpanModel, params: dict[str, Any], batch: Batch) -> jax.Array:
+        """Float32 [batch, words, max_width, labels]."""
+        return span_head.apply(model, params, batch)
+
+    def cells(self, example: WordExample, rows: Sequence[Row], target: Any) -> dict[int, list[int]]:
+        """The logit of the type of a span. The target (start, end, type) has characters of words, and a type or "O"."""
+        first, end, kind = self.words_of(example, target)
+        labels, widest = self.learnt.labels, self.config.tagging.max_width
+        if kind not in labels:
+            raise UserError(f"target is {target!r}; the type must be one of {', '.join(map(repr, labels))}")
+        if end - first > widest:
+            raise UserError(f"target is {target!r}, which has {end - first} words; the head scores {widest} at most")
+        for number, row in enumerate(rows):
+            slot, last = first - row["first_word"], end - 1 - row["first_word"]
+            if 0 <= slot < row["starts"] and last < len(row["first"]) and row["first"][last] >= 0:
+                return {number: [(slot * widest + last - slot) * len(labels) + labels.index(kind)]}
+        raise UserError(f"target is {target!r}, whose words are in several rows of the model; give fewer words")
 
 
 def _best(logits: jax.Array, valid: jax.Array) -> dict[str, jax.Array]:

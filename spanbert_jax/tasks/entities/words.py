@@ -9,6 +9,7 @@ import dataclasses
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 Place = tuple[int, int]  # the characters [start, end)
@@ -73,6 +74,12 @@ _ENDINGS = {mark + letters for mark in "'\u2019" for letters in ("s", "m", "d", 
 _RARE = 20
 _KEPT = 20_000  # most words of scripts without spaces in a style
 _LONGEST = 8  # most characters of such a word
+
+
+def joined(words: Sequence[str]) -> tuple[str, tuple[Place, ...]]:
+    """The words with a space between them, and the place of each word."""
+    starts = accumulate((len(word) + 1 for word in words), initial=0)
+    return " ".join(words), tuple((start, start + len(word)) for start, word in zip(starts, words, strict=False))
 
 
 def find_words(text: str, style: WordStyle = NO_STYLE) -> tuple[Place, ...]:

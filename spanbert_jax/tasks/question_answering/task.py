@@ -19,6 +19,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from spanbert_jax.batch import Batch
 from spanbert_jax.config import Config
+from spanbert_jax.errors import UserError
 from spanbert_jax.metrics import squad
 from spanbert_jax.model import linear_heads
 from spanbert_jax.model.linear_heads import TaskModel
@@ -28,6 +29,7 @@ from spanbert_jax.tasks.finetuning import (
     FineTuning,
     Learnt,
     Prediction,
+    checked_span,
     cross_entropy_sum,
     mean_loss,
     row_logits,
@@ -35,7 +37,7 @@ from spanbert_jax.tasks.finetuning import (
 from spanbert_jax.tasks.question_answering import files
 from spanbert_jax.tasks.question_answering.files import Question
 from spanbert_jax.tasks.question_answering.rows import QuestionRowMaker
-from spanbert_jax.tasks.rows import Featurise, Rows
+from spanbert_jax.tasks.rows import Featurise, Row, Rows
 from spanbert_jax.text.tokenizer import Tokenizer
 from spanbert_jax.training.step import Objective, Sums
 
@@ -57,6 +59,7 @@ class QuestionAnswering(FineTuning[Question, TaskModel]):
 
     task = "question_answering"
     settings: ClassVar[tuple[str, ...]] = ("data.block_length", "model.token_types", "question_answering")
+    texts: ClassVar[tuple[str, ...]] = ("question", "context")
 
     def __init__(self, config: Config, tokenizer: Tokenizer, learnt: Learnt):
         super().__init__(config, tokenizer, learnt)
@@ -89,8 +92,32 @@ class QuestionAnswering(FineTuning[Question, TaskModel]):
         return span_objective(model)
 
     def outputs(self, model: TaskModel, params: dict[str, Any], batch: Batch) -> dict[str, jax.Array]:
-        logits = row_logits(model, params, batch)
+        logits = self.logits(model, params, batch)
         return {"start": logits[..., 0], "end": logits[..., 1]}
+
+    def logits(self, model: TaskModel, params: dict[str, Any], batch: Batch) -> jax.Array:
+        """Float32 [batch, length, 2], of each position as the answer's first and last."""
+        return row_logits(model, params, batch)
+
+    def cells(self, example: Question, rows: Sequence[Row], target: Any) -> dict[int, list[int]]:
+        """The two logits of an answer, whose target is its characters [start, end) in the context; "" for no answer,
+        which has two in every window. Where several windows have the whole answer, that counts which `decode` reads."""
+        if target == "":
+            return {number: [0, 1] for number in range(len(rows))}
+        start, end = checked_span(target, example.context, "(start, end)")
+        found = [_covering(row, start, end) for row in rows]
+        wanted = {place for covered in found for place in covered.values()}
+        whole = [number for number, covered in enumerate(found) if set(covered.values()) == wanted]
+        if not wanted or not whole:
+            why = "has no piece" if not wanted else "is in no window as a whole"
+            raise UserError(f"target is {target!r}, which {why}; give characters (start, end) of an answer")
+        read = [number for number in whole if rows[number]["max_context"][min(found[number])]]
+        number = (read or whole)[0]
+        return {number: [2 * min(found[number]), 2 * max(found[number]) + 1]}
+
+    def target_of(self, prediction: Prediction) -> list[int] | str:
+        """The answer's characters [start, end) in the context; "" for no answer."""
+        return [prediction["start"], prediction["end"]] if prediction["text"] else ""
 
     def decode(
         self,
@@ -161,6 +188,12 @@ class QuestionAnswering(FineTuning[Question, TaskModel]):
             scores = json.dumps(_no_answer_scores(predictions), indent=1)
             (directory / "null_odds.json").write_text(scores + "\n", encoding="utf-8")
         return path
+
+
+def _covering(row: Row, start: int, end: int) -> dict[int, tuple[int, int]]:
+    """The positions of a window's pieces with characters of [start, end) -> the characters of each piece."""
+    places = enumerate(zip(row["start_char"], row["end_char"], strict=True))
+    return {position: (s, e) for position, (s, e) in places if max(s, start) < min(e, end)}
 
 
 def _no_answer_scores(predictions: Sequence[Prediction]) -> dict[str, float]:

@@ -31,6 +31,7 @@ class RelationExtraction(SequenceTask[RelationSentence]):
     task = "relation_extraction"
     settings: ClassVar[tuple[str, ...]] = ("data.block_length", "relation")
     reads_words: ClassVar[bool] = True
+    texts: ClassVar[tuple[str, ...]] = ("words",)
 
     def __init__(self, config: Config, tokenizer: Tokenizer, learnt: Learnt):
         super().__init__(config, tokenizer, learnt)
@@ -80,6 +81,10 @@ class RelationExtraction(SequenceTask[RelationSentence]):
             score = float(output["scores"][chosen])
             predictions.append({"id": example.id, "relation": self.learnt.labels[chosen], "score": score, **named})
         return predictions
+
+    def target_of(self, prediction: Prediction) -> str:
+        """The relation."""
+        return str(prediction["relation"])
 
     def metrics(self, examples: Sequence[RelationSentence], predictions: Sequence[Prediction]) -> dict[str, float]:
         """TACRED's micro scores without no_relation, or SemEval's official macro-F1."""

@@ -27,6 +27,7 @@ class SequenceClassification(SequenceTask[LabelledText]):
 
     task = "sequence_classification"
     settings: ClassVar[tuple[str, ...]] = ("data.block_length", "model.token_types", "classification")
+    texts: ClassVar[tuple[str, ...]] = ("text", "second")
 
     def __init__(self, config: Config, tokenizer: Tokenizer, learnt: Learnt):
         super().__init__(config, tokenizer, learnt)
@@ -84,6 +85,10 @@ class SequenceClassification(SequenceTask[LabelledText]):
             chosen = int(np.argmax(scores))
             predictions.append({"id": example.id, "label": self.learnt.labels[chosen], "score": float(scores[chosen])})
         return predictions
+
+    def target_of(self, prediction: Prediction) -> str:
+        """The label; of a regression its only label, "score"."""
+        return self.learnt.labels[0] if self.regression else str(prediction["label"])
 
     def metrics(self, examples: Sequence[LabelledText], predictions: Sequence[Prediction]) -> dict[str, float]:
         """GLUE's metrics of the configuration's task, or accuracy and macro-F1 for "custom", times 100."""
