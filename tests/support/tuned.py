@@ -2,6 +2,7 @@
 
 import dataclasses
 import string
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from etils import epath
 
 from spanbert_jax.config import Config
+from spanbert_jax.convert.names import Params
 from spanbert_jax.tasks.finetuning import Learnt
 from spanbert_jax.tasks.registry import AnyTask, finetuning_task
 from spanbert_jax.text.tokenizer import SPECIALS, Tokenizer
@@ -25,12 +27,20 @@ WORDPIECE = Tokenizer(
 MODEL = {"layers": 1, "embed": 16, "heads": 2, "mlp": 16, "max_length": 24, "span_offset_embed": 8}
 
 
-def write_tuned(workdir: Path, name: str, learnt: Learnt, **sections: dict[str, Any]) -> Path:
-    """A run's best checkpoint for the task `name`, with rows of up to 24 pieces; keywords are sections."""
+def write_tuned(
+    workdir: Path,
+    name: str,
+    learnt: Learnt,
+    tokenizer: Tokenizer = WORDPIECE,
+    fit: Callable[[AnyTask, Params], Params] = lambda task, params: params,
+    **sections: dict[str, Any],
+) -> Path:
+    """A run's best checkpoint for the task `name`, with rows of up to 24 pieces; keywords are sections. fit: makes the
+    parameters of the random ones."""
     windows = {"stride": 5, "max_question": 6, "max_answer": 7}
     small = {"data": {"block_length": 24, "lengths": 2}, "model": MODEL, "question_answering": windows}
     config = dataclasses.replace(small_config(**{**small, "classification": {"name": "custom"}, **sections}), task=name)
-    task = task_of(config, learnt)
+    task = task_of(config, learnt, tokenizer)
     model, rng = task.model("cpu"), np.random.default_rng(0)
     shapes = jax.eval_shape(lambda: task.init_params(model, jax.random.key(0)))
 
@@ -38,13 +48,14 @@ def write_tuned(workdir: Path, name: str, learnt: Learnt, **sections: dict[str, 
         return rng.normal(float(path[-1].key == "scale"), 0.3, leaf.shape).astype(np.float32)
 
     metadata = Metadata(task=name, step=3, config=config, **dataclasses.asdict(learnt))
-    WORDPIECE.save(workdir / TOKENIZER)
-    write_params(epath.Path(workdir / BEST), jax.tree_util.tree_map_with_path(draw, shapes), metadata)
+    tokenizer.save(workdir / TOKENIZER)
+    params = fit(task, jax.tree_util.tree_map_with_path(draw, shapes))
+    write_params(epath.Path(workdir / BEST), params, metadata)
     return workdir
 
 
-def task_of(config: Config, learnt: Learnt) -> AnyTask:
-    return finetuning_task(config.task, config)(config, WORDPIECE, learnt)
+def task_of(config: Config, learnt: Learnt, tokenizer: Tokenizer = WORDPIECE) -> AnyTask:
+    return finetuning_task(config.task, config)(config, tokenizer, learnt)
 
 
 def random_texts(rng: np.random.Generator, count: int) -> list[str]:
