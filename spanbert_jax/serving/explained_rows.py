@@ -99,7 +99,7 @@ def given_spans(case: Case, spans: Sequence[Sequence[Any]]) -> list[Place]:
     """Spans as places: (start, end) in the only text, or (field, start, end); raises UserError on any other."""
     found = []
     for span in spans:
-        named: tuple[Any, ...] = tuple(span)
+        named: tuple[Any, ...] = tuple(span) if isinstance(span, list | tuple) else (span,)
         if len(named) == 2 and len(case.texts) == 1:
             named = (*case.texts, *named)
         text = case.texts.get(named[0]) if len(named) == 3 and isinstance(named[0], str) else None

@@ -157,8 +157,8 @@ class Explainer:
         self._longest = config.data.block_length if answerer else config.model.max_length
         if answerer is None and pretraining_heads.MLM.name not in params:
             raise UserError(
-                f"{weights.source} has no head to explain, only {', '.join(params)}; give a fine-tuned model, or one "
-                "with the masked language model's head"
+                f"{weights.source} has no head to explain, only {', '.join(params)}; give a model that this program "
+                "fine-tuned, or one with the masked language model's head"
             )
         head = _task_head(answerer) if answerer else _masked_head(config, weights.tokenizer.vocab_size)
         self._attributor = Attributor(head, params, layout, self._longest, config.data.lengths, mask_id)

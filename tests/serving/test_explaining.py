@@ -89,7 +89,8 @@ def by_loop(loaded: Loaded, model: Any, text: str, masked: list[int], steps: int
         at = (start + (node + 1) / 2 * change).requires_grad_()
         (gradient,) = torch.autograd.grad(score(at), at)
         total += weight / 2 * (gradient * change).sum(-1)
-    return float(score(start + change)), float(score(start)), total.numpy()
+    with torch.no_grad():
+        return float(score(start + change)), float(score(start)), total.numpy()
 
 
 @pytest.mark.parametrize("family", ["bert", "modern"])
@@ -115,7 +116,7 @@ def test_attributions_add_up_to_the_score_minus_the_baseline(head: str, tuned: C
     total = sum(token.attribution for token in found.tokens)
     assert found.baseline is not None and found.gap is not None
     assert total + found.gap == pytest.approx(found.score - found.baseline, abs=1e-6)
-    assert abs(found.gap) < 1e-3 and abs(found.score - found.baseline) > 1e-2
+    assert abs(found.gap) < 5e-3 and abs(found.score - found.baseline) > 1e-2
 
 
 def test_the_gap_shrinks_with_more_points(tuned: Callable[[str], Loaded]) -> None:
