@@ -24,6 +24,9 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # level 0 alone, if it also leaves out its newer emitter of fusions and makes one LLVM module of a program.
 _FLAGS = ("backend_optimization_level=0", "cpu_use_fusion_emitters=false", "cpu_parallel_codegen_split_count=1")
 os.environ.setdefault("XLA_FLAGS", " ".join(f"--xla_{flag}" for flag in _FLAGS))
+# Hypothesis otherwise imports the plugins of installed libraries. Trio's registers a random generator, whose owner
+# Hypothesis cannot see among the objects that `gc.freeze` hides, and the warning of that would fail the tests.
+os.environ.setdefault("HYPOTHESIS_NO_PLUGINS", "1")
 # Otherwise each process that a test starts would start itself anew for huge pages (spanbert_jax.cli).
 os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # a worker has its parent's
