@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import openai
 import pytest
+import tritonclient.http
 
 import spanbert_jax
 from spanbert_jax import serve
@@ -101,6 +102,8 @@ def use(client: openai.OpenAI, process: subprocess.Popen[str], checkpoint: Path)
     with pytest.raises(openai.AuthenticationError, match="the key is missing or wrong"):
         client.with_options(api_key="wrong").embeddings.create(model="labels", input=texts)
 
+    port = str(client.base_url.port)
+    triton_client(port, texts, np.array(vectors))
     answered, refused = [], []
     begun = threading.Semaphore(0)
 
@@ -124,3 +127,26 @@ def use(client: openai.OpenAI, process: subprocess.Popen[str], checkpoint: Path)
         for future in asking:
             future.result()
     assert all(answered) and len(answered) >= 8 and len(refused) == 4
+
+
+def triton_client(port: str, texts: list[str], vectors: np.ndarray) -> None:
+    """tritonclient's own way, binary tensors, and JSON give the same vectors."""
+    headers = {"Authorization": "Bearer first"}
+    with tritonclient.http.InferenceServerClient(f"127.0.0.1:{port}") as client:
+        assert client.is_server_live() and client.is_server_ready() and client.is_model_ready("labels", headers=headers)
+        assert client.get_server_metadata(headers)["name"] == "spanbert_jax"
+        assert client.get_model_metadata("labels", headers=headers)["inputs"][0]["name"] == "text"
+        for binary in (True, False):
+            given = tritonclient.http.InferInput("text", [2], "BYTES")
+            given.set_data_from_numpy(np.array(texts, np.object_), binary_data=binary)
+            wanted = [tritonclient.http.InferRequestedOutput(name, binary) for name in ("embedding", "label")]
+            for outputs in (wanted, None):
+                result = client.infer("labels", [given], outputs=outputs, headers=dict(headers))
+                np.testing.assert_allclose(result.as_numpy("embedding"), vectors, atol=1e-6)
+                assert {
+                    str(label, "utf-8") if isinstance(label, bytes) else label for label in result.as_numpy("label")
+                } <= {
+                    "no",
+                    "perhaps",
+                    "yes",
+                }

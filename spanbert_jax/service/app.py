@@ -21,10 +21,11 @@ from starlette.responses import Response
 from starlette.routing import Route as Path
 
 from spanbert_jax.service import health, inference, openai, own, tei
+from spanbert_jax.service.binary_tensors import HEADER, split_body
 from spanbert_jax.service.keys import check_key
 from spanbert_jax.service.openapi import document
 from spanbert_jax.service.problems import Form, Problem, problem_of, retry_after, where
-from spanbert_jax.service.routes import Call, Nothing, Reply, Route
+from spanbert_jax.service.routes import Body, Call, Nothing, Reply, Route
 from spanbert_jax.service.service import Service
 
 _ID = re.compile(r"[\x21-\x7e]{1,128}")
@@ -73,9 +74,13 @@ def _endpoint(service: Service, route: Route) -> Callable[[Request], Awaitable[R
             async with asyncio.timeout(service.settings.deadline):
                 if not route.is_public:
                     check_key(service.settings.keys, request.headers.get("authorization", ""))
-                reads = route.request is not Nothing
-                body = decode(await _body(request, service.settings.max_body_bytes)) if reads else Nothing()
-                call = Call(service, request.path_params, begun + service.settings.deadline)
+                body: Body = Nothing()
+                binary = b""
+                if route.request is not Nothing:
+                    whole = await _body(request, service.settings.max_body_bytes)
+                    text, binary = split_body(whole, request.headers.get(HEADER))
+                    body = decode(text)
+                call = Call(service, request.path_params, begun + service.settings.deadline, binary)
                 result = await _while_there(request, route.handler(call, body))
                 result.value = result.content()
         except (Exception, asyncio.CancelledError) as error:
@@ -150,7 +155,7 @@ def _of_engine(reply: Reply, total: float) -> dict[str, str]:
 def _response(id: str, result: Reply | Problem, form: Form, headers: dict[str, str]) -> Response:
     headers = {"X-Request-Id": id, "X-Content-Type-Options": "nosniff", **headers}
     if isinstance(result, Reply):
-        return Response(result.content(), result.status, headers, result.media_type)
+        return Response(result.content(), 200, {**headers, **result.headers}, result.media_type)
     if result.retry_after is not None:
         headers["Retry-After"] = retry_after(result.retry_after)
     if result.name == "unauthorized":

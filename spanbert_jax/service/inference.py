@@ -1,6 +1,6 @@
-"""The Open Inference Protocol (KServe V2) over JSON, as a thin adapter.
+"""The Open Inference Protocol (KServe V2) over HTTP, with Triton's binary tensors, as a thin adapter.
 
-Invariant: a text is a BYTES tensor of [n] or [n, 1]. Tensors go over the wire flat, row by row.
+Invariant: a text is a BYTES tensor of [n] or [n, 1]. Tensors go over the wire flat, row by row, in JSON or after it.
 """
 
 import math
@@ -9,6 +9,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from spanbert_jax.service import health
+from spanbert_jax.service.binary_tensors import HEADER, read_texts, write_tensor
 from spanbert_jax.service.problems import Problem
 from spanbert_jax.service.routes import COMPUTES, Body, Call, Nothing, Reply, Route
 from spanbert_jax.service.service import Checkpoint
@@ -18,12 +20,12 @@ from spanbert_jax.version import VERSION
 
 
 class Tensor(Body):
-    """An input: texts, flat or as [n, 1]."""
+    """An input: texts, flat or as [n, 1]. Without data, "binary_data_size" bytes after the JSON have them."""
 
     name: str
     shape: list[int]
     datatype: str
-    data: list[str | list[str]]
+    data: list[str | list[str]] | None = None
     parameters: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
@@ -44,12 +46,13 @@ class InferRequest(Body):
 
 
 class OutputTensor(msgspec.Struct):
-    """An output."""
+    """An output. Without data, "binary_data_size" bytes after the JSON have it."""
 
     name: str
     shape: list[int]
     datatype: str
-    data: list[float | str]
+    data: list[float | str] | None = None
+    parameters: dict[str, Any] | None = None
 
 
 class InferResponse(msgspec.Struct):
@@ -71,7 +74,7 @@ def _outputs(one: Checkpoint) -> dict[str, dict[str, Any]]:
 
 async def server(call: Call, _: Nothing) -> Reply:
     """The server's name and version."""
-    return Reply({"name": "spanbert_jax", "version": VERSION, "extensions": []})
+    return Reply({"name": "spanbert_jax", "version": VERSION, "extensions": ["binary_tensor_data"]})
 
 
 async def live(call: Call, _: Nothing) -> Reply:
@@ -80,9 +83,8 @@ async def live(call: Call, _: Nothing) -> Reply:
 
 
 async def ready(call: Call, _: Nothing) -> Reply:
-    """Whether requests are taken."""
-    is_ready = call.service.engine.is_ready
-    return Reply({"ready": is_ready}, status=200 if is_ready else 503)
+    """That requests are taken."""
+    return await health.ready(call, _)
 
 
 async def model(call: Call, _: Nothing) -> Reply:
@@ -94,15 +96,16 @@ async def model(call: Call, _: Nothing) -> Reply:
 
 
 async def model_ready(call: Call, _: Nothing) -> Reply:
-    """Whether requests for a model are taken."""
-    one, is_ready = call.service.checkpoint(call.path["model"]), call.service.engine.is_ready
-    return Reply({"name": one.name, "ready": is_ready}, status=200 if is_ready else 503)
+    """That requests for a model are taken."""
+    one = call.service.checkpoint(call.path["model"])
+    await health.ready(call, _)
+    return Reply({"name": one.name, "ready": True})
 
 
 async def infer(call: Call, body: InferRequest) -> Reply:
     """The outputs for texts."""
     service, one = call.service, call.service.checkpoint(call.path["model"])
-    known, texts = _outputs(one), _texts(body.inputs)
+    known, texts = _outputs(one), _texts(body.inputs, call.binary)
     names = [wanted.name for wanted in body.outputs] or list(known)
     unknown = [name for name in names if name not in known]
     if unknown:
@@ -117,19 +120,38 @@ async def infer(call: Call, body: InferRequest) -> Reply:
         answered = await service.answer(one.models.task, texts, call.seconds)
         best = [labels_of(one.models.task, found)[0] for found in answered.answers]
         values |= {"label": [of.label for of in best], "score": [of.score for of in best]}
-    outputs = [
-        {**known[name], "shape": [len(texts), *known[name]["shape"][1:]], "data": values[name]} for name in names
-    ]
-    return Reply({"model_name": one.name, "outputs": outputs, **({"id": body.id} if body.id else {})}, answered)
+    binary = [wanted.name for wanted in body.outputs if wanted.parameters.get("binary_data")]
+    binary += names if not body.outputs and body.parameters.get("binary_data_output") else []
+    outputs, tail = [], []
+    for name in names:
+        output = {**known[name], "shape": [len(texts), *known[name]["shape"][1:]]}
+        if name in binary:
+            tail.append(write_tensor(output["datatype"], values[name]))
+            output["parameters"] = {"binary_data_size": len(tail[-1])}
+        else:
+            output["data"] = values[name]
+        outputs.append(output)
+    reply = Reply({"model_name": one.name, "outputs": outputs, **({"id": body.id} if body.id else {})}, answered)
+    if binary:
+        head = reply.content()
+        reply.value, reply.media_type = b"".join([head, *tail]), "application/octet-stream"
+        reply.headers[HEADER] = str(len(head))
+    return reply
 
 
-def _texts(inputs: list[Tensor]) -> list[str]:
-    """The texts of the one tensor; raises Problem where its name, type or shape is another."""
+def _texts(inputs: list[Tensor], binary: bytes) -> list[str]:
+    """The texts of the one tensor; raises Problem where its name, type, size or shape is another."""
     names = [(tensor.name, tensor.datatype) for tensor in inputs]
     if names != [("text", "BYTES")]:
         raise Problem("invalid", f"the inputs are {names}; expected one tensor, 'text' of BYTES", "inputs")
     (tensor,) = inputs
-    texts = [text for one in tensor.data for text in ([one] if isinstance(one, str) else one)]
+    size = 0 if tensor.data is not None else tensor.parameters.get("binary_data_size")
+    if size != len(binary):
+        raise Problem("invalid", f"{len(binary):,} bytes follow the JSON, and binary_data_size is {size}", "inputs")
+    if tensor.data is None:
+        texts = read_texts(binary)
+    else:
+        texts = [text for one in tensor.data for text in ([one] if isinstance(one, str) else one)]
     if len(tensor.shape) not in (1, 2) or tensor.shape[1:] not in ([], [1]) or math.prod(tensor.shape) != len(texts):
         raise Problem(
             "invalid", f"the shape is {tensor.shape} for {len(texts)} texts; expected [n] or [n, 1]", "inputs"
@@ -142,7 +164,16 @@ ROUTES = tuple(
     for method, path, summary, handler, request, response, problems, is_public in (
         ("GET", "/v2", "the server", server, Nothing, dict[str, Any], (), False),
         ("GET", "/v2/health/live", "whether the process answers", live, Nothing, dict[str, bool], (), True),
-        ("GET", "/v2/health/ready", "whether requests are taken", ready, Nothing, dict[str, bool], (), True),
+        (
+            "GET",
+            "/v2/health/ready",
+            "whether requests are taken",
+            ready,
+            Nothing,
+            dict[str, bool],
+            ("not_serving",),
+            True,
+        ),
         ("GET", "/v2/models/{model}", "a model", model, Nothing, dict[str, Any], ("no_model",), False),
         (
             "GET",
@@ -151,7 +182,7 @@ ROUTES = tuple(
             model_ready,
             Nothing,
             dict[str, Any],
-            ("no_model",),
+            ("no_model", "not_serving"),
             False,
         ),
         (

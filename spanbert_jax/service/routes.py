@@ -30,6 +30,7 @@ class Call(NamedTuple):
     service: Service
     path: Mapping[str, str]  # the parameters in the path
     deadline: float  # by time.monotonic
+    binary: bytes = b""  # that follows the JSON (service/binary_tensors.py)
 
     @property
     def seconds(self) -> float:
@@ -44,7 +45,7 @@ class Reply:
     value: Any
     answered: Answered | None = None  # by the engine, for the headers
     media_type: str = "application/json"
-    status: int = 200
+    headers: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def content(self) -> bytes:
         """The body."""

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import httpx2
 import numpy as np
 import pytest
 from starlette.testclient import TestClient
@@ -54,6 +55,16 @@ def body(**fields: Any) -> bytes:
     return json.dumps({"input": "abc", "model": "fake", **fields}).encode()
 
 
+def tensor(count: int, size: int) -> bytes:
+    text = {"name": "text", "shape": [count], "datatype": "BYTES", "parameters": {"binary_data_size": size}}
+    return json.dumps({"inputs": [text]}).encode()
+
+
+def binary(head: bytes, tail: bytes, size: str | None = None) -> Callable[[TestClient], Any]:
+    headers = {"Inference-Header-Content-Length": size or str(len(head))}
+    return lambda client: client.post("/v2/models/fake/infer", content=head + tail, headers=headers)
+
+
 CASES: list[tuple[str, str, Callable[[TestClient], Any]]] = [
     ("malformed", "not JSON in UTF-8: Input data was truncated", post(b'{"input": "abc"')),
     ("malformed", "not JSON in UTF-8: Input data was truncated", post(b"")),
@@ -76,6 +87,13 @@ CASES: list[tuple[str, str, Callable[[TestClient], Any]]] = [
     ("no_head", "/entities needs one for token_class", post(b'{"inputs": ["x"]}', "/entities")),
     ("invalid", "raw_scores", post(b'{"inputs": "x", "raw_scores": 3}', "/predict")),
     ("invalid", "rule 'gazetteer:/x' reads", post(b'{"text": "x", "rules": ["gazetteer:/x"]}', "/spans/find")),
+    ("malformed", "the header inference-header-content-length is '9' for a body of 2", binary(b"{}", b"", "9")),
+    ("malformed", "is '-1' for a body", binary(b"{}", b"", "-1")),
+    ("invalid", "the binary tensor ends inside of element 1", binary(tensor(1, 9), b"\x01\0\0\0a\x02\0\0\0")),
+    ("invalid", "the binary tensor ends inside of element 0", binary(tensor(1, 2), b"\x01\0")),
+    ("invalid", "element 0 of the binary tensor is not UTF-8", binary(tensor(1, 5), b"\x01\0\0\0\xff")),
+    ("invalid", "5 bytes follow the JSON, and binary_data_size is 4", binary(tensor(1, 4), b"\x01\0\0\0a")),
+    ("invalid", "the shape is [2] for 1 texts; expected [n] or [n, 1]", binary(tensor(2, 5), b"\x01\0\0\0a")),
     ("invalid", "the inputs are \\[\\]; expected one tensor", post(b'{"inputs": []}', "/v2/models/fake/infer")),
 ]
 
@@ -140,6 +158,35 @@ def test_an_overload_is_refused_at_once_with_the_time_to_come_again(started: Cal
     assert len(waiting.result(30).answers) == 3
     assert_problem(embed(client, ["x" * 9] * 5), "too_large", "80 pieces with their padding; 64 are the most")
     assert_answered(client)
+
+
+def test_under_three_times_the_load_each_client_gets_its_own_answer_or_429(started: Callable[..., Any]) -> None:
+    _, service, model = started(limits=Limits(64, queued_pieces=10_000, queued_inputs=50))
+    web, random = application(service), np.random.default_rng(0)
+    texts = ["".join(map(chr, random.integers(97, 123, random.integers(1, 17)))) for _ in range(150)]
+    model.gate.clear()
+
+    async def ask(client: httpx2.AsyncClient, inputs: list[str]) -> int:
+        response = await client.post("/v1/embeddings", json={"input": inputs, "model": "fake"})
+        if response.status_code == 200:
+            found = [one["embedding"][0] for one in response.json()["data"]]
+            assert found == pytest.approx([float(vector(text)[0]) for text in inputs])
+        else:
+            assert_problem(response, "overloaded", "are waiting")
+            assert int(response.headers["retry-after"]) >= 1
+        return response.status_code
+
+    async def load() -> list[int]:
+        async with httpx2.AsyncClient(transport=httpx2.ASGITransport(web), base_url="http://test") as client:
+            asking = [asyncio.ensure_future(ask(client, texts[i : i + 5])) for i in range(0, 150, 5)]
+            while service.counters.value("spanbert_rejected_total", reason="Overloaded") < 20:
+                await asyncio.sleep(0.01)
+            model.gate.set()
+            return await asyncio.gather(*asking)
+
+    statuses = asyncio.run(load())
+    assert statuses.count(200) == 10 and statuses.count(429) == 20
+    assert service.engine.drain(5) and set(model.batches) <= set(model.table)
 
 
 def until(holds: Callable[[], bool]) -> None:
