@@ -20,7 +20,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route as Path
 
-from spanbert_jax.service import health, inference, openai, own, tei
+from spanbert_jax.service import filling, health, inference, openai, own, tei
 from spanbert_jax.service.binary_tensors import HEADER, split_body
 from spanbert_jax.service.keys import check_key
 from spanbert_jax.service.openapi import document
@@ -40,6 +40,7 @@ async def _openapi(call: Call, _: Nothing) -> Reply:
 ROUTES: tuple[Route, ...] = (
     *openai.ROUTES,
     *own.ROUTES,
+    *filling.ROUTES,
     *tei.ROUTES,
     *inference.ROUTES,
     *health.ROUTES,

@@ -4,7 +4,6 @@ Invariant: scores and texts are those of tools/predict.py. Offsets are character
 units where the request says so.
 """
 
-import asyncio
 import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -164,7 +163,7 @@ async def find_spans(call: Call, body: SpansFindRequest) -> Reply:
         found = spans_of_text(body.text, finder, body.language, "sentencex")
         return [FoundSpan(*offsets.show((start, end)), finder.kinds[kind - 1]) for start, end, kind in found.spans]
 
-    return Reply(await asyncio.get_running_loop().run_in_executor(call.service.finders, find))
+    return Reply(await call.service.finding.run(find))
 
 
 async def entities(call: Call, body: EntitiesRequest) -> Reply:
@@ -267,7 +266,7 @@ ROUTES = (
         find_spans,
         SpansFindRequest,
         list[FoundSpan],
-        ("malformed", "too_large", "invalid", "late"),
+        ("malformed", "too_large", "invalid", "overloaded", "failed", "late"),
     ),
     Route("POST", "/entities", "Entities of texts", entities, EntitiesRequest, list[list[Entity]], _HEAD),
     Route("POST", "/answer", "The answers to a question about a text", answer, AnswerRequest, AnswerResponse, _HEAD),

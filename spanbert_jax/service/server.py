@@ -62,7 +62,7 @@ def run(service: Service, listening: socket.socket, everything: bool, drain_seco
     def warm_up() -> None:
         begun = time.monotonic()
         try:
-            service.engine.warm_up(everything)
+            service.warm_up(everything)
         except Exception as error:
             failures.append(error)
             print(f"error: a program cannot be compiled\n{where(error)}", file=sys.stderr, flush=True)

@@ -7,11 +7,11 @@ that name none.
 import asyncio
 import dataclasses
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from spanbert_jax.errors import UserError
+from spanbert_jax.service.aside import Aside
 from spanbert_jax.service.problems import Problem
 from spanbert_jax.serving.counters import Counters
 from spanbert_jax.serving.engine import Answered, Engine
@@ -52,7 +52,7 @@ class Service:
         self.counters = Counters()
         models = [model for one in checkpoints.values() for model in one.models if model is not None]
         self.engine = Engine(models, settings.limits, settings.workers, self.counters)
-        self.finders = ThreadPoolExecutor(1, "find spans")
+        self.finding, self.filling = Aside("find spans"), Aside("fill gaps")
         for name, one in checkpoints.items():
             fingerprint = one.loaded.tokenizer.fingerprint[:16]
             labels = {"checkpoint": name, "task": one.loaded.task, "tokenizer": fingerprint, "version": VERSION}
@@ -87,9 +87,19 @@ class Service:
             raise Problem("too_large", f"the request has {len(items):,} inputs; {most:,} are the most")
         return await asyncio.wrap_future(self.engine.submit(model, items, seconds))
 
+    def warm_up(self, everything: bool) -> None:
+        """Compiles programs, as `Engine.warm_up`; those of the heads that predict pieces are the last ones."""
+        self.engine.warm_up(everything, self._warm_up_filling)
+
+    def _warm_up_filling(self) -> None:
+        for one in self.checkpoints.values():
+            if one.loaded.piece_heads:
+                one.loaded.infiller.warm_up()
+
     def close(self) -> None:
-        """Ends the engine and its threads."""
-        self.finders.shutdown(cancel_futures=True)
+        """Ends the engine and the threads."""
+        self.finding.close()
+        self.filling.close()
         self.engine.close()
 
 

@@ -177,6 +177,7 @@ async def info(call: Call, _: Nothing) -> Reply:
         {
             "id": one.name,
             "task": one.loaded.task,
+            "heads": list(one.loaded.piece_heads),
             "labels": list(one.loaded.labels),
             "embed": one.loaded.config.model.embed,
         }

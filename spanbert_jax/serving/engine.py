@@ -75,11 +75,11 @@ class Engine:
         for thread in self._threads:
             thread.start()
 
-    def warm_up(self, everything: bool) -> None:
+    def warm_up(self, everything: bool, afterwards: Callable[[], None] = lambda: None) -> None:
         """Compiles the programs that requests need.
 
         The smallest program of every length is compiled before the call returns, the shortest length first. The others
-        follow in a thread, or, with `everything`, before the call returns too.
+        follow in a thread, or, with `everything`, before the call returns too. afterwards: is called after all of them.
         """
         by_model = [(model, sorted(model.table, key=lambda shape: (shape.length, shape.rows))) for model in self.models]
         first: list[tuple[Model, Any]] = []
@@ -90,12 +90,18 @@ class Engine:
                 first.append((model, smallest))
                 usable = [shape for shape in larger if shape.rows * shape.length <= self._limits.batch_pieces]
                 rest += [(model, shape) for shape in usable]
-        self._prepare(first)
         rest.sort(key=lambda one: one[1].rows)
-        if everything:
+
+        def compile_rest() -> None:
             self._prepare(rest)
-        elif rest:
-            threading.Thread(target=self._prepare, args=(rest,), name="warm up", daemon=True).start()
+            if not self._is_closed:
+                afterwards()
+
+        self._prepare(first)
+        if everything:
+            compile_rest()
+        else:
+            threading.Thread(target=compile_rest, name="warm up", daemon=True).start()
 
     def _prepare(self, shapes: Sequence[tuple[Model, Any]]) -> None:
         for model, shape in shapes:
@@ -104,10 +110,15 @@ class Engine:
             model.prepare(shape)
 
     @property
+    def is_draining(self) -> bool:
+        """Whether the engine takes no more requests."""
+        return self._scheduler.is_draining
+
+    @property
     def is_ready(self) -> bool:
         """Whether requests to every model are taken."""
         longest = [(max(s.length for s in model.table), {s.length for s in model.ready}) for model in self.models]
-        return not self._scheduler.is_draining and all(length in ready for length, ready in longest)
+        return not self.is_draining and all(length in ready for length, ready in longest)
 
     def submit(self, model: Model, items: Sequence[Any], seconds: float) -> "Future[Answered]":
         """The answers to the items, in their order, within so many seconds.

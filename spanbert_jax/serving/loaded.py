@@ -20,6 +20,7 @@ from spanbert_jax.serving.gaps import Span, Words
 from spanbert_jax.serving.infilling import ALTERNATIVES, BEAM, ORDER, WORDS, Infilled, Infiller
 from spanbert_jax.serving.scoring import Scored, TextScorer
 from spanbert_jax.serving.served_models import ServedModels, served_models
+from spanbert_jax.serving.slot_scores import piece_heads
 from spanbert_jax.serving.text_encoder import Encoding, TextEncoder
 from spanbert_jax.serving.weights import open_weights
 from spanbert_jax.tasks.example_files import Record
@@ -36,6 +37,7 @@ class Loaded:
       source: the checkpoint, or the path of others' weights.
       task: the task that the weights were fine-tuned for, such as "question_answering", or "".
       labels: of a classifier, in its order.
+      piece_heads: the names of the heads that `infill` and `score` use: of "mlm" and "sbo".
       tokenizer: the weights' vocabulary.
       config: the run's; for others' weights the defaults, with these weights' model, vocabulary and task.
     """
@@ -49,6 +51,7 @@ class Loaded:
         saved = self._weights.metadata
         self.source, self.labels = self._weights.source, self._weights.labels
         self.task = "" if saved is None or saved.task in ("pretraining", "imported") else saved.task
+        self.piece_heads = tuple(head.name for head in piece_heads(self._weights, params))
         self.tokenizer, self.config = self._weights.tokenizer, self._weights.config
 
     def predict(self, records: Sequence[Record]) -> list[Prediction]:

@@ -43,9 +43,7 @@ class SlotScorer:
     def __init__(self, weights: Weights, params: Params, layout: NamedSharding, classes: np.ndarray):
         """layout: divides the rows of a batch among the devices. classes: bool [CLASSES, vocab_size], the pieces that
         can be text. Raises UserError where the weights have no head that predicts pieces."""
-        known = (pretraining_heads.MLM, pretraining_heads.SBO)
-        # A run without a head's loss has the head's parameters as they were drawn.
-        heads = [head for head in known if head.name in params and head.loss_weight(weights.config) > 0]
+        heads = piece_heads(weights, params)
         if not heads:
             raise UserError(
                 f"{weights.source}: has no head that predicts masked pieces, neither MLM nor SBO; name a pre-training "
@@ -191,6 +189,13 @@ class SlotScorer:
 
         log_probs, likeliest = jax.lax.map(by_mixture, jnp.moveaxis(batch["mix"], -1, 0))  # [mixtures, batch, slots]
         return {"log_probs": jnp.moveaxis(log_probs, 0, -1), "likeliest": jnp.moveaxis(likeliest, 0, -1)}
+
+
+def piece_heads(weights: Weights, params: Params) -> list[pretraining_heads.Head]:
+    """The heads of the weights that predict masked pieces: MLM, SBO, both or none."""
+    known = (pretraining_heads.MLM, pretraining_heads.SBO)
+    # A run without a head's loss has the head's parameters as they were drawn.
+    return [head for head in known if head.name in params and head.loss_weight(weights.config) > 0]
 
 
 def _mixed(heads: Sequence[jax.Array], weight: jax.Array) -> jax.Array:

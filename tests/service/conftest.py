@@ -1,4 +1,4 @@
-"""A service of five small fine-tuned checkpoints, and a client for it."""
+"""A service of small checkpoints, and a client for it."""
 
 from collections.abc import Iterator
 
@@ -16,7 +16,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     made = open_service(
         write_checkpoints(tmp_path_factory.mktemp("served")), Settings(deterministic=True, deadline=600)
     )
-    made.engine.warm_up(everything=True)
+    made.engine.warm_up(everything=True)  # without the programs that fill gaps
     yield made
     made.close()
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,10 +14,11 @@ import pytest
 from starlette.testclient import TestClient
 
 from spanbert_jax.service.app import ROUTES, application
+from spanbert_jax.service.aside import Aside
 from spanbert_jax.service.openapi import problems_of
 from spanbert_jax.service.problems import PROBLEMS
 from spanbert_jax.service.service import Service, Settings
-from spanbert_jax.serving.scheduler import Limits
+from spanbert_jax.serving.scheduler import Limits, Overloaded
 from spanbert_jax.serving.served_models import Text
 from tests.support.fake_model import FAILS_AT_END, NOT_FINITE
 from tests.support.fake_service import FakeEmbedding, fake_service, hold_device, vector
@@ -281,6 +283,26 @@ def test_a_fault_of_the_program_is_a_500_without_its_message(
     response = embed(client)
     assert_problem(response, "failed", "the server failed: KeyError")
     assert SECRET not in response.text + caplog.text and "KeyError" in caplog.text
+
+
+def test_work_beside_the_engine_has_a_bound_too(started: Callable[..., Any]) -> None:
+    client, service, _ = started()
+    service.finding, gate = Aside("find spans", most=2), threading.Event()
+    body = {"text": "Ada", "rules": ["sentence"]}
+
+    async def overload() -> None:
+        waiting = [asyncio.ensure_future(service.finding.run(gate.wait)) for _ in range(2)]
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded, match="2 requests are waiting; 2 are the most"):
+            await service.finding.run(gate.wait)
+        gate.set()
+        assert await asyncio.gather(*waiting) == [True, True]
+
+    asyncio.run(overload())
+    assert client.post("/spans/find", json=body).json() == [{"start": 0, "end": 3, "kind": "sentence"}]
+    assert_problem(
+        client.post("/score", json={"text": "x"}), "no_head", "the checkpoint fake has no head that predicts"
+    )
 
 
 def test_each_protocol_has_its_form_of_an_error(started: Callable[..., Any]) -> None:

@@ -30,12 +30,15 @@ EXAMPLES: dict[str, Any] = {
     "/entities": {"inputs": TEXTS, "model": "nested"},
     "/answer": {"question": "a b", "context": TEXTS[0] * 3, "model": "questions"},
     "/relation": {"text": "ab cd, e fghi", "subject": [0, 2], "object": [7, 13], "model": "relations"},
+    "/infill": {"text": "ab ___ cd", "words": 1, "model": "gaps"},
+    "/score": {"text": "ab cd", "model": "gaps"},
     "/embed": {"inputs": TEXTS},
     "/embed_all": {"inputs": TEXTS[0]},
     "/predict": {"inputs": [[text] for text in TEXTS]},
     "/tokenize": {"inputs": TEXT},
     "/v2/models/labels/infer": {"inputs": [{"name": "text", "shape": [6], "datatype": "BYTES", "data": TEXTS}]},
 }
+ASIDE = {"/spans/find": "finding", "/infill": "filling", "/score": "filling"}  # which is asked in place of the engine
 POSTED = [route for route in ROUTES if route.request is not Nothing]
 by_path = pytest.mark.parametrize("route", POSTED, ids=lambda route: route.path)
 
@@ -54,7 +57,7 @@ def test_an_answer_has_the_documented_type_and_its_timing(route: Route, client: 
     assert response.status_code == 200, response.text
     msgspec.json.decode(response.content, type=route.response)
     timing = response.headers["server-timing"]
-    engine = () if route.path in ("/spans/find", "/tokenize") else ("tokenize", "queue", "device", "post")
+    engine = () if route.path in ASIDE or route.path == "/tokenize" else ("tokenize", "queue", "device", "post")
     assert [part.partition(";")[0] for part in timing.split(", ")] == [*engine, "total"]
 
 
@@ -72,19 +75,19 @@ ERRORS: dict[str, Exception] = {
     "not_serving": NotServing("closing"),
     "late": Expired("late"),
 }
-PAIRS = [
-    (route, name) for route in POSTED for name in problems_of(route) if name in ERRORS and route.path != "/spans/find"
-]
+PAIRS = [(route, name) for route in POSTED for name in problems_of(route) if name in ERRORS]
 
 
 @pytest.mark.parametrize(("route", "name"), PAIRS, ids=[f"{route.path} {name}" for route, name in PAIRS])
 def test_every_documented_status_of_the_engine_is_given(
     route: Route, name: str, client: TestClient, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def submit(*_: Any) -> Any:
+    def refuse(*_: Any) -> Any:
         raise ERRORS[name]
 
-    monkeypatch.setattr(service.engine, "submit", submit)
+    monkeypatch.setattr(service.engine, "submit", refuse)
+    if route.path in ASIDE:
+        monkeypatch.setattr(getattr(service, ASIDE[route.path]), "run", refuse)
     response = ask(client, route)
     assert response.status_code == PROBLEMS[name].status and str(ERRORS[name])[:4] in response.text.replace("the ", "")
     assert response.headers.get("retry-after") == {"overloaded": "3", "not_serving": "1"}.get(name)
@@ -106,7 +109,7 @@ def test_every_documented_status_of_the_body_is_given(
     if "no_head" in named and "model" in EXAMPLES[path]:
         response = ask(client, route, model="labels")
         assert response.status_code == 404 and response.json()["error"]["code"] == "no_head"
-        assert "the checkpoint labels was fine-tuned for sequence_classification; /" in response.text
+        assert "the checkpoint labels " in response.text and route.path + " needs " in response.text
 
 
 def test_the_document_names_every_route_and_status(client: TestClient) -> None:
@@ -248,6 +251,34 @@ def test_a_relation_has_words_that_end_where_its_entities_do() -> None:
         relation_record("ab cd", (0, 3), (2, 5), None, None)
 
 
+def test_gaps_are_filled_and_texts_scored_as_in_python(client: TestClient, service: Service) -> None:
+    loaded = service.checkpoints["gaps"].loaded
+    text = "ab 😀 ___ cd"
+    found = client.post("/infill", json={"text": text, "words": 1, "order": "beam", "beam": 2}).json()
+    expected = loaded.infill(text, words=1, order="beam", beam=2).to_json()
+    assert_close(found, msgspec.to_builtins(expected))
+    shifted = client.post(
+        "/infill", json={"text": text, "words": 1, "order": "beam", "beam": 2, "offsets": "utf16"}
+    ).json()
+    gap, plain = shifted["gaps"][0], found["gaps"][0]
+    assert gap["replaced"] == [6, 9] and plain["replaced"] == [5, 8]
+    assert (gap["start"], gap["pieces"][0]["end"]) == (plain["start"] + 1, plain["pieces"][0]["end"] + 1)
+    spans = client.post("/infill", json={"text": "ab cd", "spans": [[3, 5]], "model": "gaps"}).json()
+    assert_close(spans, msgspec.to_builtins(loaded.infill("ab cd", [(3, 5)]).to_json()))
+    scored = client.post("/score", json={"text": "ab 😀 cd", "span": [6, 8], "offsets": "utf16"}).json()
+    expected = msgspec.to_builtins(loaded.score("ab 😀 cd", (5, 7)).to_json())
+    for piece in expected["pieces"]:
+        piece |= {"start": piece["start"] + 1, "end": piece["end"] + 1}
+    assert_close(scored, expected)
+    for changes, message in (
+        ({"text": "ab"}, "has nothing to fill in"),
+        ({"beam": 0}, "beam is 0"),
+        ({"mix": 2}, "mix is 2"),
+    ):
+        refused = client.post("/infill", json={"text": text, **changes})
+        assert refused.status_code == 422 and message in refused.text
+
+
 def test_pieces_have_their_places(client: TestClient) -> None:
     (found,) = client.post("/tokenize", json={"inputs": "ab  c"}).json()
     ids = [WORDPIECE.cls_id, *WORDPIECE.tokenize("ab  c"), WORDPIECE.sep_id]
@@ -262,10 +293,11 @@ def test_pieces_have_their_places(client: TestClient) -> None:
 
 def test_what_is_served_is_told(client: TestClient) -> None:
     info = client.get("/info").json()
-    assert [one["id"] for one in info["checkpoints"]] == list(TASKS) and info["model_id"] == "labels"
+    assert [one["id"] for one in info["checkpoints"]] == [*TASKS, "gaps"] and info["model_id"] == "labels"
     assert info["model_type"]["classifier"]["id2label"] == {"0": "no", "1": "perhaps", "2": "yes"}
+    assert [one["heads"] for one in info["checkpoints"]] == [[]] * 5 + [["mlm", "sbo"]]
     assert info["max_input_length"] == 24 and info["max_client_batch_size"] == 32
-    assert [one["id"] for one in client.get("/v1/models").json()["data"]] == list(TASKS)
+    assert [one["id"] for one in client.get("/v1/models").json()["data"]] == [*TASKS, "gaps"]
     model = client.get("/v2/models/labels").json()
     assert [one["name"] for one in model["outputs"]] == ["embedding", "label", "score"]
     assert 'spanbert_model_info{checkpoint="tags",task="token_classification"' in client.get("/metrics").text

@@ -37,7 +37,7 @@ def vector(text: str) -> np.ndarray:
 def fake_service(settings: Settings, is_ready: bool = True) -> tuple[Service, FakeEmbedding]:
     """A ready service, and its model that embeds texts of up to 16 characters."""
     models = [FakeEmbedding(f"fake/{name}", ready=None if is_ready else ()) for name in ("embed", "pieces", "spans")]
-    loaded: Any = SimpleNamespace(task="", labels=(), tokenizer=WORDPIECE, config=Config())
+    loaded: Any = SimpleNamespace(task="", labels=(), piece_heads=(), tokenizer=WORDPIECE, config=Config())
     served: Any = ServedModels(*models, None)  # type: ignore[arg-type]
     return Service({"fake": Checkpoint("fake", loaded, served)}, settings), models[0]
 

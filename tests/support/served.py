@@ -1,9 +1,10 @@
-"""Small fine-tuned checkpoints, one for each head, as a service has them."""
+"""Small checkpoints, one for each head, as a service has them."""
 
 from pathlib import Path
 from typing import Any
 
 from spanbert_jax.tasks.finetuning import Learnt
+from tests.support.pretrained import random_weights, write_pretrained
 from tests.support.tuned import WORDPIECE, write_tuned
 
 # Pieces that random texts lack.
@@ -30,4 +31,6 @@ def write_checkpoint(folder: Path, name: str) -> Path:
 
 
 def write_checkpoints(folder: Path) -> dict[str, Path]:
-    return {name: write_checkpoint(folder, name) for name in TASKS}
+    """Those of TASKS, and the pre-trained one "gaps"."""
+    gaps = write_pretrained(folder / "gaps", random_weights(WORDPIECE))
+    return {name: write_checkpoint(folder, name) for name in TASKS} | {"gaps": gaps}

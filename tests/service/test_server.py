@@ -1,0 +1,32 @@
+"""The server around the application, without a process of its own (tests/test_serve.py has one)."""
+
+import socket
+
+import pytest
+
+from spanbert_jax.errors import UserError
+from spanbert_jax.service.server import bind, run
+from spanbert_jax.service.service import Settings
+from spanbert_jax.serving.scheduler import Limits
+from tests.support.fake_service import fake_service
+
+
+def test_a_program_that_cannot_be_compiled_ends_the_server(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    service, model = fake_service(Settings(limits=Limits(batch_pieces=64)), is_ready=False)
+
+    def prepare(_: object) -> None:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(model, "prepare", prepare)
+    with bind("127.0.0.1", 0) as listening:
+        assert run(service, listening, False, 1.0) == 1
+    assert "error: a program cannot be compiled" in capsys.readouterr().err
+
+
+def test_an_address_that_cannot_be_had_is_a_user_s_mistake() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(UserError, match="cannot listen there"):
+        bind("127.0.0.1", taken.getsockname()[1])
+    with pytest.raises(UserError, match="--port 70000: cannot listen there"):
+        bind("127.0.0.1", 70_000)
