@@ -21,10 +21,12 @@ from spanbert_jax.service.service import Service
 
 def bind(host: str, port: int) -> socket.socket:
     """A listening socket; port 0 takes a free one. Raises UserError where the address cannot be had."""
+    if not 0 <= port < 2**16:
+        raise UserError(f"--port {port}: expected a number from 0 to {2**16 - 1}")
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=2048)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise UserError(f"--host {host} --port {port}: cannot listen there ({error}); give another --port") from error
 
 
