@@ -54,7 +54,7 @@ FIELDS: dict[str, Field] = {
     "token_type_ids": Field("position", np.int32, _has_pairs),  # 1 in B and its [SEP], 0 elsewhere
     "next_labels": Field("row", np.int32, _has_pairs),  # 0: B follows A in their document; 1: B is of another document
     "next_weights": Field("row", np.float32, _has_pairs),  # 1 in rows that are not empty
-    # For encoders that read spans: the span tags (text/spans.py), 0 on spans with a masked piece
+    # For encoders that read spans: the span tags (text/span_tags.py), 0 on spans with a masked piece
     "span_tags": Field("position", np.int32, lambda config: reads_spans(config.model)),
 }
 

@@ -4,7 +4,7 @@ Invariant: a directory for which `is_built` is true holds a whole TFDS dataset (
 "held_out"), because its metadata appears last, or together with all other files. This module writes nothing.
 
 A record is a serialised tf.train.Example with an int64 feature, input_ids: the pieces of a block without [CLS] and
-[SEP]. With config.corpus.spans the bytes span_tags have the span tag of each piece (text/spans.py). With
+[SEP]. With config.corpus.spans the bytes span_tags have the span tag of each piece (text/span_tags.py). With
 config.corpus.pairs the pieces are those of two texts, A and B, and the int64 feature pair has the number of pieces in A
 and the label for next-sentence prediction (1: B is of another document; 0: B follows A).
 """

@@ -1,7 +1,7 @@
 """The spans of blocks in graph ops: units that are masked, and the tags that the encoder may see.
 
-Invariant: a row's result depends on the row's tags alone. Tags are those of text/spans.py: 0 outside every span, 2 *
-kind + 1 where a span begins, 2 * kind inside it; 0 beyond a block's end.
+Invariant: a row's result depends on the row's tags alone. Tags are those of text/span_tags.py: 0 outside every span,
+2 * kind + 1 where a span begins, 2 * kind inside it; 0 beyond a block's end.
 """
 
 from collections.abc import Sequence

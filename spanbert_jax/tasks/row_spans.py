@@ -15,7 +15,8 @@ import numpy as np
 
 from spanbert_jax.tasks.rows import Featurise, Row
 from spanbert_jax.text.sentences import split_sentences
-from spanbert_jax.text.spans import SpanFinder, piece_tags
+from spanbert_jax.text.span_tags import piece_tags
+from spanbert_jax.text.spans import SpanFinder
 from spanbert_jax.text.tokenizer import Tokenizer
 
 _ExampleT = TypeVar("_ExampleT")
@@ -73,4 +74,5 @@ class RowsWithSpans(Generic[_ExampleT]):
             edges = zip(begins[of_sentence], ends[of_sentence], strict=True)
             offsets.append([(begin - at, end - at) for begin, end in edges])
             at, first = at + len(sentence), stop
-        return piece_tags(self.finder.find(text, sentences), offsets)
+        found = self.finder.find(text, sentences)
+        return piece_tags(found.sentences, found.spans, offsets)

@@ -16,7 +16,8 @@ import numpy as np
 from spanbert_jax.text.packing import FEATURE, SPANS_FEATURE, cut, pack, serialize
 from spanbert_jax.text.pairs import PAIR, Lengths, Task, make_pairs
 from spanbert_jax.text.sentences import split_sentences
-from spanbert_jax.text.spans import SpanFinder, begin_anew, count_spans, piece_tags
+from spanbert_jax.text.span_tags import begin_anew, count_spans, tokenize_and_tag
+from spanbert_jax.text.spans import SpanFinder
 from spanbert_jax.text.tokenizer import Tokenizer
 
 
@@ -89,9 +90,8 @@ class BlockMaker:
         if self.finder is None:
             pieces = self.tokenizer.tokenize_sentences(texts, sentences)
             return [_Pieces(key, of, None) for key, of in zip(keys, pieces, strict=True)], 0
-        pieces, places = self.tokenizer.tokenize_sentences_with_places(texts, sentences)
-        found = list(map(self.finder.find, texts, sentences))
-        return list(map(_Pieces, keys, pieces, map(piece_tags, found, places))), sum(of.left_out for of in found)
+        pieces, tags, left_out = tokenize_and_tag(self.tokenizer, self.finder, texts, sentences)
+        return list(map(_Pieces, keys, pieces, tags)), left_out
 
     def _packed(self, documents: Sequence[_Pieces]) -> Iterator[dict[str, np.ndarray]]:
         """The features of the blocks of documents."""

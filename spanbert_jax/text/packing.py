@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 
 FEATURE = "input_ids"  # the feature of a record with the pieces of its block
-SPANS_FEATURE = "span_tags"  # where rules find spans: a byte for each piece (text/spans.py)
+SPANS_FEATURE = "span_tags"  # where rules find spans: a byte for each piece (text/span_tags.py)
 
 
 def pack(sentences: Iterable[Sequence[int]], limit: int) -> Iterator[list[int]]:

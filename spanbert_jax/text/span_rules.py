@@ -12,6 +12,7 @@ import importlib.util
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from spanbert_jax.errors import UserError
@@ -64,7 +65,7 @@ class Sentences(Rule):
     kinds = ("sentence",)
 
     def find(self, document: Document) -> list[list[Span]]:
-        return [[(0, len(words), self.numbers[0])] if words else [] for _, words, _ in document.sentences]
+        return [[(0, len(words), self.numbers[0])] if words else [] for _, words in document.sentences]
 
 
 class TextPattern(Rule):
@@ -79,9 +80,10 @@ class TextPattern(Rule):
 
     def find(self, document: Document) -> list[list[Span]]:
         found = []
-        for text, _, places in document.sentences:
-            matches = self._pattern.finditer(text.encode() if text.isascii() else text)
-            ranges = (match.span() for match in matches)
+        for sentence in document.sentences:
+            text = sentence.text
+            ranges = [match.span() for match in self._pattern.finditer(text.encode() if text.isascii() else text)]
+            places = sentence.places() if ranges else []
             found.append(flat([widened(begin, end, places, self.numbers[0]) for begin, end in ranges]))
         return found
 
@@ -111,13 +113,14 @@ class TagPattern(Rule):
     def find(self, document: Document) -> list[list[Span]]:
         runs, found, kind = self._runs.finditer, self._found, self.numbers[0]
         spans = []
-        for _, words, _ in document.sentences:
+        for _, words in document.sentences:
             of: list[Span] = []
             for run in runs(tagger.pos_letters(words)):
                 letters, at = run[0], run.start()
                 if letters not in found:
                     self._search(letters)
-                of += [(at + begin, at + end, kind) for begin, end in found[letters]]
+                for begin, end in found[letters]:
+                    of.append((at + begin, at + end, kind))
             spans.append(of)
         return spans
 
@@ -140,7 +143,7 @@ class Capitals(Rule):
         self.made_by = (tagger.version(),)
 
     def find(self, document: Document) -> list[list[Span]]:
-        letters = [tagger.name_letters(words) for _, words, _ in document.sentences]
+        letters = [tagger.name_letters(words) for _, words in document.sentences]
         return [[(*match.span(), self.numbers[0]) for match in self._pattern.finditer(of)] for of in letters]
 
 
@@ -157,10 +160,10 @@ def flat(by_priority: Sequence[Sequence[Span]]) -> list[Span]:
     return sorted(kept)
 
 
-def widened(begin: int, end: int, places: Sequence[int], kind: int) -> list[Span]:
+def widened(begin: int, end: int, places: Sequence[tuple[int, int]], kind: int) -> list[Span]:
     """The words (`Words.places`) that a range of a sentence's characters touches, as one span; none where it touches
     no word."""
-    first, last = bisect_right(places[1::2], begin), bisect_left(places[::2], end)
+    first, last = bisect_right(places, begin, key=itemgetter(1)), bisect_left(places, (end,))
     return [(first, last, kind)] if begin < end and first < last else []
 
 

@@ -9,6 +9,7 @@ import importlib.util
 import json
 import unicodedata
 from collections.abc import Collection
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ class Gazetteer(Rule):
             entries.sort(key=len, reverse=True)
 
     def find(self, document: Document) -> list[list[Span]]:
-        return [self._find(words) for _, words, _ in document.sentences]
+        return [self._find(words) for _, words in document.sentences]
 
     def _find(self, words: list[str]) -> list[Span]:
         found: list[Span] = []
@@ -86,10 +87,10 @@ class SpacyModel(Rule):
 
         pipeline = _spacy_pipeline(self._model, self._rule)
         number = dict(zip(self.kinds, self.numbers, strict=True))
-        docs = [
-            Doc(pipeline.vocab, words=words, spaces=[a < b for a, b in zip(ends, [*begins[1:], 0], strict=True)])
-            for words, begins, ends in ((words, places[::2], places[1::2]) for _, words, places in document.sentences)
-        ]
+        docs = []
+        for sentence in document.sentences:
+            spaces = [before < begin for (_, before), (begin, _) in pairwise(sentence.places())]
+            docs.append(Doc(pipeline.vocab, words=sentence.words, spaces=[*spaces, False][: len(sentence.words)]))
         found = []
         for doc in pipeline.pipe(docs, batch_size=64):
             entities = [(e.start, e.end, number[e.label_]) for e in doc.ents if e.label_ in number]
@@ -148,11 +149,11 @@ class SpanFile(Rule):
         found: list[list[Span]] = [[] for _ in document.sentences]
         key = self.check(document.text)
         place, text = 0, document.text.strip()
-        for number, (sentence, _, places) in enumerate(document.sentences if key else ()):
-            place = text.index(sentence, place)
+        for number, sentence in enumerate(document.sentences if key else ()):
+            place, places, length = text.index(sentence.text, place), sentence.places(), len(sentence.text)
             inside = ((begin - place, end - place, self.numbers[kind]) for begin, end, kind in self._spans[key][1])
-            found[number] = flat([widened(max(b, 0), min(e, len(sentence)), places, kind) for b, e, kind in inside])
-            place += len(sentence)
+            found[number] = flat([widened(max(b, 0), min(e, length), places, kind) for b, e, kind in inside])
+            place += length
         return found
 
     def check(self, text: str) -> str:

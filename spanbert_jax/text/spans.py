@@ -3,17 +3,11 @@
 Invariant: the spans of a document depend on its text, its sentences and the rules alone. They are flat: where spans of
 two rules overlap, the earlier rule in the list wins, and within a rule the leftmost, then the longest. No span crosses
 a sentence's end.
-
-A block keeps one byte a piece, the piece's *span tag*: 0 outside every span, 2 * kind + 1 where a span begins and
-2 * kind inside it.
 """
 
-from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import NamedTuple
 
 from spanbert_jax.errors import UserError
 from spanbert_jax.text.lines import hash_file
@@ -33,13 +27,12 @@ from spanbert_jax.text.span_sources import Gazetteer, SpacyModel, SpanFile
 from spanbert_jax.text.span_syntax import Parsed, parse_rules
 from spanbert_jax.text.words import Words, split_words
 
-MOST_KINDS = 127  # as a span tag is a byte
+MOST_KINDS = 127  # as a span tag is a byte (span_tags.py)
 
 _ALONE: Mapping[str, Callable[[], Rule]] = {"sentence": Sentences, "capitals": Capitals}
 _BY_PATTERN: Mapping[str, Callable[[str, str, str], Rule]] = {"regex": TextPattern, "pos": TagPattern}
 _BY_SOURCE: Mapping[str, Callable[[str, str], Rule]] = {"gazetteer": Gazetteer, "spacy": SpacyModel, "file": SpanFile}
-_EMPTY = Words("", [], [])
-_INSIDE = [bytes([2 * kind]) for kind in range(MOST_KINDS + 1)]  # by the kind: the tag inside a span
+_EMPTY = Words("", [])
 
 
 class FoundSpans(NamedTuple):
@@ -109,9 +102,8 @@ def spans_of_text(text: str, finder: SpanFinder, language: str, splitter: str) -
     spans, place = [], 0
     for sentence, of in zip(found.sentences, found.spans, strict=True):
         place = text.index(sentence.text, place)
-        spans += [
-            (place + sentence.places[2 * begin], place + sentence.places[2 * end - 1], kind) for begin, end, kind in of
-        ]
+        places = sentence.places()
+        spans += [(place + places[begin][0], place + places[end - 1][1], kind) for begin, end, kind in of]
         place += len(sentence.text)
     return TextSpans(spans, found.left_out)
 
@@ -122,41 +114,3 @@ def _made(rule: Parsed) -> Rule:
     if rule.name in _BY_PATTERN:
         return _BY_PATTERN[rule.name](rule.kind, rule.argument, rule.written)
     return _BY_SOURCE[rule.name](rule.argument, rule.written)
-
-
-def piece_tags(found: FoundSpans, places: Sequence[Sequence[tuple[int, int]]]) -> np.ndarray:
-    """uint8 [pieces]: the span tags of a document's pieces.
-
-    A span covers every piece that has one of its characters. A piece of two spans belongs to the first.
-
-    Args:
-      places: for each sentence, (begin, end) of each piece in the sentence's text, ascending (`Tokenizer`).
-    """
-    tags = bytearray()
-    for (_, _, of_words), spans, of_pieces in zip(found.sentences, found.spans, places, strict=True):
-        at, last = len(tags), 0
-        tags += bytes(len(of_pieces))
-        for begin, end, kind in spans:
-            start = of_words[2 * begin]
-            first = bisect_left(of_pieces, (start,), last)
-            while first > last and of_pieces[first - 1][1] > start:
-                first -= 1
-            last = bisect_left(of_pieces, (of_words[2 * end - 1],), first)
-            if first < last:
-                tags[at + first : at + last] = _INSIDE[kind] * (last - first)
-                tags[at + first] += 1
-    return np.frombuffer(tags, np.uint8)
-
-
-def begin_anew(tags: np.ndarray) -> np.ndarray:
-    """Tags that were cut out of a document's, for a block of their own, where a span that was cut begins anew."""
-    tags = tags.copy()
-    if len(tags) and tags[0]:
-        tags[0] |= 1
-    return tags
-
-
-def count_spans(tags: Sequence[np.ndarray], kinds: int) -> np.ndarray:
-    """int64 [kinds]: how many spans of each kind begin in these tags."""
-    begun: Any = [part[part % 2 == 1] >> 1 for part in tags]
-    return np.bincount(np.concatenate([np.zeros(0, np.uint8), *begun]), minlength=kinds + 1)[1:]

@@ -70,7 +70,7 @@ def name_letters(words: list[str]) -> str:
 
 
 def _one_each(words: list[str], first: _Table, later: _Table) -> str:
-    return "".join([first[words[0]], *map(later.__getitem__, words[1:])]) if words else ""
+    return first[words[0]] + "".join(map(later.__getitem__, words[1:])) if words else ""
 
 
 @functools.cache

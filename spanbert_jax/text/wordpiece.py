@@ -6,7 +6,9 @@ pieces added.
 
 import codecs
 import dataclasses
+import functools
 import io
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -88,6 +90,18 @@ def is_own_word(char: str) -> bool:
     if char.isascii():
         return char.isprintable() and not char.isalnum() and char != " "
     return unicodedata.category(char)[0] == "P" or any(low <= ord(char) <= high for low, high in CJK)
+
+
+@functools.cache
+def growing() -> re.Pattern[str]:
+    """Matches a character that lowercasing or the stripping of accents may turn into several: "İ", and those that
+    Unicode decomposes into more than a letter and accents, as Korean syllables."""
+
+    def length(char: str) -> int:
+        return sum(unicodedata.category(part) != "Mn" for part in unicodedata.normalize("NFD", char))
+
+    chars = map(chr, range(0x80, 0x30000))  # Unicode decomposes none of the others.
+    return re.compile(f"[{''.join(char for char in chars if length(char) > 1 or len(char.lower()) > 1)}]")
 
 
 def engine(pieces: Sequence[str], lowercase: bool, settings: WordPieceSettings) -> tokenizers.Tokenizer:

@@ -18,7 +18,7 @@ SENTENCES = ["Ada Lovelace lived in London.", "She wrote well-known notes,", "ca
 def texts_of(finder: SpanFinder, text: str, sentences: list[str]) -> list[tuple[str, str]]:
     made = finder.find(text, sentences)
     return [
-        (finder.kinds[kind - 1], of.text[of.places[2 * begin] : of.places[2 * end - 1]])
+        (finder.kinds[kind - 1], of.text[of.places()[begin][0] : of.places()[end - 1][1]])
         for of, spans in zip(made.sentences, made.spans, strict=True)
         for begin, end, kind in spans
     ]

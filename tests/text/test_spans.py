@@ -1,4 +1,4 @@
-"""Rules for spans on golden sentences, flat spans of several rules, and the tags that pieces get."""
+"""Rules for spans on golden sentences, and flat spans of several rules."""
 
 import functools
 import importlib
@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spanbert_jax.errors import UserError
-from spanbert_jax.text import span_rules, spans, tagger
+from spanbert_jax.text import span_rules, tagger
 from spanbert_jax.text.span_rules import MAX_WORDS, Span, flat
 from spanbert_jax.text.span_syntax import parse_rules
-from spanbert_jax.text.spans import FoundSpans, SpanFinder, begin_anew, count_spans, piece_tags
+from spanbert_jax.text.spans import SpanFinder
 from spanbert_jax.text.words import split_words
 
 FOX = "The quick brown fox didn't jump over 3,500 lazy dogs in London."
@@ -33,7 +33,7 @@ def found(rules: str, *sentences: str) -> list[tuple[str, str]]:
     """(kind, text) of the spans of a document of these sentences."""
     made = finder(rules).find(" ".join(sentences), sentences)
     return [
-        (finder(rules).kinds[kind - 1], of.text[of.places[2 * begin] : of.places[2 * end - 1]])
+        (finder(rules).kinds[kind - 1], of.text[of.places()[begin][0] : of.places()[end - 1][1]])
         for of, spans_of in zip(made.sentences, made.spans, strict=True)
         for begin, end, kind in spans_of
     ]
@@ -203,38 +203,3 @@ def test_searching_run_by_run_finds_what_a_search_of_the_sentence_finds(pattern:
         text = " ".join(vocabulary[letter] for letter in letters)
         assert tagger.pos_letters(split_words(text).words) == letters
         assert [(begin, end) for begin, end, _ in rule.find(text, [text]).spans[0]] == expected
-
-
-def brute_force_tags(sentence: FoundSpans, pieces: list[tuple[int, int]]) -> list[int]:
-    tags = [0] * len(pieces)
-    of = sentence.sentences[0]
-    for begin, end, kind in sentence.spans[0]:
-        low, high = of.places[2 * begin], of.places[2 * end - 1]
-        mine = [i for i, (b, e) in enumerate(pieces) if b < high and e > low and not tags[i]]
-        for number, i in enumerate(mine):
-            tags[i] = 2 * kind + (number == 0)
-    return tags
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.text("ab. ", min_size=1, max_size=20), st.data())
-def test_a_span_covers_every_piece_with_one_of_its_characters(text: str, data: st.DataObject) -> None:
-    words = split_words(text)
-    cuts = sorted(data.draw(st.sets(st.integers(0, len(words.words)))))
-    kinds = data.draw(st.lists(st.integers(1, 127), min_size=len(cuts), max_size=len(cuts)))
-    some = [(b, e, kind) for (b, e), kind in zip(itertools.pairwise(cuts), kinds, strict=False)][
-        :: data.draw(st.integers(1, 2))
-    ]
-    ends = sorted(data.draw(st.sets(st.integers(1, len(text)))) | {len(text)})
-    pieces = list(itertools.pairwise([0, *ends]))
-    whole = FoundSpans([words], [some], 0)
-    got = piece_tags(whole, [pieces])
-    assert got.tolist() == brute_force_tags(whole, pieces)
-
-
-def test_a_span_that_a_cut_goes_through_begins_anew() -> None:
-    tags = np.array([0, 3, 2, 2, 5, 0], np.uint8)
-    assert begin_anew(tags[2:]).tolist() == [3, 2, 5, 0] and begin_anew(tags[:2]).tolist() == [0, 3]
-    assert begin_anew(tags[:0]).tolist() == [] and tags[2] == 2
-    assert count_spans([tags[:2], begin_anew(tags[2:])], 3).tolist() == [2, 1, 0]
-    assert count_spans([], 2).tolist() == [0, 0] and spans.MOST_KINDS * 2 + 1 == 255

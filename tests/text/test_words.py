@@ -1,10 +1,12 @@
 """Words: every character but white space, in order, cut as the tagger's lexicon has them."""
 
+import re
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spanbert_jax.text.words import is_inside_word, split_words
+from spanbert_jax.text.words import _pattern, is_inside_word, split_words
 
 
 @pytest.mark.parametrize(
@@ -25,10 +27,22 @@ def test_words_of_sentences(sentence: str, words: str) -> None:
 @settings(max_examples=60, deadline=None)
 @given(st.text(st.sampled_from("abA1 \t.,'’-né\u0301中न\u094d")) | st.text())
 def test_words_hold_every_character_but_white_space_and_say_where_they_are(sentence: str) -> None:
-    _, words, places = split_words(sentence)
+    words, places = split_words(sentence).words, split_words(sentence).places()
     assert "".join(words) == "".join(sentence.split())
     assert all(words) and places == sorted(places)
-    assert [sentence[begin:end] for begin, end in zip(places[::2], places[1::2], strict=True)] == words
+    assert [sentence[begin:end] for begin, end in places] == words
+
+
+SIGNS = "abnstABMNST1_ .,'’-:;)(né\u0301中\u0085"
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(st.lists(st.sampled_from([*SIGNS, "Mr.", "J. ", "n't", "'s", "I ", "Don’t"]), max_size=12).map("".join))
+def test_neither_the_line_for_most_words_nor_the_pattern_of_ascii_changes_a_word(sentence: str) -> None:
+    whole = _pattern(False).pattern
+    first, others = whole.split("|", 1)
+    assert first.startswith("[A-Za-z][a-z]*")
+    assert split_words(sentence).words == re.findall(others, sentence) == re.findall(whole, sentence)
 
 
 def test_a_place_between_a_letter_and_its_mark_is_inside_a_word() -> None:
