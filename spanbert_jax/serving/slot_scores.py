@@ -22,6 +22,7 @@ from spanbert_jax.errors import UserError
 from spanbert_jax.model import pretraining_heads
 from spanbert_jax.model.encoder import table_rows
 from spanbert_jax.serving.decoding import Query, Scores
+from spanbert_jax.serving.gaps import CONTINUES
 from spanbert_jax.serving.mixture import Mixture
 from spanbert_jax.serving.predictor import AbstractBatch, Params, Predictor, Show, quiet
 from spanbert_jax.serving.weights import Weights
@@ -63,8 +64,8 @@ class SlotScorer:
         groups = {name: params[name] for name in (*ENCODER, *self.heads) if name in params}
         padded = np.zeros((len(classes), table_rows(config.model, vocab)), np.bool_)
         padded[:, :vocab] = classes
-        whole = np.zeros_like(padded[:1])
-        whole[:, :vocab] = True
+        whole = np.zeros_like(padded)
+        whole[CONTINUES, :vocab] = True
         self._params = self._best.place({"model": groups, "classes": padded})  # pieces that can be text count
         self._whole = self._params | self._best.place({"classes": whole})  # every piece counts
         table = shape_table(self.longest, weights.config.data.lengths, self._best.multiple)
@@ -75,13 +76,18 @@ class SlotScorer:
         shapes = [self._abstract(shape, slots) for shape in self._table for slots in _SLOTS[:2]]
         self._best.warm_up(self._params, shapes, show)
 
-    def best(self, queries: Sequence[Query], mixture: Mixture) -> list[Scores]:
-        """The BEST pieces of each class at each wanted position of each query, among the pieces that can be text."""
+    def best(self, queries: Sequence[Query], mixture: Mixture, whole: bool = False) -> list[Scores]:
+        """The BEST pieces of each class at each wanted position of each query.
+
+        whole: every piece of the vocabulary counts, and all are in the class CONTINUES; otherwise those that can be
+        text.
+        """
         rows = []
         for query in queries:
             row, length = self._row(query)
             rows.append(row | {"mix": mixture.weight(row["span_offset"], length) * row["span_weights"]})
-        outputs = self._best.outputs(self._params, self._batches(queries, rows), len(queries))
+        params = self._whole if whole else self._params
+        outputs = self._best.outputs(params, self._batches(queries, rows), len(queries))
         return [
             Scores(*(output[name][: len(query.wanted)] for name in Scores._fields))
             for query, output in zip(queries, outputs, strict=True)
