@@ -1,0 +1,47 @@
+"""benchmarks/infilling.py: its measures by hand, and its rows on a small run."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import infilling
+from spanbert_jax.runs.held_out_spans import HeldOutSpan
+from spanbert_jax.serving.decoding import Query
+from tests.support.runs import here
+
+
+def span(pieces: int) -> HeldOutSpan:
+    masked = tuple(range(2, 2 + pieces))
+    return HeldOutSpan(Query([0] * 12, masked, masked), (1,) * pieces)
+
+
+def test_measures_are_of_pieces_and_of_spans_by_length() -> None:
+    spans = [span(1), span(2), span(2), span(5)]
+    right = np.array([True, True, True, False, True, False, True, True, True, True])
+    found = infilling.measured(infilling.Answers(right, np.arange(10.0)), spans)
+    assert found["pieces"] == {"1": 100, "2": 75, "4, 5": 80, "all": 80}
+    assert found["spans"] == {"1": 100, "2": 50, "4, 5": 0, "all": 50}
+    assert found["nats"] == {"1": 0, "2": 2.5, "4, 5": 7, "all": 4.5}
+    assert infilling.measured(infilling.Answers(right, None), spans)["nats"] == {}
+    lines = infilling.table({"one": found}, spans).splitlines()
+    assert lines[2] == "| spans of so many pieces | 1 | 2 | 0 | 1 | 0 | 4 |"
+    assert lines[3] == "| one | 100.0 | 75.0 | - | 80.0 | - | 80.0 |"
+
+
+def test_every_method_is_measured_on_the_same_spans(finished: tuple[Path, str], tmp_path: Path) -> None:
+    arguments = ["--checkpoint", str(finished[0]), "--spans", "12", "--work", str(tmp_path)]
+    printed = here(lambda: infilling.main(arguments)).stdout
+    results = json.loads((tmp_path / "infilling.json").read_text())["results"]
+    orders = ["left to right", "surest first", "beam of 5"]
+    mixed = [f"mixture, {name}" for name in ("equal", *orders)]
+    assert list(results) == ["commonest piece", "visible neighbours", "MLM", "SBO", *mixed]
+    for name, of in results.items():
+        assert ("all" in of["nats"]) == (name not in [f"mixture, {order}" for order in orders[1:]])
+        assert 0 <= of["spans"]["all"] <= 100 and of["pieces"].keys() == of["spans"].keys()
+    if "1" in results["MLM"]["nats"]:  # with one piece, there is one order
+        together, chain = (results[f"mixture, {name}"] for name in ("equal", "left to right"))
+        assert chain["nats"]["1"] == pytest.approx(together["nats"]["1"], abs=1e-4)
+        assert chain["pieces"]["1"] == together["pieces"]["1"]
+    assert (tmp_path / "infilling.md").read_text() in printed and (tmp_path / "infilling.svg").stat().st_size > 1000
