@@ -1,4 +1,4 @@
-"""Fills the gaps of a text with whole words, by the masked-language-model and the span-boundary head together.
+"""Fills the gaps of a text with whole words, by MLM and SBO together, or by the span decoder.
 
     python tools/infill.py --checkpoint runs/tiny "The [MASK] sat on the ___ ."
     python tools/infill.py --checkpoint runs/tiny --span 4:7 --words 1-2 "The cat sat on the mat."
@@ -6,7 +6,7 @@
 
 [MASK] is one piece, ___ is some words, and --span replaces characters of the text as it stands. Without a text, each
 line of standard input is one. SBO's weight is the one that tools/fit_mixture.py fitted, or else 0.5; --mix gives
-another one. docs/infilling.md says more.
+another one. With --heads decoder the span decoder of configs/decoder.py writes the gaps. docs/infilling.md says more.
 
 Invariant: the text outside of the gaps is printed as it was given.
 """
@@ -35,9 +35,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--span", action="append", metavar="START:END", help="characters to replace; may be repeated")
     parser.add_argument("--words", default="1-4", help="words in a gap of open length: 2, or 1-4 (default)")
     parser.add_argument("--order", default="confidence", help="parallel, confidence (default), left_to_right or beam")
-    parser.add_argument("--beam", type=int, default=5, help="fillings that --order beam keeps; default %(default)s")
+    parser.add_argument(
+        "--beam", type=int, default=5, help="fillings that --order beam and the decoder keep; default 5"
+    )
     parser.add_argument("--mix", type=float, help="SBO's weight, 0 to 1; default: as fitted, or else 0.5")
     parser.add_argument("--alternatives", type=int, default=5, help="pieces shown at each place; default %(default)s")
+    parser.add_argument("--heads", default="mixture", help="mixture, of MLM and SBO (default), or decoder")
     parser.add_argument("--json", action="store_true", help="print a JSON object for each text")
     arguments = parser.parse_args(argv)
     return cli.status(lambda: _run(arguments))
@@ -58,13 +61,14 @@ def _run(arguments: argparse.Namespace) -> None:
         arguments.beam,
         arguments.mix,
         arguments.alternatives,
+        arguments.heads,
     )
     console = Console(highlight=False, soft_wrap=True)
     for filled in found:
         if arguments.json:
             print(json.dumps(filled.to_json(), ensure_ascii=False))
         else:
-            show(console, filled, infiller.heads)
+            show(console, filled, infiller.heads if arguments.heads == "mixture" else (arguments.heads,))
 
 
 def show(console: Console, filled: "Infilled", heads: tuple[str, ...]) -> None:

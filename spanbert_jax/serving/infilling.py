@@ -1,11 +1,13 @@
-"""Fills the gaps of texts with whole words, by the masked-language-model and the span-boundary head together.
+"""Fills the gaps of texts with whole words: by the masked-language-model and the span-boundary head together, or by the
+span decoder (decoder_search.py).
 
 Invariant: the text outside of the gaps stays as it is, character by character, and the filling of a text does not
-depend on the texts beside it. Every number of pieces that a gap may have is a row of its own.
+depend on the texts beside it.
 
-A gap of open length takes the number of pieces n that has the highest log p / n + log q(n), where p is the probability
-of the filling and q the law of lengths (mixture.py). In a text with several gaps, each gap chooses its length while the
-other open gaps have the likeliest length of the law. All gaps are then filled in one row.
+With the two heads, every number of pieces that a gap may have is a row of its own. A gap of open length takes the
+number of pieces n that has the highest log p / n + log q(n), where p is the probability of the filling and q the law of
+lengths (mixture.py). In a text with several gaps, each gap chooses its length while the other open gaps have the
+likeliest length of the law. All gaps are then filled in one row.
 """
 
 import dataclasses
@@ -16,18 +18,21 @@ from typing import Any
 from jax.sharding import NamedSharding
 
 from spanbert_jax.errors import UserError
+from spanbert_jax.serving.decoder_search import written
 from spanbert_jax.serving.decoding import ORDERS, Candidate, Choice, Query, Scores
 from spanbert_jax.serving.gap_lengths import Found, Solution, search
 from spanbert_jax.serving.gaps import GappedText, Span, Words, piece_classes, read_gaps
 from spanbert_jax.serving.mixture import BUCKETS, Mixture, default_mixture, read_mixture
 from spanbert_jax.serving.predictor import Params, Show, quiet
 from spanbert_jax.serving.slot_scores import BEST, SlotScorer
+from spanbert_jax.serving.span_writer import SpanWriter
 from spanbert_jax.serving.weights import Weights
 from spanbert_jax.text.tokenizer import Tokenizer
 from spanbert_jax.text.wordpiece import CONTINUES
 
 WORDS = (1, 4)  # fewest and most words of a gap of open length
 ORDER, BEAM, ALTERNATIVES = "confidence", 5, 5
+MIXTURE, DECODER = "mixture", "decoder"  # what fills gaps: MLM and SBO together, or the span decoder
 MOST_MASKED = 128  # pieces in the gaps of a text
 # WordPiece does not say where a space stood. None stands before the first, behind the second, on either side of the
 # third.
@@ -40,7 +45,7 @@ class PieceChoice:
 
     piece: str  # as the vocabulary writes it: "##ing", "▁the"
     probability: float
-    heads: dict[str, float]  # "mlm", "sbo"
+    heads: dict[str, float]  # "mlm", "sbo"; or "decoder"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +63,10 @@ class OtherFilling:
     """A filling of a gap that was found and not taken."""
 
     text: str
-    log_probability: float  # the sum over its pieces
-    score: float  # log_probability / pieces^alpha, and with an open length + log q(pieces)
+    log_probability: float  # the sum over its pieces; the decoder's is that of the length too
+    score: (
+        float  # log_probability / pieces^alpha, and with an open length + log q(pieces); the decoder's log_probability
+    )
     pieces: int
 
 
@@ -104,6 +111,8 @@ class Infiller:
         self._classes = piece_classes(weights.tokenizer)
         self.scorer = SlotScorer(weights, params, layout, self._classes)
         self.heads = self.scorer.heads
+        self._weights, self._params, self._layout = weights, params, layout
+        self._writers: dict[int, SpanWriter] = {}  # by the width of their beam
         fitted = read_mixture(weights.source, made_for(weights)) if weights.metadata else None
         self.mixture = fitted or default_mixture(weights.config.masking)
 
@@ -121,6 +130,7 @@ class Infiller:
         beam: int = BEAM,
         mix: float | None = None,
         alternatives: int = ALTERNATIVES,
+        heads: str = MIXTURE,
     ) -> list[Infilled]:
         """The texts with their gaps filled, in their order.
 
@@ -132,11 +142,14 @@ class Infiller:
           beam: fillings that are kept at each position, with order "beam".
           mix: SBO's weight everywhere, 0 (MLM alone) to 1 (SBO alone); None: as fitted, or else 0.5.
           alternatives: pieces that are shown at each position.
+          heads: "mixture", of MLM and SBO; or "decoder", the span decoder, which keeps `beam` fillings, has no order
+            and no mix, and shows no alternatives for single pieces.
 
         Raises UserError, naming texts[i] where there are several, where a text has no gap that can be filled, or is
         longer than the model's rows; and where another argument is out of its range.
         """
         check_numbers(order, beam, alternatives)
+        check_heads(heads, mix)
         mixture = self._mixture(mix)
         read = []
         for i, text in enumerate(texts):
@@ -147,11 +160,22 @@ class Infiller:
                 raise UserError(f"texts[{i}]: {error}" if len(texts) > 1 else str(error)) from error
             read.append(gapped)
 
+        if heads == DECODER:
+            solutions = written(read, self._tokenizer, self._writer(beam))
+            pairs = zip(read, solutions, strict=True)
+            return [self._described(gapped, of, 0, (DECODER,)) for gapped, of in pairs]
+
         def score(queries: Sequence[Query]) -> list[Scores]:
             return self.scorer.best(queries, mixture)
 
         solutions = search(read, self._tokenizer, mixture, order, beam, score)
-        return [self._described(gapped, of, alternatives) for gapped, of in zip(read, solutions, strict=True)]
+        pairs = zip(read, solutions, strict=True)
+        return [self._described(gapped, of, alternatives, self.heads) for gapped, of in pairs]
+
+    def _writer(self, beam: int) -> SpanWriter:
+        if beam not in self._writers:
+            self._writers[beam] = SpanWriter(self._weights, self._params, self._layout, self._classes, beam)
+        return self._writers[beam]
 
     def _mixture(self, mix: float | None) -> Mixture:
         if mix is None:
@@ -174,14 +198,15 @@ class Infiller:
                 f"at most {MOST_MASKED} in gaps; give a part of the text, or fewer words"
             )
 
-    def _described(self, gapped: GappedText, solution: Solution, alternatives: int) -> Infilled:
+    def _described(self, gapped: GappedText, solution: Solution, alternatives: int, heads: tuple[str, ...]) -> Infilled:
+        """heads: the names of the heads whose log-probabilities the candidates have."""
         text, gaps, at = "", [], 0
         for place, gap in enumerate(gapped.gaps):
             text += gapped.text[at : gap.start]
             found, at = solution.gaps[place], gap.end
             filling, offsets = spelled(self._tokenizer, found.ids)
             pieces = [
-                self._piece(choice, len(text) + start, len(text) + end, alternatives)
+                self._piece(choice, len(text) + start, len(text) + end, alternatives, heads)
                 for choice, (start, end) in zip(found.choices, offsets, strict=True)
             ]
             others = self._others(filling, solution.others[place])
@@ -202,20 +227,28 @@ class Infiller:
                 kept.setdefault(text, OtherFilling(text, one.log_prob, one.score, len(one.ids)))
         return tuple(kept.values())
 
-    def _piece(self, choice: Choice, start: int, end: int, alternatives: int) -> FilledPiece:
-        shown = tuple(PieceChoice(*self._probabilities(one)) for one in choice.candidates[:alternatives])
-        return FilledPiece(*self._probabilities(choice.chosen), start, end, choice.step, shown)
+    def _piece(self, choice: Choice, start: int, end: int, alternatives: int, heads: tuple[str, ...]) -> FilledPiece:
+        shown = tuple(PieceChoice(*self._probabilities(one, heads)) for one in choice.candidates[:alternatives])
+        return FilledPiece(*self._probabilities(choice.chosen, heads), start, end, choice.step, shown)
 
-    def _probabilities(self, candidate: Candidate) -> tuple[str, float, dict[str, float]]:
-        by_head = dict(zip(self.heads, candidate.by_head, strict=True))
-        heads = {name: math.exp(value) for name, value in by_head.items() if not math.isnan(value)}
-        return self._tokenizer.piece(candidate.piece), math.exp(candidate.log_prob), heads
+    def _probabilities(self, candidate: Candidate, heads: tuple[str, ...]) -> tuple[str, float, dict[str, float]]:
+        by_head = dict(zip(heads, candidate.by_head, strict=True))
+        known = {name: math.exp(value) for name, value in by_head.items() if not math.isnan(value)}
+        return self._tokenizer.piece(candidate.piece), math.exp(candidate.log_prob), known
 
 
 def made_for(weights: Weights) -> dict[str, Any]:
     """What a mixture in the checkpoint's directory must have been fitted for."""
     assert weights.metadata is not None
     return {"step": weights.step, **weights.metadata.fingerprints}
+
+
+def check_heads(heads: str, mix: float | None) -> None:
+    """Raises UserError where `heads` of `Infiller.infill` is unknown, or has no use for `mix`."""
+    if heads not in (MIXTURE, DECODER):
+        raise UserError(f"heads is {heads!r}; it must be {MIXTURE!r} or {DECODER!r}")
+    if heads == DECODER and mix is not None:
+        raise UserError(f"mix is {mix}, and the decoder mixes no heads; leave mix out, or set heads={MIXTURE!r}")
 
 
 def check_numbers(order: str, beam: int, alternatives: int) -> None:

@@ -17,7 +17,7 @@ from spanbert_jax.errors import UserError
 from spanbert_jax.serving.answers import Answerer, kept_metrics, trained_task
 from spanbert_jax.serving.explaining import Explainer, Explanation
 from spanbert_jax.serving.gaps import Span, Words
-from spanbert_jax.serving.infilling import ALTERNATIVES, BEAM, ORDER, WORDS, Infilled, Infiller
+from spanbert_jax.serving.infilling import ALTERNATIVES, BEAM, MIXTURE, ORDER, WORDS, Infilled, Infiller
 from spanbert_jax.serving.scoring import Scored, TextScorer
 from spanbert_jax.serving.served_models import ServedModels, served_models
 from spanbert_jax.serving.slot_scores import piece_heads
@@ -113,11 +113,12 @@ class Loaded:
         beam: int = BEAM,
         mix: float | None = None,
         alternatives: int = ALTERNATIVES,
+        heads: str = MIXTURE,
     ) -> Infilled:
         """The text with its gaps filled: "The [MASK] sat on the ___.", or the characters in `spans`. The arguments are
         those of `Infiller.infill`, which fills many texts at once."""
         of_text = None if spans is None else [spans]
-        return self.infiller.infill([text], of_text, words, order, beam, mix, alternatives)[0]
+        return self.infiller.infill([text], of_text, words, order, beam, mix, alternatives, heads)[0]
 
     def score(self, text: str, span: Span | None = None, rest_of_word: bool = False) -> Scored:
         """The pseudo-log-likelihood of a text, or of its characters [start, end) in their context, as `TextScorer`

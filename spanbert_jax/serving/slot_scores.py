@@ -200,8 +200,11 @@ class SlotScorer:
 def piece_heads(weights: Weights, params: Params) -> list[pretraining_heads.Head]:
     """The heads of the weights that predict masked pieces: MLM, SBO, both or none."""
     known = (pretraining_heads.MLM, pretraining_heads.SBO)
-    # A run without a head's loss has the head's parameters as they were drawn.
-    return [head for head in known if head.name in params and head.loss_weight(weights.config) > 0]
+    # A run without a head's loss has the head's parameters as they were drawn. But a run that trained the span decoder
+    # has those of the weights that it started from.
+    masking = dataclasses.replace(weights.config.masking, collapse_spans=False)
+    config = dataclasses.replace(weights.config, masking=masking)
+    return [head for head in known if head.name in params and head.loss_weight(config) > 0]
 
 
 def _mixed(heads: Sequence[jax.Array], weight: jax.Array) -> jax.Array:

@@ -49,7 +49,7 @@ class _Search(NamedTuple):
 
 
 def span_strings(
-    config: Config, vocab_size: int, beam: int, params: Any, classes: jax.Array, batch: Batch
+    config: Config, vocab_size: int, beam: int, params: Any, classes: jax.Array, ends_word: jax.Array, batch: Batch
 ) -> dict[str, jax.Array]:
     """The likeliest strings of each row's span, best first.
 
@@ -58,6 +58,7 @@ def span_strings(
       params: the groups of the encoder, "sbo" and "decoder".
       classes: bool [classes, vocab], the pieces of each class. Pieces of the last class go on with a word, the others
         begin one, and a piece of no class never stands in a span.
+      ends_word: bool [vocab], the pieces after which a word begins in any case.
       batch: input_ids int32 [batch, length], in which one [MASK] stands for the span; lengths int32 [batch]; span int32
         [batch], the position of that [MASK]; count int32 [batch], the number of pieces, or 0 for any number; words
         int32 [batch, 2], the fewest and the most words; first bool [batch, classes], the classes of the first piece,
@@ -75,7 +76,8 @@ def span_strings(
         """The best strings with one piece more that end there or go on. ends: [batch, beam]; pieces: [batch, beam,
         vocab]."""
         live, step = search.live, search.step
-        words = jnp.where(step == 0, 1, live.words[..., None] + begins)  # [batch, beam, vocab]
+        before = ends_word[jnp.take(live.pieces, step - 1, axis=2)]  # [batch, beam]
+        words = jnp.where(step == 0, 1, live.words[..., None] + (begins | before[..., None]))  # [batch, beam, vocab]
         allowed = jnp.where(step == 0, is_first, jnp.any(classes, axis=0)) & (words <= batch["words"][:, None, 1:])
         count, whole = batch["count"][:, None, None], step + 1 == longest
         if is_last:
@@ -93,7 +95,7 @@ def span_strings(
             jnp.where(here, piece[..., None], found.pieces),
             jnp.where(here, of_piece[..., None], found.piece_log_probs),
             found.lengths + 1,
-            jnp.where(step == 0, 1, found.words + begins[piece]),
+            jnp.take_along_axis(words.reshape(rows, -1), chosen, axis=1),
         )
 
     def lengthen(search: _Search) -> _Search:

@@ -1,7 +1,7 @@
-"""Writes the pieces of spans that are one [MASK] each, with the span decoder of trained weights.
+"""Writes the pieces of spans that are one [MASK] each, with the span decoder of trained weights, and scores given ones.
 
-Invariant: the strings of a span depend on its own row alone, and every shape of batch has one compiled program
-(span_beam.py).
+Invariant: the strings of a span and their scores depend on its own row alone, and every shape of batch has one compiled
+program. The beam search is in span_beam.py; given strings have the losses of training.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from spanbert_jax.config import ComputeConfig
 from spanbert_jax.convert.names import ENCODER
 from spanbert_jax.errors import UserError
 from spanbert_jax.model.encoder import table_rows
-from spanbert_jax.model.pretraining_heads import DECODER, SBO
+from spanbert_jax.model.pretraining_heads import DECODER, SBO, losses, pretraining_model
 from spanbert_jax.serving.predictor import AbstractBatch, Params, Predictor, Show, quiet
 from spanbert_jax.serving.span_beam import span_strings
 from spanbert_jax.serving.weights import Weights
@@ -68,13 +68,22 @@ class SpanWriter:
 
         def compute(params: Params, batch: Batch) -> dict[str, jax.Array]:
             with jax.default_matmul_precision("highest"):
-                return span_strings(config, vocab, beam, params["model"], params["classes"], batch)
+                given = params["model"], params["classes"], params["ends_word"]
+                return span_strings(config, vocab, beam, *given, batch)
 
-        self._predictor = Predictor(compute, layout)
-        padded = np.zeros((len(classes), table_rows(config.model, vocab)), np.bool_)
-        padded[:, :vocab] = classes
+        model = pretraining_model(config, vocab, "cpu", (SBO, DECODER))
+
+        def score(params: Params, batch: Batch) -> dict[str, jax.Array]:
+            with jax.default_matmul_precision("highest"):
+                lost = losses(model, params["model"], batch, heads=(DECODER,))[DECODER.name]
+            return {"pieces": -lost.loss, "ends": -lost.further["end"]}
+
+        self._predictor, self._scorer = Predictor(compute, layout), Predictor(score, layout)
+        rows = table_rows(config.model, vocab)
+        padded, ends_word = np.zeros((len(classes), rows), np.bool_), np.zeros(rows, np.bool_)
+        padded[:, :vocab], ends_word[:vocab] = classes, weights.tokenizer.ends_word
         groups = {name: params[name] for name in (*ENCODER, SBO.name, DECODER.name) if name in params}
-        self._params = self._predictor.place({"model": groups, "classes": padded})
+        self._params = self._predictor.place({"model": groups, "classes": padded, "ends_word": ends_word})
         self._classes = len(classes)
         table = shape_table(self.longest, config.data.lengths, self._predictor.multiple)
         self._table = [shape for shape in table if shape.rows <= max(_ROWS, self._predictor.multiple)]
@@ -103,6 +112,42 @@ class SpanWriter:
                 strings.append(WrittenSpan(tuple(pieces.tolist()), of_string, tuple(of_pieces.tolist())))
             found.append(strings)
         return found
+
+    def given(
+        self, queries: Sequence[SpanQuery], strings: Sequence[Sequence[int]]
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """For each query and its string of at most `most` pieces: the log-probabilities of the pieces, given whether
+        the string ends there, and those of going on or ending, float32 [pieces] each. Their sum is that of the string.
+        """
+        outputs = self._scorer.outputs(self._params, self._scored_batches(queries, strings), len(queries))
+        lengths = map(len, strings)
+        return [(out["pieces"][:n], out["ends"][:n]) for out, n in zip(outputs, lengths, strict=True)]
+
+    def _scored_batches(
+        self, queries: Sequence[SpanQuery], strings: Sequence[Sequence[int]]
+    ) -> Iterator[tuple[np.ndarray, NumpyBatch]]:
+        """The collapsed batches of training, of rows with one span."""
+        slots = np.arange(self.most)
+        for indices, batch in self._batches(queries):
+            ids = np.zeros((len(indices), self.most), np.int32)
+            for place, i in enumerate(indices):
+                if i >= 0:
+                    ids[place, : len(strings[i])] = strings[i]
+            lengths = np.array([len(strings[i]) if i >= 0 else 0 for i in indices])
+            span = np.where(slots < lengths[:, None], batch["span"][:, None], 0).astype(np.int32)
+            inside = span > 0
+            yield (
+                indices,
+                {
+                    "input_ids": batch["input_ids"],
+                    "lengths": batch["lengths"],
+                    "masked_ids": ids,
+                    "masked_positions": span,
+                    "span_left": (span - 1) * inside,
+                    "span_right": (span + 1) * inside,
+                    "span_offset": (slots * inside).astype(np.int32),
+                },
+            )
 
     def _batches(self, queries: Sequence[SpanQuery]) -> Iterator[tuple[np.ndarray, NumpyBatch]]:
         lengths = np.array([len(query.ids) for query in queries])

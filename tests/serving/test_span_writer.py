@@ -15,8 +15,9 @@ from spanbert_jax.training import sharding
 from tests.support.small_decoder import LENGTHS, LIMIT, SPANS, batch_of, losses_of, random_model
 
 VOCAB, BEAM = 8, 64
-# Pieces 5 and 6 begin a word, 7 goes on with one; special pieces are in no class.
+# Pieces 5 and 6 begin a word, 7 goes on with one, but not after 6, which ends its word; special pieces are in no class.
 CLASSES = np.array([[False] * 5 + [True, True, False], [False] * 7 + [True]])
+TOKENIZER = SimpleNamespace(vocab_size=VOCAB, ends_word=np.arange(VOCAB) == 6)
 STRINGS = [string for n in range(1, LIMIT + 1) for string in itertools.product((5, 6, 7), repeat=n)]
 
 
@@ -24,7 +25,7 @@ STRINGS = [string for n in range(1, LIMIT + 1) for string in itertools.product((
 def writer() -> SpanWriter:
     """With a beam in which every prefix has a place: 27 of them go on to a fourth piece."""
     model, params = random_model(VOCAB)
-    weights: Any = SimpleNamespace(config=model.config, tokenizer=SimpleNamespace(vocab_size=VOCAB), source="weights")
+    weights: Any = SimpleNamespace(config=model.config, tokenizer=TOKENIZER, source="weights")
     layout = sharding.batch_sharding(sharding.make_mesh(Config().mesh))
     return SpanWriter(weights, jax.device_put(params), layout, CLASSES, BEAM)
 
@@ -46,7 +47,7 @@ def query_of(row: int, **fields: Any) -> SpanQuery:
 
 
 def words_in(string: tuple[int, ...]) -> int:
-    return 1 + sum(piece != 7 for piece in string[1:])
+    return 1 + sum(piece != 7 or before == 6 for before, piece in itertools.pairwise(string))
 
 
 def check(found: list[WrittenSpan], row: int, allowed: list[tuple[int, ...]]) -> None:
@@ -68,6 +69,16 @@ def test_the_strings_are_the_likeliest_of_all_alone_and_beside_others(writer: Sp
     check(alone, 1, STRINGS)
 
 
+def test_given_strings_have_the_probabilities_that_they_have_in_training(writer: SpanWriter) -> None:
+    strings = [(5,), (6, 7, 7, 5), (0, 1)]  # of any pieces of the vocabulary
+    given = writer.given([query_of(0), query_of(0), query_of(1)], strings)
+    for row, string, (pieces, ends) in zip((0, 0, 1), strings, given, strict=True):
+        model, params = random_model(VOCAB)
+        lost = losses_of(model, params, batch_of([(string, (5,))], row, VOCAB))
+        np.testing.assert_allclose(pieces, -lost.loss[0, : len(string)], atol=2e-4)
+        np.testing.assert_allclose(ends, -lost.further["end"][0, : len(string)], atol=2e-4)
+
+
 def test_a_number_of_pieces_and_a_number_of_words_are_kept(writer: SpanWriter) -> None:
     queries = [
         query_of(0, pieces=3),
@@ -84,7 +95,7 @@ def test_a_number_of_pieces_and_a_number_of_words_are_kept(writer: SpanWriter) -
 
 def test_weights_without_a_decoder_are_refused_in_one_line(writer: SpanWriter) -> None:
     model, params = random_model(VOCAB)
-    weights: Any = SimpleNamespace(config=model.config, tokenizer=SimpleNamespace(vocab_size=VOCAB), source="runs/tiny")
+    weights: Any = SimpleNamespace(config=model.config, tokenizer=TOKENIZER, source="runs/tiny")
     layout = sharding.batch_sharding(sharding.make_mesh(Config().mesh))
     without = {group: params[group] for group in params if group != "decoder"}
     with pytest.raises(UserError, match="runs/tiny: has no span decoder; train one with"):

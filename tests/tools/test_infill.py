@@ -35,6 +35,18 @@ def test_texts_are_printed_filled(run: Path) -> None:
     assert json.loads(spans)["text"] == model.infill("a cat b ___", [(2, 5)], 1).text
 
 
+def test_the_decoder_fills_where_it_is_asked_to(tmp_path: Path, run: Path) -> None:
+    write_pretrained(tmp_path, random_weights(WORDPIECE, ("mlm", "sbo", "decoder"), decoder_layers=1))
+    given = ("--heads", "decoder", "the [MASK] and ___ .")
+    expected = spanbert_jax.load(tmp_path).infill(given[-1], heads="decoder")
+    printed = tool("infill", "--checkpoint", tmp_path, "--json", *given).stdout
+    assert json.loads(printed) == json.loads(json.dumps(expected.to_json()))
+    shown = tool("infill", "--checkpoint", tmp_path, *given).stdout
+    assert shown.splitlines()[0] == expected.text and f"  log p {expected.gaps[1].log_probability:.2f}" in shown
+    failed = tool("infill", "--checkpoint", run, *given, expect=1)
+    assert "has no span decoder; train one with" in failed.stderr and failed.stderr.count("\n") == 1
+
+
 def test_mistakes_end_in_one_line(run: Path) -> None:
     for arguments, message in (
         (["a b"], "'a b' has nothing to fill in"),
