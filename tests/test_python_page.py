@@ -8,23 +8,19 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from etils import epath
 
 from spanbert_jax.convert.names import Params
-from spanbert_jax.model import pretraining_heads
 from spanbert_jax.serving.functions import functions
 from spanbert_jax.tasks.finetuning import Learnt
 from spanbert_jax.tasks.registry import AnyTask
 from spanbert_jax.text.tokenizer import SPECIALS, Tokenizer
-from spanbert_jax.training.checkpoint import CHECKPOINTS, TOKENIZER, write_params
-from spanbert_jax.training.metadata import Metadata
-from tests.support.synthetic import small_config
+from tests.support.pretrained import random_weights, write_pretrained
 from tests.support.tuned import write_tuned
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "python.md"
 PIECES = "Ada Love ##lace lived in London . She wrote the first program Where did live ?"
 TOKENIZER_OF_PAGE = Tokenizer("wordpiece", "\n".join([*SPECIALS, *PIECES.split(), ""]).encode())
-MODEL = {"layers": 2, "embed": 32, "heads": 2, "mlp": 32, "max_length": 24, "span_offset_embed": 8}
+MODEL: dict[str, Any] = {"layers": 2, "embed": 32, "mlp": 32, "max_length": 24, "span_offset_embed": 8}
 QUESTION = {
     "question": "Where did Ada live?",
     "context": "Ada Lovelace lived in London. She wrote the first program.",
@@ -53,24 +49,9 @@ def fit(task: AnyTask, params: Params) -> Params:
     return {**params, "qa_outputs": {"kernel": solved[:-1], "bias": solved[-1]}}
 
 
-def write_pretrained(workdir: Path) -> None:
-    """A pre-training run's checkpoint with random parameters."""
-    config = small_config(model=MODEL, data={"block_length": 24, "lengths": 1})
-    model = pretraining_heads.pretraining_model(config, TOKENIZER_OF_PAGE.vocab_size, "cpu")
-    shapes = jax.eval_shape(lambda: pretraining_heads.init_params(model, jax.random.key(0)))
-    rng = np.random.default_rng(0)
-
-    def draw(path: Any, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
-        return rng.normal(float(path[-1].key == "scale"), 0.3, leaf.shape).astype(np.float32)
-
-    TOKENIZER_OF_PAGE.save(workdir / TOKENIZER)
-    metadata = Metadata(task="pretraining", step=1000, config=config)
-    write_params(epath.Path(workdir / CHECKPOINTS), jax.tree_util.tree_map_with_path(draw, shapes), metadata)
-
-
 def test_the_pages_code_prints_what_the_page_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_pretrained(tmp_path / "runs" / "base")
-    settings: dict[str, dict[str, Any]] = {"model": MODEL, "data": {"block_length": 24, "lengths": 1}}
+    write_pretrained(tmp_path / "runs" / "base", random_weights(TOKENIZER_OF_PAGE, **MODEL))
+    settings = {"model": MODEL, "data": {"block_length": 24, "lengths": 1}}
     write_tuned(tmp_path / "runs" / "squad", "question_answering", Learnt(), TOKENIZER_OF_PAGE, fit, **settings)
     monkeypatch.chdir(tmp_path)
     page = doctest.DocTestParser().get_doctest(PAGE.read_text(encoding="utf-8"), {}, PAGE.name, str(PAGE), 0)
