@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import jax
@@ -37,6 +38,14 @@ def test_importing_the_package_imports_no_library() -> None:
     loaded = set(done.stdout.split())
     assert "spanbert_jax" in loaded
     assert loaded <= {*sys.stdlib_module_names, "spanbert_jax", "__main__"} | site_of_this_python()
+
+
+def test_an_installed_package_is_typed() -> None:
+    """Type checkers read annotations of a package that has this file, and setuptools installs only files it is told
+    of."""
+    assert (ROOT / "spanbert_jax" / "py.typed").is_file()
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    assert "py.typed" in settings["package-data"]["spanbert_jax"]
 
 
 def site_of_this_python() -> set[str]:
