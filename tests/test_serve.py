@@ -95,7 +95,7 @@ def use(client: openai.OpenAI, process: subprocess.Popen[str], checkpoint: Path)
     assert [model.id for model in client.models.list()] == ["labels"]
     texts = [SECRET, "ab cd"]
     vectors = [one.embedding for one in client.embeddings.create(model="labels", input=texts).data]
-    states = [one.hidden_states.mean(axis=0) for one in spanbert_jax.load(checkpoint).encode(texts)]
+    states = [one.hidden_states.mean(axis=0) for one in spanbert_jax.load(checkpoint).hidden_states(texts)]
     np.testing.assert_allclose(vectors, [state / np.linalg.norm(state) for state in states], atol=1e-5)
     with pytest.raises(openai.NotFoundError, match="no checkpoint named 'other' is served, only labels"):
         client.embeddings.create(model="other", input=texts)

@@ -1,18 +1,24 @@
-"""Routes of the heads that predict pieces: gaps of a text are filled, texts are scored.
+"""Gaps of texts are filled, texts are scored, and answers are explained.
 
-Invariant: the answers are those of `load(...).infill` and `load(...).score`. Requests are answered one at a time beside
-the engine, because each takes several steps that depend on each other.
+Invariant: the answers are those of `load(...).infill`, `.score` and `.explain`. Requests are answered one at a time
+beside the engine, because each takes several steps that depend on each other.
 """
 
-from typing import Literal
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar
 
 from spanbert_jax.service.offsets import Offsets, Span, Unit
 from spanbert_jax.service.problems import Problem
 from spanbert_jax.service.routes import COMPUTES, Body, Call, Reply, Route
 from spanbert_jax.service.service import Checkpoint
+from spanbert_jax.serving.explaining import Explanation
 from spanbert_jax.serving.infilling import ALTERNATIVES, BEAM, ORDER, WORDS, Infilled
 from spanbert_jax.serving.scheduler import NotServing
 from spanbert_jax.serving.scoring import Scored
+
+_T = TypeVar("_T")
+_STEPS = 256  # of integrated gradients, so that a request does not keep the thread for long
 
 
 class InfillRequest(Body):
@@ -40,22 +46,32 @@ class ScoreRequest(Body):
     model: str | None = None
 
 
-def _able(call: Call, name: str | None, route: str) -> Checkpoint:
-    """The checkpoint of the name, or the first that predicts pieces; raises Problem where it does not."""
-    service = call.service
-    if service.engine.is_draining:
+class ExplainRequest(Body):
+    """A record as the checkpoint's task reads it: a text, {"question", "context"}, ... target and spans: as of
+    `load(...).explain`, in characters; null: the prediction, and words. offsets: of the tokens in the answer."""
+
+    record: str | dict[str, Any]
+    target: Any = None
+    method: Literal["integrated_gradients", "occlusion"] = "integrated_gradients"
+    steps: int = 32
+    spans: list[list[int | str]] | None = None
+    offsets: Unit = "characters"
+    model: str | None = None
+
+
+def _pieces(call: Call, name: str | None, route: str) -> Checkpoint:
+    return call.service.able(name, route, lambda one: one.loaded.piece_heads, "one with a head that predicts pieces")
+
+
+async def _aside(call: Call, function: Callable[[], _T]) -> _T:
+    if call.service.engine.is_draining:
         raise NotServing("the server is shutting down; send the request to another one")
-    able = [one for one in service.checkpoints.values() if one.loaded.piece_heads]
-    one = able[0] if name is None and able else service.checkpoint(name)
-    if not one.loaded.piece_heads:
-        message = f"the checkpoint {one.name} has no head that predicts pieces; {route} needs a pre-training run"
-        raise Problem("no_head", message, "model")
-    return one
+    return await call.service.filling.run(function)
 
 
 async def infill(call: Call, body: InfillRequest) -> Reply:
     """The text with its gaps filled."""
-    one, offsets = _able(call, body.model, "/infill"), Offsets(body.text, body.offsets)
+    one, offsets = _pieces(call, body.model, "/infill"), Offsets(body.text, body.offsets)
     spans = None
     if body.spans is not None:
         spans = [offsets.read(span, f"spans[{i}]") for i, span in enumerate(body.spans)]
@@ -64,7 +80,7 @@ async def infill(call: Call, body: InfillRequest) -> Reply:
         numbers = (body.order, body.beam, body.mix, body.alternatives)
         return one.loaded.infill(body.text, spans, body.words, *numbers)
 
-    found = (await call.service.filling.run(fill)).to_json()
+    found = (await _aside(call, fill)).to_json()
     filled = Offsets(found["text"], body.offsets)
     for gap in found["gaps"]:
         gap["replaced"] = offsets.show(gap["replaced"])
@@ -75,11 +91,28 @@ async def infill(call: Call, body: InfillRequest) -> Reply:
 
 async def score(call: Call, body: ScoreRequest) -> Reply:
     """The pseudo-log-likelihood."""
-    one, offsets = _able(call, body.model, "/score"), Offsets(body.text, body.offsets)
+    one, offsets = _pieces(call, body.model, "/score"), Offsets(body.text, body.offsets)
     span = None if body.span is None else offsets.read(body.span, "span")
-    found = (await call.service.filling.run(lambda: one.loaded.score(body.text, span, body.rest_of_word))).to_json()
+    found = (await _aside(call, lambda: one.loaded.score(body.text, span, body.rest_of_word))).to_json()
     for piece in found["pieces"]:
         piece["start"], piece["end"] = offsets.show((piece["start"], piece["end"]))
+    return Reply(found)
+
+
+async def explain(call: Call, body: ExplainRequest) -> Reply:
+    """The attributions of pieces or words to a score."""
+
+    def can(one: Checkpoint) -> bool:
+        return bool(one.loaded.task) or "mlm" in one.loaded.piece_heads
+
+    one = call.service.able(body.model, "/explain", can, "one with a task or a masked-language-model head")
+    if body.steps > _STEPS:
+        raise Problem("invalid", f"steps is {body.steps}; {_STEPS} are the most", "steps")
+    arguments = (body.record, body.target, body.method, body.steps, body.spans)
+    found = dataclasses.asdict(await _aside(call, lambda: one.loaded.explain(*arguments)))
+    by_field = {field: Offsets(text, body.offsets) for field, text in found["texts"].items()}
+    for token in found["tokens"]:
+        token["start"], token["end"] = by_field[token["field"]].show((token["start"], token["end"]))
     return Reply(found)
 
 
@@ -87,4 +120,5 @@ _PROBLEMS = (*COMPUTES, "no_model", "no_head")
 ROUTES = (
     Route("POST", "/infill", "The gaps of a text filled", infill, InfillRequest, Infilled, _PROBLEMS),
     Route("POST", "/score", "The pseudo-log-likelihood of a text", score, ScoreRequest, Scored, _PROBLEMS),
+    Route("POST", "/explain", "What an answer is due to", explain, ExplainRequest, Explanation, _PROBLEMS),
 )

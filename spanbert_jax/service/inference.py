@@ -14,7 +14,7 @@ from spanbert_jax.service.binary_tensors import HEADER, read_texts, write_tensor
 from spanbert_jax.service.problems import Problem
 from spanbert_jax.service.routes import COMPUTES, Body, Call, Nothing, Reply, Route
 from spanbert_jax.service.service import Checkpoint
-from spanbert_jax.service.tei import CLASSIFIERS, labels_of
+from spanbert_jax.service.tei import CLASSIFIER, labels_of
 from spanbert_jax.serving.served_models import Text
 from spanbert_jax.version import VERSION
 
@@ -66,7 +66,7 @@ class InferResponse(msgspec.Struct):
 def _outputs(one: Checkpoint) -> dict[str, dict[str, Any]]:
     """The metadata of a model's outputs by name."""
     embedding = {"name": "embedding", "datatype": "FP32", "shape": [-1, one.loaded.config.model.embed]}
-    if one.loaded.task not in CLASSIFIERS:
+    if one.loaded.task != CLASSIFIER:
         return {"embedding": embedding}
     label = {"name": "label", "datatype": "BYTES", "shape": [-1]}
     return {"embedding": embedding, "label": label, "score": {"name": "score", "datatype": "FP32", "shape": [-1]}}

@@ -26,7 +26,7 @@ class EmbeddingRequest(Body):
     dimensions: int | None = None
     user: str | None = None
     truncate: bool | None = None
-    pooling: Literal["mean", "cls"] = "mean"
+    pooling: Literal["mean", "cls", "max"] = "mean"
 
 
 class Embedding(msgspec.Struct):

@@ -168,7 +168,7 @@ async def find_spans(call: Call, body: SpansFindRequest) -> Reply:
 
 async def entities(call: Call, body: EntitiesRequest) -> Reply:
     """The entities of each text."""
-    model = call.service.task(body.model, "/entities", ("token_classification",))
+    model = call.service.task(body.model, "/entities", "token_classification")
     answered = await call.service.answer(model, body.inputs, call.seconds)
     found = []
     for text, one in zip(body.inputs, answered.answers, strict=True):
@@ -192,7 +192,7 @@ def _flat(entities: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 async def answer(call: Call, body: AnswerRequest) -> Reply:
     """The answers to a question, the best first."""
-    model = call.service.task(body.model, "/answer", ("question_answering",))
+    model = call.service.task(body.model, "/answer", "question_answering")
     if not body.question.strip() or not body.context.strip():
         raise Problem("invalid", "question and context must not be blank", "question")
     most = model.task.config.question_answering.n_best
@@ -213,7 +213,7 @@ async def answer(call: Call, body: AnswerRequest) -> Reply:
 
 async def relation(call: Call, body: RelationRequest) -> Reply:
     """Every relation with its probability, the most probable first."""
-    model = call.service.task(body.model, "/relation", ("relation_extraction",))
+    model = call.service.task(body.model, "/relation", "relation_extraction")
     offsets = Offsets(body.text, body.offsets)
     spans = offsets.read(body.subject, "subject"), offsets.read(body.object, "object")
     record = relation_record(body.text, *spans, body.subject_type, body.object_type)

@@ -72,6 +72,8 @@ def problem_of(error: BaseException) -> Problem:
         return Problem("invalid", str(error), place.strip("`").removeprefix("$.") or None)
     if isinstance(error, msgspec.DecodeError | UnicodeDecodeError):
         return Problem("malformed", f"the body is not JSON in UTF-8: {error}")
+    if isinstance(error, RecursionError):
+        return Problem("malformed", "the body is JSON that is nested too deeply")
     if isinstance(error, UserError):
         return Problem("invalid", str(error))
     if isinstance(error, TooLarge):

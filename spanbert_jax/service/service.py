@@ -6,7 +6,7 @@ that name none.
 
 import asyncio
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,16 +67,21 @@ class Service:
             raise Problem("no_model", f"no checkpoint named {name[:60]!r} is served, only {names}", "model")
         return self.checkpoints[name]
 
-    def task(self, name: str | None, route: str, tasks: Sequence[str]) -> TaskModel:
-        """The task of a checkpoint, or of the first that has one of `tasks` where no name is given; raises Problem
-        where the checkpoint has another task."""
-        able = [one for one in self.checkpoints.values() if one.loaded.task in tasks]
+    def able(self, name: str | None, route: str, can: Callable[[Checkpoint], object], needs: str) -> Checkpoint:
+        """The checkpoint of this name, or, where no name is given, the first that can answer a route. Raises Problem
+        where it cannot. needs: the words for a checkpoint that can."""
+        able = [one for one in self.checkpoints.values() if can(one)]
         one = able[0] if name is None and able else self.checkpoint(name)
-        if one.models.task is None or one.loaded.task not in tasks:
+        if not can(one):
             has = f"was fine-tuned for {one.loaded.task}" if one.loaded.task else "was not fine-tuned"
-            needs = " or ".join(tasks)
-            raise Problem("no_head", f"the checkpoint {one.name} {has}; {route} needs one for {needs}", "model")
-        return one.models.task
+            raise Problem("no_head", f"the checkpoint {one.name} {has}; {route} needs {needs}", "model")
+        return one
+
+    def task(self, name: str | None, route: str, task: str) -> TaskModel:
+        """The model of a checkpoint that was fine-tuned for the task, as of `able`."""
+        model = self.able(name, route, lambda one: one.loaded.task == task, f"one for {task}").models.task
+        assert model is not None
+        return model
 
     async def answer(self, model: Any, items: Sequence[Any], seconds: float) -> Answered:
         """The engine's answers; raises Problem where the items are none, or more than a request may have."""

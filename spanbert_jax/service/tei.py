@@ -15,7 +15,7 @@ from spanbert_jax.serving.served_models import Predicted, TaskModel, Text
 from spanbert_jax.tasks.text_classification.files import columns_of
 from spanbert_jax.version import VERSION
 
-CLASSIFIERS = ("sequence_classification",)
+CLASSIFIER = "sequence_classification"
 
 
 class EmbedRequest(Body):
@@ -119,7 +119,7 @@ async def embed_all(call: Call, body: EmbedAllRequest) -> Reply:
 
 async def predict(call: Call, body: PredictRequest) -> Reply:
     """Every label of each text, or pair of texts, with its probability."""
-    model = call.service.task(None, "/predict", CLASSIFIERS)
+    model = call.service.task(None, "/predict", CLASSIFIER)
     if body.raw_scores:
         raise Problem("invalid", "raw_scores is true; this server gives probabilities alone", "raw_scores")
     inputs = body.inputs
@@ -169,7 +169,7 @@ async def info(call: Call, _: Nothing) -> Reply:
     service, settings = call.service, call.service.settings
     first = service.checkpoint(None)
     kind: dict[str, Any] = {"embedding": {"pooling": "mean"}}
-    if first.loaded.task in CLASSIFIERS:
+    if first.loaded.task == CLASSIFIER:
         names = dict(enumerate(first.loaded.labels))
         labels = {"id2label": {str(i): name for i, name in names.items()}}
         kind = {"classifier": {**labels, "label2id": {name: i for i, name in names.items()}}}

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from spanbert_jax.batches.shapes import Shape
 from spanbert_jax.errors import UserError
 from spanbert_jax.serving.counters import Counters
 from spanbert_jax.serving.scheduler import Batch, Expired, Limits, Model, NotServing, Refused, Request, Scheduler
@@ -78,32 +79,32 @@ class Engine:
     def warm_up(self, everything: bool, afterwards: Callable[[], None] = lambda: None) -> None:
         """Compiles the programs that requests need.
 
-        The smallest program of every length is compiled before the call returns, the shortest length first. The others
-        follow in a thread, or, with `everything`, before the call returns too. afterwards: is called after all of them.
+        The smallest program of every length of the first models is compiled before the call returns, the shortest
+        length first. The others follow in a thread, the smallest ones before the larger ones, or, with `everything`,
+        before the call returns too. afterwards: is called after all of them.
         """
-        by_model = [(model, sorted(model.table, key=lambda shape: (shape.length, shape.rows))) for model in self.models]
-        first: list[tuple[Model, Any]] = []
-        rest: list[tuple[Model, Any]] = []
-        for model, shapes in by_model:
-            for _, of_length in itertools.groupby(shapes, key=lambda shape: shape.length):
-                smallest, *larger = of_length
-                first.append((model, smallest))
-                usable = [shape for shape in larger if shape.rows * shape.length <= self._limits.batch_pieces]
-                rest += [(model, shape) for shape in usable]
-        rest.sort(key=lambda one: one[1].rows)
+        smallest: list[tuple[Model, Shape]] = []
+        larger: list[tuple[Model, Shape]] = []
+        for model in sorted(self.models, key=lambda model: not model.is_first):
+            shapes = sorted(model.table, key=lambda shape: (shape.length, shape.rows))
+            for _, (least, *others) in itertools.groupby(shapes, key=lambda shape: shape.length):
+                smallest.append((model, least))
+                larger += [(model, one) for one in others if one.rows * one.length <= self._limits.batch_pieces]
+        larger.sort(key=lambda one: one[1].rows)
+        rest = [one for one in smallest if not one[0].is_first] + larger
 
         def compile_rest() -> None:
             self._prepare(rest)
             if not self._is_closed:
                 afterwards()
 
-        self._prepare(first)
+        self._prepare([one for one in smallest if one[0].is_first])
         if everything:
             compile_rest()
         else:
             threading.Thread(target=compile_rest, name="warm up", daemon=True).start()
 
-    def _prepare(self, shapes: Sequence[tuple[Model, Any]]) -> None:
+    def _prepare(self, shapes: Sequence[tuple[Model, Shape]]) -> None:
         for model, shape in shapes:
             if self._is_closed:
                 return
@@ -116,8 +117,9 @@ class Engine:
 
     @property
     def is_ready(self) -> bool:
-        """Whether requests to every model are taken."""
-        longest = [(max(s.length for s in model.table), {s.length for s in model.ready}) for model in self.models]
+        """Whether requests to the first models are taken."""
+        first = [model for model in self.models if model.is_first]
+        longest = [(max(s.length for s in model.table), {s.length for s in model.ready}) for model in first]
         return not self.is_draining and all(length in ready for length, ready in longest)
 
     def submit(self, model: Model, items: Sequence[Any], seconds: float) -> "Future[Answered]":

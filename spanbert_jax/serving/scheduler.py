@@ -55,12 +55,14 @@ class Model(Protocol):
 
     Attributes:
       name: in metrics.
+      is_first: whether the engine is ready only when the model is, and compiles its programs before those of others.
       table: every shape of batch that there will be.
       ready: the shapes of the table whose programs are compiled. It grows while the engine runs, and has every length
         from the time on that it has the longest one.
     """
 
     name: str
+    is_first: bool
     table: Sequence[Shape]
     ready: Sequence[Shape]
 

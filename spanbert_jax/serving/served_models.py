@@ -18,6 +18,7 @@ from spanbert_jax.batch import Batch, NumpyBatch
 from spanbert_jax.batches.shapes import Shape, shape_table
 from spanbert_jax.convert.names import ENCODER
 from spanbert_jax.errors import UserError
+from spanbert_jax.model.row_pooling import ROW_POOLINGS, pool_rows
 from spanbert_jax.model.span_pooling import pool_spans
 from spanbert_jax.serving.answers import kept_metrics, trained_task
 from spanbert_jax.serving.engine import ModelFailed
@@ -30,10 +31,10 @@ from spanbert_jax.tasks.example_files import Record
 from spanbert_jax.tasks.finetuning import Prediction
 from spanbert_jax.tasks.rows import make_rows
 
-POOLINGS = ("mean", "cls")  # of a text
 SPAN_POOLINGS = {"mean": 1, "ends": 2, "boundary": 2, "attention": 1}  # of a span: name -> parts of its vector
 _SLOTS = 16  # spans in a row; a text with more has several rows
-_LENGTHS = 12  # that a table has at most: all that `shape_table` knows
+# Lengths that a table has at most. 12 are all that `shape_table` knows; models that are asked less have fewer programs.
+_LENGTHS, _FEW_LENGTHS = 12, 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Text:
 
     Attributes:
       text: the text, or the ids of its pieces without [CLS] and [SEP].
-      pooling: "mean" of all pieces, [CLS] and [SEP] included, or the state of [CLS].
+      pooling: one of ROW_POOLINGS, over all pieces, [CLS] and [SEP] included.
       normalize: whether the vector gets length 1.
       truncate: whether a text that is too long loses its end; otherwise it is refused.
     """
@@ -87,7 +88,7 @@ class CompiledModel:
         padding: of a field, where it is not 0. deterministic: whether each length has one number of rows."""
         self._predictor = Predictor(compute, layout)
         self._params, self._inputs, self._padding = self._predictor.place(params), inputs, padding
-        self.name = name
+        self.name, self.is_first = name, True
         self.table: Sequence[Shape] = tuple(table(self._predictor.multiple))
         if deterministic:
             fewest = {shape.length: shape for shape in sorted(self.table, reverse=True)}
@@ -136,22 +137,25 @@ class TextModel(CompiledModel):
         flags: Mapping[str, tuple[int, ...]],
         longest: int,
         deterministic: bool,
+        lengths: int = _FEW_LENGTHS,
     ):
         """pool: takes the hidden states and the batch. flags: further fields of a batch, with their axes after that of
-        the rows. longest: pieces in a row at most, special ones included."""
+        the rows. longest: pieces in a row at most, special ones included. lengths: that rows are padded to, at most."""
         self.tokenizer, self.longest = weights.tokenizer, min(longest, weights.config.model.max_length)
         encode = functions(weights.config, ENCODER, weights.tokenizer.vocab_size, 0)["encode"]
 
         def compute(params: Params, batch: Batch) -> dict[str, jax.Array]:
-            return pool(encode(params, batch["input_ids"], batch["lengths"], batch["token_type_ids"]), batch)
+            with jax.default_matmul_precision("highest"):  # as the encoder itself
+                return pool(encode(params, batch["input_ids"], batch["lengths"], batch["token_type_ids"]), batch)
 
         def inputs(shape: Shape) -> dict[str, tuple[int, ...]]:
             fields: dict[str, tuple[int, ...]] = {"input_ids": shape, "token_type_ids": shape, "lengths": (shape.rows,)}
             return fields | {name: (shape.rows, *axes) for name, axes in flags.items()}
 
         encoder = {group: params[group] for group in ENCODER if group in params}
-        table = lambda multiple: shape_table(self.longest, _LENGTHS, multiple)  # noqa: E731
+        table = lambda multiple: shape_table(self.longest, lengths, multiple)  # noqa: E731
         super().__init__(name, compute, encoder, layout, table, inputs, {}, deterministic)
+        self.is_first = lengths > _FEW_LENGTHS
 
     def _row(self, ids: Sequence[int]) -> dict[str, Any]:
         """The row of a text's pieces, the last of which are left out where they are too many."""
@@ -185,12 +189,14 @@ class EmbeddingModel(TextModel):
 
     def __init__(self, name: str, weights: Weights, params: Params, layout: NamedSharding, **sizes: Any):
         """sizes: longest and deterministic, as for `TextModel`."""
-        super().__init__(name, weights, params, layout, _embed, {"pooling": (), "normalize": ()}, **sizes)
+        super().__init__(
+            name, weights, params, layout, _embed, {"pooling": (), "normalize": ()}, lengths=_LENGTHS, **sizes
+        )
 
     def rows(self, items: Sequence[Text]) -> list[list[Row]]:
         """One row of each text."""
         rows = [self._text_row(i, *of) for i, of in enumerate(zip(items, self._ids(items), strict=True))]
-        flags = ({"pooling": POOLINGS.index(item.pooling), "normalize": int(item.normalize)} for item in items)
+        flags = ({"pooling": ROW_POOLINGS.index(item.pooling), "normalize": int(item.normalize)} for item in items)
         return [[{**row, **of}] for row, of in zip(rows, flags, strict=True)]
 
     def answer(self, items: Sequence[Text], rows: list[list[Row]], outputs: list[list[Output]]) -> list[np.ndarray]:
@@ -202,11 +208,11 @@ class EmbeddingModel(TextModel):
 
 
 def _embed(hidden: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-    inside = jnp.arange(hidden.shape[1]) < batch["lengths"][:, None]  # [batch, length]
-    total = jnp.sum(jnp.where(inside[..., None], hidden, 0.0), axis=1)  # [batch, embed]
-    mean = total / jnp.maximum(batch["lengths"], 1)[:, None]
-    pooled = jnp.where(batch["pooling"][:, None] == POOLINGS.index("cls"), hidden[:, 0], mean)
-    norm = jnp.sqrt(jnp.sum(jnp.square(pooled), axis=1, keepdims=True))
+    by_name = jnp.stack(
+        [pool_rows(hidden, batch["lengths"], name) for name in ROW_POOLINGS]
+    )  # [poolings, batch, embed]
+    pooled = jnp.take_along_axis(by_name, batch["pooling"][None, :, None], axis=0)[0]
+    norm = jnp.linalg.norm(pooled, axis=-1, keepdims=True)
     unit = pooled / jnp.maximum(norm, 1e-12)  # the bound of torch.nn.functional.normalize
     return {"embedding": jnp.where(batch["normalize"][:, None] > 0, unit, pooled)}
 

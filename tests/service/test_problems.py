@@ -301,7 +301,7 @@ def test_work_beside_the_engine_has_a_bound_too(started: Callable[..., Any]) -> 
     asyncio.run(overload())
     assert client.post("/spans/find", json=body).json() == [{"start": 0, "end": 3, "kind": "sentence"}]
     assert_problem(
-        client.post("/score", json={"text": "x"}), "no_head", "the checkpoint fake has no head that predicts"
+        client.post("/score", json={"text": "x"}), "no_head", "/score needs one with a head that predicts pieces"
     )
 
 

@@ -32,13 +32,19 @@ EXAMPLES: dict[str, Any] = {
     "/relation": {"text": "ab cd, e fghi", "subject": [0, 2], "object": [7, 13], "model": "relations"},
     "/infill": {"text": "ab ___ cd", "words": 1, "model": "gaps"},
     "/score": {"text": "ab cd", "model": "gaps"},
+    "/explain": {"record": "ab cd", "steps": 4, "model": "labels"},
     "/embed": {"inputs": TEXTS},
     "/embed_all": {"inputs": TEXTS[0]},
     "/predict": {"inputs": [[text] for text in TEXTS]},
     "/tokenize": {"inputs": TEXT},
     "/v2/models/labels/infer": {"inputs": [{"name": "text", "shape": [6], "datatype": "BYTES", "data": TEXTS}]},
 }
-ASIDE = {"/spans/find": "finding", "/infill": "filling", "/score": "filling"}  # which is asked in place of the engine
+ASIDE = {
+    "/spans/find": "finding",
+    "/infill": "filling",
+    "/score": "filling",
+    "/explain": "filling",
+}  # which is asked in place of the engine
 POSTED = [route for route in ROUTES if route.request is not Nothing]
 by_path = pytest.mark.parametrize("route", POSTED, ids=lambda route: route.path)
 
@@ -106,7 +112,7 @@ def test_every_documented_status_of_the_body_is_given(
     if "no_model" in named:
         body = EXAMPLES[path] if "{" in route.path else {**EXAMPLES[path], "model": "other"}
         assert client.post(path.replace("labels", "other"), json=body).status_code == 404
-    if "no_head" in named and "model" in EXAMPLES[path]:
+    if "no_head" in named and "model" in EXAMPLES[path] and path != "/explain":  # every checkpoint here has a head
         response = ask(client, route, model="labels")
         assert response.status_code == 404 and response.json()["error"]["code"] == "no_head"
         assert "the checkpoint labels " in response.text and route.path + " needs " in response.text
@@ -124,7 +130,7 @@ def test_the_document_names_every_route_and_status(client: TestClient) -> None:
 
 
 def test_vectors_are_those_of_python_in_both_encodings(client: TestClient, service: Service) -> None:
-    states = [one.hidden_states for one in service.checkpoints["labels"].loaded.encode(TEXTS)]
+    states = [one.hidden_states for one in service.checkpoints["labels"].loaded.hidden_states(TEXTS)]
     means = np.array([of.mean(axis=0) for of in states])
     expected = means / np.linalg.norm(means, axis=1, keepdims=True)
     plain = ask(client, POSTED[0]).json()
@@ -277,6 +283,27 @@ def test_gaps_are_filled_and_texts_scored_as_in_python(client: TestClient, servi
     ):
         refused = client.post("/infill", json={"text": text, **changes})
         assert refused.status_code == 422 and message in refused.text
+
+
+def test_explanations_are_those_of_python(client: TestClient, service: Service) -> None:
+    record = {"question": "a b", "context": "😀 ab cd"}
+    expected = msgspec.to_builtins(service.checkpoints["questions"].loaded.explain(record, [2, 4], "occlusion"))
+    found = client.post(
+        "/explain", json={"record": record, "target": [2, 4], "method": "occlusion", "model": "questions"}
+    ).json()
+    assert_close(found, expected)
+    shifted = client.post(
+        "/explain",
+        json={"record": record, "target": [2, 4], "method": "occlusion", "model": "questions", "offsets": "utf16"},
+    ).json()
+    assert [of["start"] for of in shifted["tokens"]] == [
+        of["start"] + (of["field"] == "context" and of["start"] > 0) for of in found["tokens"]
+    ]
+    for changes, message in (({"steps": 257}, "steps is 257; 256 are the most"), ({"target": "none"}, "none")):
+        refused = client.post("/explain", json={"record": "ab cd", **changes})
+        assert refused.status_code == 422 and message in refused.text
+    deep = client.post("/explain", content=b'{"record": "x", "target": ' + b"[" * 100_000)
+    assert deep.status_code == 400 and "nested too deeply" in deep.text
 
 
 def test_pieces_have_their_places(client: TestClient) -> None:

@@ -205,14 +205,21 @@ def test_closing_fails_what_is_left(model: FakeModel) -> None:
     assert not closing.is_alive()
 
 
-def test_the_smallest_programs_are_compiled_first_and_then_the_others() -> None:
-    model = FakeModel(ready=())
-    engine = Engine([model], LIMITS)
+def test_the_smallest_programs_of_the_first_models_are_compiled_first_and_then_the_others() -> None:
+    first, second = FakeModel("first", ready=()), FakeModel("second", ready=())
+    second.is_first, order = False, []
+    for model in (first, second):
+        prepare = model.prepare
+        model.prepare = lambda shape, model=model, prepare=prepare: (order.append((model.name, *shape)), prepare(shape))
+    engine = Engine([second, first], LIMITS)
     assert not engine.is_ready
-    engine.warm_up(everything=False)
-    assert engine.is_ready and model.ready[:3] == (TABLE[0], TABLE[3], TABLE[6])
+    done = threading.Event()
+    engine.warm_up(everything=False, afterwards=done.set)
+    assert engine.is_ready and order[:3] == [("first", 1, 4), ("first", 1, 8), ("first", 1, 16)]
+    assert done.wait(30)
+    assert order[3:6] == [("second", 1, 4), ("second", 1, 8), ("second", 1, 16)]
     usable = {shape for shape in TABLE if shape.rows * shape.length <= LIMITS.batch_pieces}
-    until(lambda: set(model.ready) == usable)
+    assert set(first.ready) == set(second.ready) == usable
     engine.close()
 
 

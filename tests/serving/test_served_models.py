@@ -61,10 +61,13 @@ def test_vectors_of_texts_are_pooled_from_the_hidden_states(
     served: ServedModels, loaded: Callable[[str], Loaded], answers: Callable[..., list[Any]]
 ) -> None:
     assert [shape.length for shape in served.embed.table[::5]] == [16, 24]
-    states = [encoding.hidden_states for encoding in loaded("labels").encode(TEXTS)]
+    states = [encoding.hidden_states for encoding in loaded("labels").hidden_states(TEXTS)]
     found = answers(served.embed, [Text(text) for text in TEXTS])
     means = np.array([of.mean(axis=0) for of in states])
     np.testing.assert_allclose(found, means / np.linalg.norm(means, axis=1, keepdims=True), atol=1e-5)
+    np.testing.assert_allclose(found, loaded("labels").embed(TEXTS, normalise=True), atol=1e-5)
+    largest = answers(served.embed, [Text(text, "max", normalize=False) for text in TEXTS])
+    np.testing.assert_allclose(largest, [of.max(axis=0) for of in states], atol=1e-5)
     plain = answers(served.embed, [Text(text, "cls", normalize=False) for text in TEXTS])
     np.testing.assert_allclose(plain, [of[0] for of in states], atol=1e-5)
     by_ids = answers(served.embed, [Text(WORDPIECE.tokenize(text)) for text in TEXTS])
@@ -86,7 +89,7 @@ def test_a_text_that_is_too_long_is_cut_or_refused(served: ServedModels) -> None
 def test_every_piece_has_its_state(
     served: ServedModels, loaded: Callable[[str], Loaded], answers: Callable[..., list[Any]]
 ) -> None:
-    expected = loaded("labels").encode(TEXTS)
+    expected = loaded("labels").hidden_states(TEXTS)
     for found, encoding in zip(answers(served.pieces, [Text(text) for text in TEXTS]), expected, strict=True):
         np.testing.assert_allclose(found, encoding.hidden_states, atol=1e-5)
 

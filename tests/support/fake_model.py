@@ -22,6 +22,8 @@ def value(ids: Sequence[int]) -> float:
 
 
 class FakeModel:
+    is_first = True
+
     def __init__(self, name: str = "fake", table: Sequence[Shape] = TABLE, ready: Sequence[Shape] | None = None):
         self.name, self.table = name, tuple(table)
         self.ready = self.table if ready is None else tuple(ready)
