@@ -31,15 +31,13 @@ class Gazetteer(Rule):
         """Raises UserError where the file cannot be read or has no entry."""
         self.files = (path,)
         self.kinds = (check_kind(Path(path).name.split(".")[0], rule),)
-        self._entries: dict[str, list[list[str]]] = {}  # first word -> the entries that begin with it, longest first
-        for _, line in read_lines(Path(path)):
-            words = split_words(line).words
-            if words:
-                self._entries.setdefault(words[0], []).append(words)
+        entries = (split_words(line).words for _, line in read_lines(Path(path)))
+        self._entries = {tuple(words) for words in entries if words}
         if not self._entries:
             raise UserError(f"rule {rule!r}: {path} has no entry; give one a line")
-        for entries in self._entries.values():
-            entries.sort(key=len, reverse=True)
+        self._lengths: dict[str, list[int]] = {}  # first word -> the lengths of the entries with it, longest first
+        for first, length in sorted({(words[0], len(words)) for words in self._entries}, reverse=True):
+            self._lengths.setdefault(first, []).append(length)
 
     def find(self, document: Document) -> list[list[Span]]:
         return [self._find(words) for _, words in document.sentences]
@@ -48,10 +46,11 @@ class Gazetteer(Rule):
         found: list[Span] = []
         at = 0
         for begin, word in enumerate(words):
-            if begin < at or word not in self._entries:
+            if begin < at or word not in self._lengths:
                 continue
-            for entry in self._entries[word]:
-                if words[begin : begin + len(entry)] == entry:
+            for length in self._lengths[word]:
+                entry = tuple(words[begin : begin + length])
+                if entry in self._entries:
                     at = begin + len(entry)
                     found.append((begin, at, self.numbers[0]))
                     break

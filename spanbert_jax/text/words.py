@@ -65,7 +65,8 @@ def _pattern(is_ascii: bool) -> re.Pattern[str]:
     else:
         marks = _ranges(code for code in range(0x300, sys.maxunicode + 1) if _is_mark(chr(code)))
         letters = rf"[^\W{''.join(f'{chr(low)}-{chr(high)}' for low, high in CJK)}]+"
-        run = rf"{letters}(?:[{marks}]+(?:{letters})?)*"
+        # No text matches in two ways, so no text takes exponentially many steps.
+        run = rf"{letters}(?:[{marks}]+{letters})*[{marks}]*"
     kinds = (
         r"[A-Za-z][a-z]*(?![^\s,;:)])",  # most words, for speed: without this line they match the last but one
         r"[A-Za-z]\.(?:[A-Za-z]\.)+",

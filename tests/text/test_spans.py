@@ -84,7 +84,17 @@ def test_a_gazetteer_takes_the_longest_entry_as_it_is_written(tmp_path: Path) ->
     rule = f"gazetteer:{tmp_path}/place.names.txt"
     sentence = "New York City, a city near York, has no O'Hare; Yorkshire and new york do not count."
     assert [text for _, text in found(rule, sentence)] == ["New York City", "city", "York", "O'Hare"]
+    assert [text for _, text in found(rule, "She left York for New York")] == ["York", "New York"]
     assert finder(rule).kinds == ("place",)
+
+
+def test_a_gazetteer_takes_no_longer_for_many_entries_with_the_same_first_word(tmp_path: Path) -> None:
+    (tmp_path / "books.txt").write_text("".join(f"The Book {i}\n" for i in range(20_000)), encoding="utf-8")
+    made = SpanFinder(f"gazetteer:{tmp_path}/books.txt")
+    sentence = "The Book of The " * 2000 + "Book 7"
+    began = time.process_time()
+    assert made.find(sentence, [sentence]).spans == [[(7999, 8002, 1)]]
+    assert time.process_time() - began < 1
 
 
 def test_an_earlier_rule_wins_and_no_span_crosses_a_sentence() -> None:

@@ -45,6 +45,12 @@ def test_neither_the_line_for_most_words_nor_the_pattern_of_ascii_changes_a_word
     assert split_words(sentence).words == re.findall(others, sentence) == re.findall(whole, sentence)
 
 
+def test_a_letter_under_a_pile_of_marks_is_one_word_and_hangs_nothing() -> None:
+    """A pattern that matched marks in two ways would need 2**50_000 steps here."""
+    pile = "Z" + "\u0301" * 50_000
+    assert split_words(f"{pile} {pile}'s {pile}-a").words == [pile, pile, "'s", f"{pile}-a"]
+
+
 def test_a_place_between_a_letter_and_its_mark_is_inside_a_word() -> None:
     text = "cafe\u0301 a-b"
     assert [place for place in range(-1, 10) if is_inside_word(text, place)] == [1, 2, 3, 4]
