@@ -156,6 +156,23 @@ def test_the_modern_models_have_the_published_shapes() -> None:
             "config.masking.units is 'NP', and config.masking.scheme 'span' masks no units; set",
         ),
         ({"corpus__spans": "names"}, "config.corpus.spans: 'names' is no rule for spans; the rules are sent"),
+        ({"model__head_scales": "input"}, "config.model.head_scales is 'input'; it must be one of 'none', 'output', "),
+        (
+            {"model__attention_composition": 2, "compute__attention": "splash", "model__attention_dropout": 0.0},
+            "compute.attention is 'splash', which never holds them; set config.compute.attention=xla",
+        ),
+        (
+            {"model__span_attention": "own"},
+            "span_attention 'own', and config.corpus.spans has no rules that find spans; set it",
+        ),
+        (
+            {"model__context_encoder_input": "output"},
+            "config.model.context_encoder_input is 'output', and there is no context encoder; leave it out, or",
+        ),
+        (
+            {**PAPERS, "model__context_encoder": "mingru", "model__embed": 9, "model__heads": 3, "model__init": "normal"},
+            "config.model.embed is 9, and each direction of config.model.context_encoder has half of it; use an even",
+        ),
         ({"data__block_length": 256}, "block_length 256 is over the model's longest row of 128 pieces"),
         ({"data__block_length": 4}, "it must be at least 8"),
         ({"model__heads": 3}, "embed 128 is not divisible by config.model.heads 3; use 126"),

@@ -149,6 +149,22 @@ def check_visible(out: dict[str, np.ndarray], masks: list[list[bool]], tags: np.
         np.testing.assert_array_equal(out["block_tags"][row], [0, *tags[row], 0])
 
 
+def test_nothing_that_the_rules_say_of_masked_pieces_reaches_the_model() -> None:
+    """Other rules, which find other spans wherever a piece of a span is masked: the inputs and the targets are equal."""
+    config, lengths, rng = make_config(scheme="span"), np.full(40, LENGTH), np.random.default_rng(7)
+    out, pieces, tags = run(config, lengths, 7)
+    others = 2 * rng.integers(1, 4, tags.shape) + 1  # a unit of its own at each masked piece
+    for row, mask in enumerate(masks_of(out, lengths)):
+        for begin, end in reference.units_of(tags[row].tolist(), range(1, 128)):
+            if any(mask[begin:end]):
+                tags[row, begin:end] = np.where(mask[begin:end], others[row, begin:end], 0)
+    given = pieces, tags, lengths.astype(np.int32), keys_of(40, 7), tf.constant(config.masking.rate, tf.float64)
+    again = {name: value.numpy() for name, value in compiled(config)[1](*given).items()}
+    assert not np.array_equal(again["block_tags"], out["block_tags"]) and out["span_tags"].any()
+    for name in fields(config):
+        np.testing.assert_array_equal(again[name], out[name], err_msg=name)
+
+
 def test_rows_without_units_are_masked_by_the_other_draws() -> None:
     config, lengths = make_config(**FEW), np.full(LENGTH, LENGTH)
     out, pieces, tags = run(config, lengths, 3, chunk=5, share=0.0)
