@@ -25,6 +25,22 @@ CASES: dict[str, dict[str, Any]] = {
     "model": {"data": 2, "model": 2, "accumulation": 2},
     "fsdp": {"data": 2, "fsdp": 2, "shard_optimizer": True},
 }
+EXTENDED: dict[str, dict[str, Any]] = {
+    "corpus": {"pairs": True, "spans": "capitals"},
+    "model": {
+        "head_scales": "output",
+        "attention_composition": 2,
+        "context_encoder": "bilstm",
+        "span_embedding": True,
+        "span_attention": "row",
+    },
+    "train": {"nsp_weight": 1.0},
+}
+EXTENDED_CASES: dict[str, dict[str, Any]] = {
+    "one": {"data": 1},
+    "data": {"data": 4, "accumulation": 2},
+    "fsdp_model": {"fsdp": 2, "model": 2, "accumulation": 4},
+}
 
 
 def collectives(hlo: str) -> list[dict[str, Any]]:
@@ -42,11 +58,11 @@ def collectives(hlo: str) -> list[dict[str, Any]]:
     return found
 
 
-def run(mesh: dict[str, Any]) -> dict[str, Any]:
-    """`steps_of` the model with two extensions."""
-    sections = {"train": {"batch_size": 16, "accumulation": mesh.pop("accumulation", 1)}, "optimizer": {"eps": 1e-3}}
-    config = small_config(mesh=mesh, model={"head_scales": "full", "context_encoder": "mingru"}, **sections)
-    return steps_of(config, mesh, ("mlm_loss", "sbo_loss", "positions", "gradient_norm"))
+def run(mesh: dict[str, Any], sections: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """`steps_of` a model with these fields of the configuration."""
+    train = sections.get("train", {}) | {"batch_size": 16, "accumulation": mesh.pop("accumulation", 1)}
+    config = small_config(**(sections | {"mesh": mesh, "train": train, "optimizer": {"eps": 1e-3}}))
+    return steps_of(config, mesh)
 
 
 DECODER_CASES: dict[str, dict[str, Any]] = {
@@ -60,12 +76,12 @@ def decoder(mesh: dict[str, Any]) -> dict[str, Any]:
     """`steps_of` a span decoder beside a frozen encoder."""
     train = {"batch_size": 16, "accumulation": mesh.pop("accumulation", 1), "only": "decoder"}
     config = decoder_config("runs/tiny", mesh=mesh, train=train, optimizer={"eps": 1e-3})
-    return steps_of(config, mesh, ("decoder_loss", "decoder_end_loss", "gradient_norm"))
+    return steps_of(config, mesh)
 
 
-def steps_of(config: Config, mesh: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
-    """The sums with these names of each step, the last parameters, the program's collectives, and the numbers of
-    moments, in all and on the first device.
+def steps_of(config: Config, mesh: dict[str, Any]) -> dict[str, Any]:
+    """The sums of each step and their names, the last parameters, the program's collectives, and the numbers of moments,
+    in all and on the first device.
 
     config: its eps is large, so that an update follows its gradient. With a small eps, rounding would decide the sign
     of Adam's update for a tiny gradient.
@@ -82,9 +98,11 @@ def steps_of(config: Config, mesh: dict[str, Any], names: tuple[str, ...]) -> di
             batch = jax.device_put(random_batch(config, number), layout)
             step = step or make_train_step(config, objective(model, 7), abstract).lower(state, batch).compile()
             state, sums = step(state, batch)
+            names = sorted(sums)
             losses.append([float(sums[name]) for name in names])
     moments = [leaf for leaf in jax.tree.leaves(state["opt_state"]) if leaf.ndim]
     return {
+        "sums": names,
         "losses": losses,
         "params": [np.asarray(leaf).ravel().tolist() for leaf in jax.tree.leaves(state["params"])],
         "collectives": collectives(step.as_text()),
@@ -95,7 +113,13 @@ def steps_of(config: Config, mesh: dict[str, Any], names: tuple[str, ...]) -> di
 
 def measured() -> dict[str, Any]:
     """Every case's results, by the case's name."""
-    return {name: run(dict(mesh)) for name, mesh in CASES.items()}
+    sections = {"model": {"head_scales": "full", "context_encoder": "mingru"}}
+    return {name: run(dict(mesh), sections) for name, mesh in CASES.items()}
+
+
+def extended() -> dict[str, Any]:
+    """The results of `EXTENDED_CASES`: pairs, the extensions that `measured` lacks, and next-sentence prediction."""
+    return {name: run(dict(mesh), EXTENDED) for name, mesh in EXTENDED_CASES.items()}
 
 
 MUON_CASES: dict[str, dict[str, Any]] = {

@@ -57,6 +57,10 @@ def random_batch(config: Config, seed: int, rows: int | None = None) -> dict[str
         values["token_type_ids"] = second & (np.arange(length) < lengths[:, None])
         values["next_labels"] = rng.integers(0, 2, rows) * (lengths > 0)
         values["next_weights"] = lengths > 0
+    if "span_tags" in batch:
+        kinds = rng.integers(0, 3, (rows, length)) * (np.arange(length) < lengths[:, None])
+        first = kinds != np.pad(kinds[:, :-1], [(0, 0), (1, 0)])
+        values["span_tags"] = 2 * kinds + (first & (kinds > 0))
     for name, value in values.items():
         batch[name][:] = value
     return batch

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.support.devices import on_four_devices
-from tests.support.four_devices import CASES
+from tests.support.four_devices import CASES, EXTENDED_CASES
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +27,17 @@ def largest_difference(one: dict[str, Any], other: dict[str, Any]) -> float:
 def test_devices_microbatches_and_divided_moments_change_nothing_but_rounding(cases: dict[str, Any], name: str) -> None:
     np.testing.assert_allclose(cases[name]["losses"], cases["one"]["losses"], rtol=1e-6)
     assert 0 <= largest_difference(cases[name], cases["one"]) < 1e-6
+
+
+def test_pairs_and_extensions_give_the_same_metrics_and_parameters_on_every_mesh() -> None:
+    script = "import json; from tests.support.four_devices import extended; print(json.dumps(extended()))"
+    cases = json.loads(on_four_devices(script))
+    one = cases["one"]
+    assert {"nsp_loss", "nsp_correct", "nsp_count", "nsp_class_0", "nsp_class_1"} <= set(one["sums"])
+    for name in EXTENDED_CASES:
+        assert cases[name]["sums"] == one["sums"]
+        np.testing.assert_allclose(cases[name]["losses"], one["losses"], rtol=1e-6, err_msg=name)
+        assert largest_difference(cases[name], one) < 1e-6, name
 
 
 def over_data(case: dict[str, Any]) -> list[dict[str, Any]]:
