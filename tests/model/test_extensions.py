@@ -56,6 +56,15 @@ def moved(params: Any, seed: int = 1) -> Any:
     return jax.tree.map(lambda x: np.asarray(x + rng.normal(0, 0.1, x.shape), np.float32), params)
 
 
+def with_leaves(params: Any, leaves: dict[str, Any]) -> Any:
+    """The parameters with those of `leaves` (path -> values) in their places."""
+
+    def leaf(path: tuple, value: Any) -> Any:
+        return leaves.get(jax.tree_util.keystr(path, simple=True, separator="/"), value)
+
+    return jax.tree_util.tree_map_with_path(leaf, params)
+
+
 def test_the_table_has_a_row_for_each_field_of_the_configuration() -> None:
     assert list(extensions.EXTENSIONS) == list(FIELDS) == list(VALUES)
 
@@ -68,7 +77,8 @@ def test_every_combination_of_extensions_starts_at_the_identity_and_leaves_it(
 ) -> None:
     bare = encoder(base)
     params = init_params(bare, jax.random.key(0))
-    hidden = encode(bare, params, IDS, LENGTHS)
+    trained = moved(params)  # as an imported checkpoint's: no norm's scale is 1, no bias 0
+    hidden = encode(bare, trained, IDS, LENGTHS)
     for fields in combinations:
         model = dataclasses.replace(base, **fields)
         extended = encoder(model)
@@ -76,6 +86,7 @@ def test_every_combination_of_extensions_starts_at_the_identity_and_leaves_it(
         plain, without = extensions.without(fresh, model)
         assert without == base
         assert jax.tree.all(jax.tree.map(np.array_equal, plain, params)), fields  # the same draws as without
+        fresh = with_leaves(fresh, extensions.paths(trained))
 
         def loss(params: Any, module: Encoder = extended) -> tuple[jax.Array, jax.Array]:
             states = encode(module, params, IDS, LENGTHS, span_tags=TAGS)
