@@ -18,6 +18,9 @@ from tests.support.transformers_bert import transformers_mlm
 
 ODD = ModelConfig(layers=3, embed=60, heads=5, mlp=100, max_length=41)
 F32 = ComputeConfig(dtype="float32")
+# Every extension of the encoder.
+EXTENDED: dict[str, Any] = {"head_scales": "full", "attention_composition": 2, "context_encoder": "mingru"}
+EXTENDED |= {"span_embedding": True, "span_attention": "row"}
 
 
 def random_params(model: Any, seed: int) -> dict[str, Any]:
@@ -127,10 +130,7 @@ def loss_and_gradient(model: Any, params: dict[str, Any], inputs: dict[str, Any]
 
 
 def test_scan_unroll_and_every_remat_policy_agree_in_values_and_gradients() -> None:
-    """With every extension of the encoder."""
-    extended: dict[str, Any] = {"head_scales": "full", "attention_composition": 2, "context_encoder": "mingru"}
-    extended |= {"span_embedding": True, "span_attention": "row"}
-    config = Config(model=dataclasses.replace(ODD, layers=2, **extended), compute=F32)
+    config = Config(model=dataclasses.replace(ODD, layers=2, **EXTENDED), compute=F32)
     inputs = random_inputs(131, (13, 5, 1, 0), 6)
     params = random_params(pretraining_model(config, 131, "cpu"), 3)
     tags = np.zeros((4, 13), np.int32)
@@ -225,7 +225,9 @@ def test_attention_has_the_gradient_of_the_plain_formula() -> None:
 
 def test_bfloat16_compute_stays_close_to_float32_with_float32_parameters_and_gradients() -> None:
     inputs = random_inputs(131, (37, 12), 6)
-    two = dataclasses.replace(ODD, layers=2)
+    inputs["span_tags"] = np.zeros((2, 37), np.int32)
+    inputs["span_tags"][0, 3:8] = 3, 2, 2, 5, 4
+    two = dataclasses.replace(ODD, layers=2, **EXTENDED)
     float32 = pretraining_model(Config(model=two, compute=F32), 131, "cpu")
     bfloat16 = pretraining_model(Config(model=two, compute=ComputeConfig(dtype="bfloat16")), 131, "cpu")
     params = jax.tree.map(lambda x: x / 2, random_params(float32, 9))

@@ -205,10 +205,11 @@ def assert_padding_is_zero(params: dict[str, np.ndarray]) -> None:
 
 def test_a_run_that_goes_on_needs_its_source_no_more(source: Path, corpus: Path, tmp_path: Path) -> None:
     """As if killed after a checkpoint, its source deleted, the same command: bitwise the result of a run left alone.
-    The run has an extension that its source lacks."""
+    The run has extensions that its source lacks, one of which reads spans."""
     begin = shutil.copytree(source, tmp_path / "begin")
     fields = {"corpus__files": corpus, "data__dir": tmp_path / "data", "init_from": begin, "model__dropout": 0.1}
-    fields["model__head_scales"] = "full"
+    fields |= {"model__head_scales": "full", "model__context_encoder": "mingru"}
+    fields |= {"model__span_embedding": True, "corpus__spans": "capitals"}
     fields |= {"train__steps": 8, "train__eval_every": 8, "train__eval_blocks": 8}
     train(tmp_path / "alone", **fields)
     workdir = runs.half_way(tmp_path / "alone", tmp_path / "killed", step=4)
