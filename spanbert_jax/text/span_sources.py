@@ -74,7 +74,10 @@ class SpacyModel(Rule):
         self._has_chunks = pipeline.has_pipe("parser") and "noun_chunks" in pipeline.Defaults.syntax_iterators
         self.kinds = (*(label for label in labels if label not in _NUMERICAL), *(("NP",) if self._has_chunks else ()))
         if not self.kinds:
-            raise UserError(f"rule {rule!r}: the model has neither entities nor a parser ({pipeline.pipe_names})")
+            raise UserError(
+                f"rule {rule!r}: the model has neither entities nor a parser ({', '.join(pipeline.pipe_names)}); give "
+                "one that has"
+            )
         self._model, self._rule = model, rule
         self.made_by = (
             f"spacy {importlib.metadata.version('spacy')}",
@@ -141,7 +144,7 @@ class SpanFile(Rule):
                 self._spans[key] = line, spans
         self.kinds = tuple(kinds)
         if not kinds:
-            raise UserError(f"rule {rule!r}: {path} holds no span")
+            raise UserError(f"rule {rule!r}: {path} holds no span; tools/find_spans.py --json writes such files")
 
     def find(self, document: Document) -> list[list[Span]]:
         """Raises UserError as `check`."""
