@@ -170,7 +170,13 @@ def test_the_modern_models_have_the_published_shapes() -> None:
             "config.model.context_encoder_input is 'output', and there is no context encoder; leave it out, or",
         ),
         (
-            {**PAPERS, "model__context_encoder": "mingru", "model__embed": 9, "model__heads": 3, "model__init": "normal"},
+            {
+                **PAPERS,
+                "model__context_encoder": "mingru",
+                "model__embed": 9,
+                "model__heads": 3,
+                "model__init": "normal",
+            },
             "config.model.embed is 9, and each direction of config.model.context_encoder has half of it; use an even",
         ),
         ({"data__block_length": 256}, "block_length 256 is over the model's longest row of 128 pieces"),

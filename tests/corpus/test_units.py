@@ -150,7 +150,7 @@ def check_visible(out: dict[str, np.ndarray], masks: list[list[bool]], tags: np.
 
 
 def test_nothing_that_the_rules_say_of_masked_pieces_reaches_the_model() -> None:
-    """Other rules, which find other spans wherever a piece of a span is masked: the inputs and the targets are equal."""
+    """With rules that find other spans where pieces are masked, the batch is the same."""
     config, lengths, rng = make_config(scheme="span"), np.full(40, LENGTH), np.random.default_rng(7)
     out, pieces, tags = run(config, lengths, 7)
     others = 2 * rng.integers(1, 4, tags.shape) + 1  # a unit of its own at each masked piece

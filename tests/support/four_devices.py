@@ -80,8 +80,8 @@ def decoder(mesh: dict[str, Any]) -> dict[str, Any]:
 
 
 def steps_of(config: Config, mesh: dict[str, Any]) -> dict[str, Any]:
-    """The sums of each step and their names, the last parameters, the program's collectives, and the numbers of moments,
-    in all and on the first device.
+    """The sums of each step, with their names, the last parameters, the program's collectives, and the numbers of
+    moments, in all and on the first device.
 
     config: its eps is large, so that an update follows its gradient. With a small eps, rounding would decide the sign
     of Adam's update for a tiny gradient.
