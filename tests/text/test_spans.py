@@ -4,7 +4,10 @@ import functools
 import importlib
 import itertools
 import pickle
+import subprocess
+import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -60,14 +63,24 @@ def test_golden_sentences(rule: str, sentence: str, expected: list[str]) -> None
 
 
 def test_letters_and_names_are_the_taggers() -> None:
-    tagger.pos_letters(["a"])  # reads the lexicon, whose file textblob leaves open
     parser = importlib.import_module("textblob.en").parser
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # textblob leaves the file of its lexicon open
+        parser.find_tags(["a"])
     for sentence in (FOX, QUEEN, "Walking about, she GAVE 42% up to xyzzies and e.g. the-best-known Einsteinian ones."):
         words = split_words(sentence).words
         tags = [tag for _, tag in parser.find_tags(words)]
         letter = {tag: name for name, of in tagger.LETTERS.items() for tag in of}
         assert tagger.pos_letters(words) == "".join(letter.get(tag, tagger.OTHER) for tag in tags)
     assert tagger.pos_letters([]) == ""
+
+
+def test_the_tagger_imports_neither_nltk_nor_scipy() -> None:
+    code = "import sys; from spanbert_jax.text import tagger; print(tagger.pos_letters(['a', 'cat']), *sys.modules)"
+    letters, *modules = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert letters == "DN" and not {"nltk", "scipy", "textblob", "textblob.en"} & set(modules)
 
 
 def test_a_full_table_gives_the_same_letters(monkeypatch: pytest.MonkeyPatch) -> None:
