@@ -75,7 +75,8 @@ def table(fit: "Fit") -> Table:
     whole = fit.measured()["nats"]
     shown.add_row("all", f"{sum(fit.pieces):,}", "", *(f"{whole[of]:.3f}" for of in ("mlm", "sbo", "mixture")))
     shown.caption = (
-        f"alpha {fit.mixture.alpha:g}: the number of pieces is found for {fit.lengths_found:.1%} of the spans"
+        f"alpha {fit.mixture.alpha:g} finds the number of pieces of {fit.lengths_found:.1%} of the spans; "
+        f"always the commonest number: {fit.lengths_commonest:.1%}"
     )
     return shown
 

@@ -18,7 +18,7 @@ from spanbert_jax.text.tokenizer import Tokenizer
 
 GRID = tuple(i / 20 for i in range(21))  # of SBO's weight
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
-LENGTH_SPANS = 128  # on which alpha is chosen: each is filled with every number of pieces up to:
+LENGTH_SPANS = 128  # on which alpha is chosen, at most: each is filled with every number of pieces up to:
 MOST_PIECES = 8
 _FEWEST = 50  # pieces of a bucket; one with fewer takes the weight that suits all pieces
 _AT_ONCE = 256  # spans that are scored between two reports
@@ -32,20 +32,27 @@ class Fit(NamedTuple):
     mixture: Mixture
     pieces: tuple[int, ...]  # of each bucket
     nats: dict[str, tuple[float, ...]]  # a piece, of each bucket: "mlm", "sbo", "mixture"
-    lengths_found: float  # share of the spans whose length is found
+    lengths_found: float  # share of up to LENGTH_SPANS spans whose number of pieces is found; NaN: no row has room
+    lengths_commonest: float  # the same of the guess that is always the commonest number
 
     def measured(self) -> dict[str, Any]:
         """For the file, with the numbers of all buckets together."""
         counts = np.array(self.pieces)
         whole = {name: float(np.nansum(np.array(of) * counts) / counts.sum()) for name, of in self.nats.items()}
-        by_bucket = {name: [None if np.isnan(value) else value for value in of] for name, of in self.nats.items()}
+        by_bucket = {name: [_known(value) for value in of] for name, of in self.nats.items()}
         return {
             "pieces": int(counts.sum()),
             "pieces_by_bucket": list(self.pieces),
             "nats": whole,
             "nats_by_bucket": by_bucket,
-            "lengths_found": self.lengths_found,
+            "lengths_found": _known(self.lengths_found),
+            "lengths_commonest": _known(self.lengths_commonest),
         }
+
+
+def _known(value: float) -> float | None:
+    """The value for JSON, which has no NaN."""
+    return None if np.isnan(value) else value
 
 
 def fit_mixture(scorer: SlotScorer, tokenizer: Tokenizer, spans: Sequence[HeldOutSpan], show: Show) -> Fit:
@@ -56,9 +63,9 @@ def fit_mixture(scorer: SlotScorer, tokenizer: Tokenizer, spans: Sequence[HeldOu
     weights, counts, nats = _fit_weights(log_probs, where)
     lengths = np.bincount([min(len(span.pieces), LONGEST) - 1 for span in spans], minlength=LONGEST) + 1.0
     mixture = Mixture(weights, tuple((lengths / lengths.sum()).tolist()))
-    alpha, found = _fit_alpha(scorer, tokenizer, spans[:LENGTH_SPANS], mixture)
+    alpha, found, guessed = _fit_alpha(scorer, tokenizer, spans, mixture)
     show(1.0, "lengths")
-    return Fit(Mixture(mixture.weights, mixture.lengths, alpha, True), counts, nats, found)
+    return Fit(Mixture(mixture.weights, mixture.lengths, alpha, True), counts, nats, found, guessed)
 
 
 def _log_probs(
@@ -96,17 +103,14 @@ def _fit_weights(
 
 def _fit_alpha(
     scorer: SlotScorer, tokenizer: Tokenizer, spans: Sequence[HeldOutSpan], mixture: Mixture
-) -> tuple[float, float]:
-    """(the alpha that most often ranks the span's own number of pieces first, the larger of equal ones; how often)."""
-    spans = [span for span in spans if len(span.pieces) <= MOST_PIECES]
-    room = max(len(span.query.ids) - len(span.pieces) for span in spans) + MOST_PIECES
-    spans = (
-        spans
-        if room <= scorer.longest
-        else [span for span in spans if len(span.query.ids) + MOST_PIECES <= scorer.longest]
-    )
+) -> tuple[float, float, float]:
+    """(the alpha that most often ranks the span's own number of pieces first, the larger of equal ones; how often; how
+    often the commonest number would be right)."""
+    # A row must have room for the longest filling, whatever its own span's length is: the lengths stay as they are.
+    known = [s for s in spans if len(s.pieces) <= MOST_PIECES and len(s.query.ids) + MOST_PIECES - 1 <= scorer.longest]
+    spans = known[:LENGTH_SPANS]
     if not spans:
-        return mixture.alpha, float("nan")
+        return mixture.alpha, float("nan"), float("nan")
     tasks = [_task(span, length, tokenizer) for span in spans for length in range(1, MOST_PIECES + 1)]
     fillings = fill(tasks, "parallel", 1, lambda queries: scorer.best(queries, mixture, True), tokenizer.ends_word)
     log_probs = np.array([of[0].log_prob for of in fillings]).reshape(len(spans), MOST_PIECES)
@@ -114,7 +118,7 @@ def _fit_alpha(
     law = np.log(mixture.lengths[:MOST_PIECES])
     hits = [float(np.mean(np.argmax(log_probs / lengths**alpha + law, axis=1) + 1 == true)) for alpha in ALPHAS]
     best = max(range(len(ALPHAS)), key=lambda place: (hits[place], place))
-    return ALPHAS[best], hits[best]
+    return ALPHAS[best], hits[best], float(np.bincount(true).max() / len(true))
 
 
 def _task(span: HeldOutSpan, length: int, tokenizer: Tokenizer) -> Task:

@@ -80,9 +80,10 @@ def piece_classes(tokenizer: Tokenizer) -> np.ndarray:
 
 def words_of(words: Words) -> tuple[int, int]:
     """(fewest, most) words; raises UserError where they are no numbers from 1 to 10 in order."""
-    fewest, most = (words, words) if isinstance(words, int) else words
-    if not 1 <= fewest <= most <= MOST_WORDS:
-        raise UserError(f"words is {words}; expected a number from 1 to {MOST_WORDS}, or two of them in order")
+    given = words if isinstance(words, tuple | list) else (words, words)
+    if len(given) != 2 or not all(isinstance(n, int) for n in given) or not 1 <= given[0] <= given[1] <= MOST_WORDS:
+        raise UserError(f"words is {words!r}; expected a number from 1 to {MOST_WORDS}, or two of them in order")
+    fewest, most = given
     return fewest, most
 
 
@@ -95,6 +96,7 @@ def read_gaps(
     no gap, two gaps touch, a gap lies outside of the text or ends inside a word, or the vocabulary does not mark words
     and the number of pieces is open.
     """
+    check_text(text)
     found = _marked(text) if spans is None else [(start, end, 0) for start, end in _checked(text, spans)]
     fewest, most = words_of(words)
     _check_apart(text, found)
@@ -113,6 +115,19 @@ def read_gaps(
     return GappedText(text, tuple(gaps), _around(tokenizer, text, gaps))
 
 
+def check_pairs(spans: Sequence[Span]) -> None:
+    """Raises UserError where one of the spans is no (start, end)."""
+    for span in spans:
+        if not isinstance(span, tuple | list) or [type(number) for number in span] != [int, int]:
+            raise UserError(f"{span!r} is no span; give (start, end), two numbers of characters")
+
+
+def check_text(text: str) -> None:
+    """Raises UserError where a text is none."""
+    if not isinstance(text, str):
+        raise UserError(f"expected a text, found {type(text).__name__} ({str(text)[:40]!r}); give one text")
+
+
 def _marked(text: str) -> list[tuple[int, int, int]]:
     """(start, end, number of pieces or 0) of each mark in a text."""
     found = [(*match.span(), match[0].count(MARK)) for match in _MARKS.finditer(text)]
@@ -128,6 +143,7 @@ def _checked(text: str, spans: Sequence[Span]) -> list[Span]:
     """The spans in the order of the text, without the white space at their ends."""
     if not spans:
         raise UserError("spans is empty; give at least one (start, end), the characters to replace")
+    check_pairs(spans)
     stripped = []
     for start, end in sorted(spans):
         if not 0 <= start < end <= len(text) or not text[start:end].strip():

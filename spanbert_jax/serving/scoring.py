@@ -14,7 +14,7 @@ import numpy as np
 
 from spanbert_jax.errors import UserError
 from spanbert_jax.serving.decoding import Query
-from spanbert_jax.serving.gaps import Span
+from spanbert_jax.serving.gaps import Span, check_pairs, check_text
 from spanbert_jax.serving.mixture import uniform_mixture
 from spanbert_jax.serving.slot_scores import SlotScorer
 from spanbert_jax.text.tokenizer import Tokenizer, word_starts
@@ -79,6 +79,8 @@ class TextScorer:
 
     def _read(self, text: str, span: Span | None) -> tuple[list[int], list[Span], list[int]]:
         """(the ids of a row, the characters of each of its pieces, the positions that are scored)."""
+        check_text(text)
+        check_pairs([] if span is None else [span])
         pieces, offsets = self._tokenizer.tokenize_with_offsets(text)
         room = self._scorer.longest - 2
         if len(pieces) > room:

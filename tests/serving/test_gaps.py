@@ -1,10 +1,16 @@
 """Gaps of texts: marks and spans, the pieces around them, the pieces that may fill them, and what is refused."""
 
+import pydoc_data.topics
+
 import pytest
 
+from spanbert_jax.convert.tokenizer_import import read_tokenizer
 from spanbert_jax.errors import UserError
 from spanbert_jax.serving.gaps import CONTINUES, JOINED, SPACED, Gap, GappedText, piece_classes, read_gaps
+from spanbert_jax.serving.infilling import spelled
 from spanbert_jax.text.tokenizer import Tokenizer
+from tests.support.other_tokenizers import write
+from tests.support.sentencepiece_models import other_model
 from tests.support.texts_and_tokenizers import tokenizer_of
 from tests.support.tuned import WORDPIECE
 
@@ -41,6 +47,33 @@ def test_with_spans_marks_are_text(kind: str) -> None:
     gapped = read("[MASK] a fat cat ___", kind, spans=[(12, 17), (6, 8)])
     assert [(gap.start, gap.end) for gap in gapped.gaps] == [(7, 8), (13, 16)]
     assert TOKENIZERS[kind].decode(gapped.around[0]).replace(" ", "").lower() == "[mask]"
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tokenizer]:
+    """SentencePiece's BPE, and byte-level BPE without a space before the first word, as ModernBERT's."""
+    folder, lines = tmp_path_factory.mktemp("modern"), list(pydoc_data.topics.topics.values())[:12]
+    write("modern", lines, folder)
+    return {"bpe": other_model("\n".join(lines).splitlines(), "bpe"), "modern": read_tokenizer(folder)[0]}
+
+
+@pytest.mark.parametrize("kind", ["bpe", "modern"])
+def test_bpe_vocabularies_have_gaps_too(kind: str, others: dict[str, Tokenizer]) -> None:
+    tokenizer = others[kind]
+    classes = piece_classes(tokenizer)
+    gapped = read_gaps("___ of (___), the ___.", None, 1, tokenizer, classes)
+    at_start = {JOINED, CONTINUES} if kind == "modern" else {SPACED}
+    assert [set(gap.first) for gap in gapped.gaps] == [at_start, {JOINED, CONTINUES}, {SPACED}]
+    row = [*gapped.around[0], *tokenizer.tokenize("int"), *gapped.around[1]]
+    assert gapped.around[0] == [] and tokenizer.decode(row) == "int of ("
+    assert [tokenizer.decode(of).strip() for of in gapped.around[2:]] == ["), the", "."]
+    texts = ["The value, of the object's attributes (see below)."]
+    for text in texts + (["It is not 中文, é."] if kind == "modern" else []):
+        ids, offsets = tokenizer.tokenize_with_offsets(text)
+        spelled_text, places = spelled(tokenizer, ids)
+        told = [(place, offset) for place, offset in zip(places, offsets, strict=True) if offset[0] < offset[1]]
+        assert spelled_text == text and len(told) > 5
+        assert [place for place, _ in told] == [offset for _, offset in told]
 
 
 def test_the_first_piece_fits_the_character_before_the_gap() -> None:
@@ -83,11 +116,22 @@ def test_the_classes_part_the_pieces_that_can_be_text(kind: str) -> None:
         ("a cat b", {"spans": [(2, 4)]}, "ends inside a word, beside 't'"),
         ("a cat b", {"spans": [(2, 5), (0, 3)]}, "touch"),
         ("", {}, "has nothing to fill in"),
+        (["a ___"], {}, r"expected a text, found list \(\"\['a ___'\]\"\)"),
+        ("a ___", {"words": "2"}, "words is '2'; expected"),
+        ("a ___", {"words": (1, 2, 3)}, "words is"),
+        ("a b", {"spans": [(0, 1, 2)]}, r"\(0, 1, 2\) is no span; give \(start, end\)"),
+        ("a b", {"spans": [0, 1]}, "0 is no span"),
     ],
 )
 def test_what_cannot_be_filled_is_refused_in_one_line(text: str, options: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         read(text, "wordpiece", **options)
+
+
+def test_wordpiece_is_spelled_with_spaces_between_words_but_not_beside_punctuation() -> None:
+    for text in ("a cat, the (old) dog's well-fed.", "$ab or b%"):
+        ids = WORDPIECE.tokenize(text)
+        assert spelled(WORDPIECE, ids) == (text, WORDPIECE.tokenize_with_offsets(text)[1])
 
 
 def test_a_vocabulary_without_words_needs_the_number_of_pieces(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,6 +85,8 @@ def test_what_cannot_be_scored_is_refused(scorer: TextScorer) -> None:
         (" ", None, "the text has no piece: the text has 1 characters"),
         ("a b", (1, 2), r"the span \(1, 2\) has no piece: the text has 3 characters"),
         ("a b", (2, 4), r"the span \(2, 4\) has no piece"),
+        ("a b", (0, 1.5), r"\(0, 1.5\) is no span"),
+        (["a b"], None, "expected a text, found list"),
         ("x" * 39, None, "the text has 39 pieces, and the model takes 38"),
     ):
         with pytest.raises(UserError, match=message):
