@@ -93,14 +93,12 @@ class Attributor:
             begin = jnp.take(words, batch["baseline"], axis=0)
             change = jnp.take(words, batch["input_ids"], axis=0) - begin  # [batch, length, embed]
 
-            def summed(vectors: jax.Array) -> tuple[jax.Array, jax.Array]:
-                found = chosen(params, {**batch, "word_vectors": vectors})
-                return jnp.sum(found), found
+            def summed(vectors: jax.Array) -> jax.Array:
+                return jnp.sum(chosen(params, {**batch, "word_vectors": vectors}))
 
             with jax.default_matmul_precision("highest"):
-                at = begin + batch["share"][:, None, None] * change
-                gradient, found = jax.grad(summed, has_aux=True)(at)
-            return {"score": found, "slope": jnp.sum(gradient * change, axis=-1)}
+                gradient = jax.grad(summed)(begin + batch["share"][:, None, None] * change)
+            return {"slope": jnp.sum(gradient * change, axis=-1)}
 
         self._score, self._slope = Predictor(score, layout), Predictor(slope, layout)
         self._table = shape_table(longest, lengths, self._score.multiple)
@@ -118,15 +116,15 @@ class Attributor:
     def integrate(self, row: Row, positions: Sequence[int], steps: int) -> tuple[float, float, np.ndarray]:
         """(score, score with [MASK] at the positions, attribution of each position: float64 [positions]) by integrated
         gradients from [MASK], with `steps` Gauss-Legendre points."""
+        ids = np.array(row["input_ids"])
+        ids[list(positions)] = self._mask_id
+        baseline = ids.tolist()
+        ends = self.scores([row, {**row, "input_ids": baseline}])
         nodes, weights = np.polynomial.legendre.leggauss(steps)
-        baseline = np.array(row["input_ids"])
-        baseline[list(positions)] = self._mask_id
-        shares = np.array([0, 1, *((nodes + 1) / 2)], np.float32)
-        rows = [{**row, "baseline": baseline.tolist(), "share": share} for share in shares]
+        rows = [{**row, "baseline": baseline, "share": share} for share in ((nodes + 1) / 2).astype(np.float32)]
         outputs = self._outputs(self._slope, rows, self._small, (*self._inputs, "baseline", "share"))
-        slopes = np.stack([output["slope"][list(positions)] for output in outputs[2:]])
-        attributions = (weights / 2) @ slopes.astype(np.float64)
-        return float(outputs[1]["score"]), float(outputs[0]["score"]), attributions
+        slopes = np.stack([output["slope"][list(positions)] for output in outputs])
+        return float(ends[0]), float(ends[1]), (weights / 2) @ slopes.astype(np.float64)
 
     def occlude(self, row: Row, groups: Sequence[Sequence[int]]) -> tuple[float, np.ndarray]:
         """(score, score minus the score with [MASK] at the positions of each group: float64 [groups])."""

@@ -31,7 +31,7 @@ from tests.support.synthetic import VOCAB
 from tests.support.transformers_bert import random_bert
 from tests.support.tuned import WORDPIECE, write_tuned
 
-POINTS = 14  # with the two ends, a batch of 16 rows
+POINTS = 16  # which make one batch
 SENTENCE = "ab c def g"
 QUESTION = {"question": "who ab", "context": "ab cd ef gh ij kl mn op"}
 LONG = {"question": "who ab", "context": "ab cd ef gh ij kl mn op qr st uv"}  # in three windows
