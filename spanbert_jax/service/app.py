@@ -20,7 +20,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route as Path
 
-from spanbert_jax.service import filling, health, inference, openai, own, tei
+from spanbert_jax.service import filling, health, inference, openai, own, static, tei
 from spanbert_jax.service.binary_tensors import HEADER, split_body
 from spanbert_jax.service.keys import check_key
 from spanbert_jax.service.openapi import document
@@ -44,6 +44,7 @@ ROUTES: tuple[Route, ...] = (
     *tei.ROUTES,
     *inference.ROUTES,
     *health.ROUTES,
+    *static.ROUTES,
     Route("GET", "/openapi.json", "This document", _openapi, is_public=True),
 )
 
