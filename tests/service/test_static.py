@@ -46,7 +46,9 @@ def test_the_files_name_one_another_and_nothing_else() -> None:
 
 @pytest.mark.parametrize("name", [name for name in FILES if name.endswith((".js", ".html"))])
 def test_no_file_makes_markup_or_code_of_a_text(name: str) -> None:
-    unsafe = r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|DOMParser|\beval\b|new Function|\bstyle=|\bon\w+=\""
+    unsafe = (
+        r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|DOMParser|\beval\b|new Function|\bstyle=|\bon\w+=\""
+    )
     assert re.findall(unsafe, FILES[name]) == []
 
 

@@ -1,7 +1,7 @@
-"""Debian's Chromium, driven headless by the WebDriver protocol (https://www.w3.org/TR/webdriver2/), and a server for it.
+"""Debian's Chromium, driven headless by the WebDriver protocol, and a server for the browser.
 
-The protocol is JSON over HTTP to Debian's chromedriver. The package selenium is not used, because it brings trio, whose
-entry point for hypothesis warns, and warnings are errors here.
+The protocol (https://www.w3.org/TR/webdriver2/) is JSON over HTTP to Debian's chromedriver. The package selenium is not
+used, because it brings trio, whose entry point for hypothesis warns, and warnings are errors here.
 """
 
 import base64
