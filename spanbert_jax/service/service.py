@@ -5,6 +5,7 @@ that name none.
 """
 
 import asyncio
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from spanbert_jax.service.problems import Problem
 from spanbert_jax.serving.counters import Counters
 from spanbert_jax.serving.engine import Answered, Engine
 from spanbert_jax.serving.loaded import Loaded
-from spanbert_jax.serving.scheduler import Limits
+from spanbert_jax.serving.scheduler import Limits, NotServing
 from spanbert_jax.serving.served_models import ServedModels, TaskModel
 from spanbert_jax.version import VERSION
 
@@ -53,6 +54,7 @@ class Service:
         models = [model for one in checkpoints.values() for model in one.models if model is not None]
         self.engine = Engine(models, settings.limits, settings.workers, self.counters)
         self.finding, self.filling = Aside("find spans"), Aside("fill gaps")
+        self._is_closed = False
         for name, one in checkpoints.items():
             fingerprint = one.loaded.tokenizer.fingerprint[:16]
             labels = {"checkpoint": name, "task": one.loaded.task, "tokenizer": fingerprint, "version": VERSION}
@@ -97,12 +99,18 @@ class Service:
         self.engine.warm_up(everything, self._warm_up_filling)
 
     def _warm_up_filling(self) -> None:
-        for one in self.checkpoints.values():
-            if one.loaded.piece_heads:
-                one.loaded.infiller.warm_up()
+        def go_on(_: float) -> None:
+            if self._is_closed:
+                raise NotServing("closed")
+
+        with contextlib.suppress(NotServing):
+            for one in self.checkpoints.values():
+                if one.loaded.piece_heads:
+                    one.loaded.infiller.warm_up(go_on)
 
     def close(self) -> None:
-        """Ends the engine and the threads."""
+        """Ends the engine and the threads. A program that is being compiled is waited for."""
+        self._is_closed = True
         self.finding.close()
         self.filling.close()
         self.engine.close()

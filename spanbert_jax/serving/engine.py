@@ -102,7 +102,8 @@ class Engine:
         if everything:
             compile_rest()
         else:
-            threading.Thread(target=compile_rest, name="warm up", daemon=True).start()
+            self._threads.append(threading.Thread(target=compile_rest, name="warm up", daemon=True))
+            self._threads[-1].start()
 
     def _prepare(self, shapes: Sequence[tuple[Model, Shape]]) -> None:
         for model, shape in shapes:
@@ -148,7 +149,7 @@ class Engine:
             return self._changed.wait_for(lambda: self._scheduler.inputs == 0, seconds)
 
     def close(self) -> None:
-        """Fails the requests in flight and ends the threads."""
+        """Fails the requests in flight and ends the threads. A program that is being compiled is waited for."""
         with self._changed:
             self._scheduler.is_draining = self._is_closed = True
             waiting = self._scheduler.in_flight()

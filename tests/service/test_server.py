@@ -1,6 +1,11 @@
 """The server around the application, without a process of its own (tests/test_serve.py has one)."""
 
 import socket
+import threading
+import time
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -23,6 +28,28 @@ def test_a_program_that_cannot_be_compiled_ends_the_server(
     with bind("127.0.0.1", 0) as listening:
         assert run(service, listening, False, 1.0) == 1
     assert "error: a program cannot be compiled" in capsys.readouterr().err
+
+
+def test_closing_waits_for_one_program_and_compiles_no_other() -> None:
+    service, _ = fake_service(Settings(limits=Limits(batch_pieces=64)))
+    compiling, compiled = threading.Semaphore(0), []
+
+    def warm_up(show: Callable[[float], None]) -> None:
+        for number in range(1000):
+            compiling.release()
+            time.sleep(0.01)
+            compiled.append(number)
+            show(number / 1000)
+
+    loaded: Any = service.checkpoint(None).loaded
+    loaded.piece_heads, loaded.infiller = ("mlm",), SimpleNamespace(warm_up=warm_up)
+    service.warm_up(everything=False)
+    assert compiling.acquire(timeout=30)
+    service.close()
+    assert 1 <= len(compiled) < 1000
+    count = len(compiled)
+    time.sleep(0.05)
+    assert len(compiled) == count
 
 
 def test_an_address_that_cannot_be_had_is_a_user_s_mistake() -> None:
