@@ -10,6 +10,7 @@ from spanbert_jax.config import ComputeConfig, Config
 from spanbert_jax.errors import UserError
 from spanbert_jax.model import pretraining_heads
 from spanbert_jax.serving.infilling import FilledGap, Infilled, Infiller
+from spanbert_jax.serving.slot_scores import piece_heads
 from spanbert_jax.text.tokenizer import word_starts
 from spanbert_jax.training import sharding
 from tests.support.pretrained import OFFSETS, params_of, random_weights
@@ -95,6 +96,12 @@ def test_a_text_is_filled_as_it_is_alone(infiller: Infiller, found: list[Infille
     (alone,) = infiller.infill(TEXTS[1:], words=(2, 3), beam=6, heads="decoder")
     assert alone.text == found[1].text
     assert alone.gaps[0].log_probability == pytest.approx(found[1].gaps[0].log_probability, abs=1e-4)
+
+
+def test_a_run_that_trained_the_decoder_fills_gaps_with_mlm_and_sbo_too() -> None:
+    masking = dataclasses.replace(WEIGHTS.config.masking, collapse_spans=True)
+    weights = dataclasses.replace(WEIGHTS, config=dataclasses.replace(WEIGHTS.config, masking=masking))
+    assert [head.name for head in piece_heads(weights, params_of(WEIGHTS))] == ["mlm", "sbo"]
 
 
 def test_what_the_decoder_cannot_do_is_one_line(infiller: Infiller) -> None:
