@@ -1,4 +1,5 @@
-"""What stands in a masked span: MLM, SBO, their mixture and orders of filling, beside two guesses without a model.
+"""What stands in a masked span: MLM, SBO, their mixture and orders of filling, the span decoder, and two guesses
+without a model.
 
     python -m benchmarks.infilling --checkpoint runs/small
     python -m benchmarks.infilling --checkpoint runs/small --spans 2000 --work runs/infilling
@@ -6,7 +7,10 @@
 Held-out spans of 1 to 6 words, all of whose pieces are [MASK], with their number of pieces known. Three measures by the
 number of pieces: the share of the pieces that are right, the share of the spans that are right altogether, and nats a
 piece. The nats of "all at once" are those of each piece with every piece of the span masked; those of "left to right"
-are of the chain, in which a piece sees the right pieces before it. The other orders have no nats of their own.
+are of the chain, in which a piece sees the right pieces before it. The other orders have no nats of their own. The
+decoder's row has one [MASK] for the span, and its nats are those of the chain too, in which the decoder knows whether a
+piece is the last. In "decoder, open length" it finds the number of pieces by itself: pieces are right only where the
+number is, and the nats include those of the number.
 
 Invariant: no span comes from a block that tools/fit_mixture.py fits on. Every method is asked for the same pieces, and
 gives a probability to every piece of the vocabulary.
@@ -20,6 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from jax.sharding import NamedSharding
 
 from benchmarks.report import machine, write
 from spanbert_jax import cli
@@ -28,12 +33,15 @@ from spanbert_jax.corpus.blocks import Blocks
 from spanbert_jax.corpus.neighbours import count_neighbours
 from spanbert_jax.errors import UserError
 from spanbert_jax.files import make_directory, written_aside
+from spanbert_jax.model.pretraining_heads import DECODER
 from spanbert_jax.runs.held_out_spans import JUDGE, HeldOutSpan, blocks_of, held_out_spans
 from spanbert_jax.serving.decoding import Query, Score, Target, Task, fill
 from spanbert_jax.serving.infilling import BEAM, Infiller
 from spanbert_jax.serving.mixture import Mixture, uniform_mixture
+from spanbert_jax.serving.predictor import Params
 from spanbert_jax.serving.slot_scores import SlotScorer
-from spanbert_jax.serving.weights import open_weights
+from spanbert_jax.serving.span_writer import SpanQuery, SpanWriter
+from spanbert_jax.serving.weights import Weights, open_weights
 from spanbert_jax.text.tokenizer import Tokenizer
 from spanbert_jax.training import sharding
 from spanbert_jax.training.progress import Stage
@@ -124,8 +132,31 @@ def in_order(order: str) -> Method:
     return method
 
 
-def methods_of(scorer: SlotScorer, mixture: Mixture) -> dict[str, Method]:
-    """The rows of the table. A trained decoder is another row."""
+def decoded(writer: SpanWriter, is_known: bool) -> Method:
+    """The likeliest string of the decoder's beam search, with the number of pieces known or not."""
+
+    def method(material: Material) -> Answers:
+        queries = [_collapsed(span, is_known) for span in material.spans]
+        right: list[bool] = []
+        for span, strings in zip(material.spans, writer.write(queries), strict=True):
+            best = strings[0].pieces
+            right += (
+                np.equal(best, span.pieces).tolist() if len(best) == len(span.pieces) else [False] * len(span.pieces)
+            )
+        given = writer.given(queries, [span.pieces for span in material.spans])
+        return Answers(np.array(right), -np.concatenate([p if is_known else p + ends for p, ends in given]))
+
+    return method
+
+
+def _collapsed(span: HeldOutSpan, is_known: bool) -> SpanQuery:
+    first, last = span.query.masked[0], span.query.masked[-1]
+    ids = [*span.query.ids[: first + 1], *span.query.ids[last + 1 :]]
+    return SpanQuery(ids, first, len(span.pieces) if is_known else 0)
+
+
+def methods_of(scorer: SlotScorer, mixture: Mixture, writer: SpanWriter | None) -> dict[str, Method]:
+    """The rows of the table. writer: None: the weights have no decoder."""
     rows: dict[str, Method] = {"commonest piece": commonest, "visible neighbours": neighbours}
     for name, weight in (("mlm", 0.0), ("sbo", 1.0)):
         if name in scorer.heads:
@@ -138,7 +169,18 @@ def methods_of(scorer: SlotScorer, mixture: Mixture) -> dict[str, Method]:
         "surest first": in_order("confidence"),
         f"beam of {BEAM}": in_order("beam"),
     }
-    return rows | {f"{best}, {name}": method for name, method in orders.items()}
+    rows |= {f"{best}, {name}": method for name, method in orders.items()}
+    if writer:
+        rows |= {"decoder": decoded(writer, True), "decoder, open length": decoded(writer, False)}
+    return rows
+
+
+def _writer(weights: Weights, params: Params, layout: NamedSharding) -> SpanWriter | None:
+    """The decoder of the weights, which may write every piece of the vocabulary; None where they have none."""
+    if DECODER.name not in params:
+        return None
+    every = np.ones((1, weights.tokenizer.vocab_size), np.bool_)
+    return SpanWriter(weights, params, layout, every, BEAM)
 
 
 def _uniform(weight: float, material: Material) -> Mixture:
@@ -238,13 +280,16 @@ def run(arguments: argparse.Namespace) -> None:
     make_directory(arguments.work, "--work")
     with open_weights(arguments.checkpoint) as weights:
         layout = sharding.batch_sharding(sharding.make_mesh(Config().mesh))
-        infiller = Infiller(weights, weights.load()[0], layout)
+        params = weights.load()[0]
+        infiller, writer = Infiller(weights, params, layout), _writer(weights, params, layout)
     blocks = [blocks_of(weights, arguments.data, split) for split in ("train", "held_out")]
     span_p, longest = weights.config.masking.span_p, infiller.scorer.longest
     spans = held_out_spans(blocks[1], weights.tokenizer, longest, span_p, JUDGE, arguments.spans)
+    if writer:  # the longer ones are too long for it
+        spans = [span for span in spans if len(span.pieces) <= writer.most]
     material = Material(infiller.scorer, infiller.mixture, weights.tokenizer, blocks[0], spans)
     results = {}
-    methods = methods_of(infiller.scorer, infiller.mixture)
+    methods = methods_of(infiller.scorer, infiller.mixture, writer)
     with Stage(f"Infilling, {len(spans):,} spans") as stage:
         for number, (name, method) in enumerate(methods.items()):
             stage.update(number / len(methods), name)
