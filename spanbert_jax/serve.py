@@ -51,6 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--drain-seconds", type=float, default=30.0, help="that requests in flight have after SIGTERM")
     add("--warmup", choices=("small", "all"), default="small", help="the programs that are compiled before serving")
     add("--deterministic", action="store_true", help="bitwise equal answers in any company; slower under load")
+    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="in which texts are encoded")
     add("--workers", type=_positive, default=2, help="threads that tokenise")
     arguments = parser.parse_args(argv)
     return cli.status(lambda: _serve(arguments))
@@ -97,6 +98,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         deadline=arguments.deadline,
         truncate=arguments.overflow == "truncate",
         deterministic=arguments.deterministic,
+        dtype=arguments.dtype,
         workers=arguments.workers,
         limits=limits,
         keys=keys,
@@ -105,7 +107,8 @@ def _serve(arguments: argparse.Namespace) -> int:
         service = open_service(paths, settings)
         host, port = listening.getsockname()[:2]
         for name, one in service.checkpoints.items():
-            print(f"{name}: {one.loaded.source} ({one.loaded.task or 'embeddings alone'})")
+            does = one.loaded.task or " and ".join(one.loaded.piece_heads) or "embeddings alone"
+            print(f"{name}: {one.loaded.source} ({does})")
         print(f"Listening on http://{f'[{host}]' if ':' in host else host}:{port}; compiling", flush=True)
         return run(service, listening, arguments.warmup == "all", arguments.drain_seconds)
 

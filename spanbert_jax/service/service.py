@@ -32,6 +32,7 @@ class Settings:
     deadline: float = 30.0  # seconds from a request's first byte to its answer
     truncate: bool = True  # whether texts that are too long are cut where a request does not say
     deterministic: bool = False
+    dtype: str = "float32"  # in which texts are encoded
     workers: int = 2  # threads that tokenise
     limits: Limits = Limits()
     keys: tuple[bytes, ...] = ()
@@ -57,7 +58,13 @@ class Service:
         self._is_closed = False
         for name, one in checkpoints.items():
             fingerprint = one.loaded.tokenizer.fingerprint[:16]
-            labels = {"checkpoint": name, "task": one.loaded.task, "tokenizer": fingerprint, "version": VERSION}
+            labels = {
+                "checkpoint": name,
+                "task": one.loaded.task,
+                "tokenizer": fingerprint,
+                "version": VERSION,
+                "dtype": settings.dtype,
+            }
             self.counters.set("spanbert_model_info", 1, **labels)
 
     def checkpoint(self, name: str | None) -> Checkpoint:
@@ -122,7 +129,7 @@ def open_service(sources: Mapping[str, Path], settings: Settings) -> Service:
     for name, path in sources.items():
         try:
             loaded = Loaded(path)
-            models = loaded.served(name, settings.max_input_pieces, settings.deterministic)
+            models = loaded.served(name, settings.max_input_pieces, settings.deterministic, settings.dtype)
         except UserError as error:
             raise UserError(f"--checkpoint {name}={path}: {error}") from error
         found[name] = Checkpoint(name, loaded, models)

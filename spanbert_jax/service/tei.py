@@ -186,7 +186,7 @@ async def info(call: Call, _: Nothing) -> Reply:
     return Reply(
         Info(
             first.name,
-            "float32",
+            settings.dtype,
             kind,
             settings.limits.queued_inputs,
             first.models.embed.longest,

@@ -1,7 +1,7 @@
 """The pure functions of (params, input_ids, lengths, token_type_ids) that trained weights compute.
 
 Invariant: the functions that are exported and those that are compared with PyTorch are the same, without dropout and
-in float32.
+in float32. Only a server that is asked for it encodes in another dtype.
 """
 
 from collections.abc import Callable, Collection
@@ -29,15 +29,19 @@ def _exact(function: Function) -> Function:
     return exact
 
 
-def encode_function(config: Config, vocab_size: int, layer: int | None = None) -> Function:
+def encode_function(
+    config: Config, vocab_size: int, layer: int | None = None, compute: ComputeConfig = EXACT
+) -> Function:
     """The function that returns the encoder's hidden states, float32 [batch, length, embed]; layer: as for
-    `encoder.encode`, by default the last one."""
-    base = encoder.Encoder(config.model, EXACT, vocab_size, jnp.dtype(jnp.float32))
+    `encoder.encode`, by default the last one. compute: as of `encoder.resolved`; in another dtype than float32 the
+    states are computed in that, and matrix products are not exact."""
+    base = encoder.Encoder(config.model, compute, vocab_size, jnp.dtype(compute.dtype))
 
     def encode(params: Any, input_ids: jax.Array, lengths: jax.Array, token_type_ids: jax.Array) -> jax.Array:
-        return encoder.encode(base, params, input_ids, lengths, token_type_ids, layer=layer)
+        states = encoder.encode(base, params, input_ids, lengths, token_type_ids, layer=layer)
+        return states.astype(jnp.float32)
 
-    return _exact(encode)
+    return _exact(encode) if compute.dtype == EXACT.dtype else encode
 
 
 def functions(config: Config, groups: Collection[str], vocab_size: int, labels: int) -> dict[str, Function]:

@@ -100,9 +100,9 @@ class Loaded:
         """
         return self._explainer.explain(record, target, method, steps, spans)
 
-    def served(self, name: str, longest: int, deterministic: bool) -> ServedModels:
+    def served(self, name: str, longest: int, deterministic: bool = False, dtype: str = "float32") -> ServedModels:
         """Models of the engine with these weights; the arguments are those of `served_models`."""
-        return served_models(name, self._weights, self._params, self._layout, longest, deterministic)
+        return served_models(name, self._weights, self._params, self._layout, longest, deterministic, dtype)
 
     def infill(
         self,

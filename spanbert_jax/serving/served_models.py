@@ -18,11 +18,12 @@ from spanbert_jax.batch import Batch, NumpyBatch
 from spanbert_jax.batches.shapes import Shape, shape_table
 from spanbert_jax.convert.names import ENCODER
 from spanbert_jax.errors import UserError
+from spanbert_jax.model.encoder import resolved
 from spanbert_jax.model.row_pooling import ROW_POOLINGS, pool_rows
 from spanbert_jax.model.span_pooling import pool_spans
 from spanbert_jax.serving.answers import kept_metrics, trained_task
 from spanbert_jax.serving.engine import ModelFailed
-from spanbert_jax.serving.functions import functions
+from spanbert_jax.serving.functions import EXACT, encode_function
 from spanbert_jax.serving.predictor import Compute, Params, Predictor
 from spanbert_jax.serving.scheduler import Output, Row
 from spanbert_jax.serving.text_encoder import pieces_of_spans
@@ -137,12 +138,19 @@ class TextModel(CompiledModel):
         flags: Mapping[str, tuple[int, ...]],
         longest: int,
         deterministic: bool,
+        dtype: str,
         lengths: int = _FEW_LENGTHS,
     ):
         """pool: takes the hidden states and the batch. flags: further fields of a batch, with their axes after that of
-        the rows. longest: pieces in a row at most, special ones included. lengths: that rows are padded to, at most."""
+        the rows. longest: pieces in a row at most, special ones included. dtype: "float32" or "bfloat16", in which the
+        encoder computes; its states are float32 again. lengths: that rows are padded to, at most."""
         self.tokenizer, self.longest = weights.tokenizer, min(longest, weights.config.model.max_length)
-        encode = functions(weights.config, ENCODER, weights.tokenizer.vocab_size, 0)["encode"]
+        self.tokenizer.tokenize("")  # the first call starts the tokenizer's threads
+        platform, compute_as = layout.mesh.devices.flat[0].platform, EXACT
+        if dtype != EXACT.dtype:
+            wanted = dataclasses.replace(weights.config.compute, dtype=dtype)
+            compute_as = resolved(wanted, weights.config.model, platform)
+        encode = encode_function(weights.config, weights.tokenizer.vocab_size, None, compute_as)
 
         def compute(params: Params, batch: Batch) -> dict[str, jax.Array]:
             with jax.default_matmul_precision("highest"):  # as the encoder itself
@@ -188,7 +196,7 @@ class EmbeddingModel(TextModel):
     """A vector for each `Text`, float32 [embed]."""
 
     def __init__(self, name: str, weights: Weights, params: Params, layout: NamedSharding, **sizes: Any):
-        """sizes: longest and deterministic, as for `TextModel`."""
+        """sizes: longest, deterministic and dtype, as for `TextModel`."""
         super().__init__(
             name, weights, params, layout, _embed, {"pooling": (), "normalize": ()}, lengths=_LENGTHS, **sizes
         )
@@ -221,7 +229,7 @@ class PieceModel(TextModel):
     """The hidden states of each `Text`, float32 [pieces, embed], those of [CLS] and [SEP] included."""
 
     def __init__(self, name: str, weights: Weights, params: Params, layout: NamedSharding, **sizes: Any):
-        """sizes: longest and deterministic, as for `TextModel`."""
+        """sizes: longest, deterministic and dtype, as for `TextModel`."""
         super().__init__(name, weights, params, layout, lambda hidden, _: {"states": hidden}, {}, **sizes)
 
     def rows(self, items: Sequence[Text]) -> list[list[Row]]:
@@ -238,7 +246,7 @@ class SpanModel(TextModel):
     """The vectors of the spans of each `TextSpans`, float32 [spans, parts * embed]."""
 
     def __init__(self, name: str, weights: Weights, params: Params, layout: NamedSharding, **sizes: Any):
-        """sizes: longest and deterministic, as for `TextModel`."""
+        """sizes: longest, deterministic and dtype, as for `TextModel`."""
         self._embed = weights.config.model.embed
         flags = {"pooling": (), "first": (_SLOTS,), "last": (_SLOTS,)}
         super().__init__(name, weights, params, layout, _pool_by_flag, flags, **sizes)
@@ -332,15 +340,22 @@ class ServedModels(NamedTuple):
 
 
 def served_models(
-    name: str, weights: Weights, params: Params, layout: NamedSharding, longest: int, deterministic: bool
+    name: str,
+    weights: Weights,
+    params: Params,
+    layout: NamedSharding,
+    longest: int,
+    deterministic: bool,
+    dtype: str,
 ) -> ServedModels:
     """The models of trained weights, whose names begin with `name`.
 
     longest: pieces in a row of the models that embed, special ones included; a task's rows are as long as in training.
     deterministic: whether a row's output is bitwise the same whatever else is in the batch, since each length has one
-    shape of batch, that with the fewest rows.
+    shape of batch, that with the fewest rows. dtype: "float32" or "bfloat16", in which texts are encoded; a task
+    computes as its run did.
     """
-    sizes = {"longest": longest, "deterministic": deterministic}
+    sizes = {"longest": longest, "deterministic": deterministic, "dtype": dtype}
     tuned = weights.metadata is not None and weights.metadata.task not in ("pretraining", "imported")
     return ServedModels(
         EmbeddingModel(f"{name}/embed", weights, params, layout, **sizes),

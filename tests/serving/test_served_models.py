@@ -32,7 +32,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Loaded]:
 
 @pytest.fixture(scope="module")
 def served(loaded: Callable[[str], Loaded]) -> ServedModels:
-    return loaded("labels").served("tiny", 512, False)
+    return loaded("labels").served("tiny", 512)
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ def records(name: str) -> list[Any]:
 def test_a_task_answers_as_the_tools_do(
     name: str, loaded: Callable[[str], Loaded], answers: Callable[..., list[Any]]
 ) -> None:
-    model = loaded(name).served(name, 512, False).task
+    model = loaded(name).served(name, 512).task
     assert model is not None and model.name == f"{name}/task"
     found = answers(model, records(name))
     assert_close([of.prediction for of in found], loaded(name).predict(records(name)))
@@ -128,10 +128,19 @@ def test_a_task_answers_as_the_tools_do(
         model.rows([*records(name)[:1], {"nothing": 1}])
 
 
+def test_in_bfloat16_the_vectors_are_about_the_same(
+    served: ServedModels, loaded: Callable[[str], Loaded], answers: Callable[..., list[Any]]
+) -> None:
+    items = [Text(text) for text in TEXTS]
+    coarse = np.array(answers(loaded("labels").served("coarse", 16, True, "bfloat16").embed, items))
+    fine = np.array(answers(loaded("labels").served("fine", 16, True).embed, items))
+    assert coarse.dtype == np.float32 and 1e-4 < np.abs(coarse - fine).max() < 0.03
+
+
 def test_a_deterministic_model_gives_the_same_bits_in_any_company(
     loaded: Callable[[str], Loaded], answers: Callable[..., list[Any]]
 ) -> None:
-    model = loaded("labels").served("exact", 512, True).embed
+    model = loaded("labels").served("exact", 512, deterministic=True).embed
     assert [tuple(shape) for shape in model.table] == [(1, 16), (1, 24)]
     together = answers(model, [Text(text) for text in TEXTS])
     for number in (0, 5, 11):
