@@ -15,6 +15,7 @@ from configs.tiny import get_config
 from spanbert_jax.config import from_dict
 from spanbert_jax.model import pretraining_heads
 from spanbert_jax.runs.start_from import StartingWeights, adopt, initial_params
+from spanbert_jax.text.tokenizer import SPECIALS
 from tests.support import runs
 
 GROUPS = {"embeddings", "encoder", "pooler", "mlm", "sbo", "nsp"}
@@ -74,3 +75,23 @@ def taken(weights: Path, nsp_weight: float) -> dict[str, Any]:
         read = initial_params(config, start, lambda: pretraining_heads.init_params(model, jax.random.key(0)))
         assert read is not None
         return read()
+
+
+def test_whether_a_text_follows_is_learnt_where_topics_tell(tmp_path: Path) -> None:
+    """Every document has one of six topics, each with words of its own, and sentences of one length. A random text is
+    of the same topic a sixth of the time, which leaves about 90% of the labels to be known."""
+    rng = np.random.default_rng(0)
+    topics = [[f"{topic}{word}" for word in "abcdefgh"] for topic in "uvwxyz"]
+    texts = ["\n".join(" ".join(rng.choice(topics[document % 6], 6)) for _ in range(24)) for document in range(600)]
+    (tmp_path / "topics.txt").write_text("\n\n".join(texts))
+    (tmp_path / "vocab.txt").write_text("\n".join([*SPECIALS, *(word for words in topics for word in words)]) + "\n")
+    fields = runs.SMALL | {"corpus.files": tmp_path / "topics.txt", "corpus.sentences": "none", "corpus.pairs": True}
+    fields |= {"tokenizer.kind": "wordpiece", "tokenizer.vocab_file": tmp_path / "vocab.txt"}
+    fields |= {"data.block_length": 40, "data.lengths": 1, "train.nsp_weight": 1.0, "train.sbo_weight": 0.0}
+    fields |= {"train.batch_size": 32, "train.steps": 250, "optimizer.warmup_steps": 20}
+    fields |= {f"train.{name}_every": 250 for name in ("log", "eval", "checkpoint")}
+    runs.call_config(get_config("bert"), tmp_path / "run", [], **fields)
+    accuracy, commonest = (
+        runs.metrics(tmp_path / "run", f"held_out/nsp_{of}")[250] for of in ("accuracy", "commonest")
+    )
+    assert commonest < 0.6 and commonest + 0.1 < accuracy < 0.95
