@@ -4,7 +4,6 @@ Invariant: the answers are those of `load(...).infill`, `.score` and `.explain`.
 beside the engine, because each takes several steps that depend on each other.
 """
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar
 
@@ -109,7 +108,7 @@ async def explain(call: Call, body: ExplainRequest) -> Reply:
     if body.steps > _STEPS:
         raise Problem("invalid", f"steps is {body.steps}; {_STEPS} are the most", "steps")
     arguments = (body.record, body.target, body.method, body.steps, body.spans)
-    found = dataclasses.asdict(await _aside(call, lambda: one.loaded.explain(*arguments)))
+    found = (await _aside(call, lambda: one.loaded.explain(*arguments))).to_json()
     by_field = {field: Offsets(text, body.offsets) for field, text in found["texts"].items()}
     for token in found["tokens"]:
         token["start"], token["end"] = by_field[token["field"]].show((token["start"], token["end"]))

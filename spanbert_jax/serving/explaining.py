@@ -51,7 +51,7 @@ class Token:
 
 @dataclasses.dataclass(frozen=True)
 class Explanation:
-    """The attributions of a record to the score of a target. `dataclasses.asdict` makes it JSON."""
+    """The attributions of a record to the score of a target."""
 
     target: Any  # in the form in which `explain` takes it
     method: str
@@ -60,6 +60,10 @@ class Explanation:
     gap: float | None  # score - baseline - the sum of the attributions; None of occlusion
     texts: dict[str, str]  # field -> the text that offsets refer to
     tokens: list[Token]  # of the explained row, in its order
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as plain JSON."""
+        return dataclasses.asdict(self)
 
 
 class Head(NamedTuple):

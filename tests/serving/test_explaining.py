@@ -189,7 +189,7 @@ def test_tokens_are_the_characters_of_the_record(head: str, tuned: Callable[[str
     else:
         assert found.texts == {"text": SENTENCE}
         assert read["text"] == ("cg" if head == "relation" else SENTENCE.replace(" ", ""))
-    assert json.loads(json.dumps(dataclasses.asdict(found)))["tokens"][0]["field"] == fields[0]
+    assert json.loads(json.dumps(found.to_json()))["tokens"][0]["field"] == fields[0]
 
 
 def test_a_window_in_the_middle_of_a_text_has_the_places_of_its_pieces(tuned: Callable[[str], Loaded]) -> None:
