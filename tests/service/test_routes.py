@@ -327,4 +327,7 @@ def test_what_is_served_is_told(client: TestClient) -> None:
     assert [one["id"] for one in client.get("/v1/models").json()["data"]] == [*TASKS, "gaps"]
     model = client.get("/v2/models/labels").json()
     assert [one["name"] for one in model["outputs"]] == ["embedding", "label", "score"]
-    assert 'spanbert_model_info{checkpoint="tags",task="token_classification"' in client.get("/metrics").text
+    assert (
+        'spanbert_model_info{checkpoint="tags",dtype="float32",task="token_classification"'
+        in client.get("/metrics").text
+    )
