@@ -120,11 +120,17 @@ def page(browser: Browser, url: str) -> Iterator[Page]:
 
 
 def test_a_checkpoint_has_the_panels_of_its_heads(page: Page) -> None:
-    heads = {"labels": "Labels", "questions": "Question", "tags": "Entities", "relations": "Relation"}
-    for name, title in heads.items():
+    heads = {
+        "labels": ["Labels", "Why"],
+        "questions": ["Question", "Why"],
+        "tags": ["Entities", "Why"],
+        "relations": ["Relation"],
+        "gaps": ["Infill", "Why"],
+    }
+    for name, titles in heads.items():
         page.set("#checkpoints select", name)
         tabs = "return [...document.querySelectorAll('#tabs button')].filter((one) => one.checkVisibility())"
-        assert page.js(f"{tabs}.map((one) => one.textContent)") == ["Spans", title]
+        assert page.js(f"{tabs}.map((one) => one.textContent)") == ["Spans", *titles]
         assert page.js("return document.querySelectorAll('[role=tabpanel]:not([hidden])').length") == 1
 
 
@@ -208,6 +214,56 @@ def test_a_relation_is_asked_of_two_selections(page: Page, client: TestClient) -
     assert page.shown("[role=alert]")[0].startswith("422: subject [0, 2] and object [0, 6] have characters in common")
 
 
+def test_gaps_are_filled_by_each_head_step_by_step(page: Page, client: TestClient) -> None:
+    page.open("gaps", "infill", "ab xy cd [MASK] 😀")
+    page.select(3, 6)
+    page.click("#panel-infill [type=button]")
+    text = "ab ___ cd [MASK] 😀"
+    assert page.js("return document.getElementById('text').value") == text
+    page.run()
+    found = [client.post("/infill", json={"text": text, "mix": mix, "model": "gaps"}).json() for mix in (0, None, 1)]
+    assert page.shown(".filled h3") == ["MLM", "Both", "SBO"]
+    filled = [one["text"] for one in found]
+    assert page.shown(".filled .marked") == filled
+    pieces = [[piece for gap in one["gaps"] for piece in gap["pieces"]] for one in found]
+    page.click("#panel-infill .filled:nth-child(3) .piece", len(pieces[2]) - 1)
+    assert page.shown(".filled:nth-child(3) .bars .name") == [one["piece"] for one in pieces[2][-1]["alternatives"]]
+    assert page.shown(".filled:nth-child(2) .bars .hint")[0].startswith("MLM ")
+    step = "#panel-infill .result [type=range]"
+    page.set(step, "1")
+    assert [one.count("▢") for one in page.shown(".filled .marked")] == [len(of) - 1 for of in pieces]
+    page.set("#panel-infill select:last-of-type", "parallel")
+    page.run()
+    page.click("#panel-infill .result [type=button]")
+    page.browser.wait(lambda: page.text("#panel-infill output") == "0 of 1")
+    page.browser.wait(lambda: page.text("#panel-infill output") == "1 of 1")
+    assert not any("▢" in one for one in page.shown(".filled .marked"))
+
+
+def test_an_attribution_stands_with_each_piece(page: Page, client: TestClient) -> None:
+    text = "😀 ab, cd efg"
+    records = {"labels": text, "nested": text, "questions": {"question": "ab", "context": text}, "gaps": text}
+    page.set("#question", "ab")
+    for name, record in records.items():
+        page.open(name, "explain", text)
+        page.select(7, 9)
+        page.click("#panel-explain [type=button]")
+        page.run()
+        body = {"record": record, "model": name, "offsets": "utf16"} | ({"target": [6, 8]} if name == "gaps" else {})
+        expected = client.post("/explain", json=body).json()
+        assert page.shown(".token .word") == [token["text"] for token in expected["tokens"]]
+        numbers = [float(number.replace("−", "-")) for number in page.shown(".token .number")]
+        assert numbers == pytest.approx([token["attribution"] for token in expected["tokens"]], abs=6e-3)
+        assert len(page.shown(".for")) == sum(token["attribution"] >= 0 for token in expected["tokens"])
+        assert page.shown("h3")[: len(expected["texts"])] == list(expected["texts"])
+        (note,) = page.shown("p.hint")
+        assert float(note.partition("gap ")[2]) == pytest.approx(expected["gap"], rel=0.1, abs=1e-5)
+    page.set("#panel-explain select", "occlusion")
+    page.run()
+    words = client.post("/explain", json={**body, "method": "occlusion"}).json()["tokens"]
+    assert page.shown(".token .word") == [token["text"] for token in words] and len(words) > 1
+
+
 def test_a_request_is_shown_as_curl_and_as_python(
     page: Page, client: TestClient, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -260,7 +316,13 @@ def test_a_narrow_screen_needs_no_sideways_scrolling(page: Page) -> None:
     size = {"width": 320, "height": 640, "deviceScaleFactor": 1, "mobile": True}
     page.browser.devtools("Emulation.setDeviceMetricsOverride", **size)
     text = "abcdefghijklmnop " + "x" * 3
-    for checkpoint, panel in (("tags", "spans"), ("nested", "entities"), ("questions", "answer"), ("labels", "labels")):
+    for checkpoint, panel in (
+        ("tags", "spans"),
+        ("nested", "entities"),
+        ("questions", "answer"),
+        ("labels", "labels"),
+        ("gaps", "explain"),
+    ):
         page.open(checkpoint, panel, text)
         page.run()
         assert page.js("return document.documentElement.scrollWidth") == 320, panel

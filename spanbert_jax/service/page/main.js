@@ -5,13 +5,15 @@ import { h } from "./dom.js";
 import { EXAMPLES } from "./examples.js";
 import { answer } from "./panel_answer.js";
 import { entities } from "./panel_entities.js";
+import { explain } from "./panel_explain.js";
+import { infill } from "./panel_infill.js";
 import { labels } from "./panel_labels.js";
 import { relation } from "./panel_relation.js";
 import { spans } from "./panel_spans.js";
 import { tabs } from "./tabs.js";
 import { TextBox } from "./text.js";
 
-const PANELS = [spans, entities, answer, relation, labels];
+const PANELS = [spans, entities, answer, relation, labels, infill, explain];
 const at = (id) => document.getElementById(id);
 const say = (text) => { at("state").textContent = text; };
 
@@ -47,13 +49,12 @@ function build(info) {
   at("checkpoints").hidden = checkpoints.length < 2;
   at("input").hidden = at("tabs").hidden = false;
   const text = new TextBox(at("input"));
-  const made = PANELS.map(({ build, ...of }) => ({ ...of, ...build({ text, model: () => select.value }) }));
+  const made = PANELS.map(({ build, ...of }) => ({ ...of, ...build({ text, checkpoint: () => checkpoints.find(({ id }) => id === select.value) }) }));
   at("panels").replaceChildren(...made.map(({ node }) => node));
   const open = tabs(at("tabs"), made);
   const choose = () => {
-    const checkpoint = checkpoints.find(({ id }) => id === select.value);
     made.forEach(({ clear }) => clear());
-    open(made.filter(({ fits }) => fits(checkpoint)));
+    open(made.filter(({ fits }) => fits(checkpoints.find(({ id }) => id === select.value))));
   };
   text.addEventListener("change", () => made.forEach(({ clear }) => clear()));
   select.addEventListener("change", choose);

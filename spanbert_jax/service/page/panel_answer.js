@@ -9,13 +9,13 @@ import { panel } from "./panel.js";
 export const answer = {
   id: "answer", title: "Question",
   fits: ({ task }) => task === "question_answering",
-  build({ text, model }) {
+  build({ text, checkpoint }) {
     const question = h("input", { id: "question", size: 50, dir: "auto", "aria-label": "Question" });
     text.addEventListener("example", ({ detail }) => { question.value = detail.question; });
 
     async function run() {
       const context = text.value;
-      const asked = await ask("answer", { question: question.value, context, offsets: "utf16", model: model() });
+      const asked = await ask("answer", { question: question.value, context, offsets: "utf16", model: checkpoint().id });
       return { node: shown(context, asked.value), asked: [asked] };
     }
 

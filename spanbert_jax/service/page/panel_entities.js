@@ -9,7 +9,7 @@ import { panel } from "./panel.js";
 export const entities = {
   id: "entities", title: "Entities",
   fits: ({ task }) => task === "token_classification",
-  build({ text, model }) {
+  build({ text, checkpoint }) {
     const threshold = h("input", { type: "range", min: 0, max: 1, step: 0.01, value: 0, "aria-label": "Threshold" });
     const number = h("output", {}, "0.00");
     const flat = h("input", { type: "checkbox" });
@@ -19,7 +19,7 @@ export const entities = {
 
     async function run() {
       const of = text.value;
-      const asked = await ask("entities", { inputs: [of], offsets: "utf16", model: model() });
+      const asked = await ask("entities", { inputs: [of], offsets: "utf16", model: checkpoint().id });
       const node = h("div");
       redraw = () => node.replaceChildren(shown(of, asked.value[0], Number(threshold.value), flat.checked));
       redraw();

@@ -9,7 +9,7 @@ import { panel, spanButton } from "./panel.js";
 export const relation = {
   id: "relation", title: "Relation",
   fits: ({ task }) => task === "relation_extraction",
-  build({ text, model }) {
+  build({ text, checkpoint }) {
     const subject = spanButton(text, "Subject: the selection"), object = spanButton(text, "Object: the selection");
     const types = ["PERSON", "LOCATION"].map((kind) => h("input", { size: 12, placeholder: kind, spellcheck: "false" }));
     text.addEventListener("example", ({ detail }) => {
@@ -22,7 +22,7 @@ export const relation = {
       const [subjectType, objectType] = types.map((input) => input.value.trim() || null);
       const asked = await ask("relation", {
         text: text.value, subject: subject.span(), object: object.span(), subject_type: subjectType,
-        object_type: objectType, offsets: "utf16", model: model(),
+        object_type: objectType, offsets: "utf16", model: checkpoint().id,
       });
       return { node: shown(text.value, subject.span(), object.span(), asked.value), asked: [asked] };
     }

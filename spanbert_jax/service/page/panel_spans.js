@@ -12,7 +12,7 @@ const MOST = 128; // spans that are embedded
 export const spans = {
   id: "spans", title: "Spans",
   fits: () => true,
-  build({ text, model }) {
+  build({ text, checkpoint }) {
     const rules = h("input", { value: "sentence; capitals", size: 26, spellcheck: "false", "aria-label": "Rules" });
     const pooling = choice(["mean", "ends", "boundary", "attention"].map((name) => [name, name]));
     const own = [];
@@ -35,7 +35,7 @@ export const spans = {
       const all = [...found.flatMap(({ value }) => value ?? []), ...selected];
       const inputs = [{ text: text.value, spans: all.slice(0, MOST).map(({ start, end }) => [start, end]) }];
       const embedded = all.length
-        ? await tried("spans/embed", { inputs, pooling: pooling.value, offsets: "utf16", model: model() }) : {};
+        ? await tried("spans/embed", { inputs, pooling: pooling.value, offsets: "utf16", model: checkpoint().id }) : {};
       const vectors = (embedded.value?.[0] ?? []).map(({ embedding }) => unit(embedding));
       const asked = [...found, embedded];
       const problems = asked.filter(({ problem }) => problem).map(({ problem }) => h("p", { role: "alert" }, problem));

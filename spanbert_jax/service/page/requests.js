@@ -15,8 +15,7 @@ export function requests(asked) {
 
 function took({ phases, total }) {
   const server = phases.map(([name, milliseconds]) => `${name} ${milliseconds.toFixed(1)}`);
-  const rest = total - phases.reduce((sum, [, milliseconds]) => sum + milliseconds, 0);
-  return `${total.toFixed(0)} ms (${[...server, `rest ${rest.toFixed(1)}`].join(", ")})`;
+  return `${total.toFixed(0)} ms, on the server: ${server.join(", ")}`;
 }
 
 function code(title, text) {

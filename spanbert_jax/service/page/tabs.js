@@ -2,8 +2,8 @@
 
 import { h } from "./dom.js";
 
-// panels: [{id, title, node}]. Returns open(panels): only these have a tab. The last of them, which is the one for the
-// checkpoint's own task, is shown, unless the panel that was shown before is among them.
+// panels: [{id, title, node}]. Returns open(panels): only these have a tab. The second of them, which is the one for the
+// checkpoint's own head, is shown, unless the panel that was shown before is among them.
 export function tabs(list, panels) {
   const buttons = panels.map(({ id, title }) => h("button", {
     type: "button", role: "tab", id: `tab-${id}`, "aria-controls": `panel-${id}`, onclick: () => show(id),
@@ -31,6 +31,6 @@ export function tabs(list, panels) {
   return (fitting) => {
     open = fitting;
     panels.forEach((panel, i) => { buttons[i].hidden = !open.includes(panel); });
-    show((open.find(({ id }) => id === shown) ?? open.at(-1)).id);
+    show((open.find(({ id }) => id === shown) ?? open[1] ?? open[0]).id);
   };
 }
