@@ -232,7 +232,7 @@ def test_gaps_are_filled_by_each_head_step_by_step(page: Page, client: TestClien
     step = "#panel-infill .result [type=range]"
     page.set(step, "1")
     assert [one.count("▢") for one in page.shown(".filled .marked")] == [len(of) - 1 for of in pieces]
-    page.set("#panel-infill select:last-of-type", "parallel")
+    page.set("#order", "parallel")
     page.run()
     page.click("#panel-infill .result [type=button]")
     page.browser.wait(lambda: page.text("#panel-infill output") == "0 of 1")

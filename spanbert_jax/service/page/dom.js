@@ -20,8 +20,8 @@ export function field(label, control) {
 }
 
 // A select element; `options` are [value, label].
-export function choice(options) {
-  return h("select", {}, options.map(([value, label]) => h("option", { value }, label)));
+export function choice(options, id = null) {
+  return h("select", { id }, options.map(([value, label]) => h("option", { value }, label)));
 }
 
 // A share of 1 in per cent.

@@ -12,7 +12,7 @@ export const infill = {
   id: "infill", title: "Infill",
   fits: ({ heads }) => heads.length > 0,
   build({ text, checkpoint }) {
-    const order = choice(ORDERS);
+    const order = choice(ORDERS, "order");
     const words = choice([["", "1 to 4"], ...[1, 2, 3, 4, 5, 6].map((count) => [count, count])]);
     const cut = () => {
       const span = text.selection();
