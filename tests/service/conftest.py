@@ -12,9 +12,10 @@ from tests.support.served import write_checkpoints
 
 @pytest.fixture(scope="session")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """The checkpoints of `write_checkpoints`; one program for each length."""
+    """The checkpoints of `write_checkpoints`, with one program for each model: rows of 16 pieces, or 24 of a task."""
     made = open_service(
-        write_checkpoints(tmp_path_factory.mktemp("served")), Settings(deterministic=True, deadline=600)
+        write_checkpoints(tmp_path_factory.mktemp("served")),
+        Settings(deterministic=True, deadline=600, max_input_pieces=16),
     )
     made.engine.warm_up(everything=True)  # without the programs that fill gaps
     yield made

@@ -21,7 +21,7 @@ from spanbert_jax.serving.scheduler import Expired, NotServing, Overloaded
 from tests.support.served import TASKS
 from tests.support.tuned import WORDPIECE, assert_close, random_texts
 
-TEXTS = [text for text in random_texts(np.random.default_rng(0), 30) if len(WORDPIECE.tokenize(text)) <= 22][:6]
+TEXTS = [text for text in random_texts(np.random.default_rng(0), 30) if len(WORDPIECE.tokenize(text)) <= 14][:6]
 TEXT = "ab cd 😀, e fghi"
 EXAMPLES: dict[str, Any] = {
     "/v1/embeddings": {"input": TEXTS, "model": "labels"},
@@ -157,7 +157,7 @@ def test_what_is_cut_is_told_or_refused(client: TestClient) -> None:
     response = client.post("/v1/embeddings", json={"input": texts, "model": "tags"})
     assert response.json()["usage"]["truncated"] == [1] and response.headers["x-truncated-inputs"] == "1"
     refused = client.post("/v1/embeddings", json={"input": texts, "model": "tags", "truncate": False})
-    assert refused.status_code == 422 and "inputs[1] has 32 pieces; 24 are the most" in refused.text
+    assert refused.status_code == 422 and "inputs[1] has 32 pieces; 16 are the most" in refused.text
     refused = client.post("/predict", json={"inputs": "x " * 30, "truncate": False})
     assert refused.status_code == 422 and "inputs[0] is longer than a row" in refused.text
     assert "spanbert_truncated_total" in client.get("/metrics").text
@@ -323,7 +323,7 @@ def test_what_is_served_is_told(client: TestClient) -> None:
     assert [one["id"] for one in info["checkpoints"]] == [*TASKS, "gaps"] and info["model_id"] == "labels"
     assert info["model_type"]["classifier"]["id2label"] == {"0": "no", "1": "perhaps", "2": "yes"}
     assert [one["heads"] for one in info["checkpoints"]] == [[]] * 5 + [["mlm", "sbo"]]
-    assert info["max_input_length"] == 24 and info["max_client_batch_size"] == 32
+    assert info["max_input_length"] == 16 and info["max_client_batch_size"] == 32
     assert [one["id"] for one in client.get("/v1/models").json()["data"]] == [*TASKS, "gaps"]
     model = client.get("/v2/models/labels").json()
     assert [one["name"] for one in model["outputs"]] == ["embedding", "label", "score"]
