@@ -7,7 +7,10 @@ beside the engine, because each takes several steps that depend on each other.
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar
 
+import msgspec
+
 from spanbert_jax.service.offsets import Offsets, Span, Unit
+from spanbert_jax.service.own import RelationRequest, record_of
 from spanbert_jax.service.problems import Problem
 from spanbert_jax.service.routes import COMPUTES, Body, Call, Reply, Route
 from spanbert_jax.service.service import Checkpoint
@@ -46,8 +49,9 @@ class ScoreRequest(Body):
 
 
 class ExplainRequest(Body):
-    """A record as the checkpoint's task reads it: a text, {"question", "context"}, ... target and spans: as of
-    `load(...).explain`, in characters; null: the prediction, and words. offsets: of the tokens in the answer."""
+    """A record as the checkpoint's task reads it, a text, {"question", "context"}, ..., or the fields of /relation.
+    target and spans: as of `load(...).explain`, in characters; null: the prediction, and words. offsets: of the tokens
+    in the answer."""
 
     record: str | dict[str, Any]
     target: Any = None
@@ -107,7 +111,10 @@ async def explain(call: Call, body: ExplainRequest) -> Reply:
     one = call.service.able(body.model, "/explain", can, "one with a task or a masked-language-model head")
     if body.steps > _STEPS:
         raise Problem("invalid", f"steps is {body.steps}; {_STEPS} are the most", "steps")
-    arguments = (body.record, body.target, body.method, body.steps, body.spans)
+    record = body.record
+    if one.loaded.task == "relation_extraction" and isinstance(record, dict) and "subject" in record:
+        record = record_of(msgspec.convert(record, RelationRequest))
+    arguments = (record, body.target, body.method, body.steps, body.spans)
     found = (await _aside(call, lambda: one.loaded.explain(*arguments))).to_json()
     by_field = {field: Offsets(text, body.offsets) for field, text in found["texts"].items()}
     for token in found["tokens"]:

@@ -214,11 +214,15 @@ async def answer(call: Call, body: AnswerRequest) -> Reply:
 async def relation(call: Call, body: RelationRequest) -> Reply:
     """Every relation with its probability, the most probable first."""
     model = call.service.task(body.model, "/relation", "relation_extraction")
+    answered = await call.service.answer(model, [record_of(body)], call.seconds)
+    return Reply(labels_of(model, answered.answers[0]), answered)
+
+
+def record_of(body: RelationRequest) -> dict[str, Any]:
+    """The request as a record of the task; raises UserError as `Offsets.read` and `relation_record` do."""
     offsets = Offsets(body.text, body.offsets)
     spans = offsets.read(body.subject, "subject"), offsets.read(body.object, "object")
-    record = relation_record(body.text, *spans, body.subject_type, body.object_type)
-    answered = await call.service.answer(model, [record], call.seconds)
-    return Reply(labels_of(model, answered.answers[0]), answered)
+    return relation_record(body.text, *spans, body.subject_type, body.object_type)
 
 
 def relation_record(

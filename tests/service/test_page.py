@@ -124,7 +124,7 @@ def test_a_checkpoint_has_the_panels_of_its_heads(page: Page) -> None:
         "labels": ["Labels", "Why"],
         "questions": ["Question", "Why"],
         "tags": ["Entities", "Why"],
-        "relations": ["Relation"],
+        "relations": ["Relation", "Why"],
         "gaps": ["Infill", "Why"],
     }
     for name, titles in heads.items():
@@ -208,6 +208,12 @@ def test_a_relation_is_asked_of_two_selections(page: Page, client: TestClient) -
     expected = client.post("/relation", json=body).json()
     assert page.shown(".bars .name") == [one["label"] for one in expected]
     assert page.marked() == (text, {"0": "ab", "1": "e fghi"})
+    page.click("#tab-explain")
+    page.run()
+    why = client.post("/explain", json={"record": body, "model": "relations"}).json()
+    assert page.shown(".token .word") == [token["text"] for token in why["tokens"]]
+    assert why["target"] == expected[0]["label"] and why["target"] in page.shown("p.hint")[0]
+    page.click("#tab-relation")
     page.select(0, 6)
     page.click(button, 1)
     page.run()

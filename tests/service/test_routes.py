@@ -299,6 +299,13 @@ def test_explanations_are_those_of_python(client: TestClient, service: Service) 
     assert [of["start"] for of in shifted["tokens"]] == [
         of["start"] + (of["field"] == "context" and of["start"] > 0) for of in found["tokens"]
     ]
+    pair = {"text": "ab cd, e fghi", "subject": [0, 2], "object": [7, 13]}
+    read = relation_record(pair["text"], (0, 2), (7, 13), None, None)  # type: ignore[arg-type]
+    by_words, by_pair = (client.post("/explain", json={"record": of, "model": "relations"}) for of in (read, pair))
+    assert by_pair.status_code == 200 and by_pair.json() == by_words.json()
+    for wrong, message in (({"subject": "ab"}, "Expected `array`"), ({"object": [0, 20]}, "object is [0, 20]")):
+        refused = client.post("/explain", json={"record": {**pair, **wrong}, "model": "relations"})
+        assert refused.status_code == 422 and message in refused.text
     for changes, message in (({"steps": 257}, "steps is 257; 256 are the most"), ({"target": "none"}, "none")):
         refused = client.post("/explain", json={"record": "ab cd", **changes})
         assert refused.status_code == 422 and message in refused.text

@@ -4,12 +4,13 @@
 import { ask, Refused } from "./ask.js";
 import { choice, field, h } from "./dom.js";
 import { panel, spanButton } from "./panel.js";
+import { pair } from "./panel_relation.js";
 
 const METHODS = [["integrated_gradients", "integrated gradients"], ["occlusion", "occlusion of each word"]];
 
 export const explain = {
   id: "explain", title: "Why",
-  fits: ({ task, heads }) => task !== "relation_extraction" && (task !== "" || heads.includes("mlm")),
+  fits: ({ task, heads }) => task !== "" || heads.includes("mlm"),
   build({ text, checkpoint }) {
     const method = choice(METHODS);
     const target = spanButton(text, "Explain the selection");
@@ -19,6 +20,7 @@ export const explain = {
       const { id, task } = checkpoint(), of = text.value;
       const body = { record: of, method: method.value, offsets: "utf16", model: id };
       if (task === "question_answering") body.record = { question: document.getElementById("question").value, context: of };
+      if (task === "relation_extraction") body.record = pair();
       if (task === "") {
         if (!target.span()) throw new Refused("Select the words whose probability is to be explained.", 0);
         body.target = target.span().map((unit) => [...of.slice(0, unit)].length); // in characters
@@ -29,7 +31,7 @@ export const explain = {
 
     return panel({
       id: "explain", title: "Why", action: "Explain", run,
-      hint: "What the model's answer depends on: bars above the words speak for it, bars below against it. Without a task the answer is the selection, which is masked; with one it is the prediction, and the question is that of the panel Question.",
+      hint: "What the model's answer depends on: bars above the words speak for it, bars below against it. Without a task the answer is the selection, which is masked. With one it is the prediction; a question and entities are taken from their panel.",
       controls: [field("Method", method), target.node],
     });
   },

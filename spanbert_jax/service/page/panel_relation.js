@@ -6,6 +6,10 @@ import { field, h } from "./dom.js";
 import { marked } from "./marked.js";
 import { panel, spanButton } from "./panel.js";
 
+// pair() is the text with both entities, as /relation and /explain read them, once the panel is built. It throws Refused
+// where an entity is not selected.
+export let pair = null;
+
 export const relation = {
   id: "relation", title: "Relation",
   fits: ({ task }) => task === "relation_extraction",
@@ -17,14 +21,16 @@ export const relation = {
       object.take(text.find(detail.object));
     });
 
-    async function run() {
+    pair = () => {
       if (!subject.span() || !object.span()) throw new Refused("Select a subject and an object in the text.", 0);
       const [subjectType, objectType] = types.map((input) => input.value.trim() || null);
-      const asked = await ask("relation", {
-        text: text.value, subject: subject.span(), object: object.span(), subject_type: subjectType,
-        object_type: objectType, offsets: "utf16", model: checkpoint().id,
-      });
-      return { node: shown(text.value, subject.span(), object.span(), asked.value), asked: [asked] };
+      return { text: text.value, subject: subject.span(), object: object.span(), subject_type: subjectType,
+        object_type: objectType, offsets: "utf16" };
+    };
+
+    async function run() {
+      const body = pair(), asked = await ask("relation", { ...body, model: checkpoint().id });
+      return { node: shown(body.text, body.subject, body.object, asked.value), asked: [asked] };
     }
 
     return panel({
