@@ -61,6 +61,10 @@ def _run(arguments: argparse.Namespace) -> None:
     if not console.is_terminal:
         console.width = 120
     console.print(table(fit))
+    print(
+        f"alpha {fit.mixture.alpha:g} finds the number of pieces of {fit.lengths_found:.1%} of the spans; "
+        f"always the commonest number: {fit.lengths_commonest:.1%}"
+    )
     print(f"Wrote {weights.source}/{FILE}")
 
 
@@ -74,10 +78,6 @@ def table(fit: "Fit") -> Table:
         shown.add_row(name, f"{fit.pieces[bucket]:,}", f"{fit.mixture.weights[bucket]:.2f}", *nats)
     whole = fit.measured()["nats"]
     shown.add_row("all", f"{sum(fit.pieces):,}", "", *(f"{whole[of]:.3f}" for of in ("mlm", "sbo", "mixture")))
-    shown.caption = (
-        f"alpha {fit.mixture.alpha:g} finds the number of pieces of {fit.lengths_found:.1%} of the spans; "
-        f"always the commonest number: {fit.lengths_commonest:.1%}"
-    )
     return shown
 
 
