@@ -5,8 +5,8 @@ Invariant: the text outside of the gaps stays as it is, character by character, 
 depend on the texts beside it.
 
 With the two heads, every number of pieces that a gap may have is a row of its own. A gap of open length takes the
-number of pieces n that has the highest log p / n + log q(n), where p is the probability of the filling and q the law of
-lengths (mixture.py). In a text with several gaps, each gap chooses its length while the other open gaps have the
+number of pieces n that has the highest log p / n^alpha + log q(n), where p is the probability of the filling and q the
+law of lengths (mixture.py). In a text with several gaps, each gap chooses its length while the other open gaps have the
 likeliest length of the law. All gaps are then filled in one row.
 """
 
