@@ -40,7 +40,7 @@ class Words(NamedTuple):
 
 def split_words(sentence: str) -> Words:
     """The words of a sentence."""
-    return Words(sentence, _pattern(sentence.isascii()).findall(sentence))
+    return Words(sentence, word_pattern(sentence.isascii()).findall(sentence))
 
 
 def is_inside_word(text: str, place: int) -> bool:
@@ -55,7 +55,7 @@ def _is_mark(char: str) -> bool:
 
 
 @functools.cache
-def _pattern(is_ascii: bool) -> re.Pattern[str]:
+def word_pattern(is_ascii: bool) -> re.Pattern[str]:
     r"""Matches one word. ASCII has a simpler pattern, which finds the same words 1.6 times as fast.
 
     Python's \w has no combining marks, so they are added.

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spanbert_jax.text.words import _pattern, is_inside_word, split_words
+from spanbert_jax.text.words import is_inside_word, split_words, word_pattern
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ SIGNS = "abnstABMNST1_ .,'’-:;)(né\u0301中\u0085"
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(st.lists(st.sampled_from([*SIGNS, "Mr.", "J. ", "n't", "'s", "I ", "Don’t"]), max_size=12).map("".join))
 def test_neither_the_line_for_most_words_nor_the_pattern_of_ascii_changes_a_word(sentence: str) -> None:
-    whole = _pattern(False).pattern
+    whole = word_pattern(False).pattern
     first, others = whole.split("|", 1)
     assert first.startswith("[A-Za-z][a-z]*")
     assert split_words(sentence).words == re.findall(others, sentence) == re.findall(whole, sentence)
