@@ -23,6 +23,7 @@ import base64
 import contextlib
 import json
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -35,7 +36,7 @@ from typing import IO, NamedTuple
 import numpy as np
 
 from benchmarks import report
-from benchmarks.measure import ROOT, Result, Side, SideFailed, alternate, median, need, need_text, started
+from benchmarks.measure import ROOT, Result, Side, SideFailed, alternate, median, need, need_text, started, stop
 from benchmarks.serving_load import FAILED, LOST, REFUSED, RIGHT, SWAPPED, percentile
 from benchmarks.worker import Json
 from spanbert_jax import cli
@@ -53,13 +54,21 @@ class Server:
     """A server in a process of its own, ready for requests."""
 
     def __init__(self, module: str, arguments: Sequence[str]):
-        """Starts `python -m module --port 0 ...`, and waits until it is ready; raises SideFailed where it ends."""
+        """Starts `python -m module --port 0 ...`, and waits until it is ready; raises SideFailed where it ends
+        before."""
         self._errors: IO[str] = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed by `close`
         command = [sys.executable, "-m", module, "--port", "0", *arguments]
         self._process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=self._errors, text=True, cwd=ROOT, stdin=subprocess.DEVNULL
         )
         self.port = 0
+        try:
+            self._wait(module)
+        except BaseException:
+            self.close()
+            raise
+
+    def _wait(self, module: str) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
             if found := re.match(r"Listening on http://127\.0\.0\.1:(\d+)", line):
@@ -117,7 +126,7 @@ class Plan(NamedTuple):
 
     def serve(self, checkpoint: Path) -> Server:
         """A server of the checkpoint, named "m", with all programs compiled."""
-        flags = {"checkpoint": f"m={checkpoint}", "warmup": "all", "deadline": 3600, "max-queued-pieces": 10**8}
+        flags = {"checkpoint": f"m={checkpoint}", "warmup": "all", "deadline": 600, "max-queued-pieces": 10**8}
         flags |= {"max-input-pieces": self.longest, "max-batch-pieces": self.batch_pieces}
         return Server("spanbert_jax.serve", [f"--{name}={value}" for name, value in flags.items()])
 
@@ -128,8 +137,9 @@ class Plan(NamedTuple):
 
 
 def _load(server: Server, model: str, texts: Path | None) -> Side:
+    """A client, not ready yet."""
     spec = {"port": server.port, "model": model, "texts": str(texts) if texts else ""}
-    return Side("serving_load", spec, ()).ready()
+    return Side("serving_load", spec, ())
 
 
 @contextlib.contextmanager
@@ -138,15 +148,19 @@ def _against_bare(plan: Plan, checkpoint: Path, texts: Path) -> Iterator[tuple[S
     with contextlib.ExitStack() as stack:
         with Stage("Starting the server and the bare forward"):
             server = stack.enter_context(contextlib.closing(plan.serve(checkpoint)))
-            load = stack.enter_context(_load(server, "m", texts))
+            load = stack.enter_context(_load(server, "m", texts)).ready()
             bare = stack.enter_context(plan.side("bare", checkpoint, texts)).ready()
         yield server, load, bare
 
 
 def _saturate(load: Side, plan: Plan) -> Json:
-    answer = load.ask({"inputs": _INPUTS, "clients": _CLIENTS, "requests": plan.requests})
+    return _answered(load.ask({"inputs": _INPUTS, "clients": _CLIENTS, "requests": plan.requests}))
+
+
+def _answered(answer: Json) -> Json:
+    """The client's answer; raises SideFailed where a request was not answered rightly."""
     if set(answer["verdicts"]) != {RIGHT}:
-        raise SideFailed(f"not every request was answered at saturation: {answer['verdicts']}")
+        raise SideFailed(f"not every request was answered: {answer['verdicts']}")
     return answer
 
 
@@ -173,13 +187,13 @@ def latencies(plan: Plan) -> list[Result]:
             padded, real = np.subtract(server.pieces("m/embed"), before)
         with Stage("80% of that load"):
             rate = 0.8 * _INPUTS * plan.requests / saturated["seconds"]
-            loaded = load.ask({"inputs": 1, "rate": rate, "seconds": plan.seconds})
+            loaded = _answered(load.ask({"inputs": 1, "rate": rate, "seconds": plan.seconds}))
             batch = median(bare.ask({"short": 0})["batch_seconds"])
         with Stage("One short text at a time"):
             results = _overhead(plan, server, bare)
     p99 = percentile(loaded["latencies"], 0.99)
     counted = f"one paragraph a request, {rate:.3g} a second for {plan.seconds:.0f} s; theirs: the largest batch, bare"
-    shown = {"verdicts": loaded["verdicts"], "rate": rate, "p50": percentile(loaded["latencies"], 0.5)}
+    shown = {"rate": rate, "p50": percentile(loaded["latencies"], 0.5)}
     return [
         Result("padded over real pieces at saturation (goal 1.25)", float(padded), "pieces", float(real), "paragraphs"),
         *results,
@@ -192,8 +206,9 @@ def _overhead(plan: Plan, server: Server, bare: Side) -> list[Result]:
     file.write_text(json.dumps([SHORT]))
     ours, theirs = [], []
     with _load(server, "m", file) as load:
+        load.ready()
         for _ in range(plan.rounds):
-            answer = load.ask({"inputs": 1, "clients": 1, "requests": plan.short})
+            answer = _answered(load.ask({"inputs": 1, "clients": 1, "requests": plan.short}))
             ours.append(1000 * percentile(answer["latencies"], 0.5))
             theirs.append(1000 * median(bare.ask({"short": plan.short})["seconds"]))
     counted = f"median of {plan.short} requests, one after the other, on one connection"
@@ -216,6 +231,7 @@ def overload(plan: Plan) -> list[Result]:
         _load(server, "fake", None) as load,
         Stage(f"Three times the load, for {plan.minutes:g} minutes"),
     ):
+        load.ready()
         answer = load.ask({"inputs": 1, "rate": rate, "seconds": seconds}, lambda: memory.append(server.resident()))
         memory.append(server.resident())
     verdicts = {name: answer["verdicts"].get(name, 0) for name in (RIGHT, REFUSED, SWAPPED, LOST, FAILED)}
@@ -327,6 +343,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def measure(arguments: argparse.Namespace) -> None:
     """Measures, prints and writes; raises UserError where a measured process failed."""
+    signal.signal(signal.SIGTERM, stop)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         texts = paragraphs(arguments.text, _INPUTS * arguments.requests)

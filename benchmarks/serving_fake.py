@@ -72,7 +72,7 @@ def main() -> int:
         tokenizer=SimpleNamespace(fingerprint="fake"),
         config=SimpleNamespace(model=SimpleNamespace(embed=4)),
     )
-    served: Any = ServedModels(*models, None)  # type: ignore[arg-type]
+    served = ServedModels._make([*models, None])
     # One second of work may wait. So an accepted request is answered within little more than a second.
     limits = Limits(queued_inputs=max(1, int(arguments.rows_per_second)))
     service = Service({"fake": Checkpoint("fake", loaded, served)}, Settings(limits=limits))

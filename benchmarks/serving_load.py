@@ -22,7 +22,7 @@ from benchmarks.worker import Handler, Json
 
 RIGHT, REFUSED, SWAPPED, LOST, FAILED = "right", "refused", "swapped", "lost", "failed"
 _IDLE = 2.0  # seconds after which a connection is not used again: uvicorn closes idle ones after 5
-_PATIENCE = 3600.0  # seconds without an answer after which a request is lost
+_PATIENCE = 600.0  # seconds without an answer after which a request is lost
 
 
 class Reply(NamedTuple):
@@ -133,7 +133,8 @@ async def open_loop(client: Client, texts: Texts, is_hashed: bool, rate: float, 
 async def closed_loop(client: Client, texts: Texts, is_hashed: bool, clients: int, requests: int) -> list[Outcome]:
     """Sends so many requests, each as soon as one of `clients` earlier ones has been answered: the most that a server
     does, and no measure of latency under load."""
-    numbers, outcomes = iter(range(requests)), []
+    numbers = iter(range(requests))
+    outcomes: list[Outcome] = []
 
     async def work() -> None:
         for number in numbers:

@@ -92,7 +92,8 @@ def bare(spec: Json) -> tuple[Json, Handler]:
         """request: short, how often the short text is computed alone; where 0, all texts are computed once."""
         if request["short"]:
             return {"seconds": timed(shortest, request["short"])}
-        begun, waiting = time.monotonic(), None
+        begun = time.monotonic()
+        waiting: Any = None
         for batch in made:
             started = forward(params, *batch)
             if waiting is not None:
@@ -175,7 +176,7 @@ def sorted_loop(checkpoint: str, longest: int) -> Embed:
         found: dict[int, np.ndarray] = {}
         for i in range(0, len(order), 32):
             numbers = order[i : i + 32]
-            batch = tokenizer(
+            batch: Any = tokenizer(
                 [texts[number] for number in numbers],
                 padding=True,
                 truncation=True,
