@@ -15,7 +15,7 @@ from spanbert_jax.service.problems import Problem
 from spanbert_jax.service.routes import COMPUTES, Body, Call, Reply, Route
 from spanbert_jax.service.service import Checkpoint
 from spanbert_jax.serving.explaining import Explanation
-from spanbert_jax.serving.infilling import ALTERNATIVES, BEAM, ORDER, WORDS, Infilled
+from spanbert_jax.serving.infilling import ALTERNATIVES, BEAM, MIXTURE, ORDER, WORDS, Infilled
 from spanbert_jax.serving.scheduler import NotServing
 from spanbert_jax.serving.scoring import Scored
 
@@ -25,7 +25,8 @@ _STEPS = 256  # of integrated gradients, so that a request does not keep the thr
 
 class InfillRequest(Body):
     """A text with gaps, [MASK] (one piece) or ___ (some words), or with spans to replace. words: of a gap of open
-    length, a number or the fewest and the most. mix: SBO's weight, null: as fitted."""
+    length, a number or the fewest and the most. mix: SBO's weight, null: as fitted. heads: MLM and SBO together, or the
+    span decoder."""
 
     text: str
     spans: list[Span] | None = None
@@ -34,6 +35,7 @@ class InfillRequest(Body):
     beam: int = BEAM
     mix: float | None = None
     alternatives: int = ALTERNATIVES
+    heads: Literal["mixture", "decoder"] = MIXTURE  # type: ignore[assignment]
     offsets: Unit = "characters"
     model: str | None = None
 
@@ -80,8 +82,8 @@ async def infill(call: Call, body: InfillRequest) -> Reply:
         spans = [offsets.read(span, f"spans[{i}]") for i, span in enumerate(body.spans)]
 
     def fill() -> Infilled:
-        numbers = (body.order, body.beam, body.mix, body.alternatives)
-        return one.loaded.infill(body.text, spans, body.words, *numbers)
+        settings = (body.order, body.beam, body.mix, body.alternatives, body.heads)
+        return one.loaded.infill(body.text, spans, body.words, *settings)
 
     found = (await _aside(call, fill)).to_json()
     filled = Offsets(found["text"], body.offsets)

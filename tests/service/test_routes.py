@@ -280,6 +280,8 @@ def test_gaps_are_filled_and_texts_scored_as_in_python(client: TestClient, servi
         ({"text": "ab"}, "has nothing to fill in"),
         ({"beam": 0}, "beam is 0"),
         ({"mix": 2}, "mix is 2"),
+        ({"heads": "decoder", "mix": 0.5}, "the decoder mixes no heads"),
+        ({"heads": "decoder"}, "has no span decoder"),
     ):
         refused = client.post("/infill", json={"text": text, **changes})
         assert refused.status_code == 422 and message in refused.text
