@@ -38,7 +38,7 @@ def write_tokenizer(tokenizer: Tokenizer, directory: Path, max_length: int, toke
     model reads token_type_ids, 1 for the second of two texts.
     Raises UserError, before anything is written, for a SentencePiece model that tokenizer.json cannot express.
     """
-    names = dict(zip(ROLES, map(tokenizer.piece, _special_ids(tokenizer)), strict=True))
+    names = dict(zip(ROLES, map(tokenizer.piece, tokenizer.special_ids), strict=True))
     if isinstance(tokenizer.settings, JsonSettings):
         content = _serialised(tokenizer, tokenizer.settings, token_types)
     else:
@@ -139,10 +139,6 @@ def differing(tokenizer: Tokenizer, directory: Path, lines: Sequence[str]) -> li
     theirs = [encoding.ids for encoding in exported.encode_batch_fast(lines, add_special_tokens=False)]
     ours = tokenizer.tokenize_batch(lines)
     return [(line, a, b) for line, a, b in zip(lines, ours, theirs, strict=True) if a != b]
-
-
-def _special_ids(tokenizer: Tokenizer) -> list[int]:
-    return [tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id]
 
 
 def _sentencepiece(tokenizer: Tokenizer) -> tokenizers.Tokenizer:

@@ -69,8 +69,7 @@ def read_tokenizer(source: Path) -> tuple[Tokenizer, tuple[str, ...]]:
 def _read_json(described: TokenizerFiles) -> tuple[Tokenizer, tuple[str, ...]]:
     """The tokenizer of the tokenizer.json, and lines for people."""
     tokenizer = serialised_tokenizer(described)
-    special = (tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id)
-    names = ", ".join(f"{tokenizer.piece(i)} {i}" for i in special)
+    names = ", ".join(f"{tokenizer.piece(i)} {i}" for i in tokenizer.special_ids)
     notes = [f"Text: as {described.path.name} says, a {described.model_type} model; special pieces {names}"]
     if rebuilds_bert(described):
         notes.append(

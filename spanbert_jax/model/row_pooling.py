@@ -27,3 +27,8 @@ def pool_rows(hidden: jax.Array, lengths: jax.Array, pooling: str) -> jax.Array:
     valid = jnp.arange(hidden.shape[1]) < lengths[:, None]
     total = jnp.einsum("ble,bl->be", hidden, valid.astype(hidden.dtype), preferred_element_type=jnp.float32)
     return (total / jnp.maximum(lengths, 1)[:, None]).astype(hidden.dtype)
+
+
+def unit(vectors: jax.Array) -> jax.Array:
+    """The vectors [..., embed] scaled to length 1. A shorter one than 1e-12, the bound of torch's normalize, is not."""
+    return vectors / jnp.maximum(jnp.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)

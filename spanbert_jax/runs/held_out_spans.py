@@ -83,8 +83,7 @@ def _span(block: np.ndarray, tokenizer: Tokenizer, law: np.ndarray, rng: np.rand
         return None
     start, end = begins[first], begins[first + words]
     pieces = tuple(block[start:end].tolist())
-    special = {tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id}
-    if special & set(pieces):
+    if set(tokenizer.special_ids) & set(pieces):
         return None
     ids = [tokenizer.cls_id, *block.tolist(), tokenizer.sep_id]
     masked = tuple(range(start + 1, end + 1))

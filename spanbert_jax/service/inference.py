@@ -77,16 +77,6 @@ async def server(call: Call, _: Nothing) -> Reply:
     return Reply({"name": "spanbert_jax", "version": VERSION, "extensions": ["binary_tensor_data"]})
 
 
-async def live(call: Call, _: Nothing) -> Reply:
-    """That the process answers."""
-    return Reply({"live": True})
-
-
-async def ready(call: Call, _: Nothing) -> Reply:
-    """That requests are taken."""
-    return await health.ready(call, _)
-
-
 async def model(call: Call, _: Nothing) -> Reply:
     """A model's inputs and outputs."""
     one = call.service.checkpoint(call.path["model"])
@@ -163,12 +153,12 @@ ROUTES = tuple(
     Route(method, path, f"Open Inference: {summary}", handler, request, response, problems, "inference", is_public)
     for method, path, summary, handler, request, response, problems, is_public in (
         ("GET", "/v2", "the server", server, Nothing, dict[str, Any], (), False),
-        ("GET", "/v2/health/live", "whether the process answers", live, Nothing, dict[str, bool], (), True),
+        ("GET", "/v2/health/live", "whether the process answers", health.live, Nothing, dict[str, bool], (), True),
         (
             "GET",
             "/v2/health/ready",
             "whether requests are taken",
-            ready,
+            health.ready,
             Nothing,
             dict[str, bool],
             ("not_serving",),

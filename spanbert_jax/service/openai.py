@@ -85,11 +85,8 @@ def texts_of(inputs: Inputs, field: str) -> list[str | list[int]]:
 
 async def embeddings(call: Call, body: EmbeddingRequest) -> Reply:
     """The vectors of texts, of length 1."""
-    checkpoint, settings = call.service.checkpoint(body.model), call.service.settings
-    size = checkpoint.loaded.config.model.embed
-    if body.dimensions not in (None, size):
-        raise Problem("invalid", f"dimensions is {body.dimensions}; this model's vectors have {size}", "dimensions")
-    truncate = settings.truncate if body.truncate is None else body.truncate
+    checkpoint, truncate = call.service.checkpoint(body.model), call.service.truncates(body.truncate)
+    checkpoint.check_dimensions(body.dimensions)
     items = [Text(text, body.pooling, True, truncate) for text in texts_of(body.input, "input")]
     answered = await call.service.answer(checkpoint.models.embed, items, call.seconds)
     vectors: list[Any] = answered.answers

@@ -16,7 +16,7 @@ from spanbert_jax.service.offsets import Offsets, Span, Unit
 from spanbert_jax.service.problems import Problem
 from spanbert_jax.service.routes import COMPUTES, Body, Call, Reply, Route
 from spanbert_jax.service.tei import Label, labels_of
-from spanbert_jax.serving.served_models import TextSpans
+from spanbert_jax.serving.served_models import TextWithSpans
 from spanbert_jax.text.span_syntax import parse_rules
 from spanbert_jax.text.spans import SpanFinder, spans_of_text
 
@@ -132,7 +132,7 @@ async def embed_spans(call: Call, body: SpansEmbedRequest) -> Reply:
     for number, one in enumerate(body.inputs):
         offsets = Offsets(one.text, body.offsets)
         spans = [offsets.read(span, f"inputs[{number}].spans[{i}]") for i, span in enumerate(one.spans)]
-        items.append(TextSpans(one.text, spans, body.pooling))
+        items.append(TextWithSpans(one.text, spans, body.pooling))
     answered = await call.service.answer(model, items, call.seconds)
     found = [
         [

@@ -45,6 +45,12 @@ class Checkpoint(NamedTuple):
     loaded: Loaded
     models: ServedModels
 
+    def check_dimensions(self, dimensions: int | None) -> None:
+        """Raises Problem where vectors of another size than the model's are asked for."""
+        size = self.loaded.config.model.embed
+        if dimensions not in (None, size):
+            raise Problem("invalid", f"dimensions is {dimensions}; this model's vectors have {size}", "dimensions")
+
 
 class Service:
     """What handlers of requests work with."""
@@ -92,13 +98,21 @@ class Service:
         assert model is not None
         return model
 
+    def truncates(self, given: bool | None) -> bool:
+        """Whether texts that are too long are cut: as the request says, or else as the server was started."""
+        return self.settings.truncate if given is None else given
+
+    def check_count(self, items: Sequence[Any]) -> None:
+        """Raises Problem where the items are more than a request may have."""
+        most = self.settings.max_inputs
+        if len(items) > most:
+            raise Problem("too_large", f"the request has {len(items):,} inputs; {most:,} are the most")
+
     async def answer(self, model: Any, items: Sequence[Any], seconds: float) -> Answered:
         """The engine's answers; raises Problem where the items are none, or more than a request may have."""
         if not items:
             raise Problem("invalid", "there is no input; give one at least")
-        if len(items) > self.settings.max_inputs:
-            most = self.settings.max_inputs
-            raise Problem("too_large", f"the request has {len(items):,} inputs; {most:,} are the most")
+        self.check_count(items)
         return await asyncio.wrap_future(self.engine.submit(model, items, seconds))
 
     def warm_up(self, everything: bool) -> None:

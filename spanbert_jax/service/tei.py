@@ -93,17 +93,10 @@ def labels_of(model: TaskModel, found: Predicted) -> list[Label]:
     return sorted(named, key=lambda one: -one.score)
 
 
-def _truncates(call: Call, truncate: bool | None) -> bool:
-    return call.service.settings.truncate if truncate is None else truncate
-
-
 async def embed(call: Call, body: EmbedRequest) -> Reply:
     """A vector for each text."""
-    checkpoint = call.service.checkpoint(None)
-    size = checkpoint.loaded.config.model.embed
-    if body.dimensions not in (None, size):
-        raise Problem("invalid", f"dimensions is {body.dimensions}; this model's vectors have {size}", "dimensions")
-    truncate = _truncates(call, body.truncate)
+    checkpoint, truncate = call.service.checkpoint(None), call.service.truncates(body.truncate)
+    checkpoint.check_dimensions(body.dimensions)
     items = [Text(text, "mean", body.normalize, truncate) for text in texts_of(body.inputs, "inputs")]
     answered = await call.service.answer(checkpoint.models.embed, items, call.seconds)
     return Reply(answered.answers, answered)
@@ -111,7 +104,7 @@ async def embed(call: Call, body: EmbedRequest) -> Reply:
 
 async def embed_all(call: Call, body: EmbedAllRequest) -> Reply:
     """A vector for each piece of each text."""
-    truncate = _truncates(call, body.truncate)
+    truncate = call.service.truncates(body.truncate)
     items = [Text(text, truncate=truncate) for text in texts_of(body.inputs, "inputs")]
     answered = await call.service.answer(call.service.checkpoint(None).models.pieces, items, call.seconds)
     return Reply([np.ascontiguousarray(states) for states in answered.answers], answered)
@@ -129,7 +122,7 @@ async def predict(call: Call, body: PredictRequest) -> Reply:
     groups: list[Any] = inputs if many else [[inputs] if isinstance(inputs, str) else inputs]  # type: ignore[assignment]
     records = [_record(model, i, group) for i, group in enumerate(groups)]
     answered = await call.service.answer(model, records, call.seconds)
-    if answered.cut and not _truncates(call, body.truncate):
+    if answered.cut and not call.service.truncates(body.truncate):
         raise Problem("invalid", f"inputs[{answered.cut[0]}] is longer than a row; give less text, or set truncate")
     found = [labels_of(model, one) for one in answered.answers]
     return Reply(found if many else found[0], answered)
@@ -147,12 +140,9 @@ def _record(model: TaskModel, number: int, texts: list[str]) -> Any:
 
 async def tokenize(call: Call, body: TokenizeRequest) -> Reply:
     """The pieces of each text."""
-    service, tokenizer = call.service, call.service.checkpoint(None).loaded.tokenizer
+    tokenizer = call.service.checkpoint(None).loaded.tokenizer
     texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
-    if len(texts) > service.settings.max_inputs:
-        raise Problem(
-            "too_large", f"the request has {len(texts):,} inputs; {service.settings.max_inputs:,} are the most"
-        )
+    call.service.check_count(texts)
     found = []
     for text in texts:
         ids, offsets = tokenizer.tokenize_with_offsets(text)

@@ -69,8 +69,7 @@ def piece_classes(tokenizer: Tokenizer) -> np.ndarray:
     known = range(tokenizer.vocab_size)
     text = np.array([bool(tokenizer.surface(id)) and not _NO_TEXT.fullmatch(tokenizer.piece(id)) for id in known])
     text &= ~tokenizer.joins_next
-    special = [tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id]
-    text[special] = False
+    text[tokenizer.special_ids] = False
     if not tokenizer.marks_words:
         return np.stack([text & False, text & False, text])
     spaced = np.array([tokenizer.written(id).startswith(" ") for id in known])

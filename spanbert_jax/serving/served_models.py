@@ -19,7 +19,7 @@ from spanbert_jax.batches.shapes import Shape, shape_table
 from spanbert_jax.convert.names import ENCODER
 from spanbert_jax.errors import UserError
 from spanbert_jax.model.encoder import resolved
-from spanbert_jax.model.row_pooling import ROW_POOLINGS, pool_rows
+from spanbert_jax.model.row_pooling import ROW_POOLINGS, pool_rows, unit
 from spanbert_jax.model.span_pooling import pool_spans
 from spanbert_jax.serving.answers import kept_metrics, trained_task
 from spanbert_jax.serving.engine import ModelFailed
@@ -56,7 +56,7 @@ class Text:
 
 
 @dataclasses.dataclass(frozen=True)
-class TextSpans:
+class TextWithSpans:
     """A text with spans of characters [start, end) to embed. pooling: one of SPAN_POOLINGS."""
 
     text: str
@@ -220,9 +220,7 @@ def _embed(hidden: jax.Array, batch: Batch) -> dict[str, jax.Array]:
         [pool_rows(hidden, batch["lengths"], name) for name in ROW_POOLINGS]
     )  # [poolings, batch, embed]
     pooled = jnp.take_along_axis(by_name, batch["pooling"][None, :, None], axis=0)[0]
-    norm = jnp.linalg.norm(pooled, axis=-1, keepdims=True)
-    unit = pooled / jnp.maximum(norm, 1e-12)  # the bound of torch.nn.functional.normalize
-    return {"embedding": jnp.where(batch["normalize"][:, None] > 0, unit, pooled)}
+    return {"embedding": jnp.where(batch["normalize"][:, None] > 0, unit(pooled), pooled)}
 
 
 class PieceModel(TextModel):
@@ -243,7 +241,7 @@ class PieceModel(TextModel):
 
 
 class SpanModel(TextModel):
-    """The vectors of the spans of each `TextSpans`, float32 [spans, parts * embed]."""
+    """The vectors of the spans of each `TextWithSpans`, float32 [spans, parts * embed]."""
 
     def __init__(self, name: str, weights: Weights, params: Params, layout: NamedSharding, **sizes: Any):
         """sizes: longest, deterministic and dtype, as for `TextModel`."""
@@ -251,7 +249,7 @@ class SpanModel(TextModel):
         flags = {"pooling": (), "first": (_SLOTS,), "last": (_SLOTS,)}
         super().__init__(name, weights, params, layout, _pool_by_flag, flags, **sizes)
 
-    def rows(self, items: Sequence[TextSpans]) -> list[list[Row]]:
+    def rows(self, items: Sequence[TextWithSpans]) -> list[list[Row]]:
         """A row of each text for every 16 of its spans; raises UserError for a span without a piece."""
         made: list[list[Row]] = []
         for number, item in enumerate(items):
@@ -269,7 +267,7 @@ class SpanModel(TextModel):
         return made
 
     def answer(
-        self, items: Sequence[TextSpans], rows: list[list[Row]], outputs: list[list[Output]]
+        self, items: Sequence[TextWithSpans], rows: list[list[Row]], outputs: list[list[Output]]
     ) -> list[np.ndarray]:
         """The vectors, in the order of the spans."""
         found = [np.concatenate([output["vectors"] for output in of]) for of in outputs]

@@ -16,12 +16,12 @@ from jax.sharding import NamedSharding
 
 from spanbert_jax.batch import Batch, NumpyBatch
 from spanbert_jax.batches.shapes import Shape, plan_batches, shape_table
-from spanbert_jax.config import ComputeConfig
 from spanbert_jax.convert.names import ENCODER
 from spanbert_jax.errors import UserError
 from spanbert_jax.model import pretraining_heads
 from spanbert_jax.model.encoder import table_rows
 from spanbert_jax.serving.decoding import Query, Scores
+from spanbert_jax.serving.functions import EXACT
 from spanbert_jax.serving.gaps import CONTINUES
 from spanbert_jax.serving.mixture import Mixture
 from spanbert_jax.serving.predictor import AbstractBatch, Params, Predictor, Show, quiet
@@ -55,8 +55,7 @@ class SlotScorer:
         if weights.span_boundary:  # of others' weights, which need not have the configuration's
             masking = dataclasses.replace(masking, max_span_offset=weights.span_boundary[0])
         self._offsets, self._outside = masking.max_span_offset, 1 if masking.boundaries == "external" else 0
-        compute = ComputeConfig(dtype="float32")
-        config = dataclasses.replace(weights.config, compute=compute, masking=masking)
+        config = dataclasses.replace(weights.config, compute=EXACT, masking=masking)
         vocab = weights.tokenizer.vocab_size
         self._model = pretraining_heads.pretraining_model(config, vocab, "cpu", heads)
         self._best = Predictor(self._compute_best, layout)

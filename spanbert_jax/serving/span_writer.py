@@ -14,11 +14,11 @@ from jax.sharding import NamedSharding
 
 from spanbert_jax.batch import Batch, NumpyBatch
 from spanbert_jax.batches.shapes import Shape, plan_batches, shape_table
-from spanbert_jax.config import ComputeConfig
 from spanbert_jax.convert.names import ENCODER
 from spanbert_jax.errors import UserError
 from spanbert_jax.model.encoder import table_rows
 from spanbert_jax.model.pretraining_heads import DECODER, SBO, losses, pretraining_model
+from spanbert_jax.serving.functions import EXACT
 from spanbert_jax.serving.predictor import AbstractBatch, Params, Predictor, Show, quiet
 from spanbert_jax.serving.span_beam import span_strings
 from spanbert_jax.serving.weights import Weights
@@ -62,7 +62,7 @@ class SpanWriter:
                 f"{weights.source}: has no span decoder; train one with --config configs/decoder.py "
                 "--config.init_from=DIRECTORY, or fill in spans with MLM and SBO"
             )
-        config = dataclasses.replace(weights.config, compute=ComputeConfig(dtype="float32"))
+        config = dataclasses.replace(weights.config, compute=EXACT)
         vocab = weights.tokenizer.vocab_size
         self.longest, self.most = config.model.max_length, config.masking.max_span_offset
 

@@ -18,7 +18,7 @@ from spanbert_jax.batch import Batch, NumpyBatch
 from spanbert_jax.batches.shapes import plan_batches, shape_table
 from spanbert_jax.convert.names import ENCODER
 from spanbert_jax.errors import UserError
-from spanbert_jax.model.row_pooling import ROW_POOLINGS, pool_rows
+from spanbert_jax.model.row_pooling import ROW_POOLINGS, pool_rows, unit
 from spanbert_jax.model.span_pooling import POOLINGS, pool_spans
 from spanbert_jax.serving.functions import encode_function
 from spanbert_jax.serving.predictor import Outputs, Params, Predictor
@@ -124,9 +124,7 @@ class TextEncoder:
                 with jax.default_matmul_precision("highest"):
                     states = encode(params, batch["input_ids"], batch["lengths"], batch["token_type_ids"])
                     states = pool_rows(states, batch["lengths"], pooling) if pooling else states
-                    if normalise:
-                        states = states / jnp.maximum(jnp.linalg.norm(states, axis=-1, keepdims=True), 1e-12)
-                    return {"states": states}
+                    return {"states": unit(states) if normalise else states}
 
             self._predictors[key] = Predictor(compute, self._layout)
         return self._predictors[key]

@@ -53,7 +53,7 @@ class Tokenizer:
         tokenizer.json: the special pieces' names, and the pieces that other files add.
       vocabulary: the bytes of the vocabulary file.
       vocab_size: the number of ids, added pieces included.
-      pad_id, unk_id, cls_id, sep_id, mask_id: the special ids.
+      pad_id, unk_id, cls_id, sep_id, mask_id: the special ids; special_ids: all of them, in this order.
       fingerprint: sha256, in hex, of all that the ids depend on.
       starts_word: bool[vocab_size], whether the piece begins a word.
       ends_word: bool[vocab_size], whether the next piece begins a word in any case (after punctuation and CJK).
@@ -90,6 +90,7 @@ class Tokenizer:
             boundaries = np.array([_sentencepiece_boundaries(piece) for piece in self._pieces], dtype=np.bool_)
             boundaries[special_ids[1]] = False  # An unknown character is taken as part of the word around it.
         self.vocab_size = len(self._pieces)
+        self.special_ids = list(special_ids)
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = special_ids
         unusual = "" if settings == _BERT else " " + json.dumps(settings.to_dict())
         self.fingerprint = hashlib.sha256(f"{kind} lowercase={lowercase}{unusual}\n".encode() + vocabulary).hexdigest()

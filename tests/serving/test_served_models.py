@@ -11,7 +11,7 @@ from spanbert_jax.errors import UserError
 from spanbert_jax.serving.engine import Engine
 from spanbert_jax.serving.loaded import Loaded
 from spanbert_jax.serving.scheduler import Limits
-from spanbert_jax.serving.served_models import SPAN_POOLINGS, CompiledModel, ServedModels, Text, TextSpans
+from spanbert_jax.serving.served_models import SPAN_POOLINGS, CompiledModel, ServedModels, Text, TextWithSpans
 from tests.support.served import TASKS, write_checkpoint
 from tests.support.tuned import WORDPIECE, assert_close, random_texts
 
@@ -99,13 +99,13 @@ def test_spans_have_the_vectors_that_python_gives(
 ) -> None:
     text = "ab cd, e fghi"
     spans = [(start, end) for start in range(12) for end in range(start + 1, 13) if text[start:end].strip()][:40]
-    items = [TextSpans(text, of, name) for name in SPAN_POOLINGS for of in (spans, spans[:3])]
+    items = [TextWithSpans(text, of, name) for name in SPAN_POOLINGS for of in (spans, spans[:3])]
     for item, found in zip(items, answers(served.spans, items), strict=True):
         assert len(found) == len(item.spans)
         np.testing.assert_allclose(found, loaded("labels").embed_spans(text, item.spans, item.pooling), atol=1e-5)
-    assert answers(served.spans, [TextSpans(text, [])])[0].shape == (0, 16)
+    assert answers(served.spans, [TextWithSpans(text, [])])[0].shape == (0, 16)
     with pytest.raises(UserError, match=r"inputs\[1\]: the span \(2, 3\) has no piece: the text has 13 characters"):
-        served.spans.rows([TextSpans(text, spans), TextSpans(text, [(2, 3)])])
+        served.spans.rows([TextWithSpans(text, spans), TextWithSpans(text, [(2, 3)])])
 
 
 def records(name: str) -> list[Any]:
