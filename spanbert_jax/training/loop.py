@@ -8,23 +8,19 @@ import collections
 import dataclasses
 import functools
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from types import FrameType
 from typing import Any, NamedTuple
 
 import jax
 from etils import epath
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import NamedSharding
 
 from spanbert_jax.batch import Batch
 from spanbert_jax.config import Config
 from spanbert_jax.errors import UserError
 from spanbert_jax.training import sharding
 from spanbert_jax.training.checkpoint import BEST, CHECKPOINTS, Checkpoints, newest_sound, read_metadata, write_params
-from spanbert_jax.training.flops import peak_flops
 from spanbert_jax.training.metadata import Metadata
 from spanbert_jax.training.progress import MetricsWriter, Stage
 from spanbert_jax.training.step import (
@@ -38,9 +34,9 @@ from spanbert_jax.training.step import (
     make_train_step,
     with_params,
 )
+from spanbert_jax.training.stopping import StopSignals
 from spanbert_jax.training.together import decided
-
-_STEPS_AHEAD = 3  # steps dispatched and not yet finished: the device is never idle, and few batches are held
+from spanbert_jax.training.window import STEPS_AHEAD, Window, add_sums
 
 
 class Recipe(NamedTuple):
@@ -93,12 +89,12 @@ def _run(config: Config, recipe: Recipe, workdir: epath.Path) -> Result:
     train_step = make_train_step(config, recipe.objective, abstract)
     best = _Best(recipe, workdir)
     batches = recipe.train_batches(layout, first, last)
-    window = _Window(config, recipe, mesh)
+    window = Window(config.train.log_every, recipe.metrics, mesh)
     in_flight: collections.deque[jax.Array] = collections.deque()
     evaluation: dict[str, float] = {}
     sizes: dict[tuple[tuple[int, ...], ...], BatchSize] = {}  # shapes of a batch that are compiled -> its size
 
-    with _Log(recipe, workdir, first, last) as log, _StopSignals() as signals:
+    with _Log(recipe, workdir, first, last) as log, StopSignals() as signals:
         log.say(f"Step {first:,} of {last:,}, {mesh.size} x {mesh.devices.flat[0].device_kind}; compiling")
         step = first
         while True:
@@ -133,7 +129,7 @@ def _run(config: Config, recipe: Recipe, workdir: epath.Path) -> Result:
                 log.skip(time.monotonic() - asked)  # the first batch waits for its pipeline to start
             step += 1
             in_flight.append(sums["gradient_norm"])
-            if len(in_flight) > _STEPS_AHEAD:
+            if len(in_flight) > STEPS_AHEAD:
                 in_flight.popleft().block_until_ready()
             log.windows(window.add(step, sums, size))
         log.windows(window.finish(step))
@@ -235,18 +231,13 @@ def summed_evaluation(
         pending: collections.deque[Sums] = collections.deque()
         for batch in batches(layout):
             pending.append(step(layout.mesh)(params, batch))
-            if len(pending) > _STEPS_AHEAD:
-                _add(totals, pending.popleft())
+            if len(pending) > STEPS_AHEAD:
+                add_sums(totals, pending.popleft())
         for sums in pending:
-            _add(totals, sums)
+            add_sums(totals, sums)
         return {f"held_out/{name}": value for name, value in metrics(totals).items()}
 
     return evaluate
-
-
-def _add(totals: collections.Counter[str], sums: Sums) -> None:
-    for name, value in sums.items():
-        totals[name] += float(value)  # type: ignore[assignment]  # a Counter of floats
 
 
 def _speed(metrics: Mapping[str, float]) -> str:
@@ -254,99 +245,3 @@ def _speed(metrics: Mapping[str, float]) -> str:
         return ""
     mfu = f" · MFU {metrics['train/mfu']:.1%}" if "train/mfu" in metrics else ""
     return f" · {metrics['train/pieces_per_second']:,.0f} pieces/s{mfu}"
-
-
-class _Window:
-    """The steps since the last metrics, and the time they took.
-
-    The first step is a window of its own, without speeds. No window counts the time of compilation. A full window is
-    handed out a few steps later, when the device has finished its steps.
-    """
-
-    def __init__(self, config: Config, recipe: Recipe, mesh: Mesh):
-        peak = peak_flops(mesh.devices.flat[0].device_kind)
-        self._config, self._recipe = config, recipe
-        self._peak = peak * mesh.size if peak else None
-        self._first = True
-        self._full: list[tuple[int, list[Sums], list[BatchSize], float, float]] = []
-        self.start()
-
-    def start(self) -> None:
-        """Begins a window."""
-        self._sums: list[Sums] = []
-        self._sizes: list[BatchSize] = []
-        self._began, self.waited = time.monotonic(), 0.0
-
-    def skip(self, seconds: float) -> None:
-        """Leaves the last `seconds` out of the window's time."""
-        self._began += seconds
-
-    def add(self, step: int, sums: Sums, size: BatchSize) -> list[tuple[int, dict[str, float]]]:
-        """Adds the sums of the step that led to `step`, on a batch of that size; returns (step, metrics) of the windows
-        that are ready."""
-        self._sums.append(sums)
-        self._sizes.append(size)
-        if self._first:
-            self._first = False
-            metrics = self._metrics([sums], [size], None, 0.0)
-            self.start()
-            return [(step, metrics)]
-        if step % self._config.train.log_every == 0:
-            self._close(step)
-        ready = [full for full in self._full if full[0] + _STEPS_AHEAD <= step]
-        self._full = self._full[len(ready) :]
-        return [(full[0], self._metrics(*full[1:])) for full in ready]
-
-    def finish(self, step: int) -> list[tuple[int, dict[str, float]]]:
-        """Ends the window under way at `step`, waits for its steps, and returns (step, metrics) of the windows that
-        are not yet handed out."""
-        if self._sums:
-            jax.block_until_ready(self._sums[-1])
-            self._close(step)
-        ready, self._full = self._full, []
-        return [(full[0], self._metrics(*full[1:])) for full in ready]
-
-    def _close(self, step: int) -> None:
-        self._full.append((step, self._sums, self._sizes, time.monotonic() - self._began, self.waited))
-        self.start()
-
-    def _metrics(
-        self, sums: list[Sums], sizes: list[BatchSize], seconds: float | None, waited: float
-    ) -> dict[str, float]:
-        totals: collections.Counter[str] = collections.Counter()
-        for one in sums:
-            _add(totals, one)
-        norm, rate = totals.pop("gradient_norm") / len(sums), float(sums[-1]["learning_rate"])
-        del totals["learning_rate"]
-        metrics = {**self._recipe.metrics(totals), "gradient_norm": norm, "learning_rate": rate}
-        if seconds:
-            metrics["pieces_per_second"] = totals["pieces"] / seconds
-            metrics["sequences_per_second"] = sum(size.rows for size in sizes) / seconds
-            metrics["seconds_per_step"] = seconds / len(sums)
-            metrics["input_wait"] = waited / seconds
-            if self._peak:
-                metrics["mfu"] = sum(size.flops for size in sizes) / seconds / self._peak
-        return {f"train/{name}": value for name, value in metrics.items()}
-
-
-class _StopSignals:
-    """Turns SIGTERM and the first Ctrl-C into a request to stop at the next step.
-
-    With several processes JAX's preemption service turns SIGTERM into a request to all of them, at the same step.
-    """
-
-    def __enter__(self) -> "_StopSignals":
-        self.asked = False
-        self._previous: dict[int, Any] = {}
-        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._previous[number] = signal.signal(number, self._ask)
-        return self
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
-        signal.signal(number, self._previous[number])
-
-    def __exit__(self, *_: Any) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
