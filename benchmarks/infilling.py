@@ -7,7 +7,7 @@ without a model.
 Held-out spans of 1 to 6 words, all of whose pieces are [MASK], with their number of pieces known. Three measures by the
 number of pieces: the share of the pieces that are right, the share of the spans that are right altogether, and nats a
 piece. The nats of "all at once" are those of each piece with every piece of the span masked; those of "left to right"
-are of the chain, in which a piece sees the right pieces before it. The other orders have no nats of their own. The
+are of the chain, in which a word sees the right words before it. The other orders have no nats of their own. The
 decoder's row has one [MASK] for the span, and its nats are those of the chain too, in which the decoder knows whether a
 piece is the last. In "decoder, open length" it finds the number of pieces by itself: pieces are right only where the
 number is, and the nats include those of the number.
@@ -36,10 +36,11 @@ from spanbert_jax.files import make_directory, written_aside
 from spanbert_jax.model.pretraining_heads import DECODER
 from spanbert_jax.runs.held_out_spans import JUDGE, HeldOutSpan, blocks_of, held_out_spans
 from spanbert_jax.serving.decoding import Query, Score, Target, Task, fill
+from spanbert_jax.serving.gaps import JOINED, SPACED, piece_classes
 from spanbert_jax.serving.infilling import BEAM, Infiller
 from spanbert_jax.serving.mixture import Mixture, uniform_mixture
 from spanbert_jax.serving.predictor import Params
-from spanbert_jax.serving.slot_scores import SlotScorer
+from spanbert_jax.serving.slot_scores import Given, SlotScorer
 from spanbert_jax.serving.span_writer import SpanQuery, SpanWriter
 from spanbert_jax.serving.weights import Weights, open_weights
 from spanbert_jax.text.tokenizer import Tokenizer
@@ -97,21 +98,36 @@ def all_at_once(mixture: Callable[[Material], Mixture]) -> Method:
 
     def method(material: Material) -> Answers:
         queries = [span.query for span in material.spans]
-        return _given(material, queries, [span.pieces for span in material.spans], mixture(material))
+        found = _given(material, queries, [span.pieces for span in material.spans], mixture(material))
+        return Answers(found.likeliest == _pieces(material), -found.log_probs)
 
     return method
 
 
 def left_to_right(material: Material) -> Answers:
-    """The surest piece at each position from the left; the nats of the chain."""
-    queries, pieces = [], []
+    """The likeliest word at each place from the left; the nats of the chain of decoding.py."""
+    tokenizer, pieces = material.tokenizer, _pieces(material)
+    begins = piece_classes(tokenizer)[[SPACED, JOINED]].any(axis=0)
+    marks_words = bool(begins.any() or tokenizer.ends_word.any())
+    # Of each piece: the row in which its word is masked, or the word before where the piece begins one; the row in
+    # which all pieces before it are visible; whether that row alone decides.
+    in_word, in_row, alone = [], [], []
     for span in material.spans:
-        ids = list(span.query.ids)
+        ids, word = list(span.query.ids), span.query
         for place, (position, piece) in enumerate(zip(span.query.masked, span.pieces, strict=True)):
-            queries.append(Query(list(ids), span.query.masked[place:], (position,)))
-            pieces.append((piece,))
+            row = Query(list(ids), span.query.masked[place:], (position,))
+            alone.append(place == 0 or not marks_words or bool(tokenizer.ends_word[span.pieces[place - 1]]))
+            in_word.append(word._replace(wanted=(position,)))
+            in_row.append(row)
+            if alone[-1] or begins[piece]:
+                word = row
             ids[position] = piece
-    return in_order("left_to_right")(material)._replace(nats=_given(material, queries, pieces, material.mixture).nats)
+    each = [(piece,) for piece in pieces.tolist()]
+    of_word, of_row = (_given(material, queries, each, material.mixture) for queries in (in_word, in_row))
+    new = begins[pieces] & ~np.array(alone)
+    log_probs = np.where(alone, of_row.log_probs, of_word.log_probs)
+    log_probs[new] = of_word.begins[new] + of_row.log_probs[new] - of_row.begins[new]
+    return in_order("left_to_right")(material)._replace(nats=-log_probs)
 
 
 def in_order(order: str) -> Method:
@@ -191,16 +207,13 @@ def _pieces(material: Material) -> np.ndarray:
     return np.array([piece for span in material.spans for piece in span.pieces])
 
 
-def _given(material: Material, queries: Sequence[Query], pieces: Sequence[Sequence[int]], mixture: Mixture) -> Answers:
-    right, nats = [], []
+def _given(material: Material, queries: Sequence[Query], pieces: Sequence[Sequence[int]], mixture: Mixture) -> Given:
+    """The scores of all given pieces, one after another: each [pieces]."""
+    found: list[Given] = []
     for first in range(0, len(queries), _AT_ONCE):
         some = slice(first, first + _AT_ONCE)
-        for of, (log_probs, likeliest) in zip(
-            pieces[some], material.scorer.given(queries[some], pieces[some], [mixture], True), strict=True
-        ):
-            right.append(likeliest[:, 0] == np.array(of))
-            nats.append(-log_probs[:, 0])
-    return Answers(np.concatenate(right), np.concatenate(nats))
+        found += material.scorer.given(queries[some], pieces[some], [mixture], True)
+    return Given(*(np.concatenate([values[:, 0] for values in of]) for of in zip(*found, strict=True)))
 
 
 def measured(answers: Answers, spans: Sequence[HeldOutSpan]) -> dict[str, dict[str, float]]:

@@ -117,8 +117,8 @@ class Infiller:
         self.mixture = fitted or default_mixture(weights.config.masking)
 
     def warm_up(self, show: Show = quiet) -> None:
-        """Compiles the programs that gaps of up to 32 pieces in a text need; otherwise the first text that needs a
-        program waits for its compilation."""
+        """Compiles the programs that gaps of up to 32 pieces in a text need, and those that score texts; otherwise the
+        first text that needs a program waits for its compilation."""
         self.scorer.warm_up(show)
 
     def infill(

@@ -22,7 +22,7 @@ from spanbert_jax.model import pretraining_heads
 from spanbert_jax.model.encoder import table_rows
 from spanbert_jax.serving.decoding import Query, Scores
 from spanbert_jax.serving.functions import EXACT
-from spanbert_jax.serving.gaps import CONTINUES
+from spanbert_jax.serving.gaps import CONTINUES, JOINED, SPACED
 from spanbert_jax.serving.mixture import Mixture
 from spanbert_jax.serving.predictor import AbstractBatch, Params, Predictor, Show, quiet
 from spanbert_jax.serving.weights import Weights
@@ -63,23 +63,30 @@ class SlotScorer:
         groups = {name: params[name] for name in (*ENCODER, *self.heads) if name in params}
         padded = np.zeros((len(classes), table_rows(config.model, vocab)), np.bool_)
         padded[:, :vocab] = classes
-        whole = np.zeros_like(padded)
-        whole[CONTINUES, :vocab] = True
+        whole = padded.copy()
+        whole[CONTINUES, :vocab] |= ~classes.any(axis=0)
         self._params = self._best.place({"model": groups, "classes": padded})  # pieces that can be text count
         self._whole = self._params | self._best.place({"classes": whole})  # every piece counts
         table = shape_table(self.longest, weights.config.data.lengths, self._best.multiple)
         self._table = [shape for shape in table if shape.rows <= max(_ROWS, self._best.multiple)]
 
     def warm_up(self, show: Show = quiet) -> None:
-        """Compiles the programs of `best` for rows with up to 32 masked positions."""
+        """Compiles the programs of `best` for rows with up to 32 masked positions, and those of `given` for rows with
+        up to 8 and one mixture."""
         shapes = [self._abstract(shape, slots) for shape in self._table for slots in _SLOTS[:2]]
         self._best.warm_up(self._params, shapes, show)
+        given = []
+        for abstract in (self._abstract(shape, _SLOTS[0]) for shape in self._table):
+            size = abstract["mix"].shape
+            mix = jax.ShapeDtypeStruct((*size, 1), np.float32)
+            given.append(abstract | {"masked_ids": jax.ShapeDtypeStruct(size, np.int32), "mix": mix})
+        self._given.warm_up(self._whole, given, show)
 
     def best(self, queries: Sequence[Query], mixture: Mixture, whole: bool = False) -> list[Scores]:
         """The BEST pieces of each class at each wanted position of each query.
 
-        whole: every piece of the vocabulary counts, and all are in the class CONTINUES; otherwise those that can be
-        text.
+        whole: every piece of the vocabulary counts, and those that are no text are in the class CONTINUES; otherwise
+        those count that can be text.
         """
         rows = []
         for query in queries:
@@ -94,9 +101,10 @@ class SlotScorer:
 
     def given(
         self, queries: Sequence[Query], pieces: Sequence[Sequence[int]], mixtures: Sequence[Mixture], whole: bool
-    ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """For each query: the log-probabilities of given pieces, float32 [wanted, mixtures], and the likeliest pieces,
-        int32 [wanted, mixtures], by each of the mixtures.
+    ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """For each query: the log-probabilities of given pieces, float32 [wanted, mixtures], the likeliest pieces,
+        int32 [wanted, mixtures], and the log-probabilities that a piece begins a word, float32 [wanted, mixtures], by
+        each of the mixtures.
 
         pieces: of each query, a piece for each wanted position. whole: whether every piece of the vocabulary counts, or
         those that can be text.
@@ -109,7 +117,7 @@ class SlotScorer:
         params = self._whole if whole else self._params
         outputs = self._given.outputs(params, self._batches(queries, rows), len(queries))
         return [
-            (output["log_probs"][: len(query.wanted)], output["likeliest"][: len(query.wanted)])
+            tuple(output[name][: len(query.wanted)] for name in ("log_probs", "likeliest", "begins"))
             for query, output in zip(queries, outputs, strict=True)
         ]
 
@@ -180,20 +188,24 @@ class SlotScorer:
                 values if used is None else jnp.where(used[..., None] > 0, values, jnp.nan)
                 for values, used in zip(by_head, usable, strict=True)
             ]
-            for name, values in zip(Scores._fields, (pieces, log_probs, jnp.stack(by_head, -1)), strict=True):
+            mass = jax.nn.logsumexp(mixed, axis=-1, where=of_class)  # [batch, slots]
+            for name, values in zip(Scores._fields, (pieces, log_probs, jnp.stack(by_head, -1), mass), strict=True):
                 found[name].append(values)
         return {name: jnp.stack(values, axis=2) for name, values in found.items()}
 
     def _compute_given(self, params: Params, batch: Batch) -> dict[str, jax.Array]:
         heads = self._log_probs(params, batch)
 
-        def by_mixture(weight: jax.Array) -> tuple[jax.Array, jax.Array]:
+        begin = params["classes"][SPACED] | params["classes"][JOINED]
+
+        def by_mixture(weight: jax.Array) -> dict[str, jax.Array]:
             mixed = _mixed(heads, weight)
             of_piece = jnp.take_along_axis(mixed, batch["masked_ids"][..., None], axis=-1)[..., 0]
-            return of_piece, jnp.argmax(mixed, axis=-1)
+            begins = jax.nn.logsumexp(mixed, axis=-1, where=begin)
+            return {"log_probs": of_piece, "likeliest": jnp.argmax(mixed, axis=-1), "begins": begins}
 
-        log_probs, likeliest = jax.lax.map(by_mixture, jnp.moveaxis(batch["mix"], -1, 0))  # [mixtures, batch, slots]
-        return {"log_probs": jnp.moveaxis(log_probs, 0, -1), "likeliest": jnp.moveaxis(likeliest, 0, -1)}
+        found = jax.lax.map(by_mixture, jnp.moveaxis(batch["mix"], -1, 0))  # each [mixtures, batch, slots]
+        return {name: jnp.moveaxis(values, 0, -1) for name, values in found.items()}
 
 
 def piece_heads(weights: Weights, params: Params) -> list[pretraining_heads.Head]:

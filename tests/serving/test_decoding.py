@@ -1,5 +1,6 @@
 """Filling masked positions: each order against a plain loop over whole vocabularies, and beams against enumeration."""
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 
@@ -27,13 +28,14 @@ def score(queries: Sequence[Query]) -> list[Scores]:
     for query in queries:
         assert all(query.ids[position] == MASK for position in query.masked)
         shape = (len(query.wanted), 3, BEST)
-        pieces, values = np.zeros(shape, np.int32), np.full(shape, -np.inf)
+        pieces, values, masses = np.zeros(shape, np.int32), np.full(shape, -np.inf), np.zeros(shape[:2])
         for place, position in enumerate(query.wanted):
             of_all = log_probs(query, position)
             for kind in range(3):
                 order = sorted(np.flatnonzero(kind == KINDS), key=lambda piece: -of_all[piece])
                 pieces[place, kind, : len(order)], values[place, kind, : len(order)] = order, of_all[order]
-        found.append(Scores(pieces, values, np.stack([values, 2 * values], axis=-1)))
+                masses[place, kind] = np.log(np.exp(of_all[order]).sum())
+        found.append(Scores(pieces, values, np.stack([values, 2 * values], axis=-1), masses))
     return found
 
 
@@ -56,21 +58,71 @@ def filled(task: Task, filling: Filling) -> list[int]:
     return [filling.choices[p].chosen.piece for target in task.targets for p in target.positions]
 
 
+@dataclasses.dataclass
+class Row:
+    """A row that is filled piece by piece."""
+
+    ids: list[int]
+    masked: tuple[int, ...]
+    last: int = -1  # the position that was filled last
+    word: Query | None = None  # the row in which its word was masked
+
+    @classmethod
+    def of(cls, task: Task) -> "Row":
+        return cls(list(task.ids), task.masked)
+
+    @property
+    def query(self) -> Query:
+        return Query(list(self.ids), self.masked, ())
+
+    def chances(self, position: int) -> np.ndarray:
+        """The log-probabilities of all pieces right behind the piece that was filled last."""
+        row = log_probs(self.query, position)
+        if position != self.last + 1 or self.word is None or ENDS[self.ids[self.last]]:
+            return row
+        word, begins = log_probs(self.word, position), KINDS != CONTINUES
+        given_new = row - np.log(np.exp(row[begins]).sum())
+        return np.where(begins, given_new + np.log(np.exp(word[begins]).sum()), word)
+
+    def fill(self, position: int, piece: int) -> None:
+        behind = position == self.last + 1 and not ENDS[self.ids[self.last]]
+        if self.word is None or not behind or KINDS[piece] != CONTINUES:
+            self.word = self.query
+        self.ids[position], self.last = piece, position
+        self.masked = tuple(place for place in self.masked if place != position)
+
+
 def by_a_plain_loop(task: Task, order: str) -> tuple[list[int], float]:
     """The filling of a task without constraints, piece by piece."""
-    ids, masked = list(task.ids), list(task.masked)
-    left = [position for target in task.targets for position in target.positions]
-    places, total = list(left), 0.0
-    first = {position: log_probs(Query(task.ids, task.masked, ()), position) for position in left}
-    while left:
-        now = {p: log_probs(Query(ids, tuple(masked), ()), p) for p in left} if order != "parallel" else first
-        position = left[0] if order == "left_to_right" else max(left, key=lambda p: now[p].max())
-        piece = int(np.argmax(now[position]))
-        total += now[position][piece]
-        ids[position] = piece
-        masked.remove(position)
-        left.remove(position)
-    return [ids[position] for position in places], total
+    row, total = Row.of(task), 0.0
+    targets = [target.positions for target in task.targets]
+    while open_ := [p for positions in targets for p in positions if p in row.masked]:
+        firsts = {positions[0] for positions in targets}
+        here = {p: row.chances(p) if p not in firsts else log_probs(row.query, p) for p in open_}
+        if order == "parallel":
+            here = {p: log_probs(Query(task.ids, task.masked, ()), p) for p in open_}
+            position = max(here, key=lambda p: here[p].max())
+        elif order == "left_to_right":
+            position = open_[0]
+        else:
+            position = _surest_word(row, here, firsts)
+        piece = int(np.argmax(here[position]))
+        total += here[position][piece]
+        row.fill(position, piece)
+    return [row.ids[p] for positions in targets for p in positions], total
+
+
+def _surest_word(row: Row, here: dict[int, np.ndarray], firsts: set[int]) -> int:
+    """The position at which the last word goes on; where it does not, the surest of those at which a word begins."""
+    goes_on = row.last + 1
+    behind = [p for p in here if p not in firsts and p - 1 not in row.masked]
+    if goes_on in behind and not ENDS[row.ids[row.last]] and KINDS[np.argmax(here[goes_on])] == CONTINUES:
+        return goes_on
+    for p in behind:  # a word begins there, whatever the row says
+        if not ENDS[row.ids[p - 1]] and p != goes_on:
+            here[p] = np.where(KINDS == CONTINUES, -np.inf, here[p])
+    starts = [p for p in here if p in firsts or p in behind or KINDS[np.argmax(here[p])] != CONTINUES]
+    return max(starts, key=lambda p: here[p].max())
 
 
 @pytest.mark.parametrize("order", ["parallel", "confidence", "left_to_right"])
@@ -83,12 +135,19 @@ def test_an_order_fills_as_a_plain_loop_does(order: str) -> None:
 
 def chain(task: Task, pieces: Sequence[int]) -> float:
     """The log-probability of the pieces of the first target, left to right."""
-    ids, masked, total = list(task.ids), list(task.masked), 0.0
-    for position, piece in zip(task.targets[0].positions, pieces, strict=True):
-        total += log_probs(Query(ids, tuple(masked), ()), position)[piece]
-        ids[position] = piece
-        masked.remove(position)
+    row, total = Row.of(task), 0.0
+    for place, (position, piece) in enumerate(zip(task.targets[0].positions, pieces, strict=True)):
+        total += (row.chances(position) if place else log_probs(row.query, position))[piece]
+        row.fill(position, piece)
     return total
+
+
+def test_the_chances_of_all_pieces_behind_a_filled_one_add_up_to_1() -> None:
+    row = Row.of(TASKS[0])
+    for position, piece in ((4, 0), (5, 3)):  # a word of two pieces
+        row.fill(position, piece)
+    assert np.exp(row.chances(6)).sum() == pytest.approx(1)
+    assert not np.allclose(row.chances(6), log_probs(row.query, 6))
 
 
 def test_a_beam_as_wide_as_the_vocabulary_finds_the_best_of_all_strings() -> None:
@@ -147,4 +206,4 @@ def test_positions_in_no_target_stay_masked_and_choices_say_when_they_were_made(
     for choice in filling.choices.values():
         assert choice.chosen in choice.candidates and choice.chosen.kind in ANY
         assert [one.log_prob for one in choice.candidates] == sorted(one.log_prob for one in choice.candidates)[::-1]
-        assert choice.chosen.by_head == (choice.chosen.log_prob, 2 * choice.chosen.log_prob)
+        assert choice.chosen.by_head[1] == 2 * choice.chosen.by_head[0]

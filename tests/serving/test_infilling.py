@@ -17,9 +17,10 @@ from spanbert_jax.config import ComputeConfig, Config
 from spanbert_jax.errors import UserError
 from spanbert_jax.model import pretraining_heads
 from spanbert_jax.serving.decoding import Query
-from spanbert_jax.serving.gaps import piece_classes
+from spanbert_jax.serving.gaps import JOINED, SPACED, piece_classes
 from spanbert_jax.serving.infilling import Infilled, Infiller, made_for, spelled
 from spanbert_jax.serving.mixture import FILE, LONGEST, Mixture, read_mixture, write_mixture
+from spanbert_jax.serving.scoring import TextScorer
 from spanbert_jax.serving.slot_scores import BEST
 from spanbert_jax.serving.weights import Weights
 from spanbert_jax.text.tokenizer import word_starts
@@ -139,12 +140,17 @@ def test_scores_are_those_of_the_heads_with_boundaries_as_the_masks_are(
                 np.testing.assert_array_equal(scores.pieces[slot, kind, : len(order)], order)
                 np.testing.assert_allclose(scores.log_probs[slot, kind, : len(order)], log_probs[2][order], atol=1e-4)
                 assert np.all(scores.log_probs[slot, kind, len(order) :] == -np.inf)
+                with np.errstate(divide="ignore"):
+                    mass = np.log(np.exp(log_probs[2][classes[kind]]).sum())
+                np.testing.assert_allclose(scores.masses[slot, kind], mass, atol=1e-4)
                 of_heads = log_probs[:2, order].T
                 np.testing.assert_allclose(scores.by_head[slot, kind, : len(order)], of_heads, atol=1e-4)
             piece = gold[number][slot]
-            np.testing.assert_allclose(of_gold[number][0][slot], log_probs[[2, 0], piece], atol=1e-4)
-            assert list(of_gold[number][1][slot]) == [log_probs[2].argmax(), log_probs[0].argmax()]
-            np.testing.assert_allclose(whole[number][0][slot, 0], everything[slot][2][piece], atol=1e-4)
+            np.testing.assert_allclose(of_gold[number].log_probs[slot], log_probs[[2, 0], piece], atol=1e-4)
+            assert list(of_gold[number].likeliest[slot]) == [log_probs[2].argmax(), log_probs[0].argmax()]
+            begins = np.log(np.exp(log_probs[2][classes[[SPACED, JOINED]].any(axis=0)]).sum())
+            np.testing.assert_allclose(of_gold[number].begins[slot, 0], begins, atol=1e-4)
+            np.testing.assert_allclose(whole[number].log_probs[slot, 0], everything[slot][2][piece], atol=1e-4)
 
 
 TEXTS = ["a b [MASK] c", "he ___ to (___), and", "[MASK] [MASK] end", "x ___"]
@@ -271,6 +277,7 @@ def test_after_the_warm_up_nothing_is_compiled(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(jax.stages.Lowered, "compile", counted)
     infiller.infill(["a ___ b", "x x [MASK] y", *["[MASK] " * 9 + "c"] * 5], words=(1, 3))
+    TextScorer(infiller.scorer, WORDPIECE).score(["a b c", "x"])
     assert not compiled
 
 
