@@ -78,7 +78,7 @@ def _log_probs(
     for first in range(0, len(spans), _AT_ONCE):
         some = spans[first : first + _AT_ONCE]
         found = scorer.given([span.query for span in some], [span.pieces for span in some], mixtures, True)
-        values += [log_probs for log_probs, _ in found]
+        values += [given.log_probs for given in found]
         where += [buckets(np.arange(len(span.pieces)), np.full(len(span.pieces), len(span.pieces))) for span in some]
         show(min(1.0, (first + _AT_ONCE) / len(spans)))
     return np.concatenate(values), np.concatenate(where)

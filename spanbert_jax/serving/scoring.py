@@ -73,7 +73,7 @@ class TextScorer:
         gold = [[ids[place]] for ids, _, places in read for place in places]
         found = iter(self._scorer.given(queries, gold, [uniform_mixture(0.0)], True))
         return [
-            self._scored(text, ids, offsets, places, [float(next(found)[0][0, 0]) for _ in places])
+            self._scored(text, ids, offsets, places, [float(next(found).log_probs[0, 0]) for _ in places])
             for text, (ids, offsets, places) in zip(texts, read, strict=True)
         ]
 

@@ -8,6 +8,7 @@ positions around it, so its boundaries move as pieces are filled in.
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +32,14 @@ BEST = 10  # the pieces of each class that are returned, which is the widest bea
 _SLOTS = (8, 32, 128)  # masked positions of a row, padded to one of these
 _ROWS = 16  # of the largest batch: each slot takes the scores of a vocabulary for each head
 _NEVER = -1e9  # score of pieces that do not count
+
+
+class Given(NamedTuple):
+    """The scores of given pieces, each float32 [wanted, mixtures] but the likeliest pieces, which are int32."""
+
+    log_probs: np.ndarray
+    likeliest: np.ndarray
+    begins: np.ndarray  # log-probabilities that a piece which begins a word stands there
 
 
 class SlotScorer:
@@ -101,10 +110,8 @@ class SlotScorer:
 
     def given(
         self, queries: Sequence[Query], pieces: Sequence[Sequence[int]], mixtures: Sequence[Mixture], whole: bool
-    ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """For each query: the log-probabilities of given pieces, float32 [wanted, mixtures], the likeliest pieces,
-        int32 [wanted, mixtures], and the log-probabilities that a piece begins a word, float32 [wanted, mixtures], by
-        each of the mixtures.
+    ) -> list[Given]:
+        """For each query the scores of given pieces by each of the mixtures.
 
         pieces: of each query, a piece for each wanted position. whole: whether every piece of the vocabulary counts, or
         those that can be text.
@@ -117,7 +124,7 @@ class SlotScorer:
         params = self._whole if whole else self._params
         outputs = self._given.outputs(params, self._batches(queries, rows), len(queries))
         return [
-            tuple(output[name][: len(query.wanted)] for name in ("log_probs", "likeliest", "begins"))
+            Given(*(output[name][: len(query.wanted)] for name in Given._fields))
             for query, output in zip(queries, outputs, strict=True)
         ]
 

@@ -16,6 +16,7 @@ from spanbert_jax.runs.fit_mixture import GRID, MOST_PIECES, fit_mixture
 from spanbert_jax.runs.held_out_spans import FIT, JUDGE, HeldOutSpan, blocks_of, held_out_spans
 from spanbert_jax.serving.decoding import Query, Scores
 from spanbert_jax.serving.mixture import FILE, LONGEST, Mixture
+from spanbert_jax.serving.slot_scores import Given
 from spanbert_jax.serving.weights import open_weights
 from spanbert_jax.text.packing import FEATURE
 from spanbert_jax.text.tokenizer import word_starts
@@ -76,14 +77,15 @@ class Heads:
 
     def given(
         self, queries: Sequence[Query], pieces: Sequence[Sequence[int]], mixtures: Sequence[Mixture], whole: bool
-    ) -> list[tuple[np.ndarray, np.ndarray]]:
+    ) -> list[Given]:
         assert whole
         found = []
         for query, of in zip(queries, pieces, strict=True):
             values = [
                 [self.mixed(query, p, m)[piece] for m in mixtures] for p, piece in zip(query.wanted, of, strict=True)
             ]
-            found.append((np.array(values), np.zeros((len(of), len(mixtures)), int)))
+            unused = np.zeros((len(of), len(mixtures)))
+            found.append(Given(np.array(values), unused, unused))
         return found
 
     def best(self, queries: Sequence[Query], mixture: Mixture, whole: bool) -> list[Scores]:
@@ -92,7 +94,8 @@ class Heads:
             values = np.full((len(query.wanted), 3, VOCAB), -np.inf)
             for place, position in enumerate(query.wanted):
                 values[place, 2] = np.sort(self.mixed(query, position, mixture))[::-1]
-            found.append(Scores(np.zeros(values.shape, int), values, np.stack([values, values], -1)))
+            masses = np.full(values.shape[:2], -np.inf)
+            found.append(Scores(np.zeros(values.shape, int), values, np.stack([values, values], -1), masses))
         return found
 
 

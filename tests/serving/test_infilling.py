@@ -12,11 +12,13 @@ import jax
 import numpy as np
 import pytest
 
+from benchmarks.infilling import Material, left_to_right
 from spanbert_jax.batch import NumpyBatch
 from spanbert_jax.config import ComputeConfig, Config
 from spanbert_jax.errors import UserError
 from spanbert_jax.model import pretraining_heads
-from spanbert_jax.serving.decoding import Query
+from spanbert_jax.runs.held_out_spans import HeldOutSpan
+from spanbert_jax.serving.decoding import Query, Target, Task, fill
 from spanbert_jax.serving.gaps import JOINED, SPACED, piece_classes
 from spanbert_jax.serving.infilling import Infilled, Infiller, made_for, spelled
 from spanbert_jax.serving.mixture import FILE, LONGEST, Mixture, read_mixture, write_mixture
@@ -151,6 +153,23 @@ def test_scores_are_those_of_the_heads_with_boundaries_as_the_masks_are(
             begins = np.log(np.exp(log_probs[2][classes[[SPACED, JOINED]].any(axis=0)]).sum())
             np.testing.assert_allclose(of_gold[number].begins[slot, 0], begins, atol=1e-4)
             np.testing.assert_allclose(whole[number].log_probs[slot, 0], everything[slot][2][piece], atol=1e-4)
+
+
+def test_the_benchmarks_chain_gives_a_filling_the_probability_that_the_filling_had(modern: Infiller) -> None:
+    spans = [HeldOutSpan(query, ()) for query in queries_of(WEIGHTS_OF["modern"]) if len(query.masked) in (1, 6)]
+    tasks = [Task(tuple(span.query.ids), span.query.masked, (Target(span.query.masked),)) for span in spans]
+    score = functools.partial(modern.scorer.best, mixture=FITTED, whole=True)
+    filled = [of[0] for of in fill(tasks, "left_to_right", 1, score, UNIGRAM.ends_word)]
+    pieces = [
+        tuple(of.choices[p].chosen.piece for p in span.query.masked) for of, span in zip(filled, spans, strict=True)
+    ]
+    begins = word_starts(UNIGRAM, pieces[-1])
+    assert 1 < sum(begins) < len(begins)  # words of several pieces among several words
+    spans = [span._replace(pieces=of) for span, of in zip(spans, pieces, strict=True)]
+    answers = left_to_right(Material(modern.scorer, FITTED, UNIGRAM, None, spans))  # type: ignore[arg-type]
+    assert answers.right.all() and answers.nats is not None
+    of_spans = np.split(answers.nats, np.cumsum([len(of) for of in pieces])[:-1])
+    np.testing.assert_allclose([-of.sum() for of in of_spans], [of.log_prob for of in filled], atol=1e-4)
 
 
 TEXTS = ["a b [MASK] c", "he ___ to (___), and", "[MASK] [MASK] end", "x ___"]
