@@ -107,7 +107,7 @@ def all_at_once(mixture: Callable[[Material], Mixture]) -> Method:
 def left_to_right(material: Material) -> Answers:
     """The likeliest word at each place from the left; the nats of the chain of decoding.py."""
     tokenizer, pieces = material.tokenizer, _pieces(material)
-    begins = piece_classes(tokenizer)[[SPACED, JOINED]].any(axis=0)
+    begins = np.logical_or(*piece_classes(tokenizer)[[SPACED, JOINED]])
     marks_words = bool(begins.any() or tokenizer.ends_word.any())
     # Of each piece: the row in which its word is masked, or the word before where the piece begins one; the row in
     # which all pieces before it are visible; whether that row alone decides.

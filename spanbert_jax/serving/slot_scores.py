@@ -88,7 +88,7 @@ class SlotScorer:
         for abstract in (self._abstract(shape, _SLOTS[0]) for shape in self._table):
             size = abstract["mix"].shape
             mix = jax.ShapeDtypeStruct((*size, 1), np.float32)
-            given.append(abstract | {"masked_ids": jax.ShapeDtypeStruct(size, np.int32), "mix": mix})
+            given.append({**abstract, "masked_ids": jax.ShapeDtypeStruct(size, np.int32), "mix": mix})
         self._given.warm_up(self._whole, given, show)
 
     def best(self, queries: Sequence[Query], mixture: Mixture, whole: bool = False) -> list[Scores]:
