@@ -10,7 +10,7 @@ import contextlib
 import functools
 import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -56,7 +56,7 @@ class Checkpoints:
         """(step, state) of the newest sound checkpoint; None where there is no checkpoint.
 
         abstract: the state's ShapeDtypeStructs with shardings, by which it is laid out whatever mesh wrote it.
-        check: raises UserError for a checkpoint to which this run must not go back.
+        check: raises UserError for a checkpoint to which this run must not go back; last called for the returned one.
         A checkpoint that any process finds damaged is renamed to STEP.damaged, with a line on stderr. Raises UserError
         where every checkpoint is damaged; then none is renamed. Raises it also where a sound checkpoint holds another
         model's state, and where a damaged one cannot be renamed.
@@ -116,16 +116,17 @@ class Checkpoints:
         for number, why in damaged.items():
             _set_aside(self._place(number), why, f"going on from {step}")
 
-    def save(self, step: int, state: Any, metadata: Metadata, force: bool = False) -> bool:
+    def save(self, step: int, state: Any, describe: Callable[[], Metadata], force: bool = False) -> bool:
         """Saves in the background if the step is due, or `force`; True where a save began.
 
-        Raises UserError where the disk is too full for this save or for the one before.
+        describe: makes the metadata, and may wait for the device; called where a save begins. Raises UserError where
+        the disk is too full for this save or for the one before.
         """
-        if step == self._manager.latest_step():
+        if step == self._manager.latest_step() or not (force or self._manager.should_save(step)):
             return False
-        items = {"state": ocp.args.StandardSave(state), "metadata": ocp.args.JsonSave(metadata.to_json())}
+        items = {"state": ocp.args.StandardSave(state), "metadata": ocp.args.JsonSave(describe().to_json())}
         with disk_errors(self._manager.directory):
-            return self._manager.save(step, args=ocp.args.Composite(**items), force=force)
+            return self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
     def preempted(self, step: int) -> bool:
         """Whether the cluster asked the processes, all at one step, to stop."""
@@ -246,12 +247,20 @@ def read_params(checkpoint: epath.Path) -> dict[str, Any]:
 
     Raises UserError where the files are damaged.
     """
+    return read_state(checkpoint, ("params",))["params"]
+
+
+def read_state(checkpoint: epath.Path, parts: Collection[str] = ("params", "opt_state", "step")) -> dict[str, Any]:
+    """The parts of the state that are there, as NumPy arrays, whatever mesh wrote them.
+
+    Raises UserError where the files are damaged.
+    """
     state = absolute(checkpoint) / _STATE
     with _readable(checkpoint), contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
-        tree = {"params": handler.metadata(state).tree["params"]}
+        tree = {name: part for name, part in handler.metadata(state).tree.items() if name in parts}
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
         arguments = ocp.args.PyTreeRestore(tree, restore_args=as_numpy, partial_restore=True)
-        return handler.restore(state, args=arguments)["params"]
+        return handler.restore(state, args=arguments)
 
 
 def read_shapes(checkpoint: epath.Path) -> dict[str, Any]:

@@ -85,11 +85,11 @@ def _run(config: Config, recipe: Recipe, workdir: epath.Path) -> Result:
     layout, last = sharding.batch_sharding(mesh), config.train.steps
     abstract = abstract_state(config, recipe.init, mesh)
     checkpoints = Checkpoints(workdir / CHECKPOINTS, config.train)
-    first, state = _first_state(config, recipe, workdir, checkpoints, abstract)
+    first, state, before = _first_state(config, recipe, workdir, checkpoints, abstract)
     train_step = make_train_step(config, recipe.objective, abstract)
     best = _Best(recipe, workdir)
     batches = recipe.train_batches(layout, first, last)
-    window = Window(config.train.log_every, recipe.metrics, mesh)
+    window = Window(first, config.train.log_every, recipe.metrics, mesh, before)
     in_flight: collections.deque[jax.Array] = collections.deque()
     evaluation: dict[str, float] = {}
     sizes: dict[tuple[tuple[int, ...], ...], BatchSize] = {}  # shapes of a batch that are compiled -> its size
@@ -107,8 +107,8 @@ def _run(config: Config, recipe: Recipe, workdir: epath.Path) -> Result:
                 window.start()
             stop = signals.asked or checkpoints.preempted(step)
             if step > first:
-                at_step = dataclasses.replace(recipe.metadata, step=step)
-                checkpoints.save(step, state, at_step, force=stop or step == last)
+                describe = functools.partial(_describe, recipe, step, window, log)
+                checkpoints.save(step, state, describe, force=stop or step == last)
             if step == last or stop:
                 break
             asked = time.monotonic()
@@ -127,12 +127,12 @@ def _run(config: Config, recipe: Recipe, workdir: epath.Path) -> Result:
                 sizes[shapes] = size
                 window.skip(time.monotonic() - began)
                 log.skip(time.monotonic() - asked)  # the first batch waits for its pipeline to start
+                log.at(step + 1)
             step += 1
             in_flight.append(sums["gradient_norm"])
             if len(in_flight) > STEPS_AHEAD:
                 in_flight.popleft().block_until_ready()
             log.windows(window.add(step, sums, size))
-        log.windows(window.finish(step))
         checkpoints.close()
     log.close()
     return Result(step, step == last, evaluation)
@@ -140,13 +140,28 @@ def _run(config: Config, recipe: Recipe, workdir: epath.Path) -> Result:
 
 def _first_state(
     config: Config, recipe: Recipe, workdir: epath.Path, checkpoints: Checkpoints, abstract: State
-) -> tuple[int, State]:
-    """(step, state) to begin with: of the newest sound checkpoint, or, where there is none, 0 and a new state."""
-    found = checkpoints.restore_newest(abstract, lambda saved: _check_same_data(recipe, saved, workdir))
+) -> tuple[int, State, Mapping[str, float]]:
+    """(step, state, sums of the open window) to begin with: of the newest sound checkpoint, or, where there is none, 0,
+    a new state and {}."""
+    tried: list[Metadata] = []
+
+    def check(saved: Metadata) -> None:
+        _check_same_data(recipe, saved, workdir)
+        tried.append(saved)
+
+    found = checkpoints.restore_newest(abstract, check)
     if found:
-        return found
+        return *found, tried[-1].window
     state = init_state(config, recipe.init, abstract)
-    return 0, with_params(state, recipe.initial_params()) if recipe.initial_params else state
+    return 0, with_params(state, recipe.initial_params()) if recipe.initial_params else state, {}
+
+
+def _describe(recipe: Recipe, step: int, window: Window, log: "_Log") -> Metadata:
+    """The metadata of a save of `step`. All lines of metrics up to the step are in the files before the save begins: a
+    run that goes on from the checkpoint writes the lines after it alone."""
+    log.windows(window.full())
+    log.flush()
+    return dataclasses.replace(recipe.metadata, step=step, window=window.open_sums())
 
 
 def _check_same_data(recipe: Recipe, saved: Metadata, workdir: epath.Path) -> None:
@@ -211,6 +226,11 @@ class _Log(Stage):
             self._writer.write(step, metrics)
         self.say(f"Step {step:,}, held out: {self._recipe.describe(metrics)}")
         self.at(step)
+
+    def flush(self) -> None:
+        """Writes out what was logged so far."""
+        if self._writer:
+            self._writer.flush()
 
     def close(self) -> None:
         """Writes out the files."""

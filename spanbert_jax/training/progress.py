@@ -110,7 +110,7 @@ class MetricsWriter:
     """Appends to <workdir>/metrics.jsonl and <workdir>/tensorboard.
 
     In a bucket no file can be appended to. Both are then written on this machine and copied whole, at most once a
-    second. A run that is killed loses the metrics of that second.
+    second and before a save. A run that is killed writes again the lines after the checkpoint that it goes on from.
     """
 
     def __init__(self, workdir: epath.Path, step: int):
@@ -146,6 +146,13 @@ class MetricsWriter:
     def _add(self, event: Any) -> None:
         with disk_errors(self._folder / "tensorboard"):
             self._events.add_event(event)
+
+    def flush(self) -> None:
+        """Writes out all that was written so far, to the bucket too, so that a kill of the process loses none of it."""
+        with disk_errors(self._folder / "tensorboard"):
+            self._events.flush()
+        if self._bucket:
+            self._copy(self._bucket)
 
     def _copy(self, bucket: epath.Path) -> None:
         (bucket / "tensorboard").mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
 """The loop where a test can see it: what a request to stop and a full disk do, and what the display says."""
 
+import json
 import os
 import re
 import signal
@@ -14,16 +15,32 @@ from etils import epath
 
 from spanbert_jax.training import loop, progress
 from spanbert_jax.training.checkpoint import find_checkpoint
+from spanbert_jax.training.window import SPEEDS
 from tests.support import forked
 from tests.support.recipes import config_of, recipe_of
 from tests.support.synthetic import random_batch, small_config
 
 
+def rows(workdir: Path) -> list[dict[str, float]]:
+    """The lines of metrics.jsonl without the speeds."""
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in SPEEDS} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The workdir of a run that nobody stopped, with windows of two steps."""
+    workdir = tmp_path_factory.mktemp("runs")
+    config = config_of(checkpoint_every=100, log_every=2)
+    assert loop.run(config, recipe_of(config, []), epath.Path(workdir)).finished
+    return workdir
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 def test_a_request_to_stop_ends_after_the_step_under_way_with_a_checkpoint(
-    number: signal.Signals, tmp_path: Path
+    number: signal.Signals, uninterrupted: Path, tmp_path: Path
 ) -> None:
-    config = config_of(checkpoint_every=100)
+    config = config_of(checkpoint_every=100, log_every=2)
     workdir, asked = epath.Path(tmp_path), list[int]()
     before = signal.getsignal(number)
 
@@ -36,6 +53,7 @@ def test_a_request_to_stop_ends_after_the_step_under_way_with_a_checkpoint(
     assert find_checkpoint(workdir).name == "3" and signal.getsignal(number) is before
     assert loop.run(config, recipe_of(config, asked), workdir).finished
     assert asked == [0, 1, 2, 3]
+    assert rows(tmp_path) == rows(uninterrupted) and [row["step"] for row in rows(tmp_path)] == [1, 2, 4, 4]
 
 
 def test_the_time_left_counts_neither_compiling_nor_the_wait_for_the_first_batch(

@@ -24,6 +24,7 @@ FULL = Metadata(
     nested=True,
     words={"apart": "-"},
     evaluation={"held_out/f1": 3.5},
+    window={"loss": 0.1 + 0.2, "steps": 3.0},
     imported_from="elsewhere",
     left_alone=("pooler",),
 )
