@@ -8,15 +8,13 @@ is taken, or named as missing or as left alone.
 import contextlib
 import dataclasses
 import re
-import tarfile
 import tempfile
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from spanbert_jax.config import ModelConfig
-from spanbert_jax.convert import fairseq, google_bert, huggingface
+from spanbert_jax.convert import archive, fairseq, google_bert, huggingface
 from spanbert_jax.convert.huggingface_config import class_of, labels_of, read_config, task_of, to_model_config
 from spanbert_jax.convert.names import SBO
 from spanbert_jax.convert.tensor_files import Tensors, read_tensors
@@ -27,7 +25,6 @@ from spanbert_jax.text.tokenizer import Tokenizer
 SBO_FILE = "sbo_head.safetensors"
 # Megatron pads the table to a multiple of 128 for each of the devices (up to 8) that it divides the table over.
 _MOST_PADDING = 8 * 128
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "model.pt")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +53,7 @@ def open_published_weights(path: Path, vocab: Path | None = None) -> Iterator[Pu
     with contextlib.ExitStack() as stack:
         if path.name.endswith((".tar.gz", ".tgz", ".tar")):
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            found = _find(_unpack(path, folder))
+            found = _find(archive.take_out(path, folder))
         else:
             found = _find(path)
         tensors, fields, left, kind = _read(found)
@@ -117,25 +114,10 @@ def _span_boundary(tensors: Tensors) -> tuple[int, int] | None:
     return (table.shape[0], table.shape[1]) if table is not None and table.ndim == 2 else None
 
 
-def _unpack(archive: Path, folder: Path) -> Path:
-    """Unpacks the archive into `folder`; returns the directory in there that holds the weights."""
-    try:
-        with tarfile.open(archive) as tar:
-            tar.extractall(folder, filter="data")
-            while tar.fileobj and tar.fileobj.read(2**20):  # to the end, where gzip has its checksum
-                pass
-    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
-        raise UserError(f"{archive}: cannot be unpacked ({error}); fetch it again") from error
-    places = [path.parent for path in sorted(folder.rglob("*")) if path.name in _WEIGHTS]
-    if not places:
-        raise UserError(f"{archive}: holds none of {', '.join(_WEIGHTS)}")
-    return places[0]
-
-
 def _find(path: Path) -> Path:
     """The file of weights that `path` is or holds; for a TensorFlow checkpoint, the prefix of its files."""
     if path.is_dir():
-        names = [path / name for name in _WEIGHTS if (path / name).is_file()]
+        names = [path / name for name in archive.WEIGHTS if (path / name).is_file()]
         return names[0] if names else _newest_tensorflow(path)
     if part := re.fullmatch(r"(.*)\.(index|meta|data-\d+-of-\d+)", path.name):  # of a TensorFlow checkpoint
         return path.with_name(part[1])
@@ -151,7 +133,7 @@ def _newest_tensorflow(directory: Path) -> Path:
     """
     prefixes = [index.with_suffix("") for index in sorted(directory.glob("*.ckpt*.index"))]
     if not prefixes:
-        raise UserError(f"{directory}: no weights there; expected one of {', '.join(_WEIGHTS)} or *.ckpt*.index")
+        raise UserError(f"{directory}: no weights there; expected one of {', '.join(archive.WEIGHTS)} or *.ckpt*.index")
     if len(prefixes) == 1:
         return prefixes[0]
     steps = [re.fullmatch(r"(.*\.ckpt)-(\d+)", prefix.name) for prefix in prefixes]
