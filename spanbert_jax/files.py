@@ -96,6 +96,11 @@ def written_aside(path: _AnyPath) -> Iterator[_AnyPath]:
         raise
 
 
+def is_plain_name(name: object) -> bool:
+    """Whether a name that a file gives is that of a file in the same directory, and no path to another place."""
+    return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\\0")
+
+
 def is_remote(path: str | os.PathLike[str]) -> bool:
     """Whether a path is in a bucket, where nothing can be appended to and no directory renamed."""
     return "://" in os.fspath(path)

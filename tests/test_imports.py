@@ -43,7 +43,7 @@ ROOMS = {
     "array_record": ("corpus/",),
     "flax": ("model/",),
     "orbax": ("training/checkpoint.py",),
-    "torch": ("convert/tensor_files.py",),  # which reads its pickles where it is installed
+    "torch": ("convert/pytorch_pickle.py",),  # which reads its pickles where it is installed
     "transformers": (),
     **dict.fromkeys(("starlette", "uvicorn", "msgspec", "orjson"), ("service/",)),
 }

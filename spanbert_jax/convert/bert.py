@@ -73,6 +73,13 @@ NAMES = Names(
     word=_WORD,
     base="bert.",
     layer="bert.encoder.layer.",
+    sizes={
+        "vocab_size": (_WORD, 0),
+        "embed": (_WORD, 1),
+        "max_length": ("bert.embeddings.position_embeddings.weight", 0),
+        "token_types": ("bert.embeddings.token_type_embeddings.weight", 0),
+        "mlp": ("bert.encoder.layer.0.intermediate.dense.weight", 0),
+    },
     tied={
         f"{_DECODER}.weight": _WORD,
         f"{_DECODER}.bias": "cls.predictions.bias",

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from spanbert_jax.errors import UserError
 
 Fields = Mapping[str, Any]
+_LARGEST = 2**31 - 1  # of a size; sizes become int32
 
 
 class SpecialIds(NamedTuple):
@@ -27,7 +28,7 @@ def check_fixed(fields: Fields, fixed: Mapping[str, tuple[Any, ...]], models: st
     for name, supported in fixed.items():
         if fields.get(name, supported[0]) not in supported:
             expected = " or ".join(map(repr, supported))
-            raise UserError(f"{source}: {name} is {fields[name]!r}; only {expected} is supported: {models}")
+            raise UserError(f"{source}: {name} is {fields[name]!r:.200}; only {expected} is supported: {models}")
 
 
 def sizes(fields: Fields, names: Mapping[str, str], source: str) -> dict[str, int]:
@@ -35,18 +36,25 @@ def sizes(fields: Fields, names: Mapping[str, str], source: str) -> dict[str, in
     return {ours: size(fields.get(theirs), theirs, source) for ours, theirs in names.items()}
 
 
-def size(value: Any, name: str, source: str) -> int:
-    """The value of the field `name`; raises UserError unless it is a whole number greater than 0."""
+def size(value: Any, name: str, source: str, largest: int = _LARGEST) -> int:
+    """The value of the field `name`; raises UserError unless it is a whole number from 1 to `largest`."""
     if not isinstance(value, int) or value < 1:
-        raise UserError(f"{source}: {name} is {value!r}; expected a whole number greater than 0")
+        raise UserError(f"{source}: {name} is {value!r:.200}; expected a whole number greater than 0")
+    if value > largest:
+        raise UserError(f"{source}: {name} is {value:.3g}; expected at most {largest:,}")
     return value
 
 
 def number(value: Any, name: str, source: str) -> float:
     """The value of the field `name`; raises UserError where it is no number."""
     if not isinstance(value, int | float):
-        raise UserError(f"{source}: {name} is {value!r}; expected a number")
-    return float(value)
+        raise UserError(f"{source}: {name} is {value!r:.200}; expected a number")
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise UserError(
+            f"{source}: {name} is a number of {value.bit_length():,} bits; expected a smaller one"
+        ) from error
 
 
 def check_heads(embed: int, heads: int, source: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from spanbert_jax.convert.tensor_files import Tensors
+from spanbert_jax.convert.tensors import Tensors
 from spanbert_jax.errors import UserError
 
 _PREFIX = "decoder."  # the attribute that holds BERT in the authors' class
@@ -66,7 +66,7 @@ def config_fields(tensors: Tensors) -> dict[str, Any]:
             f"{_WORD}: width {hidden_size} is no multiple of {_HEAD_SIZE}, the width of an attention head in every "
             "published BERT, so the number of heads cannot be told; put the model's config.json beside the checkpoint"
         )
-    layers = (re.match(r"bert\.encoder\.layer\.(\d+)\.", name) for name in tensors)
+    layers = (re.match(r"bert\.encoder\.layer\.(\d{1,9})\.", name) for name in tensors)
     return {
         "model_type": "bert",
         "vocab_size": vocab_size,
@@ -88,7 +88,7 @@ def config_fields(tensors: Tensors) -> dict[str, Any]:
 def _shape(tensors: Tensors, name: str) -> tuple[int, int]:
     if name not in tensors:
         raise UserError(f"no tensor {_PREFIX}{name}; expected SpanBERT's checkpoint with a whole encoder")
-    shape = tensors[name]().shape
+    shape = tensors[name].shape
     if len(shape) != 2:
         raise UserError(f"{_PREFIX}{name} has shape {shape}; expected a matrix")
     return shape[0], shape[1]

@@ -6,13 +6,10 @@ Names and layouts: google-research/bert, modeling.py, run_pretraining.py, run_cl
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from spanbert_jax.convert.tensor_files import Tensors
+from spanbert_jax.convert.tensors import Tensors
 from spanbert_jax.errors import UserError
 
 _WORD = "bert/embeddings/word_embeddings"
@@ -64,7 +61,7 @@ def translate(tensors: Tensors) -> tuple[Tensors, list[str]]:
         raise UserError(f"no tensor {_WORD} among {len(tensors)} ({some}, ...); expected google-research/bert's names")
     names = {name: _translated(name) for name in tensors}
     translated = {
-        new: _transposed(tensors[name]) if name.endswith("/kernel") else tensors[name]
+        new: tensors[name].transposed if name.endswith("/kernel") else tensors[name]
         for name, new in names.items()
         if new
     }
@@ -80,10 +77,6 @@ def _translated(name: str) -> str | None:
     if _DENSE.fullmatch(name):
         return re.sub(r"kernel$", "weight", dotted)
     return dotted if _NORM.fullmatch(name) else None
-
-
-def _transposed(read: Callable[[], np.ndarray]) -> Callable[[], np.ndarray]:
-    return lambda: read().T
 
 
 def config_fields(path: Path) -> dict[str, Any]:

@@ -5,6 +5,8 @@ transformers has for it. An export copies out of those views and an import copie
 neither can lose a value that the other one finds. A family's table is a file of its own: `bert.py`, `modernbert.py`.
 """
 
+import functools
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -13,7 +15,7 @@ import numpy as np
 from spanbert_jax.config import ModelConfig
 from spanbert_jax.convert import bert, modernbert
 from spanbert_jax.convert.names import SBO, Names, Params
-from spanbert_jax.convert.tensor_files import Tensors
+from spanbert_jax.convert.tensors import Tensor, Tensors
 from spanbert_jax.errors import UserError
 
 # A function from the heads of a file to the shapes (nested dicts of tuples) of all parameters of the encoder and of
@@ -55,31 +57,22 @@ def from_tensors(
     Raises UserError, naming `source` and the tensor, where a tensor is missing, has another shape or is not finite,
     where the file has more layers than `model`, or where the two copies of a tied tensor differ.
     """
+    found = check_sizes(tensors, model, vocab_size, source)
     names = NAMES[model.family]
-    found = {names.canonical(name): read for name, read in tensors.items()}
-    if names.word not in found:
-        raise UserError(f"{source}: no tensor {names.word} (it has {_some(list(tensors))}); this is no {names.title}")
-    for copy, original in names.tied.items():
-        if copy in found:
-            found.setdefault(original, found[copy])
-    _check_tied(found, names, source)
     prefixes = names.heads(architecture)
     heads = {head: 0 for head, prefix in prefixes.items() if any(name.startswith(prefix) for name in found)}
     for head, name in _SIZES.items():
         if head in heads and name in found:
-            heads[head] = (found[name]().shape or (0,))[0]
-    params = _zeros(shapes(heads))
+            heads[head] = (found[name].shape or (0,))[0]
+    wanted = shapes(heads)
+    # The shapes are compared before anything is allocated, with views of arrays that take no memory.
+    _check_shapes(found, names.views(_arrays(wanted, _without_memory), vocab_size), names, model.layers, source)
+    for copy, original in names.tied.items():
+        if copy in found and not _are_equal(found[copy], found[original]):
+            raise UserError(f"{source}: {copy} differs from {original}; here the two are always one")
+    params = _arrays(wanted, functools.partial(np.zeros, dtype=np.float32))
     names.complete(params)
     views = names.views(params, vocab_size)
-    missing = [name for name in views if name not in found]
-    if missing:
-        raise UserError(f"{source}: {len(missing)} tensors are missing, {_some(missing)}; the file is not whole")
-    beyond = [name for name in found if name.startswith(names.layer) and name not in views]
-    if beyond:
-        raise UserError(
-            f"{source}: {_some(beyond)}: not in the {names.title} of {model.layers} layers that its configuration "
-            "describes"
-        )
     for name, view in views.items():
         _fill(view, found[name](), name, source)
     left = [n for n in found if n not in views and n not in names.tied and not n.endswith("position_ids")]
@@ -96,16 +89,58 @@ def plain_pooler(embed: int) -> Params:
     return {"kernel": np.eye(embed, dtype=np.float32), "bias": np.zeros(embed, np.float32)}
 
 
-def _check_tied(found: Tensors, names: Names, source: str) -> None:
-    """Raises UserError where a file has two copies of a tensor that is one parameter here, and the copies differ."""
+def check_sizes(tensors: Tensors, model: ModelConfig, vocab_size: int, source: str) -> Tensors:
+    """The tensors under the names of the family's table, if the model's sizes are those of the tensors.
+
+    vocab_size: as in config.json. Reads no values. Raises UserError, naming `source` and the first tensor that differs.
+    """
+    names = NAMES[model.family]
+    found = {names.canonical(name): tensor for name, tensor in tensors.items()}
+    if names.word not in found:
+        raise UserError(f"{source}: no tensor {names.word} (it has {_some(list(tensors))}); this is no {names.title}")
     for copy, original in names.tied.items():
-        if copy in found and not np.array_equal(found[copy](), found[original](), equal_nan=True):
-            raise UserError(f"{source}: {copy} differs from {original}; here the two are always one")
+        if copy in found:
+            found.setdefault(original, found[copy])
+    numbers = {int(match[1]) for name in found if (match := re.match(rf"{names.layer}(\d{{1,9}})\.", name))}
+    first = next(i for i in range(len(numbers) + 1) if i not in numbers)
+    if first < model.layers:
+        raise UserError(
+            f"{source}: {names.layer}{first}. is missing, and its configuration says {model.layers} layers; the file "
+            "is not whole, or the configuration is another model's"
+        )
+    for field, (name, axis) in names.sizes.items():
+        if name not in found:
+            raise UserError(f"{source}: the tensor {name} is missing; the file is not whole")
+        size, shape = vocab_size if field == "vocab_size" else getattr(model, field), found[name].shape
+        if len(shape) <= axis:
+            raise UserError(f"{source}: {name} has shape {shape}; expected a matrix")
+        if shape[axis] != size:
+            expected = (*shape[:axis], size, *shape[axis + 1 :])
+            raise UserError(f"{source}: {name} has shape {shape}; expected {expected}, as its configuration says")
+    return found
+
+
+def _check_shapes(found: Tensors, views: Mapping[str, np.ndarray], names: Names, layers: int, source: str) -> None:
+    """Raises UserError where a tensor of `views` is missing or has another shape, or where there are further layers."""
+    missing = [name for name in views if name not in found]
+    if missing:
+        raise UserError(f"{source}: {len(missing)} tensors are missing, {_some(missing)}; the file is not whole")
+    beyond = [name for name in found if name.startswith(names.layer) and name not in views]
+    if beyond:
+        raise UserError(
+            f"{source}: {_some(beyond)}: not in the {names.title} of {layers} layers that its configuration describes"
+        )
+    for name, view in views.items():
+        shape = found[name].shape
+        if shape != view.shape:
+            raise UserError(f"{source}: {name} has shape {shape}; expected {view.shape}, as its configuration says")
+
+
+def _are_equal(copy: Tensor, original: Tensor) -> bool:
+    return copy.shape == original.shape and np.array_equal(copy(), original(), equal_nan=True)
 
 
 def _fill(view: np.ndarray, tensor: np.ndarray, name: str, source: str) -> None:
-    if tensor.shape != view.shape:
-        raise UserError(f"{source}: {name} has shape {tensor.shape}; expected {view.shape}, as its configuration says")
     view[...] = tensor
     if not np.isfinite(view).all():
         bad = int(np.size(view) - np.count_nonzero(np.isfinite(view)))
@@ -125,11 +160,15 @@ def to_tensors(params: Params, vocab_size: int, dtype: np.dtype, family: str = "
     return tensors
 
 
-def _zeros(shapes: Any) -> Any:
-    return (
-        {name: _zeros(of) for name, of in shapes.items()} if isinstance(shapes, dict) else np.zeros(shapes, np.float32)
-    )
+def _arrays(shapes: Any, make: Callable[[tuple[int, ...]], np.ndarray]) -> Any:
+    """A tree of arrays from a tree of shapes."""
+    return {name: _arrays(of, make) for name, of in shapes.items()} if isinstance(shapes, dict) else make(shapes)
+
+
+def _without_memory(shape: tuple[int, ...]) -> np.ndarray:
+    """An array of this shape whose elements are all the same one."""
+    return np.broadcast_to(np.float32(0), shape)
 
 
 def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return ", ".join(name[:200] for name in names[:3]) + (", ..." if len(names) > 3 else "")

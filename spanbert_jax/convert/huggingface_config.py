@@ -72,7 +72,7 @@ def to_model_config(fields: Mapping[str, Any], source: str) -> ModelConfig:
     kind = fields.get("model_type", "bert")
     if kind not in tuple(_READERS):
         raise UserError(
-            f"{source}: model_type is {kind!r}; only 'bert' or 'modernbert' is supported: BERT, SpanBERT and ModernBERT"
+            f"{source}: model_type is {kind!r:.200}; only 'bert' or 'modernbert' is supported: BERT, SpanBERT and ModernBERT"
         )
     return _READERS[kind](fields, source)
 
@@ -101,7 +101,7 @@ def labels_of(fields: Mapping[str, Any], count: int, source: str) -> tuple[str, 
     try:
         names = {int(number): str(name) for number, name in (fields.get("id2label") or {}).items()}
     except (AttributeError, ValueError) as error:
-        raise UserError(f'{source}: id2label is {fields["id2label"]!r}; expected {{"0": NAME, ...}}') from error
+        raise UserError(f'{source}: id2label is {fields["id2label"]!r:.200}; expected {{"0": NAME, ...}}') from error
     return tuple(names.get(i, f"LABEL_{i}") for i in range(count))
 
 

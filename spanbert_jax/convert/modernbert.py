@@ -75,6 +75,7 @@ NAMES = Names(
     word=_WORD,
     base="model.",
     layer="model.layers.",
+    sizes={"vocab_size": (_WORD, 0), "embed": (_WORD, 1), "mlp": ("model.layers.0.mlp.Wo.weight", 1)},
     tied={f"{_DECODER}.weight": _WORD, f"{SBO}.decoder.weight": _WORD},
     canonical=_canonical,
     heads=_heads,

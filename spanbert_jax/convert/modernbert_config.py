@@ -38,6 +38,7 @@ _DEFAULTS = {"attention_dropout": 0.0, "norm_eps": 1e-5, "initializer_range": 0.
 _EVERY, _LOCAL = 3, 128
 _THETAS = {"rope_theta": 160_000.0, "local_rope_theta": 10_000.0}
 
+_MOST_POSITIONS = 2**24  # float32, in which the angles of positions are computed, has no larger odd number
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 # Our field -> the kind of layers in rope_parameters, and the field of transformers 4.
 _ROPE = {"rope_theta": (_FULL, "global_rope_theta"), "local_rope_theta": (_SLIDING, "local_rope_theta")}
@@ -71,6 +72,7 @@ def to_model_config(fields: Fields, source: str) -> ModelConfig:
         values[ours] = bool(fields.get(theirs, False))
     for ours in _ROPE:
         values[ours] = _theta(fields, ours, source)
+    size(values["max_length"], _SIZES["max_length"], source, _MOST_POSITIONS)
     layers, embed, heads = values["layers"], values["embed"], values["heads"]
     check_heads(embed, heads, source)
     if embed // heads % 2:
@@ -94,13 +96,15 @@ def _theta(fields: Fields, ours: str, source: str) -> float:
     places = {f"rope_parameters.{layers}": described, "rope_parameters": rope}
     for place, given in (places | {"rope_scaling": fields.get("rope_scaling") or {}}).items():
         if not isinstance(given, dict):
-            raise UserError(f"{source}: {place} is {given!r}; expected an object with rope_type and rope_theta")
+            raise UserError(f"{source}: {place} is {given!r:.200}; expected an object with rope_type and rope_theta")
         kind = given.get("rope_type", given.get("type", "default"))
         if kind != "default":
-            raise UserError(f"{source}: the rope_type of {place} is {kind!r}; only 'default' is supported: ModernBERT")
+            raise UserError(
+                f"{source}: the rope_type of {place} is {kind!r:.200}; only 'default' is supported: ModernBERT"
+            )
         if place == "rope_scaling" and "rope_theta" in given:
             raise UserError(
-                f"{source}: rope_scaling has a rope_theta, {given['rope_theta']!r}; only one in "
+                f"{source}: rope_scaling has a rope_theta, {given['rope_theta']!r:.200}; only one in "
                 f"rope_parameters.{layers} is supported"
             )
     value = described.get("rope_theta", fields.get(legacy, _THETAS[ours]))
@@ -117,9 +121,9 @@ def _full_every(fields: Fields, layers: int, source: str) -> int:
         return size(fields.get("global_attn_every_n_layers", _EVERY), "global_attn_every_n_layers", source)
     kinds = kinds if isinstance(kinds, list) else [kinds]
     every = kinds.index(_FULL, 1) if _FULL in kinds[1:] else max(len(kinds), 1)
-    if kinds != _layer_types(layers, every):
+    if len(kinds) != layers or kinds != _layer_types(layers, every):
         raise UserError(
-            f"{source}: layer_types is {kinds}; only {_FULL!r} for layers 0, n, 2 n, ... and {_SLIDING!r} for the "
+            f"{source}: layer_types is {kinds!s:.200}; only {_FULL!r} for layers 0, n, 2 n, ... and {_SLIDING!r} for the "
             f"others of {layers} layers is supported: ModernBERT"
         )
     return every
@@ -132,9 +136,9 @@ def _layer_types(layers: int, every: int) -> list[str]:
 def _window(fields: Fields, source: str) -> int:
     """The keys on each side that a query of a windowed layer sees: half of local_attention."""
     both = fields.get("local_attention", _LOCAL)
-    if not isinstance(both, int) or both < 2 or both % 2:
+    if not isinstance(both, int) or both < 2 or both % 2 or both > _MOST_POSITIONS:
         raise UserError(
-            f"{source}: local_attention is {both!r}; expected an even whole number, twice the keys on each side"
+            f"{source}: local_attention is {both!r:.200}; expected an even whole number, twice the keys on each side"
         )
     return both // 2
 

@@ -34,6 +34,8 @@ class Names(NamedTuple):
     word: the tensor of the word embeddings, which every file has.
     base: the beginning of the names that only files of a class with a head have.
     layer: the beginning of the names of all layers' tensors.
+    sizes: a size of our model -> a tensor that has this size, and its axis; "vocab_size" stands for the rows of the
+        word table. With the number of layers these sizes decide the shape of every tensor of the encoder.
     tied: tensors that many files hold twice: the name of the copy -> the name of the original.
     canonical: a name in any of transformers' spellings -> the name that the table has.
     heads: transformers' class ("" where it is not known) -> our heads that its files may hold, each with the beginning
@@ -46,6 +48,7 @@ class Names(NamedTuple):
     word: str
     base: str
     layer: str
+    sizes: Mapping[str, tuple[str, int]]
     tied: Mapping[str, str]
     canonical: Callable[[str], str]
     heads: Callable[[str], Mapping[str, str]]

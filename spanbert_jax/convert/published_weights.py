@@ -17,7 +17,8 @@ from spanbert_jax.config import ModelConfig
 from spanbert_jax.convert import archive, fairseq, google_bert, huggingface
 from spanbert_jax.convert.huggingface_config import class_of, labels_of, read_config, task_of, to_model_config
 from spanbert_jax.convert.names import SBO
-from spanbert_jax.convert.tensor_files import Tensors, read_tensors
+from spanbert_jax.convert.tensor_files import read_tensors
+from spanbert_jax.convert.tensors import Tensors
 from spanbert_jax.convert.tokenizer_import import read_tokenizer
 from spanbert_jax.errors import UserError
 from spanbert_jax.text.tokenizer import Tokenizer
@@ -25,6 +26,7 @@ from spanbert_jax.text.tokenizer import Tokenizer
 SBO_FILE = "sbo_head.safetensors"
 # Megatron pads the table to a multiple of 128 for each of the devices (up to 8) that it divides the table over.
 _MOST_PADDING = 8 * 128
+_MOST_AXES, _LONGEST_AXIS = 8, 2**31 - 1  # of a tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +59,7 @@ def open_published_weights(path: Path, vocab: Path | None = None) -> Iterator[Pu
         else:
             found = _find(path)
         tensors, fields, left, kind = _read(found)
+        _check_axes(tensors, found)
         name, architecture = str(path if path.is_file() else found), class_of(fields)
         config = found.parent / "config.json"
         # The architecture is checked before the vocabulary: another architecture often has another kind of vocabulary,
@@ -67,6 +70,9 @@ def open_published_weights(path: Path, vocab: Path | None = None) -> Iterator[Pu
         if not isinstance(vocab_rows, int):
             raise UserError(f"{config}: vocab_size is {vocab_rows!r}; expected a whole number")
         _check_rows(vocab_rows, tokenizer.vocab_size, name, vocab or found.parent, is_given=vocab is not None)
+        huggingface.check_sizes(
+            tensors, model, vocab_rows, name
+        )  # before anything is made of the configuration's sizes
         if vocab_rows > tokenizer.vocab_size:
             model = dataclasses.replace(model, vocab_rows=vocab_rows)
             notes += (
@@ -80,13 +86,16 @@ def open_published_weights(path: Path, vocab: Path | None = None) -> Iterator[Pu
             model = dataclasses.replace(model, span_offset_embed=span_boundary[1])
 
         def load(shapes: huggingface.Shapes) -> tuple[huggingface.Params, huggingface.Coverage]:
-            params, report = huggingface.from_tensors(tensors, model, vocab_rows, shapes, name, architecture)
+            try:
+                params, report = huggingface.from_tensors(tensors, model, vocab_rows, shapes, name, architecture)
+            except MemoryError as error:
+                raise UserError(f"{name}: the model does not fit in this machine's free memory ({error})") from error
             return params, report._replace(left=(*report.left, *left))
 
         heads = huggingface.NAMES[model.family].heads(architecture)
         is_classifier = "classifier" in heads and "classifier.weight" in tensors
-        classifier = tensors["classifier.weight"]() if is_classifier else None
-        labels = labels_of(fields, len(classifier), name) if classifier is not None and classifier.ndim else ()
+        rows, *width = tensors["classifier.weight"].shape or (0,) if is_classifier else (0,)
+        labels = labels_of(fields, rows, name) if width == [model.embed] else ()
         task = task_of(architecture)
         yield PublishedWeights(path, kind, model, tokenizer, notes, labels, task, span_boundary, load)
 
@@ -110,8 +119,8 @@ def _check_rows(vocab_rows: int, pieces: int, name: str, vocabulary: Path, is_gi
 def _span_boundary(tensors: Tensors) -> tuple[int, int] | None:
     """The shape of the span-boundary head's table of offsets, which config.json does not hold."""
     name = f"{SBO}.position_embeddings.weight"
-    table = tensors[name]() if name in tensors else None
-    return (table.shape[0], table.shape[1]) if table is not None and table.ndim == 2 else None
+    shape = tensors[name].shape if name in tensors else ()
+    return (shape[0], shape[1]) if len(shape) == 2 else None
 
 
 def _find(path: Path) -> Path:
@@ -152,6 +161,16 @@ def _naming(file: Path) -> Iterator[None]:
         if str(error).startswith(str(file)):
             raise
         raise UserError(f"{file}: {error}") from error
+
+
+def _check_axes(tensors: Tensors, found: Path) -> None:
+    """Raises UserError where a tensor has more or longer axes than any parameter of a model."""
+    for name, tensor in tensors.items():
+        if len(tensor.shape) > _MOST_AXES or any(size > _LONGEST_AXIS for size in tensor.shape):
+            raise UserError(
+                f"{found}: {name[:200]} has shape {tensor.shape!s:.200}; at most {_MOST_AXES} axes of up to "
+                f"{_LONGEST_AXIS:,} are supported"
+            )
 
 
 def _read(found: Path) -> tuple[Tensors, dict[str, Any], list[str], str]:

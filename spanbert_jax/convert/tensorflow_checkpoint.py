@@ -5,6 +5,7 @@ checksum), or a UserError names the tensor and the files.
 """
 
 import functools
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import spanbert_jax.tensorflow_settings  # noqa: F401  # before TensorFlow is im
 import numpy as np
 import tensorflow as tf
 
-from spanbert_jax.convert.tensor_files import Tensors
+from spanbert_jax.convert.tensors import Tensor, Tensors
 from spanbert_jax.errors import UserError
 
 # TensorFlow has no class for a damaged file. It raises one of these, depending on where the damage lies.
@@ -42,11 +43,13 @@ def read_checkpoint(prefix: Path) -> Tensors:
     if not files:
         raise UserError(f"{prefix}.data-*: no such file, only {index.name}; fetch it too, the tensors are in it")
     size = sum(path.stat().st_size for path in files)
-    needed = sum(int(np.prod(shape)) * dtypes[name].size for name, shape in shapes.items())
+    needed = sum(math.prod(shape) * dtypes[name].size for name, shape in shapes.items())
     if size < needed:
         names = ", ".join(path.name for path in files)
         raise UserError(f"{prefix.parent}: {names}: {size} bytes; the tensors take {needed}. Fetch what is missing")
-    return {name: functools.partial(_read, reader, name, prefix) for name in sorted(shapes)}
+    return {
+        name: Tensor(tuple(shapes[name]), functools.partial(_read, reader, name, prefix)) for name in sorted(shapes)
+    }
 
 
 def _read(reader: Any, name: str, prefix: Path) -> np.ndarray:

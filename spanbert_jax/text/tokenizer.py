@@ -20,7 +20,7 @@ import numpy as np
 import sentencepiece
 
 from spanbert_jax.errors import UserError
-from spanbert_jax.files import written_aside
+from spanbert_jax.files import is_plain_name, written_aside
 from spanbert_jax.text import tokenizer_json, wordpiece
 from spanbert_jax.text.tokenizer_json import JsonEngine, JsonSettings
 from spanbert_jax.text.wordpiece import WordPieceSettings, is_own_word
@@ -285,7 +285,9 @@ def load_tokenizer(directory: Path) -> Tokenizer:
         metadata = json.loads(_read(path, "a tokenizer saved by this program"))
         kind, lowercase, name = metadata["kind"], metadata["lowercase"], metadata["vocabulary"]
         if kind not in VOCABULARY_FILES:
-            raise ValueError(f"kind {kind!r} is none of {', '.join(VOCABULARY_FILES)}")
+            raise ValueError(f"kind {kind!r:.100} is none of {', '.join(VOCABULARY_FILES)}")
+        if not is_plain_name(name):
+            raise ValueError(f"vocabulary {name!r:.100} is not the name of a file beside it")
         vocab_size, fingerprint = metadata["vocab_size"], metadata["fingerprint"]
         of_kind: Any = JsonSettings if kind == tokenizer_json.KIND else WordPieceSettings
         settings = of_kind.from_dict(metadata.get("settings", {}))

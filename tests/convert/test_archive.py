@@ -101,7 +101,7 @@ def test_a_member_that_is_no_plain_file_inside_is_refused_by_its_name(
 
 
 def test_a_chain_of_links_that_outgrows_the_longest_path_writes_nowhere(tmp_path: Path, folder: Path) -> None:
-    """CVE-2025-4517: `os.path.realpath` gives up on so long a path, and the filter "data" takes the link as harmless."""
+    """CVE-2025-4517: `os.path.realpath` gives up on so long a path, and the filter "data" passes the link."""
     victim = tmp_path / "victim"
     victim.mkdir()
     (victim / "file").write_text("before")

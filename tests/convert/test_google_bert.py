@@ -11,7 +11,9 @@ import tensorflow as tf
 
 from spanbert_jax.convert import google_bert
 from spanbert_jax.convert.tensorflow_checkpoint import read_checkpoint
+from spanbert_jax.convert.tensors import Tensor
 from spanbert_jax.errors import UserError
+from tests.support.published import lazy
 
 NAME = "bert_model.ckpt"
 DATA = f"{NAME}.data-00000-of-00001"
@@ -30,8 +32,11 @@ def copy(folder: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def nothing() -> np.ndarray:
+def _read() -> np.ndarray:
     raise AssertionError("translating a name reads no tensor")
+
+
+nothing = Tensor((3, 2), _read)
 
 
 def test_all_139_tensors_are_translated_or_named_as_left_alone(folder: Path) -> None:
@@ -103,7 +108,7 @@ def assert_equal(parameter: Any, reader: Any, name: str) -> None:
 )
 def test_fine_tuned_heads_and_deep_layers_keep_their_orientation(original: str, ours: str) -> None:
     tensor = np.arange(6).reshape(3, 2)  # three labels by a width of two: labels come first in both programs
-    tensors = {"bert/embeddings/word_embeddings": nothing, original: lambda: tensor}
+    tensors = {"bert/embeddings/word_embeddings": nothing, **lazy({original: tensor})}
     translated, left = google_bert.translate(tensors)
     assert left == [] and set(translated) == {"bert.embeddings.word_embeddings.weight", ours}
     np.testing.assert_array_equal(translated[ours](), tensor)
@@ -120,7 +125,7 @@ def test_a_kernel_is_transposed_and_a_name_that_only_resembles_one_is_left_alone
         "beta1_power",
     ]
     name = "bert/encoder/layer_0/intermediate/dense/kernel"
-    tensors = {"bert/embeddings/word_embeddings": nothing, name: lambda: kernel} | dict.fromkeys(strangers, nothing)
+    tensors = {"bert/embeddings/word_embeddings": nothing, **lazy({name: kernel})} | dict.fromkeys(strangers, nothing)
     translated, left = google_bert.translate(tensors)
     assert left == sorted(strangers)
     np.testing.assert_array_equal(

@@ -11,7 +11,7 @@ import numpy as np
 from spanbert_jax.convert.huggingface import Coverage
 from spanbert_jax.convert.names import Params
 from spanbert_jax.convert.published_weights import PublishedWeights
-from spanbert_jax.convert.tensor_files import Tensors
+from spanbert_jax.convert.tensors import Tensor, Tensors
 from spanbert_jax.model.parameters import parameter_shapes
 from spanbert_jax.text.tokenizer import SPECIALS
 from tests.support.synthetic import VOCAB
@@ -34,7 +34,7 @@ def write_vocabulary(path: Path, size: int = VOCAB) -> Path:
 
 def lazy(tensors: dict[str, np.ndarray]) -> Tensors:
     """Tensors as convert.tensor_files.read_tensors returns those of a file: name -> a function that reads it."""
-    return {name: lambda tensor=tensor: tensor for name, tensor in tensors.items()}  # type: ignore[misc]
+    return {name: Tensor(tensor.shape, lambda tensor=tensor: tensor) for name, tensor in tensors.items()}  # type: ignore[misc]
 
 
 def write_files(folder: Path, pieces: Sequence[str], **files: Any) -> Path:
