@@ -41,7 +41,7 @@ def size(value: Any, name: str, source: str, largest: int = _LARGEST) -> int:
     if not isinstance(value, int) or value < 1:
         raise UserError(f"{source}: {name} is {value!r:.200}; expected a whole number greater than 0")
     if value > largest:
-        raise UserError(f"{source}: {name} is {value:.3g}; expected at most {largest:,}")
+        raise UserError(f"{source}: {name} is {value!r:.50}; expected at most {largest:,}")
     return value
 
 
@@ -52,9 +52,7 @@ def number(value: Any, name: str, source: str) -> float:
     try:
         return float(value)
     except OverflowError as error:
-        raise UserError(
-            f"{source}: {name} is a number of {value.bit_length():,} bits; expected a smaller one"
-        ) from error
+        raise UserError(f"{source}: {name} is {value!r:.50}...; expected a smaller number") from error
 
 
 def check_heads(embed: int, heads: int, source: str) -> None:

@@ -72,7 +72,8 @@ def to_model_config(fields: Mapping[str, Any], source: str) -> ModelConfig:
     kind = fields.get("model_type", "bert")
     if kind not in tuple(_READERS):
         raise UserError(
-            f"{source}: model_type is {kind!r:.200}; only 'bert' or 'modernbert' is supported: BERT, SpanBERT and ModernBERT"
+            f"{source}: model_type is {kind!r:.200}; only 'bert' or 'modernbert' is supported: BERT, SpanBERT and "
+            "ModernBERT"
         )
     return _READERS[kind](fields, source)
 

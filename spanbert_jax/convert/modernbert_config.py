@@ -123,8 +123,8 @@ def _full_every(fields: Fields, layers: int, source: str) -> int:
     every = kinds.index(_FULL, 1) if _FULL in kinds[1:] else max(len(kinds), 1)
     if len(kinds) != layers or kinds != _layer_types(layers, every):
         raise UserError(
-            f"{source}: layer_types is {kinds!s:.200}; only {_FULL!r} for layers 0, n, 2 n, ... and {_SLIDING!r} for the "
-            f"others of {layers} layers is supported: ModernBERT"
+            f"{source}: layer_types is {kinds!s:.200}; only {_FULL!r} for layers 0, n, 2 n, ... and {_SLIDING!r} for "
+            f"the others of {layers} layers is supported: ModernBERT"
         )
     return every
 

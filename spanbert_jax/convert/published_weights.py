@@ -15,6 +15,7 @@ from typing import Any
 
 from spanbert_jax.config import ModelConfig
 from spanbert_jax.convert import archive, fairseq, google_bert, huggingface
+from spanbert_jax.convert.config_fields import size
 from spanbert_jax.convert.huggingface_config import class_of, labels_of, read_config, task_of, to_model_config
 from spanbert_jax.convert.names import SBO
 from spanbert_jax.convert.tensor_files import read_tensors
@@ -67,12 +68,9 @@ def open_published_weights(path: Path, vocab: Path | None = None) -> Iterator[Pu
         model = to_model_config(fields, str(config) if config.is_file() else name)
         tokenizer, notes = read_tokenizer(vocab or found.parent)
         vocab_rows = fields.get("vocab_size", tokenizer.vocab_size)  # `from_tensors` compares this with the tables.
-        if not isinstance(vocab_rows, int):
-            raise UserError(f"{config}: vocab_size is {vocab_rows!r}; expected a whole number")
+        size(vocab_rows, "vocab_size", str(config))
         _check_rows(vocab_rows, tokenizer.vocab_size, name, vocab or found.parent, is_given=vocab is not None)
-        huggingface.check_sizes(
-            tensors, model, vocab_rows, name
-        )  # before anything is made of the configuration's sizes
+        huggingface.check_sizes(tensors, model, vocab_rows, name)
         if vocab_rows > tokenizer.vocab_size:
             model = dataclasses.replace(model, vocab_rows=vocab_rows)
             notes += (
@@ -166,7 +164,7 @@ def _naming(file: Path) -> Iterator[None]:
 def _check_axes(tensors: Tensors, found: Path) -> None:
     """Raises UserError where a tensor has more or longer axes than any parameter of a model."""
     for name, tensor in tensors.items():
-        if len(tensor.shape) > _MOST_AXES or any(size > _LONGEST_AXIS for size in tensor.shape):
+        if len(tensor.shape) > _MOST_AXES or any(length > _LONGEST_AXIS for length in tensor.shape):
             raise UserError(
                 f"{found}: {name[:200]} has shape {tensor.shape!s:.200}; at most {_MOST_AXES} axes of up to "
                 f"{_LONGEST_AXIS:,} are supported"
