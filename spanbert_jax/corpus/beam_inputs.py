@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from apache_beam.io.filesystems import FileSystems
-from tensorflow_datasets.proto import tf_example_pb2
 
 from spanbert_jax.config import CorpusConfig
 from spanbert_jax.corpus import tfds_source
@@ -20,6 +19,8 @@ from spanbert_jax.corpus.blocks import read_records
 from spanbert_jax.corpus.sources import describe_file
 from spanbert_jax.errors import UserError
 from spanbert_jax.text.documents import Document, find_files, make_documents, read_files, split_globs
+
+_MOST_RECORD = 2**31 - 1  # bytes; protobuf has no longer messages
 
 
 class Input(NamedTuple):
@@ -67,12 +68,12 @@ def read_input(file: Input, document_break: str, contents: list[str]) -> Iterato
     """
     if file.kind == "tfrecord":
         with FileSystems.open(file.path) as stream:
-            yield from make_documents((_text(record), None) for record in _tfrecords(file.path, stream))
+            yield from make_documents(_texts(file.path, _tfrecords(file.path, stream)))
         return
     with tempfile.TemporaryDirectory() as aside:
         path = _local(file.path, Path(aside))
         if file.kind == "array_record":
-            yield from make_documents((_text(record), None) for record in read_records(path))
+            yield from make_documents(_texts(file.path, read_records(path)))
             return
         try:
             hashes: dict[Path, str] = {}
@@ -92,17 +93,23 @@ def _local(path: str, aside: Path) -> Path:
     return copy
 
 
-def _text(record: bytes) -> str:
-    features = tf_example_pb2.Example.FromString(record).features.feature
-    return features["text"].bytes_list.value[0].decode("utf-8", "replace")
+def _texts(path: str, records: Iterator[bytes]) -> Iterator[tuple[str, None]]:
+    """The texts of a file's records; raises UserError, naming the file and the record, where one cannot be read."""
+    place = 1
+    try:
+        for record in records:
+            yield tfds_source.text_of(record), None
+            place += 1
+    except (OSError, ValueError, RuntimeError, IndexError) as error:  # array_record raises various ones
+        raise UserError(f"{path}: damaged at record {place:,} ({str(error)[:200]!r}); copy it again") from error
 
 
 def _tfrecords(path: str, stream: IO[bytes]) -> Iterator[bytes]:
     """The records of a TFRecord file. Before a record stand its length (uint64) and the length's checksum (4 bytes),
     behind it the record's checksum (4 bytes)."""
     while header := stream.read(12):
-        size = struct.unpack("<Q", header[:8])[0] if len(header) == 12 else 0
-        record = stream.read(size + 4)
-        if len(header) < 12 or len(record) < size + 4:
-            raise UserError(f"{path} ends within a record; copy it again")
+        size = struct.unpack("<Q", header[:8])[0] if len(header) == 12 else _MOST_RECORD + 1
+        record = stream.read(size + 4) if size <= _MOST_RECORD else b""
+        if len(record) < size + 4:
+            raise UserError(f"{path} ends within a record, or is damaged; copy it again")
         yield record[:size]

@@ -193,8 +193,6 @@ def tfds_examples(source: Source, role: Role) -> tuple[Any, Iterable[dict[str, A
     mismatched), "dev" and "test". Nothing is downloaded to this machine. Raises UserError where the set is neither on
     this machine (TFDS's directory, or $TFDS_DATA_DIR) nor in TFDS's public bucket, or has no such split.
     """
-    import tensorflow_datasets as tfds
-
     from spanbert_jax.corpus import tfds_source
 
     name, _, split = str(source).partition(":")
@@ -208,9 +206,7 @@ def tfds_examples(source: Source, role: Role) -> tuple[Any, Iterable[dict[str, A
     split = split or next((one for one in natural if one in splits), "")
     if split.partition("[")[0] not in splits:
         raise UserError(f"the TFDS dataset {name} has no split {split or natural[0]!r}, only {', '.join(splits)}")
-    if builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD:  # as_dataset cannot read this format
-        return builder, iter(builder.as_data_source(split))
-    return builder, iter(tfds.as_numpy(builder.as_dataset(split=split)))
+    return builder, tfds_source.read_examples(builder, split)
 
 
 def to_text(value: str | bytes) -> str:
