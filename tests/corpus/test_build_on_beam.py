@@ -11,14 +11,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import tensorflow as tf
-import tensorflow_datasets as tfds
-from array_record.python.array_record_module import ArrayRecordWriter
-from tensorflow.core.example import example_pb2
 
 from spanbert_jax.config import Config, CorpusConfig, DataConfig, TokenizerConfig
 from spanbert_jax.corpus import build as building
 from spanbert_jax.text.tokenizer import load_tokenizer, wordpiece_from_vocab
+from tests.support.prose_tfds import write_tfds
 from tests.support.small_corpus import PIECES, document, files_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -84,29 +81,6 @@ def test_many_tasks_and_shards_give_the_local_builds_bytes_without_tensorflow_or
     assert files_of(tmp_path / "beam" / "blocks") == expected
     given = wordpiece_from_vocab(config.tokenizer.vocab_file, False)
     assert load_tokenizer(tmp_path / "beam" / "tokenizer").fingerprint == given.fingerprint
-
-
-def write_tfds(directory: Path, file_format: str) -> None:
-    """Documents 0 to 99 in three files."""
-    directory.mkdir(parents=True)
-    template = tfds.core.ShardedFileTemplate(directory, dataset_name="prose", filetype_suffix=file_format)
-    bounds = [0, 30, 70, 100]
-    for shard in range(3):
-        path = directory / f"prose-train.{file_format}-{shard:05d}-of-00003"
-        writer = tf.io.TFRecordWriter(str(path)) if file_format == "tfrecord" else ArrayRecordWriter(str(path))
-        for i in range(bounds[shard], bounds[shard + 1]):
-            example = example_pb2.Example()
-            for name, text in (("title", f"Document {i}"), ("text", document(i))):
-                example.features.feature[name].bytes_list.value.append(text.encode())
-            writer.write(example.SerializeToString())
-        writer.close()
-    tfds.folder_dataset.write_metadata(
-        data_dir=directory,
-        features=tfds.features.FeaturesDict({"title": tfds.features.Text(), "text": tfds.features.Text()}),
-        split_infos=[tfds.core.SplitInfo(name="train", shard_lengths=[30, 40, 30], num_bytes=0)],
-        filename_template=template,
-        check_data=False,
-    )
 
 
 @pytest.mark.parametrize(("file_format", "mode"), [("tfrecord", "multi_processing"), ("array_record", "in_memory")])
