@@ -57,7 +57,7 @@ def translate(tensors: Tensors) -> tuple[Tensors, list[str]]:
     checkpoint is no BERT.
     """
     if _WORD not in tensors:
-        some = ", ".join(sorted(tensors)[:3])
+        some = ", ".join(name[:100] for name in sorted(tensors)[:3])
         raise UserError(f"no tensor {_WORD} among {len(tensors)} ({some}, ...); expected google-research/bert's names")
     names = {name: _translated(name) for name in tensors}
     translated = {

@@ -38,7 +38,9 @@ def read_checkpoint(prefix: Path) -> Tensors:
         reader = tf.train.load_checkpoint(str(prefix))
         shapes, dtypes = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
     except _DAMAGED as error:
-        raise UserError(f"{index}: not the index of a TensorFlow checkpoint ({error}); fetch it again") from error
+        raise UserError(
+            f"{index}: not the index of a TensorFlow checkpoint ({_short(error)}); fetch it again"
+        ) from error
     files = sorted(prefix.parent.glob(f"{prefix.name}.data-*"))
     if not files:
         raise UserError(f"{prefix}.data-*: no such file, only {index.name}; fetch it too, the tensors are in it")
@@ -56,4 +58,10 @@ def _read(reader: Any, name: str, prefix: Path) -> np.ndarray:
     try:
         return np.asarray(reader.get_tensor(name))
     except _DAMAGED as error:
-        raise UserError(f"{prefix}.data-*: tensor {name} is damaged ({error}); fetch the files again") from error
+        raise UserError(
+            f"{prefix}.data-*: tensor {name[:200]} is damaged ({_short(error)}); fetch the files again"
+        ) from error
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
