@@ -24,7 +24,7 @@ from spanbert_jax.files import disk_errors
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "model.pt")
 # The other files of a model: shards and the span-boundary head, settings, vocabularies.
 _WANTED = re.compile(
-    r"pytorch_model\.bin|model\.pt|vocab\.txt|\w[\w.-]{0,99}\.(safetensors|safetensors\.index\.json|model)"
+    r"pytorch_model\.bin|model\.pt|vocab\.txt|\w[\w.-]{0,199}\.(safetensors|safetensors\.index\.json|model)"
     r"|(config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|spanbert_tokenizer)\.json"
 )
 _TENSORS = (".safetensors", ".bin", ".pt")

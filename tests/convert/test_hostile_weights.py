@@ -222,7 +222,7 @@ def test_tensors_that_are_not_dense_numbers_are_refused_or_read_as_float32(kind:
 
 def test_modernberts_sizes_that_no_tensor_has_are_bounded() -> None:
     fields = huggingface_config.to_fields(
-        dataclasses.replace(MODEL, family="modern", pre_norm=True, gated_mlp=True, init="truncated"),
+        dataclasses.replace(MODEL, family="modern", pre_norm=True, gated_mlp=True, window=4, full_every=2),
         VOCAB,
         SpecialIds(0, 2, 3),
         "ModernBertModel",
