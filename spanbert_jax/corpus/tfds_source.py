@@ -6,9 +6,11 @@ the dataset's directory is opened. A missing network is reported within seconds,
 
 import contextlib
 import itertools
+import mmap
 import os
 import re
 import socket
+import struct
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -22,6 +24,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from spanbert_jax.corpus.blocks import read_records
 from spanbert_jax.errors import UserError
+from spanbert_jax.files import is_remote
 from spanbert_jax.text.documents import Document, make_documents
 
 BUCKET = "gs://tfds-data/datasets"
@@ -29,6 +32,8 @@ STORAGE_URL = "https://storage.googleapis.com"
 _TIMEOUT_SECONDS = 8
 _INSTEAD = "Name text files instead: --config.corpus.files='data/*.txt'"
 _READ_AHEAD = 256  # records of a TFRecord file
+# Of a TFRecord: the length (uint64) and its checksum (4 bytes), the bytes of the record, and their checksum (4 bytes).
+_LENGTH, _FRAME = struct.Struct("<Q"), 8 + 4 + 4
 _FORMATS = ("tfrecord", "array_record")
 # The classes that a dataset may name for its features: those of TFDS itself, which are already imported.
 _FEATURES = {
@@ -82,7 +87,11 @@ def read_examples(builder: tfds.core.DatasetBuilder, split: str) -> Iterator[dic
             source = builder.as_data_source(split)
             yield from (source[i] for i in range(len(source)))
         else:
+            for one in builder.info.splits[split].file_instructions:
+                _check_lengths(str(one.filename))
             yield from tfds.as_numpy(builder.as_dataset(split=split))
+    except UserError:
+        raise
     except Exception as error:  # TFDS, TensorFlow and array_record have no class of their own for damaged files
         for one in builder.info.splits:
             for _ in _decoded(builder, one, bytes):  # raises UserError at the file that is damaged
@@ -134,10 +143,30 @@ def _decoded(builder: tfds.core.DatasetBuilder, split: str, decode: Callable[[by
 def _records(path: str, file_format: str) -> Iterator[bytes]:
     if file_format == "array_record":
         return read_records(Path(path))
+    _check_lengths(path)
     import tensorflow as tf  # which Beam's workers, who read records by other means, do not have to wait for
 
     batches = tf.data.TFRecordDataset(path).batch(_READ_AHEAD).as_numpy_iterator()
     return itertools.chain.from_iterable(batches)
+
+
+def _check_lengths(path: str) -> None:
+    """Raises UserError where the lengths in a TFRecord file do not lead from record to record to the file's end.
+
+    TensorFlow compares a length with the length's checksum alone, then takes as much memory, and crashes where there is
+    none. Files in buckets are not checked, since each read of a few bytes takes a request there.
+    """
+    if is_remote(path) or not os.path.getsize(path):
+        return
+    place = count = 0
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        while place + _LENGTH.size <= len(data):
+            place += _LENGTH.unpack_from(data, place)[0] + _FRAME
+            count += 1
+        if place != len(data):
+            raise UserError(
+                f"{path}: record {max(count, 1):,} does not end where the file does; copy or prepare the dataset again"
+            )
 
 
 def _files(builder: tfds.core.DatasetBuilder, split: str) -> list[tuple[str, int]]:
@@ -155,8 +184,8 @@ def _check_files(builder: tfds.core.DatasetBuilder) -> None:
     for name, split in builder.info.splits.items():
         template = split.filename_template.template
         # TFDS takes the template for a format string, in which "{SPLIT:>99999999999}" would ask for so much memory.
-        plain = re.fullmatch(r"([\w./-]|\{[A-Z_]+\})+", template) and ".." not in template and template[0] != "/"
-        if not plain or not all(re.fullmatch(r"\w[\w.-]*", one) for one in (name, builder.info.name)):
+        plain = re.fullmatch(r"([\w.-]|\{[A-Z_]+\})([\w./-]|\{[A-Z_]+\}){0,99}", template) and ".." not in template
+        if not plain or not all(re.fullmatch(r"\w[\w.-]{0,99}", one) for one in (name, builder.info.name)):
             raise UserError(
                 f"{builder.data_dir}/dataset_info.json: the files of split {name[:100]!r} are {template[:100]!r}; "
                 "expected plain names in that directory"
