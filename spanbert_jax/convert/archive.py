@@ -10,13 +10,13 @@ on Pythons with CVE-2025-4517.
 """
 
 import gzip
+import io
 import os
 import re
 import shutil
 import tarfile
 import zlib
 from pathlib import Path, PurePosixPath
-from typing import IO
 
 from spanbert_jax.errors import UserError
 from spanbert_jax.files import disk_errors
@@ -43,7 +43,7 @@ class _Stream:
     """The unpacked bytes of an archive, as `tarfile` reads them. Raises TarError where they are more than `limit`, and
     where one read asks for more than a header may have."""
 
-    def __init__(self, file: IO[bytes], limit: int) -> None:
+    def __init__(self, file: gzip.GzipFile | io.BufferedReader, limit: int) -> None:
         self._file, self._limit = file, limit
 
     def read(self, size: int) -> bytes:
@@ -98,7 +98,7 @@ def _take_members(stream: _Stream, archive: Path, folder: Path) -> dict[str, Pat
     tar = tarfile.TarFile(fileobj=stream)  # type: ignore[arg-type]  # it reads, tells and seeks, and nothing else
     count = 0
     while member := tar.next():
-        tar.members = []  # tarfile would keep every header
+        tar.members = []  # type: ignore[attr-defined]  # otherwise tarfile keeps every header
         count += 1
         if count > _MOST_MEMBERS:
             raise UserError(f"{archive}: has more than {_MOST_MEMBERS:,} members; expected a model's few files")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import tensorflow_datasets as tfds
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from tensorflow_datasets.core import naming
 from tensorflow_datasets.proto import tf_example_pb2
 
