@@ -30,8 +30,8 @@ _WANTED = re.compile(
 _TENSORS = (".safetensors", ".bin", ".pt")
 # Weights hardly compress: gzip takes 8% off float32, and half off float16 that is stored as float32. Vocabularies and
 # settings compress by up to 10 times.
-_MOST_RATIO, _ALWAYS_ALLOWED = 20, 2**26
-_MOST_SETTINGS = 2**28  # bytes of a file without tensors; the largest tokenizer.json of a published model has 34 MB
+_MOST_RATIO, ALWAYS_ALLOWED = 20, 2**26
+MOST_SETTINGS = 2**28  # bytes of a file without tensors; the largest tokenizer.json of a published model has 34 MB
 _MOST_HEADER = 2**20  # bytes; tarfile reads a header of long names or of PAX fields into memory as a whole
 _MOST_MEMBERS = 10_000
 _CHUNK = 2**20
@@ -80,7 +80,7 @@ def take_out(archive: Path, folder: Path) -> Path:
     try:
         with open(archive, "rb") as raw, disk_errors(folder):
             is_gzip = raw.read(2) == b"\x1f\x8b"
-            limit = max(_MOST_RATIO * raw.seek(0, os.SEEK_END), _ALWAYS_ALLOWED)
+            limit = max(_MOST_RATIO * raw.seek(0, os.SEEK_END), ALWAYS_ALLOWED)
             raw.seek(0)
             with gzip.GzipFile(fileobj=raw) if is_gzip else raw as file:
                 places = _take_members(_Stream(file, limit), archive, folder)
@@ -135,10 +135,10 @@ def _checked(member: tarfile.TarInfo, archive: Path) -> PurePosixPath:
 
 def _check_size(member: tarfile.TarInfo, archive: Path, folder: Path) -> None:
     """Raises UserError where a member is larger than files of its kind, or than the space on the disk."""
-    if not member.name.endswith(_TENSORS) and member.size > _MOST_SETTINGS:
+    if not member.name.endswith(_TENSORS) and member.size > MOST_SETTINGS:
         raise UserError(
             f"{archive}: its member {member.name[:100]!r} has {member.size:,} bytes; a file of settings or a "
-            f"vocabulary has at most {_MOST_SETTINGS:,}"
+            f"vocabulary has at most {MOST_SETTINGS:,}"
         )
     free = shutil.disk_usage(folder).free
     if member.size > free:

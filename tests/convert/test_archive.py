@@ -127,7 +127,7 @@ def test_a_chain_of_links_that_outgrows_the_longest_path_writes_nowhere(tmp_path
 def test_contents_far_larger_than_the_archive_are_refused_before_they_fill_the_disk(
     tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(archive, "_ALWAYS_ALLOWED", 2**21)
+    monkeypatch.setattr(archive, "ALWAYS_ALLOWED", 2**21)
     bomb = bytes(2**23)
     for name in ("m/model.safetensors", "m/other.xyz"):  # what is not taken out takes time all the same
         path = write(tmp_path / "bomb.tar.gz", plain("m/model.pt"), plain(name, bomb), plain("m/vocab.txt"))
@@ -151,7 +151,7 @@ def test_a_file_larger_than_the_disk_is_refused_with_the_free_space(
 
 
 def test_a_vocabulary_of_gigabytes_is_refused(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archive, "_MOST_SETTINGS", 1000)
+    monkeypatch.setattr(archive, "MOST_SETTINGS", 1000)
     refused(write(tmp_path / "model.tar", plain("m/vocab.txt", bytes(1001))), folder, "'m/vocab.txt' has 1,001 bytes")
 
 

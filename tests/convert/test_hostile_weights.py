@@ -107,7 +107,7 @@ def test_a_model_that_memory_does_not_hold_is_one_line(model: Path, monkeypatch:
         raise MemoryError("Unable to allocate 9 TiB")
 
     with open_published_weights(model) as published:
-        monkeypatch.setattr(huggingface, "_fill", no_memory)
+        monkeypatch.setattr(huggingface, "check_sizes", no_memory)
         with pytest.raises(UserError, match="does not fit in this machine's free memory"):
             load(published)
 
