@@ -3,9 +3,9 @@
 Command:   python -m spanbert_jax.main --config configs/small.py --config.corpus.files='data/*.txt'
            --workdir runs/small
 Hardware:  two CPU cores, 4 GB; 45 minutes.
-Expect:    on ten files of English Wikipedia (3.2 million pieces) MLM's held-out accuracy on pieces that became [MASK] is
-           14.5%, with 5.34 nats, and SBO's 13.1%, with 5.43. The best guess from the visible pieces beside a masked one
-           is right on 10.4%, with 6.02 nats.
+Expect:    on ten files of English Wikipedia (3.2 million pieces) MLM's held-out accuracy on pieces that became [MASK]
+           is 14.5%, with 5.34 nats, and SBO's 13.1%, with 5.43. The best guess from the visible pieces beside a masked
+           one is right on 10.4%, with 6.02 nats.
 """
 
 from ml_collections import ConfigDict
