@@ -1,12 +1,13 @@
 """How every command line of this project is parsed, and how it ends.
 
-Invariant: a user's mistake and a full disk end in one line on stderr and exit status 1, without a traceback. Ctrl-C
-ends with STOPPED_EARLY. This module imports no heavy library.
+Invariant: a user's mistake and a full disk end in one line on stderr and exit status 1, without a traceback. A signal
+that asks the program to stop ends in one line and STOPPED_EARLY (signals.py). This module imports no heavy library.
 """
 
 import argparse
 import logging as python_logging
 import os
+import signal
 import sys
 import threading
 import warnings
@@ -15,10 +16,10 @@ from typing import Any, NoReturn
 
 from absl import logging
 
+from spanbert_jax import signals
 from spanbert_jax.errors import UserError
 from spanbert_jax.files import full_disk
-
-STOPPED_EARLY = 75  # EX_TEMPFAIL: the program was asked to stop, and the same command goes on from there
+from spanbert_jax.signals import STOPPED_EARLY as STOPPED_EARLY
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
@@ -30,32 +31,49 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
 
 def status(work: Callable[[], int | None]) -> int:
     """Does the work and returns the exit status: the result of `work` (0 for None), 1 after a user's mistake or a full
-    disk, STOPPED_EARLY after Ctrl-C."""
+    disk, STOPPED_EARLY after a signal to stop."""
     logging.set_verbosity(logging.FATAL)  # Orbax logs 30 lines a checkpoint, and a traceback before it raises an error
     threading.excepthook = _Quiet.over(threading.excepthook)  # TensorBoard's writer raises in its thread as well
     sys.unraisablehook = _Quiet.over(sys.unraisablehook)  # a file that is closed at exit fails once more
-    python_logging.getLogger("asyncio").addFilter(_is_no_full_disk)  # writes of Orbax that nobody waits for any more
+    python_logging.getLogger("asyncio").addFilter(_is_worth_a_line)  # writes of Orbax that nobody waits for any more
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)  # the same, not even begun
     try:
         done = work() or 0
         sys.stdout.flush()
         return done
+    except KeyboardInterrupt:
+        return _stopped()
     except UserError as error:
+        if _is_interrupt(error):
+            return _stopped()
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
-        return STOPPED_EARLY
     except BrokenPipeError:  # the reader of standard output, such as head, has all that it wants
         _drop_output()
         return 1
     except Exception as error:
+        if _is_interrupt(error):
+            return _stopped()
         line = full_disk(error)
         if not line:
             raise
         _drop_output()
         print(f"error: {line}", file=sys.stderr)
         return 1
+
+
+def _stopped() -> int:
+    """Says that the program was stopped, and ends it; returns STOPPED_EARLY in a notebook or a test."""
+    print("stopped; the same command goes on", file=sys.stderr, flush=True)
+    signals.leave()
+    return STOPPED_EARLY
+
+
+def _is_interrupt(error: BaseException | None) -> bool:
+    """Whether an error came about while KeyboardInterrupt was raised, as when the clean-up or a library meets it."""
+    while error and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def lines_of_standard_input() -> list[str]:
@@ -87,13 +105,14 @@ def _drop_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _is_no_full_disk(record: python_logging.LogRecord) -> bool:
+def _is_worth_a_line(record: python_logging.LogRecord) -> bool:
     error = record.exc_info[1] if record.exc_info else None
-    return error is None or not full_disk(error)
+    return not signals.came() and (error is None or not full_disk(error))
 
 
 class _Quiet:
-    """A hook for exceptions in threads and destructors. It is silent about a full disk, which `status` reports once.
+    """A hook for exceptions in threads and destructors. It is silent about a full disk, which `status` reports once,
+    and about all that a stop cuts off.
 
     Orbax closes its event loop at the first error, and each write that was under way then raises an error of its own.
     """
@@ -107,7 +126,8 @@ class _Quiet:
 
     def __call__(self, late: Any) -> None:
         error = late.exc_value
-        if error is None or not ("Event loop is closed" in str(error) or full_disk(error)):
+        expected = error is not None and ("Event loop is closed" in str(error) or full_disk(error))
+        if not (expected or signals.came()):
             self._hook(late)
 
 
@@ -125,11 +145,20 @@ def use_huge_pages() -> None:
     if sys.platform == "linux" and sys.executable and "GLIBC_TUNABLES" not in os.environ:
         os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
         sys.stdout.flush()
+        signal.pthread_sigmask(signal.SIG_BLOCK, signals.SIGNALS)  # until the new start handles them
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def run(main: Callable[[], int]) -> NoReturn:
-    """The end of every command's file: starts the program in huge pages and exits with the status that `main`
-    returns. Only the program itself may call this function: the new start would end a test or a notebook."""
+    """The end of every command's file: starts the program in huge pages, handles signals (signals.py), and exits with
+    the status that `main` returns. Only the program itself may call this function: the new start would end a test or a
+    notebook."""
     use_huge_pages()
-    sys.exit(main())
+    signals.handle()
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:  # while the command line is read
+        sys.exit(_stopped())
+    except SystemExit as end:
+        signals.done(end.code if isinstance(end.code, int) else int(bool(end.code)))
+        raise

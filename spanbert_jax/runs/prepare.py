@@ -204,8 +204,9 @@ def _train_tokenizer(config: Config) -> Tokenizer:
     wanted = config.tokenizer
     with Stage("Sampling text for the vocabulary") as stage:
         sentences = list(building.sample_sentences(config, _reporter(stage)))
-    title = f"Training a vocabulary of {wanted.vocab_size:,} pieces"
-    with Stage(title) as stage, concurrent.futures.ThreadPoolExecutor(1) as thread:
+    # Not as a context manager, which would wait for SentencePiece after an interrupt.
+    thread = concurrent.futures.ThreadPoolExecutor(1)
+    with Stage(f"Training a vocabulary of {wanted.vocab_size:,} pieces") as stage:
         training = thread.submit(train_sentencepiece, sentences, wanted.kind, wanted.vocab_size)
         while not concurrent.futures.wait([training], timeout=0.5).done:
             stage.update(None, f"{len(sentences):,} sentences")

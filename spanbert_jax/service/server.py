@@ -1,9 +1,11 @@
 """Runs the application: a socket, the warm-up, signals, and the end.
 
-Invariant: after SIGTERM or SIGINT no new request is taken, those in flight are answered within the time to drain, and
-the process ends with status 0.
+Invariant: after SIGTERM, SIGINT or SIGHUP no new request is taken, those in flight are answered within the time to
+drain, and the process ends with status 0. A program that is being compiled then has GRACE_SECONDS. After a second
+signal no request is waited for.
 """
 
+import math
 import signal
 import socket
 import sys
@@ -13,6 +15,7 @@ from types import FrameType
 
 import uvicorn
 
+from spanbert_jax import signals
 from spanbert_jax.errors import UserError
 from spanbert_jax.service.app import application
 from spanbert_jax.service.problems import where
@@ -36,12 +39,14 @@ class _Server(uvicorn.Server):
     def __init__(self, service: Service, config: uvicorn.Config):
         super().__init__(config)
         self._service = service
+        self._asked = math.inf  # when the first signal came
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begins to shut down; a second Ctrl-C does not wait. uvicorn's own method would raise the signal again at the
-        end."""
+        """Begins to shut down. uvicorn's own method would raise the signal again at the end."""
+        now = time.monotonic()
         self._service.engine.drain(0)
-        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.force_exit = now - self._asked > signals.SAME_SECONDS
+        self._asked = min(self._asked, now)
         self.should_exit = True
 
 
@@ -73,11 +78,18 @@ def run(service: Service, listening: socket.socket, everything: bool, drain_seco
             if service.engine.is_ready:
                 print(f"Ready after {time.monotonic() - begun:.1f} s", flush=True)
 
-    thread = threading.Thread(target=warm_up, name="warm up")
+    thread = threading.Thread(target=warm_up, name="warm up", daemon=True)
     thread.start()
     try:
-        server.run(sockets=[listening])
+        with signals.patience():
+            if signals.handled() and signal.SIGHUP in signals.not_ignored():
+                signal.signal(signal.SIGHUP, server.handle_exit)  # uvicorn sees to the other two
+            server.run(sockets=[listening])
     finally:
+        given_up = threading.Timer(signals.GRACE_SECONDS, signals.leave, [1 if failures else 0])
+        given_up.daemon = True
+        given_up.start()
         service.close()
         thread.join()
+        given_up.cancel()
     return 1 if failures else 0

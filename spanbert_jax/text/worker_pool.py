@@ -2,7 +2,7 @@
 
 Invariant: results come back in the order of the tasks, whatever the number of processes, and at most a few tasks per
 process are under way at any time. A worker process imports only the modules of the functions it runs: no TensorFlow and
-no JAX.
+no JAX. It ends with its parent, which alone acts on signals to stop.
 """
 
 import collections
@@ -18,11 +18,14 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Self, TypeVar
 
+from spanbert_jax import signals
 from spanbert_jax.errors import UserError
 
 _Task = TypeVar("_Task")
 _Result = TypeVar("_Result")
 AHEAD = 3  # the most tasks under way, for each process
+# Multiprocessing's process that removes the semaphores of a process that ended at once does so with a warning.
+_NO_LEAKS = "ignore:resource_tracker"
 
 
 class Workers:
@@ -37,6 +40,8 @@ class Workers:
         """
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         self.count = count or cores or 1
+        if _NO_LEAKS not in sys.warnoptions:
+            sys.warnoptions.append(_NO_LEAKS)
         self._pool = ProcessPoolExecutor(
             self.count, multiprocessing.get_context("spawn"), initializer=_start, initargs=(function,)
         )
@@ -44,8 +49,10 @@ class Workers:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(cancel_futures=True)
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # After an interrupt nobody waits for the tasks under way: the processes end with this one.
+        interrupted = kind is not None and issubclass(kind, KeyboardInterrupt)
+        self._pool.shutdown(wait=not interrupted, cancel_futures=True)
 
     def map(self, function: Callable[[_Task], _Result], tasks: Iterable[_Task]) -> Iterator[_Result]:
         """Yields `function(task)` for every task, in order.
@@ -56,7 +63,7 @@ class Workers:
         under_way: collections.deque[Future[_Result]] = collections.deque()
         try:
             for task in tasks:
-                with _no_main_module():
+                with _starting():
                     under_way.append(self._pool.submit(function, task))
                 if len(under_way) >= AHEAD * self.count:
                     yield under_way.popleft().result()
@@ -70,14 +77,19 @@ class Workers:
 
 
 @contextlib.contextmanager
-def _no_main_module() -> Iterator[None]:
-    """Hides the main module while processes start: they would import it, and with it JAX and TensorFlow."""
+def _starting() -> Iterator[None]:
+    """For the moment in which processes start. Hides the main module: the processes would import it, and with it JAX
+    and TensorFlow. Blocks signals: the processes inherit the block, which `_start` ends. No interrupt cuts off what a
+    process reads from this one at its start."""
     main = sys.modules["__main__"]
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
+    with signals.uninterrupted():
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signals.SIGNALS)
+        sys.modules["__main__"] = types.ModuleType("__main__")
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = main
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 _function: Callable[[Any], Any] | None = None  # in a worker process, the `function` of its `Workers`
@@ -87,7 +99,10 @@ def _start(function: Callable[[Any], Any] | None) -> None:
     global _function
     _function = function
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # The parent handles Ctrl-C, and ends its processes.
+    os.setpgrp()  # Ctrl-C and a launcher's SIGTERM go to the parent's whole group
+    for number in (signal.SIGINT, signal.SIGHUP):  # those that came during the start
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, signals.SIGNALS)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -58,7 +58,7 @@ class Result(NamedTuple):
     """Where the loop stopped."""
 
     step: int
-    finished: bool
+    finished: bool  # False where it was asked to stop, be it at its last step
     evaluation: dict[str, float]  # of the last evaluation; empty where there was none
 
 
@@ -106,6 +106,8 @@ def _run(config: Config, recipe: Recipe, workdir: epath.Path) -> Result:
                 log.evaluation(step, evaluation)
                 window.start()
             stop = signals.asked or checkpoints.preempted(step)
+            if stop:
+                log.say(f"Asked to stop: saving step {step:,}")
             if step > first:
                 describe = functools.partial(_describe, recipe, step, window, log)
                 checkpoints.save(step, state, describe, force=stop or step == last)
@@ -129,13 +131,14 @@ def _run(config: Config, recipe: Recipe, workdir: epath.Path) -> Result:
                 log.skip(time.monotonic() - asked)  # the first batch waits for its pipeline to start
                 log.at(step + 1)
             step += 1
+            signals.wait_for_saves()
             in_flight.append(sums["gradient_norm"])
             if len(in_flight) > STEPS_AHEAD:
                 in_flight.popleft().block_until_ready()
             log.windows(window.add(step, sums, size))
         checkpoints.close()
     log.close()
-    return Result(step, step == last, evaluation)
+    return Result(step, step == last and not stop, evaluation)
 
 
 def _first_state(

@@ -1,34 +1,47 @@
 """How a run is asked to stop.
 
-Invariant: a request never interrupts a step or a save. The loop reads it between two steps.
+Invariant: once there is a step to save, a request interrupts neither a step nor a save: the loop reads the request
+between two steps. Before that, a signal ends the run as it ends any command (spanbert_jax/signals.py).
 """
 
+import contextlib
 import signal
 import threading
 from types import FrameType
-from typing import Any
 
 import jax
 
+from spanbert_jax import signals
+
 
 class StopSignals:
-    """Turns SIGTERM and the first Ctrl-C into a request to stop at the next step.
+    """Turns SIGTERM, SIGHUP and Ctrl-C into a request to stop at the next step.
 
     With several processes JAX's preemption service turns SIGTERM into a request to all of them, at the same step.
     """
 
-    def __enter__(self) -> "StopSignals":
+    def __init__(self) -> None:
         self.asked = False
-        self._previous: dict[int, Any] = {}
-        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._previous[number] = signal.signal(number, self._ask)
+        self._stack = contextlib.ExitStack()
+        self._waits = False
+
+    def __enter__(self) -> "StopSignals":
         return self
+
+    def wait_for_saves(self) -> None:
+        """From now on there is something to save, and a signal is a request. (A second call does nothing.)"""
+        if self._waits:
+            return
+        self._waits = True
+        self._stack.enter_context(signals.patience())
+        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
+            for number in signals.not_ignored():
+                self._stack.callback(signal.signal, number, signal.signal(number, self._ask))
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
-        signal.signal(number, self._previous[number])
+        if not signals.handled():  # a notebook: a second Ctrl-C interrupts it
+            self._stack.close()
 
-    def __exit__(self, *_: Any) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
