@@ -38,6 +38,7 @@ from spanbert_jax.training.checkpoint import find_checkpoint, read_metadata, rea
 from spanbert_jax.training.metadata import Metadata
 from spanbert_jax.training.together import decided, together
 from spanbert_jax.training.workdir import claim_workdir, open_workdir
+from spanbert_jax.training.workdir_lock import running_alone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,13 +63,14 @@ def run(kind: type[FineTuning[ExampleT, ModelT]], config: Config, path: str) -> 
         config = adopt(config, epath.Path(path), start)
         sharding.mesh_of(config)
         workdir = open_workdir(config, path)
-        tokenizer = _tokenizer(kind, config, Path(workdir), start)
-        prepare = functools.partial(_prepare, kind, config, tokenizer, Path(workdir) / "rows")
-        data = together("prepare the data", prepare)
-        claim_workdir(config, workdir)
-        results = _train(config, workdir, tokenizer, data, start)
-    if results and jax.process_index() == 0:
-        _report(data.task, results, data.baseline, Path(workdir))
+        with running_alone(workdir):
+            tokenizer = _tokenizer(kind, config, Path(workdir), start)
+            prepare = functools.partial(_prepare, kind, config, tokenizer, Path(workdir) / "rows")
+            data = together("prepare the data", prepare)
+            claim_workdir(config, workdir)
+            results = _train(config, workdir, tokenizer, data, start)
+            if results and jax.process_index() == 0:
+                _report(data.task, results, data.baseline, Path(workdir))
     return bool(results)
 
 

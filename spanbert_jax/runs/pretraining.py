@@ -28,6 +28,7 @@ from spanbert_jax.training import flops, loop, sharding
 from spanbert_jax.training.metadata import Metadata
 from spanbert_jax.training.step import Batch, BatchSize
 from spanbert_jax.training.workdir import claim_workdir, open_workdir
+from spanbert_jax.training.workdir_lock import running_alone
 
 
 def run(config: Config, path: str, arguments: str) -> bool:
@@ -41,11 +42,12 @@ def run(config: Config, path: str, arguments: str) -> bool:
         config = adopt(config, epath.Path(path), start)
         sharding.mesh_of(config)  # so a mesh that does not fit fails before hours of preparation
         workdir = open_workdir(config, path)
-        tokenizer, data = prepare(config, workdir, start)
-        claim_workdir(config, workdir)
-        train, held_out = (block_data.open_blocks(data / "blocks", split) for split in ("train", "held_out"))
-        recipe = make_recipe(config, tokenizer, train, held_out, start)
-        result = loop.run(config, recipe, workdir)
+        with running_alone(workdir):
+            tokenizer, data = prepare(config, workdir, start)
+            claim_workdir(config, workdir)
+            train, held_out = (block_data.open_blocks(data / "blocks", split) for split in ("train", "held_out"))
+            recipe = make_recipe(config, tokenizer, train, held_out, start)
+            result = loop.run(config, recipe, workdir)
     if jax.process_index() == 0:
         print(report(config, workdir, arguments, result))
     return result.finished

@@ -53,6 +53,10 @@ class Forked:
             time.sleep(0.05)
         return self._output.read_text(), None
 
+    def so_far(self) -> str:
+        """The text that the process has printed so far."""
+        return self._output.read_text()
+
     def send_signal(self, number: int) -> None:
         """Sends the signal, unless the process has ended."""
         if self.poll() is None:
@@ -118,7 +122,11 @@ def _serve(requests: IO[str]) -> list[str]:
 
 
 def _enter(environment: dict[str, str], output: str) -> None:
-    """Gives a forked process its environment, its standard input and its standard output."""
+    """Gives a forked process its environment, its standard input and its standard output, and the usual reaction to
+    signals, which a test runner in the background or under nohup ignores."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
     os.environ.clear()
     os.environ.update(environment)
     with open(os.devnull) as nothing, open(output, "wb") as file:
