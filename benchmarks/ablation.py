@@ -18,7 +18,6 @@ import argparse
 import itertools
 import json
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -29,7 +28,7 @@ import numpy as np
 
 from benchmarks.ablation_grid import LENGTHS, MINILM, RULES, STARTS, TASKS, TEXT, TUNING, recipes, rows_of
 from benchmarks.cells import mean, names_of, run_cells, seeds_of
-from benchmarks.measure import ROOT, Side, cores_of, stop
+from benchmarks.measure import ROOT, Side, cores_of
 from benchmarks.report import machine, write
 from benchmarks.worker import Json
 from spanbert_jax import cli
@@ -229,7 +228,6 @@ def compare(arguments: argparse.Namespace) -> None:
     if not (arguments.data / "litbank").is_dir():
         raise UserError(f"{arguments.data}: no labelled data there; name its directory with --data")
     make_directory(arguments.work, "--work")
-    signal.signal(signal.SIGTERM, stop)
     litbank(arguments.data / "litbank" / "conll", arguments.work / "litbank")
     steps = {start: arguments.steps or STARTS[start].steps for start in starts}
     wanted = [

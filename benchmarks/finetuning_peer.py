@@ -35,7 +35,6 @@ Invariant: a line of cells.jsonl is used again only for the settings that it was
 import argparse
 import itertools
 import json
-import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -44,7 +43,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.cells import mean, names_of, read_records, seeds_of
-from benchmarks.measure import ROOT, Side, SideFailed, cores_of, need, stop
+from benchmarks.measure import ROOT, Side, SideFailed, cores_of, need
 from benchmarks.report import machine, write
 from benchmarks.worker import Json
 from spanbert_jax import cli
@@ -195,7 +194,6 @@ def compare(arguments: argparse.Namespace) -> None:
         if not getattr(arguments, option).is_dir():
             raise UserError(f"{getattr(arguments, option)}: no such directory; name another one with --{option}")
     make_directory(arguments.work, "--work")
-    signal.signal(signal.SIGTERM, stop)
     kept, table_file = arguments.work / "cells.jsonl", arguments.work / "table.md"
     with Stage("Fine-tuning") as stage:
         for number, cell in enumerate(cells, start=1):

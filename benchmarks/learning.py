@@ -29,7 +29,7 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks.cells import mean, names_of, run_cells, seeds_of
-from benchmarks.measure import ROOT, cores_of, stop
+from benchmarks.measure import ROOT, cores_of
 from benchmarks.report import machine, write
 from benchmarks.worker import Json
 from spanbert_jax import cli
@@ -235,7 +235,6 @@ def compare(arguments: argparse.Namespace) -> None:
     recipes, steps = names_of("recipes", arguments.recipes, RECIPES), arguments.steps
     seeds, cores = seeds_of(arguments.seeds), cores_of(arguments.cores)
     make_directory(arguments.work, "--work")
-    signal.signal(signal.SIGTERM, stop)
     work = arguments.work.resolve()
     with Stage("Learning, equal pieces") as stage:
         # The first cell builds the blocks that the others read.

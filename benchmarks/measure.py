@@ -17,7 +17,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import IO, NamedTuple
 
 import numpy as np
@@ -194,11 +194,6 @@ def cores_of(count: int | None) -> tuple[int, ...]:
     if count > len(usable):
         raise UserError(f"--cores {count}: this process may use {len(usable)}; ask for that many or fewer")
     return tuple(usable[:count])
-
-
-def stop(number: int, frame: FrameType | None) -> None:
-    """A handler of SIGTERM that unwinds the stack, which ends the measured processes too."""
-    raise KeyboardInterrupt
 
 
 def need(module: str) -> None:

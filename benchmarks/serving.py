@@ -23,7 +23,6 @@ import base64
 import contextlib
 import json
 import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -36,7 +35,7 @@ from typing import IO, NamedTuple
 import numpy as np
 
 from benchmarks import report
-from benchmarks.measure import ROOT, Result, Side, SideFailed, alternate, median, need, need_text, started, stop
+from benchmarks.measure import ROOT, Result, Side, SideFailed, alternate, median, need, need_text, started
 from benchmarks.serving_load import FAILED, LOST, REFUSED, RIGHT, SWAPPED, percentile
 from benchmarks.worker import Json
 from spanbert_jax import cli
@@ -343,7 +342,6 @@ def main(argv: list[str] | None = None) -> int:
 
 def measure(arguments: argparse.Namespace) -> None:
     """Measures, prints and writes; raises UserError where a measured process failed."""
-    signal.signal(signal.SIGTERM, stop)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         texts = paragraphs(arguments.text, _INPUTS * arguments.requests)

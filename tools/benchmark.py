@@ -14,12 +14,11 @@ Invariant: this module imports the libraries of a subject only when that subject
 import argparse
 import ast
 import importlib
-import signal
 from pathlib import Path
 from typing import Any
 
 from benchmarks import report
-from benchmarks.measure import ROOT, Options, Result, SideFailed, cores_of, stop
+from benchmarks.measure import ROOT, Options, Result, SideFailed, cores_of
 from spanbert_jax import cli
 from spanbert_jax.errors import UserError
 
@@ -44,7 +43,6 @@ def main(argv: list[str] | None = None) -> int:
 
 def benchmark(arguments: argparse.Namespace) -> None:
     """Measures, prints and writes; raises UserError where a measured process failed."""
-    signal.signal(signal.SIGTERM, stop)
     try:
         results = measure(arguments)
     except SideFailed as error:

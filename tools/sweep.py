@@ -20,7 +20,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from spanbert_jax import cli
+from spanbert_jax import cli, signals
 
 
 def command(config: str, place: Path, rate: str, batch: str, seed: str, rest: list[str]) -> list[str]:
@@ -28,6 +28,19 @@ def command(config: str, place: Path, rate: str, batch: str, seed: str, rest: li
     point = {"optimizer.learning_rate": rate, "train.batch_size": batch, "train.seed": seed}
     flags = [f"--config.{name}={value}" for name, value in point.items()]
     return [sys.executable, "-m", "spanbert_jax.main", "--config", config, "--workdir", str(place), *rest, *flags]
+
+
+def run_to_its_end(command: list[str]) -> int:
+    """Runs a command and returns its exit status. A signal to stop is handed on to the run, which saves and ends.
+
+    The run has a process group of its own, or it would get Ctrl-C twice.
+    """
+    with signals.patience(), subprocess.Popen(command, process_group=0) as process:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            process.terminate()
+            return process.wait()
 
 
 def table_of(results: dict[tuple[str, str], list[float]], metric: str) -> Table:
@@ -69,9 +82,10 @@ def sweep(arguments: argparse.Namespace) -> int:
         if not file.exists():
             print(f"[{number} of {len(grid)}] {place}", flush=True)
             run = command(arguments.config, place, rate, batch, seed, arguments.rest)
-            status = subprocess.run(run).returncode
+            status = run_to_its_end(run)
             if status:
-                print(f"error: the run in {place} ended with status {status}", file=sys.stderr)
+                if status != cli.STOPPED_EARLY:  # of which the run has said so
+                    print(f"error: the run in {place} ended with status {status}", file=sys.stderr)
                 return status
         result = json.loads(file.read_text())
         metric = result["best"]

@@ -121,10 +121,10 @@ class _Lock:
         until = time.monotonic() + STALE_SECONDS
         while time.monotonic() < until:
             time.sleep(BEAT_SECONDS / 5)
-            now = self._read() or {}
-            if now.get("ended"):
+            now = self._read()
+            if now and now.get("ended"):
                 return
-            if now != found:
+            if now and now != found:
                 raise self._refusal(now)
 
     def _refusal(self, holder: Mapping[str, Any]) -> UserError:

@@ -7,7 +7,6 @@ import shutil
 import signal
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +15,6 @@ from jax import monitoring
 from configs import classify
 from spanbert_jax.batches.lengths import BucketedOrder
 from tests.support import runs
-from tests.support.forked import Forked
 from tools import evaluate, sweep
 
 WORDS = [f"w{i}" for i in range(20)]
@@ -259,12 +257,12 @@ def test_a_label_that_only_dev_has_is_named(data: Path, tmp_path: Path) -> None:
 def test_an_interrupted_sweep_goes_on_and_ends_in_a_table(
     finished: tuple[Path, str], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def run(command: list[str]) -> Forked:
+    def run(command: list[str]) -> int | None:
         process = runs.start(command)
         process.communicate()
-        return process
+        return process.returncode
 
-    monkeypatch.setattr(sweep, "subprocess", SimpleNamespace(run=run))
+    monkeypatch.setattr(sweep, "run_to_its_end", run)
     shutil.copytree(finished[0], tmp_path / "sweep" / "rate_3e-3-batch_16-seed_1")  # its first point
     rest = command(data, tmp_path, finetuning__epochs=0.5)[7:]
     grid = ["--learning-rates", "3e-3,1e-3", "--batch-sizes", "16", "--seeds", "1"]

@@ -127,21 +127,6 @@ def test_a_killed_run_goes_on_bitwise_from_its_last_checkpoint(
     assert steps == sorted(steps) and len(set(steps)) >= 3
 
 
-def test_ctrl_c_saves_exits_75_and_the_same_command_goes_on_bitwise(
-    longer: tuple[Path, dict[str, object]], tmp_path: Path
-) -> None:
-    uninterrupted, fields = longer
-    process = runs.start(runs.command(tmp_path / "stopped", **fields))
-    runs.wait_for(tmp_path / "stopped" / "metrics.jsonl", process, "mlm_loss")  # the first step is done
-    process.send_signal(signal.SIGINT)  # SIGTERM: tests/training/test_loop.py
-    printed, _ = process.communicate()
-    assert process.returncode == 75, printed
-    (saved,) = [int(path.name) for path in (tmp_path / "stopped" / "checkpoints").iterdir() if path.name.isdigit()]
-    assert f"Stopped at step {saved} of 60; the same command goes on." in printed
-    runs.call(tmp_path / "stopped", **fields)
-    assert same_params(tmp_path / "stopped", uninterrupted, 60)
-
-
 def test_a_workdir_of_another_configuration_is_refused_by_the_fields_that_differ(
     finished: tuple[Path, str], topics: Path
 ) -> None:

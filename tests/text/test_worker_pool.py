@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -14,6 +13,7 @@ from spanbert_jax.errors import UserError
 from spanbert_jax.text import worker_pool
 from spanbert_jax.text.documents import find_files
 from spanbert_jax.text.worker_pool import Workers
+from tests.support import pids
 
 # What processes run below are functions of installed modules: this file has no module name to import again.
 
@@ -61,16 +61,31 @@ def test_processes_end_with_a_killed_parent() -> None:
         [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
     assert parent.returncode == -signal.SIGKILL
-    deadline = time.monotonic() + 10
-    while is_running(int(parent.stdout)):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    pids.wait_for_the_end_of([int(parent.stdout)])
 
 
-def is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    status = Path(f"/proc/{process}/stat")
-    return not (status.exists() and status.read_text().rsplit(")", 1)[1].split()[0] == "Z")  # no one may reap it here
+def test_ctrl_c_while_processes_start_ends_them_and_their_parent_in_one_line() -> None:
+    """Ctrl-C is sent to the group, to processes too that have not come to this program's code yet."""
+    program = (
+        "import signal, time; from spanbert_jax import cli; from spanbert_jax.text.worker_pool import Workers\n"
+        "def work():\n"
+        "    with Workers(2) as pool:\n"
+        "        print('starting', flush=True)\n"
+        "        list(pool.map(time.sleep, [60, 60]))\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "cli.run(lambda: cli.status(work))"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as parent:
+        assert parent.stdout and parent.stdout.readline() == "starting\n"
+        while len(started := pids.children(parent.pid)) < 3:  # multiprocessing's own and two workers
+            time.sleep(0.001)
+        os.killpg(parent.pid, signal.SIGINT)
+        said = parent.communicate(timeout=60)[1]
+    assert (parent.returncode, said) == (75, "stopped; the same command goes on\n")
+    pids.wait_for_the_end_of(started)

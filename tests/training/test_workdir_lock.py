@@ -47,7 +47,9 @@ def has_no_locks(*_: Any) -> None:
 
 
 def write(workdir: epath.Path, **fields: Any) -> None:
-    (workdir / FILE).write_text(json.dumps(THERE | fields))
+    aside = workdir / "aside"  # so that no reader finds half of the record
+    aside.write_text(json.dumps(THERE | fields))
+    aside.replace(workdir / FILE)
 
 
 def beat(workdir: epath.Path, over: threading.Event) -> None:
