@@ -63,9 +63,8 @@ def status(work: Callable[[], int | None]) -> int:
 
 
 def _stopped() -> int:
-    """Says that the program was stopped, and ends it; returns STOPPED_EARLY in a notebook or a test."""
+    """Says that the program was stopped; returns STOPPED_EARLY."""
     print("stopped; the same command goes on", file=sys.stderr, flush=True)
-    signals.leave()
     return STOPPED_EARLY
 
 
@@ -155,10 +154,12 @@ def run(main: Callable[[], int]) -> NoReturn:
     notebook."""
     use_huge_pages()
     signals.handle()
+    status: str | int | None = STOPPED_EARLY
     try:
-        sys.exit(main())
+        status = main()
     except KeyboardInterrupt:  # while the command line is read
-        sys.exit(_stopped())
+        _stopped()
     except SystemExit as end:
-        signals.done(end.code if isinstance(end.code, int) else int(bool(end.code)))
-        raise
+        status = end.code
+    signals.done(status if isinstance(status, int) else int(status is not None))
+    sys.exit(status)

@@ -117,15 +117,16 @@ def patience() -> Iterator[None]:
 
 
 def done(status: int) -> None:
-    """Says that the work of the program is done: a signal that comes now ends the process with this exit status."""
-    _program.done = status
-
-
-def leave(status: int = STOPPED_EARLY) -> None:
-    """Ends a program that was asked to stop. Does nothing in a notebook or a test.
-
-    The usual end would wait for threads, and some of them are in C++ for minutes.
+    """Says that the work of the program is done: a signal that comes now ends the process with this exit status. Ends
+    a program that was interrupted, because the usual end would wait for threads, some of which are in C++ for minutes.
     """
+    _program.done = status
+    if _program.raised:
+        leave(status)
+
+
+def leave(status: int) -> None:
+    """Ends a program without waiting for its threads. Does nothing in a notebook or a test."""
     if _program.handles:
         with contextlib.suppress(OSError):
             sys.stdout.flush()
