@@ -72,7 +72,8 @@ def saves() -> int:
 
 def saves_for_long() -> None:
     with signals.patience():
-        signal.signal(signal.SIGTERM, lambda number, frame: ready())
+        for number in signals.not_ignored():
+            signal.signal(number, lambda number, frame: ready())
         os.kill(os.getpid(), signal.SIGTERM)
         while True:
             time.sleep(0.1)
