@@ -92,10 +92,6 @@ class _Lock:
         """Lets the next run in at once."""
         self._over.set()
         self._beating.join()
-        with contextlib.suppress(Exception):  # the next run then waits for a heartbeat
-            self._record["ended"] = True
-            if (self._read() or self._record)["id"] == self._record["id"]:
-                self._write()
         self._unlock_file()
 
     def _unlock_file(self) -> None:
@@ -134,7 +130,9 @@ class _Lock:
         )
 
     def _beat(self) -> None:
-        while not self._over.wait(BEAT_SECONDS):
+        """Writes heartbeats, and at last that this run has ended."""
+        while not self._record["ended"]:
+            self._record["ended"] = self._over.wait(BEAT_SECONDS)
             with contextlib.suppress(Exception):  # of a network; the next beat may come through
                 there = self._read()
                 if there and there["id"] != self._record["id"]:
@@ -163,6 +161,7 @@ class _Lock:
         else:
             with open(self._file, "r+b") as file:
                 file.write(record.encode())
+                file.truncate()  # where the file was longer, it was damaged
 
 
 def _machine() -> str:
