@@ -30,6 +30,7 @@ def test_a_run_leaves_everything_in_its_workdir(finished: tuple[Path, str]) -> N
     workdir, printed = finished
     assert {path.name for path in workdir.iterdir()} == {
         "config.json",
+        "run.lock",
         "tokenizer",
         "data",
         "metrics.jsonl",
