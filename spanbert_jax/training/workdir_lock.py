@@ -59,8 +59,8 @@ class _Lock:
     def __init__(self, workdir: epath.Path):
         self._workdir, self._file = workdir, workdir / FILE
         started = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-        self._record = {"pid": os.getpid(), "host": socket.gethostname(), "machine": _machine(), "started": started}
-        self._record |= {"id": uuid.uuid4().hex, "beat": 0, "ended": False}
+        self._record: dict[str, Any] = {"pid": os.getpid(), "host": socket.gethostname(), "machine": _machine()}
+        self._record |= {"started": started, "id": uuid.uuid4().hex, "beat": 0, "ended": False}
         self._descriptor: int | None = None  # of the file, while it is locked
         self._over = threading.Event()
         self._beating = threading.Thread(target=self._beat, name="workdir lock", daemon=True)
