@@ -3,7 +3,6 @@
 import json
 import shlex
 import shutil
-import signal
 import sys
 import sysconfig
 from pathlib import Path
@@ -19,11 +18,6 @@ from spanbert_jax.text import docstrings
 from spanbert_jax.training import loop
 from tests.support import runs
 from tests.support.synthetic import small_config
-
-
-def same_params(a: Path, b: Path, step: int) -> bool:
-    first, second = runs.params(a, step), runs.params(b, step)
-    return first.keys() == second.keys() and all(np.array_equal(first[name], second[name]) for name in first)
 
 
 def test_a_run_leaves_everything_in_its_workdir(finished: tuple[Path, str]) -> None:
@@ -110,22 +104,6 @@ def test_a_second_call_finds_everything_and_says_the_same_even_after_half_a_line
     assert "Building blocks" in printed and "Building blocks" not in again
     assert "vocabulary" in printed and "vocabulary" not in again
     assert printed[printed.index("Checkpoint:") :] == again[again.index("Checkpoint:") :]
-
-
-def test_a_killed_run_goes_on_bitwise_from_its_last_checkpoint(
-    finished: tuple[Path, str], topics: Path, tmp_path: Path
-) -> None:
-    """SIGKILL right after a checkpoint, dropout on; other devices' worth of microbatches would only change rounding."""
-    workdir = tmp_path / "killed"
-    process = runs.start(runs.command(workdir, corpus__files=topics, data__dir=finished[0] / "data"))
-    runs.wait_for(workdir / "checkpoints" / "4", process)
-    process.kill()
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    runs.call(workdir, corpus__files=topics, data__dir=finished[0] / "data")
-    assert same_params(workdir, finished[0], 12)
-    steps = [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    assert steps == sorted(steps) and len(set(steps)) >= 3
 
 
 def test_a_workdir_of_another_configuration_is_refused_by_the_fields_that_differ(

@@ -35,7 +35,7 @@ class Forked:
     """
 
     def __init__(self, pid: int, output: Path):
-        self.pid, self._output = pid, output
+        self.pid, self.output = pid, output
         self.returncode: int | None = None
 
     def poll(self) -> int | None:
@@ -49,9 +49,9 @@ class Forked:
         """Waits for the end. Returns what the process printed, and None."""
         until = time.monotonic() + timeout
         while self.poll() is None:
-            assert time.monotonic() < until, f"no end after {timeout:g} s: {self._output.read_text()}"
+            assert time.monotonic() < until, f"no end after {timeout:g} s: {self.output.read_text()}"
             time.sleep(0.05)
-        return self._output.read_text(), None
+        return self.output.read_text(), None
 
     def so_far(self) -> str:
         """The text that the process has printed so far."""
