@@ -94,7 +94,8 @@ def _check_legacy(path: Path) -> None:
     with open(path, "rb") as file:
         try:
             # Mapped, because a read of a mapped file is cut at the file's end and allocates nothing beyond it.
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data, warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Python warns of the escapes in damaged text
                 for _ in range(_LEGACY_PICKLES):
                     for _ in pickletools.genops(data):  # type: ignore[arg-type]  # it reads, and tells its position
                         if data.tell() > _MOST_STRUCTURE:

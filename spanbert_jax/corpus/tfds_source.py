@@ -34,6 +34,7 @@ _INSTEAD = "Name text files instead: --config.corpus.files='data/*.txt'"
 _READ_AHEAD = 256  # records of a TFRecord file
 # Of a TFRecord: the length (uint64) and its checksum (4 bytes), the bytes of the record, and their checksum (4 bytes).
 _LENGTH, _FRAME = struct.Struct("<Q"), 8 + 4 + 4
+_TEMPLATE = re.compile(r"(\{(DATASET|SPLIT|FILEFORMAT|SHARD_INDEX|NUM_SHARDS|SHARD_X_OF_Y)\}|[\w./-]){1,99}")
 _FORMATS = ("tfrecord", "array_record")
 # The classes that a dataset may name for its features: those of TFDS itself, which are already imported.
 _FEATURES = {
@@ -184,7 +185,7 @@ def _check_files(builder: tfds.core.DatasetBuilder) -> None:
     for name, split in builder.info.splits.items():
         template = split.filename_template.template
         # TFDS takes the template for a format string, in which "{SPLIT:>99999999999}" would ask for so much memory.
-        plain = re.fullmatch(r"([\w.-]|\{[A-Z_]+\})([\w./-]|\{[A-Z_]+\}){0,99}", template) and ".." not in template
+        plain = _TEMPLATE.fullmatch(template) and ".." not in template and not template.startswith("/")
         if not plain or not all(re.fullmatch(r"\w[\w.-]{0,99}", one) for one in (name, builder.info.name)):
             raise UserError(
                 f"{builder.data_dir}/dataset_info.json: the files of split {name[:100]!r} are {template[:100]!r}; "

@@ -137,6 +137,7 @@ def test_the_dataset_of_a_community_whose_code_would_run_is_refused() -> None:
         "a/../../{SPLIT}",
         "{SPLIT:>99999999999}",
         "{SPLIT.__class__}",
+        "{SPDIT}",
         "{SPLIT!r:>99999999999}",
     ],
 )
