@@ -119,8 +119,8 @@ def _texts(builder: tfds.core.DatasetBuilder, splits: list[str]) -> Iterator[tup
 
 
 def _decoded(builder: tfds.core.DatasetBuilder, split: str, decode: Callable[[bytes], _T]) -> Iterator[_T]:
-    """`decode` of each record of a split, in order. Raises UserError, naming the file and the record, where a file is
-    missing or damaged, has another number of records than the dataset says, or `decode` raises."""
+    """`decode` of each record of a split, in order. Raises UserError, naming the file, where a file is missing or
+    damaged, has another number of records than the dataset says, or `decode` raises."""
     for path, count in _files(builder, split):
         place = 0
         try:
@@ -131,7 +131,7 @@ def _decoded(builder: tfds.core.DatasetBuilder, split: str, decode: Callable[[by
             raise
         except Exception as error:  # TensorFlow and array_record have no class of their own for damaged files
             raise UserError(
-                f"{path}: record {place + 1:,} of {count:,} cannot be read ({_short(error)}); copy or prepare the "
+                f"{path}: cannot be read after {place:,} of {count:,} records ({_short(error)}); copy or prepare the "
                 "dataset again"
             ) from error
         if place != count:
@@ -196,8 +196,9 @@ def _check_files(builder: tfds.core.DatasetBuilder) -> None:
 
 
 def _short(error: BaseException) -> str:
-    """The type of a library's error and the beginning of its message, on one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    """The type of a library's error and the beginning of its message, on one line, without TensorFlow's op names."""
+    said = re.sub(r"\{\{[^}]*\}\}|\[Op:\w+\] name:", "", str(error))
+    return f"{type(error).__name__}: {' '.join(said.split())[:200]}"
 
 
 def find_builder(name: str, data_dir: str, asked: str, instead: str = "") -> tfds.core.DatasetBuilder:
