@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from spanbert_jax.errors import UserError
+from spanbert_jax.errors import UserError, quoted, shortened
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -376,20 +376,23 @@ def default_config() -> "ConfigDict":
 
 
 def from_dict(fields: Mapping[str, Any]) -> Config:
-    """Builds a Config from nested plain dicts. Raises UserError for an unknown field, with a renamed one's new name."""
+    """Builds a Config from nested plain dicts. Raises UserError for an unknown field, with a renamed one's new name,
+    and for a value of another type than the field's. An integer may stand for a float."""
 
-    def build(cls: Any, values: Mapping[str, Any], prefix: str) -> Any:
+    def build(cls: Any, values: Any, prefix: str) -> Any:
+        kinds, is_field = (int, float) if cls is float else (cls,), not hasattr(cls, "__dataclass_fields__")
+        if is_field:
+            if isinstance(values, kinds) and not (isinstance(values, bool) and cls is not bool):
+                return values
+            raise UserError(f"config: {prefix[:-1]} is {quoted(values)}; expected a value of type {cls.__name__}")
+        if not isinstance(values, Mapping):
+            raise UserError(f"config: {prefix[:-1] or 'it'} is {quoted(values)}; expected fields with values")
         known = {f.name: f for f in dataclasses.fields(cls)}
-        unknown = sorted(set(values) - set(known))
+        unknown = sorted(map(str, set(values) - set(known)))
         if unknown:
-            path = f"{prefix}{unknown[0]}"
+            path = f"{prefix}{shortened(unknown[0])}"
             raise UserError(f"config: unknown field {path}; {renamed(path) or 'known here: ' + ', '.join(known)}")
-        return cls(
-            **{
-                name: build(known[name].type, value, f"{prefix}{name}.") if isinstance(value, Mapping) else value
-                for name, value in values.items()
-            }
-        )
+        return cls(**{name: build(known[name].type, value, f"{prefix}{name}.") for name, value in values.items()})
 
     return build(Config, fields, "")
 

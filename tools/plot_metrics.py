@@ -6,12 +6,11 @@ Invariant: every point is a line of metrics.jsonl. Needs matplotlib (requirement
 """
 
 import importlib.util
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spanbert_jax import cli
-from spanbert_jax.errors import UserError
+from spanbert_jax import cli, json_files
+from spanbert_jax.errors import UserError, shortened
 from spanbert_jax.files import written_aside
 
 if TYPE_CHECKING:
@@ -26,15 +25,17 @@ def read(path: Path) -> Series:
     series: Series = {}
     try:
         for line in path.read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
+            row = json_files.parse(line)
             for name, value in row.items():
                 steps, values = series.setdefault(name, ([], []))
                 steps.append(row["step"])
                 values.append(value)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); name a run's directory with --workdir") from error
-    except (ValueError, KeyError, AttributeError) as error:
-        raise UserError(f"{path} is damaged ({error!r}); the run repairs the file when it is started again") from error
+    except json_files.OTHER_SHAPE as error:
+        raise UserError(
+            f"{path} is damaged ({shortened(repr(error))}); the run repairs the file when it is started again"
+        ) from error
     return series
 
 

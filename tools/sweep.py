@@ -11,7 +11,6 @@ the same command.
 
 import argparse
 import itertools
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +19,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from spanbert_jax import cli, signals
+from spanbert_jax import cli, json_files, signals
+from spanbert_jax.errors import UserError, shortened
 
 
 def command(config: str, place: Path, rate: str, batch: str, seed: str, rest: list[str]) -> list[str]:
@@ -87,9 +87,14 @@ def sweep(arguments: argparse.Namespace) -> int:
                 if status != cli.STOPPED_EARLY:  # of which the run has said so
                     print(f"error: the run in {place} ended with status {status}", file=sys.stderr)
                 return status
-        result = json.loads(file.read_text())
-        metric = result["best"]
-        results.setdefault((rate, batch), []).append(float(np.mean([trial[metric] for trial in result["trials"]])))
+        try:
+            result = json_files.read(file)
+            metric = result["best"]
+            value = float(np.mean([trial[metric] for trial in result["trials"]]))
+        except json_files.OTHER_SHAPE as error:
+            again = "delete it, and the sweep makes it again"
+            raise UserError(f"{file} is damaged ({shortened(repr(error))}); {again}") from error
+        results.setdefault((rate, batch), []).append(value)
     Console(highlight=False, soft_wrap=True).print(table_of(results, metric))
     return 0
 

@@ -6,10 +6,12 @@ Invariant: every error is one line with the file, the field, its value and the v
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from spanbert_jax.errors import UserError
+from spanbert_jax.errors import UserError, quoted
 
 Fields = Mapping[str, Any]
 _LARGEST = 2**31 - 1  # of a size; sizes become int32
+
+_MOST = 1e30  # no rate, scale or base of wavelengths is as large; NaN is refused with it
 
 
 class SpecialIds(NamedTuple):
@@ -28,7 +30,7 @@ def check_fixed(fields: Fields, fixed: Mapping[str, tuple[Any, ...]], models: st
     for name, supported in fixed.items():
         if fields.get(name, supported[0]) not in supported:
             expected = " or ".join(map(repr, supported))
-            raise UserError(f"{source}: {name} is {fields[name]!r:.200}; only {expected} is supported: {models}")
+            raise UserError(f"{source}: {name} is {quoted(fields[name])}; only {expected} is supported: {models}")
 
 
 def sizes(fields: Fields, names: Mapping[str, str], source: str) -> dict[str, int]:
@@ -39,20 +41,17 @@ def sizes(fields: Fields, names: Mapping[str, str], source: str) -> dict[str, in
 def size(value: Any, name: str, source: str, largest: int = _LARGEST) -> int:
     """The value of the field `name`; raises UserError unless it is a whole number from 1 to `largest`."""
     if not isinstance(value, int) or value < 1:
-        raise UserError(f"{source}: {name} is {value!r:.200}; expected a whole number greater than 0")
+        raise UserError(f"{source}: {name} is {quoted(value)}; expected a whole number greater than 0")
     if value > largest:
-        raise UserError(f"{source}: {name} is {value!r:.50}; expected at most {largest:,}")
+        raise UserError(f"{source}: {name} is {quoted(value)}; expected at most {largest:,}")
     return value
 
 
 def number(value: Any, name: str, source: str) -> float:
     """The value of the field `name`; raises UserError where it is no number."""
-    if not isinstance(value, int | float):
-        raise UserError(f"{source}: {name} is {value!r:.200}; expected a number")
-    try:
-        return float(value)
-    except OverflowError as error:
-        raise UserError(f"{source}: {name} is {value!r:.50}...; expected a smaller number") from error
+    if not isinstance(value, int | float) or not abs(value) < _MOST:
+        raise UserError(f"{source}: {name} is {quoted(value)}; expected a number below 1e30")
+    return float(value)
 
 
 def check_heads(embed: int, heads: int, source: str) -> None:

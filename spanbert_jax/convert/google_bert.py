@@ -4,13 +4,13 @@ Invariant: a tensor is known by its whole name. Each tensor of the checkpoint is
 Names and layouts: google-research/bert, modeling.py, run_pretraining.py, run_classifier.py, run_squad.py.
 """
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
+from spanbert_jax import json_files
 from spanbert_jax.convert.tensors import Tensors
-from spanbert_jax.errors import UserError
+from spanbert_jax.errors import UserError, shortened
 
 _WORD = "bert/embeddings/word_embeddings"
 _TABLE = re.compile(r"bert/embeddings/(word|position|token_type)_embeddings")
@@ -86,12 +86,12 @@ def config_fields(path: Path) -> dict[str, Any]:
     modeling.py; the two differ by up to 5e-4. Raises UserError where the file is missing, is not JSON, or lacks a size.
     """
     try:
-        given = json.loads(path.read_text(encoding="utf-8"))
+        given = json_files.read(path)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; put the model's bert_config.json there") from error
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{path}: not a JSON file ({error}); expected google-research/bert's bert_config.json"
+            f"{path}: not a JSON file ({shortened(error)}); expected google-research/bert's bert_config.json"
         ) from error
     given = given if isinstance(given, dict) else {}
     wrong = [name for name in _SIZES if not isinstance(given.get(name), int)]

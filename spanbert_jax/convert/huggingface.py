@@ -16,7 +16,7 @@ from spanbert_jax.config import ModelConfig
 from spanbert_jax.convert import bert, modernbert
 from spanbert_jax.convert.names import SBO, Names, Params
 from spanbert_jax.convert.tensors import Tensor, Tensors
-from spanbert_jax.errors import UserError
+from spanbert_jax.errors import UserError, shortened
 
 # A function from the heads of a file to the shapes (nested dicts of tuples) of all parameters of the encoder and of
 # these heads. Each head comes with the size that the file alone decides: the labels of "classifier", the offsets of
@@ -171,4 +171,4 @@ def _without_memory(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _some(names: list[str]) -> str:
-    return ", ".join(name[:200] for name in names[:3]) + (", ..." if len(names) > 3 else "")
+    return ", ".join(shortened(name) for name in names[:3]) + (", ..." if len(names) > 3 else "")

@@ -4,15 +4,15 @@ Invariant: a configuration that our encoder does not compute is refused, never a
 file of its own: `bert_config.py`, `modernbert_config.py`.
 """
 
-import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from spanbert_jax import json_files
 from spanbert_jax.config import ModelConfig
 from spanbert_jax.convert import bert_config, modernbert_config
 from spanbert_jax.convert.config_fields import SpecialIds
-from spanbert_jax.errors import UserError
+from spanbert_jax.errors import UserError, quoted, shortened
 
 _READERS: Mapping[str, Callable[[Mapping[str, Any], str], ModelConfig]] = {  # by model_type
     "bert": bert_config.to_model_config,
@@ -54,13 +54,13 @@ _CLASSES = {
 def read_config(path: Path) -> dict[str, Any]:
     """The fields of a config.json; raises UserError where the file is missing or holds no JSON object."""
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = json_files.read(path)
     except OSError as error:
         raise UserError(
             f"{path}: cannot be read ({error.strerror}); the weights need the config.json that they came with"
         ) from error
     except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}); fetch it again") from error
+        raise UserError(f"{path}: not JSON ({shortened(error)}); fetch it again") from error
     if not isinstance(fields, dict):
         raise UserError(f"{path}: holds a {type(fields).__name__}; expected the fields of a model's configuration")
     return fields
@@ -72,7 +72,7 @@ def to_model_config(fields: Mapping[str, Any], source: str) -> ModelConfig:
     kind = fields.get("model_type", "bert")
     if kind not in tuple(_READERS):
         raise UserError(
-            f"{source}: model_type is {kind!r:.200}; only 'bert' or 'modernbert' is supported: BERT, SpanBERT and "
+            f"{source}: model_type is {quoted(kind)}; only 'bert' or 'modernbert' is supported: BERT, SpanBERT and "
             "ModernBERT"
         )
     return _READERS[kind](fields, source)
@@ -101,8 +101,8 @@ def labels_of(fields: Mapping[str, Any], count: int, source: str) -> tuple[str, 
     """
     try:
         names = {int(number): str(name) for number, name in (fields.get("id2label") or {}).items()}
-    except (AttributeError, ValueError) as error:
-        raise UserError(f'{source}: id2label is {fields["id2label"]!r:.200}; expected {{"0": NAME, ...}}') from error
+    except json_files.OTHER_SHAPE as error:
+        raise UserError(f'{source}: id2label is {quoted(fields["id2label"])}; expected {{"0": NAME, ...}}') from error
     return tuple(names.get(i, f"LABEL_{i}") for i in range(count))
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from spanbert_jax.config import ModelConfig
 from spanbert_jax.convert.config_fields import Fields, SpecialIds, check_fixed, check_heads, number, size, sizes
-from spanbert_jax.errors import UserError
+from spanbert_jax.errors import UserError, quoted
 
 # Ours -> Hugging Face's, of the fields that both have.
 _SIZES = {
@@ -96,15 +96,15 @@ def _theta(fields: Fields, ours: str, source: str) -> float:
     places = {f"rope_parameters.{layers}": described, "rope_parameters": rope}
     for place, given in (places | {"rope_scaling": fields.get("rope_scaling") or {}}).items():
         if not isinstance(given, dict):
-            raise UserError(f"{source}: {place} is {given!r:.200}; expected an object with rope_type and rope_theta")
+            raise UserError(f"{source}: {place} is {quoted(given)}; expected an object with rope_type and rope_theta")
         kind = given.get("rope_type", given.get("type", "default"))
         if kind != "default":
             raise UserError(
-                f"{source}: the rope_type of {place} is {kind!r:.200}; only 'default' is supported: ModernBERT"
+                f"{source}: the rope_type of {place} is {quoted(kind)}; only 'default' is supported: ModernBERT"
             )
         if place == "rope_scaling" and "rope_theta" in given:
             raise UserError(
-                f"{source}: rope_scaling has a rope_theta, {given['rope_theta']!r:.200}; only one in "
+                f"{source}: rope_scaling has a rope_theta, {quoted(given['rope_theta'])}; only one in "
                 f"rope_parameters.{layers} is supported"
             )
     value = described.get("rope_theta", fields.get(legacy, _THETAS[ours]))
@@ -123,7 +123,7 @@ def _full_every(fields: Fields, layers: int, source: str) -> int:
     every = kinds.index(_FULL, 1) if _FULL in kinds[1:] else max(len(kinds), 1)
     if len(kinds) != layers or kinds != _layer_types(layers, every):
         raise UserError(
-            f"{source}: layer_types is {kinds!s:.200}; only {_FULL!r} for layers 0, n, 2 n, ... and {_SLIDING!r} for "
+            f"{source}: layer_types is {quoted(kinds)}; only {_FULL!r} for layers 0, n, 2 n, ... and {_SLIDING!r} for "
             f"the others of {layers} layers is supported: ModernBERT"
         )
     return every
@@ -138,7 +138,7 @@ def _window(fields: Fields, source: str) -> int:
     both = fields.get("local_attention", _LOCAL)
     if not isinstance(both, int) or both < 2 or both % 2 or both > _MOST_POSITIONS:
         raise UserError(
-            f"{source}: local_attention is {both!r:.200}; expected an even whole number, twice the keys on each side"
+            f"{source}: local_attention is {quoted(both)}; expected an even whole number, twice the keys on each side"
         )
     return both // 2
 

@@ -21,7 +21,7 @@ from spanbert_jax.convert.names import SBO
 from spanbert_jax.convert.tensor_files import read_tensors
 from spanbert_jax.convert.tensors import Tensors
 from spanbert_jax.convert.tokenizer_import import read_tokenizer
-from spanbert_jax.errors import UserError
+from spanbert_jax.errors import UserError, shortened
 from spanbert_jax.text.tokenizer import Tokenizer
 
 SBO_FILE = "sbo_head.safetensors"
@@ -166,7 +166,7 @@ def _check_axes(tensors: Tensors, found: Path) -> None:
     for name, tensor in tensors.items():
         if len(tensor.shape) > _MOST_AXES or any(length > _LONGEST_AXIS for length in tensor.shape):
             raise UserError(
-                f"{found}: {name[:200]} has shape {tensor.shape!s:.200}; at most {_MOST_AXES} axes of up to "
+                f"{found}: {shortened(name)} has shape {tensor.shape!s:.200}; at most {_MOST_AXES} axes of up to "
                 f"{_LONGEST_AXIS:,} are supported"
             )
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from spanbert_jax.convert.tensors import Tensor, Tensors
-from spanbert_jax.errors import UserError
+from spanbert_jax.errors import UserError, shortened
 
 # Of the pickled structure without the values. An operation of one byte can make an object of 64; the structure of
 # BERT-large takes 60 kB, and that of a training checkpoint with the state of its optimizer less than 1 MB.
@@ -55,7 +55,7 @@ def read_pickle(path: Path) -> Tensors:
             loaded: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except Exception as error:  # torch has no class of its own for damaged or refused files
         asked = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"it asks to load {asked[1][:200]}" if asked else "it is damaged, or not PyTorch's"
+        reason = f"it asks to load {shortened(asked[1])}" if asked else "it is damaged, or not PyTorch's"
         raise UserError(f"{path}: not a pickle of weights alone ({reason}); nothing in it was run") from error
     state = loaded.get("model", loaded) if isinstance(loaded, dict) else loaded
     tensors = {
@@ -115,12 +115,14 @@ def _check_claims(path: Path, tensors: Mapping[str, Any], records: Counter[int] 
     storages: dict[int, int] = {}  # place -> bytes
     for name, tensor in tensors.items():
         if str(tensor.layout) != "torch.strided" or tensor.device.type != "cpu" or tensor.is_quantized:
-            raise UserError(f"{path}: {name[:200]} is no dense tensor ({tensor.layout}, {tensor.device}); expected one")
+            raise UserError(
+                f"{path}: {shortened(name)} is no dense tensor ({tensor.layout}, {tensor.device}); expected one"
+            )
         storage = tensor.untyped_storage()
         claimed = tensor.numel() * tensor.element_size()
         if claimed > storage.nbytes():
             raise UserError(
-                f"{path}: {name[:200]} has shape {tuple(tensor.shape)!s:.200}, {claimed:,} bytes, in a storage of "
+                f"{path}: {shortened(name)} has shape {tuple(tensor.shape)!s:.200}, {claimed:,} bytes, in a storage of "
                 f"{storage.nbytes():,}; save a copy of each tensor (tensor.contiguous().clone())"
             )
         storages[storage.data_ptr()] = storage.nbytes()
@@ -139,7 +141,9 @@ def _reader(tensor: Any, name: str, path: Path) -> Callable[[], np.ndarray]:
             is_known = str(values.dtype) in ("torch.float16", "torch.float32", "torch.float64")
             return (values.float() if values.is_floating_point() and not is_known else values).numpy()
         except (RuntimeError, TypeError) as error:
-            raise UserError(f"{path}: {name[:200]} is of type {tensor.dtype}, which NumPy does not have") from error
+            raise UserError(
+                f"{path}: {shortened(name)} is of type {tensor.dtype}, which NumPy does not have"
+            ) from error
 
     return read
 

@@ -4,16 +4,16 @@ Invariant: no code in a file is run, and no file outside of the directory of the
 tensor is known without its values, which are read when they are asked for, except those of a legacy pickle.
 """
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from spanbert_jax import json_files
 from spanbert_jax.convert.pytorch_pickle import read_pickle
 from spanbert_jax.convert.tensors import Tensor, Tensors
-from spanbert_jax.errors import UserError
+from spanbert_jax.errors import UserError, quoted, shortened
 from spanbert_jax.files import is_plain_name
 
 _INDEX = ".index.json"
@@ -41,14 +41,18 @@ def _read_safetensors(path: Path) -> Tensors:
         file = safe_open(path, framework="np", backend="pread")
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.offset_keys()}
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: not a whole safetensors file ({_short(error)}); fetch or export it again") from error
+        raise UserError(
+            f"{path}: not a whole safetensors file ({shortened(error)}); fetch or export it again"
+        ) from error
 
     def reader(name: str) -> Callable[[], np.ndarray]:
         def read() -> np.ndarray:
             try:
                 return file.get_tensor(name)
             except (SafetensorError, OSError, TypeError, ValueError, KeyError, AttributeError) as error:
-                raise UserError(f"{path}: {name[:200]} cannot be read ({_short(error)}); export it again") from error
+                raise UserError(
+                    f"{path}: {shortened(name)} cannot be read ({shortened(error)}); export it again"
+                ) from error
 
         return read
 
@@ -57,22 +61,17 @@ def _read_safetensors(path: Path) -> Tensors:
 
 def _read_shards(path: Path) -> Tensors:
     try:
-        files = json.loads(path.read_text())["weight_map"]
+        files = json_files.read(path)["weight_map"]
         elsewhere = [file for file in files.values() if not is_plain_name(file)]
         if elsewhere:
             raise UserError(
-                f"{path}: names the shard {elsewhere[0]!r:.100}; expected the name of a file beside the index, as "
+                f"{path}: names the shard {quoted(elsewhere[0])}; expected the name of a file beside the index, as "
                 "transformers writes it"
             )
         shards = {name: read_tensors(path.parent / name) for name in sorted(set(files.values()))}
         return {name: shards[file][name] for name, file in files.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except json_files.OTHER_SHAPE as error:
         raise UserError(
-            f"{path}: not an index of shards, or a shard lacks a tensor that it lists ({_short(repr(error))}); fetch "
-            "them again"
+            f"{path}: not an index of shards, or a shard lacks a tensor that it lists ({shortened(repr(error))}); "
+            "fetch them again"
         ) from error
-
-
-def _short(error: object) -> str:
-    """The message of a library's error on one line, which may quote the file."""
-    return " ".join(str(error).split())[:200]

@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from spanbert_jax.convert.tensors import Tensor, Tensors
-from spanbert_jax.errors import UserError
+from spanbert_jax.errors import UserError, shortened
 
 # TensorFlow has no class for a damaged file. It raises one of these, depending on where the damage lies.
 _DAMAGED = (tf.errors.OpError, RuntimeError, ValueError, IndexError)
@@ -39,7 +39,7 @@ def read_checkpoint(prefix: Path) -> Tensors:
         shapes, dtypes = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
     except _DAMAGED as error:
         raise UserError(
-            f"{index}: not the index of a TensorFlow checkpoint ({_short(error)}); fetch it again"
+            f"{index}: not the index of a TensorFlow checkpoint ({shortened(error)}); fetch it again"
         ) from error
     files = sorted(prefix.parent.glob(f"{prefix.name}.data-*"))
     if not files:
@@ -59,9 +59,5 @@ def _read(reader: Any, name: str, prefix: Path) -> np.ndarray:
         return np.asarray(reader.get_tensor(name))
     except _DAMAGED as error:
         raise UserError(
-            f"{prefix}.data-*: tensor {name[:200]} is damaged ({_short(error)}); fetch the files again"
+            f"{prefix}.data-*: tensor {shortened(name)} is damaged ({shortened(error)}); fetch the files again"
         ) from error
-
-
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

@@ -20,7 +20,8 @@ import tokenizers
 from sentencepiece import sentencepiece_model_pb2
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
-from spanbert_jax.errors import UserError
+from spanbert_jax import json_files
+from spanbert_jax.errors import UserError, shortened
 from spanbert_jax.text import wordpiece
 from spanbert_jax.text.tokenizer import VOCABULARY_FILES, Tokenizer
 from spanbert_jax.text.tokenizer_files import CONFIG_FILE, ROLES, TOKENIZER_FILE, prefix_space
@@ -61,7 +62,7 @@ def write_tokenizer(tokenizer: Tokenizer, directory: Path, max_length: int, toke
             "strip_accents": settings.strip_accents,  # null: as do_lower_case
             "tokenize_chinese_chars": settings.handle_chinese_chars,
         }
-    space = prefix_space(json.loads(content)) if tokenizer.kind == KIND else None
+    space = prefix_space(json_files.parse(content)) if tokenizer.kind == KIND else None
     if space is not None:
         config["add_prefix_space"] = space  # transformers 4 sets it in the tokenizer.json, to false where it is missing
     (directory / VOCABULARY_FILES[tokenizer.kind]).write_bytes(tokenizer.vocabulary)
@@ -133,7 +134,9 @@ def differing(tokenizer: Tokenizer, directory: Path, lines: Sequence[str]) -> li
     try:
         exported = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing narrower
-        raise UserError(f"cannot read {path} ({error}); it should be a tokenizer of Hugging Face's library") from error
+        raise UserError(
+            f"cannot read {path} ({shortened(error)}); it should be a tokenizer of Hugging Face's library"
+        ) from error
     exported.no_truncation()  # A tokenizer.json that is written as it was given may truncate and pad.
     exported.no_padding()
     theirs = [encoding.ids for encoding in exported.encode_batch_fast(lines, add_special_tokens=False)]

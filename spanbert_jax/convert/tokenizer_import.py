@@ -13,7 +13,7 @@ import tokenizers
 from tokenizers.models import WordPiece
 
 from spanbert_jax.convert.wordpiece_files import added_pieces, rebuilds_bert, setting, unlike_bert
-from spanbert_jax.errors import UserError
+from spanbert_jax.errors import UserError, listed, quoted
 from spanbert_jax.text import wordpiece
 from spanbert_jax.text.tokenizer import (
     METADATA_FILE,
@@ -212,7 +212,7 @@ def _check_same(pieces: Sequence[str], engine: tokenizers.Tokenizer, path: Path)
         here, there = listed.get(piece), serialised.get(piece)
         if here != there:
             raise UserError(
-                f"{path} and {TOKENIZER_FILE} beside it are two vocabularies: {piece!r} has the id "
+                f"{path} and {TOKENIZER_FILE} beside it are two vocabularies: {quoted(piece)} has the id "
                 f"{'(none)' if here is None else here} in the first and {'(none)' if there is None else there} in the "
                 "second; remove the one that the model was not trained with"
             )
@@ -252,6 +252,6 @@ def _check_sentencepiece_added(tokenizer: Tokenizer, path: Path, described: Toke
     unknown = [content for content in added if content not in whole]
     if unknown:
         raise UserError(
-            f"{path.parent}: its files add {len(unknown)} pieces to {path.name} ({', '.join(map(repr, unknown[:3]))}); "
+            f"{path.parent}: its files add {len(unknown)} pieces to {path.name} ({listed(unknown, 3)}); "
             "only a WordPiece vocabulary takes added pieces: train the SentencePiece with them (user_defined_symbols)"
         )

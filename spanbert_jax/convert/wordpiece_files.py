@@ -12,7 +12,7 @@ from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
-from spanbert_jax.errors import UserError
+from spanbert_jax.errors import UserError, quoted, shortened
 from spanbert_jax.text import wordpiece
 from spanbert_jax.text.tokenizer import SPECIALS
 from spanbert_jax.text.tokenizer_files import (
@@ -37,11 +37,11 @@ def unlike_bert(described: TokenizerFiles, engine: tokenizers.Tokenizer | None) 
     """
     for path, name in described.classes():
         if not _CLASSES.fullmatch(name) and not GENERAL_CLASS.fullmatch(name):
-            return f"{path}: tokenizer_class is {name!r}"
+            return f"{path}: tokenizer_class is {quoted(name)}"
     for file, fields in ((CONFIG_FILE, described.config), (SPECIAL_FILE, described.special)):
         for role, expected in zip(ROLES, SPECIALS, strict=True):
             if fields.get(role) is not None and content(fields[role]) != expected:
-                return f"{described.directory / file}: {role} is {content(fields[role])!r}, not {expected!r}"
+                return f"{described.directory / file}: {role} is {quoted(content(fields[role]))}, not {expected!r}"
     return None if engine is None else _unlike_berts_engine(engine, described.path)
 
 
@@ -56,13 +56,13 @@ def _unlike_berts_engine(engine: tokenizers.Tokenizer, path: Path) -> str | None
     }
     for name, (value, expected) in settings.items():
         if value != expected:
-            return f"{path}: {name} is {value!r}, not BERT's {expected!r}"
+            return f"{path}: {name} is {quoted(value)}, not BERT's {expected!r}"
     for name, step, kind in (
         ("normalizer", engine.normalizer, BertNormalizer),
         ("pre_tokenizer", engine.pre_tokenizer, BertPreTokenizer),
     ):
         if not isinstance(step, kind):
-            return f"{path}: its {name} is {step!r}, not BERT's {kind.__name__}"
+            return f"{path}: its {name} is {quoted(step)}, not BERT's {kind.__name__}"
     return None
 
 
@@ -83,7 +83,7 @@ def setting(described: TokenizerFiles, name: str, serialised: bool | None) -> bo
     """
     said = described.config.get(name)
     if said is not None and not isinstance(said, bool):
-        raise UserError(f"{described.directory / CONFIG_FILE}: {name} is {said!r}; expected true or false")
+        raise UserError(f"{described.directory / CONFIG_FILE}: {name} is {quoted(said)}; expected true or false")
     return serialised if said is None or (described.takes_json and serialised is not None) else said
 
 
@@ -104,13 +104,13 @@ def added_pieces(described: TokenizerFiles, pieces: Sequence[str], path: Path) -
             following += 1
         if given not in (None, ids[piece.content]):
             raise UserError(
-                f"{described.directory / file}: the added piece {piece.content!r} has the id {given}, and after the "
-                f"pieces of {path.name} it gets {ids[piece.content]}; correct the id, or give the vocabulary that the "
-                "piece was added to (--vocab)"
+                f"{described.directory / file}: the added piece {quoted(piece.content)} has the id {quoted(given)}, "
+                f"and after the pieces of {path.name} it gets {ids[piece.content]}; correct the id, or give the "
+                "vocabulary that the piece was added to (--vocab)"
             )
         if added.setdefault(piece.content, piece) != piece:
             raise UserError(
-                f"{described.directory}: its files add {piece.content!r} in two ways, {added[piece.content]} and "
-                f"{piece}; correct the wrong one"
+                f"{described.directory}: its files add {quoted(piece.content)} in two ways, "
+                f"{shortened(str(added[piece.content]))} and {shortened(str(piece))}; correct the wrong one"
             )
     return tuple(sorted(added.values(), key=lambda piece: ids[piece.content]))

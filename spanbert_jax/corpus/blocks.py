@@ -11,7 +11,6 @@ and the label for next-sentence prediction (1: B is of another document; 0: B fo
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,8 +19,9 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 from etils import epath
 
+from spanbert_jax import json_files
 from spanbert_jax.config import Config, CorpusConfig
-from spanbert_jax.errors import UserError
+from spanbert_jax.errors import UserError, shortened
 from spanbert_jax.text.lines import hash_file
 from spanbert_jax.text.packing import FEATURE, SPANS_FEATURE
 from spanbert_jax.text.tokenizer import Tokenizer
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 SPLITS = ("train", "held_out")
 DATASET = "spanbert_blocks"
 METADATA_FILE = "metadata.json"
+_COUNTS = ("documents", "sentences", "pieces", "blocks")
 _READ_AHEAD = 1000  # records
 # Fields of config.corpus that came after format 2. Metadata without such a field means the field's default, so blocks
 # that do not use the field have the same bytes as before.
@@ -149,13 +150,13 @@ def lengths_file(split: str) -> str:
 def _read_lengths(path: Path, count: int) -> np.ndarray:
     again = f"delete {path.parent}, so that it is built again"
     try:
-        lengths = np.load(path)
+        lengths = np.array(np.load(path, mmap_mode="r"))  # A damaged header that is mapped asks for no memory.
     except FileNotFoundError as error:
         raise UserError(
             f"{path} is missing: it was removed, or an earlier version of this program built the blocks; {again}"
         ) from error
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path} is damaged ({error}); {again}") from error
+    except Exception as error:  # NumPy reads the header with Python's own parser, and raises what that raises
+        raise UserError(f"{path} is damaged ({shortened(error)}); {again}") from error
     if lengths.shape != (count,) or lengths.dtype != np.int32:
         raise UserError(
             f"{path} has lengths of type {lengths.dtype} and shape {lengths.shape}, and there are {count} blocks; "
@@ -183,7 +184,7 @@ def read_metadata(directory: Path | epath.Path) -> Metadata:
     path = directory / METADATA_FILE
     again = f"delete {directory}, so that it is built again"
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = json_files.read(path)
         if fields.get("format", 1) > FORMAT:
             raise UserError(
                 f"{path}: spanbert_jax {fields.get('version')} wrote these blocks, in format {fields['format']}, and "
@@ -192,13 +193,26 @@ def read_metadata(directory: Path | epath.Path) -> Metadata:
             )
         known = {"format": 1, "version": ""} | {name: fields[name] for name in fields if name in _FIELDS}
         metadata = Metadata(**known | {"piece_counts": np.array(fields["piece_counts"], dtype=np.int64)})
+        _check_types(metadata)
         if metadata.piece_counts.sum() != metadata.counts["train"]["pieces"]:
             raise ValueError("piece_counts do not add up to the pieces of the split 'train'")
         return metadata
     except FileNotFoundError as error:
         raise UserError(f"{directory} holds no blocks ({METADATA_FILE} is missing); build them first") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged ({error!r}); {again}") from error
+    except json_files.OTHER_SHAPE as error:
+        raise UserError(f"{path} is damaged ({shortened(repr(error))}); {again}") from error
+
+
+def _check_types(metadata: Metadata) -> None:
+    """Raises TypeError or KeyError where a field that is read later has another shape."""
+    kinds = (metadata.spans or {"kinds": []})["kinds"]
+    corpus = {name: value for name, value in metadata.corpus.items() if not isinstance(value, dict | list)}
+    numbers = [metadata.block_length, *(metadata.counts[split][name] for split in SPLITS for name in _COUNTS)]
+    texts = [metadata.fingerprint, metadata.tokenizer_fingerprint, *kinds]
+    if not (isinstance(kinds, list) and all(type(one) is int for one in numbers) and corpus == metadata.corpus):
+        raise TypeError("a count, the kinds of spans or a field of config.corpus is of another type")
+    if not all(isinstance(one, str) for one in texts) or not isinstance(metadata.sources, list):
+        raise TypeError("a fingerprint, a kind of spans or the sources are of another type")
 
 
 def open_blocks(directory: Path, split: str) -> Blocks:

@@ -18,7 +18,7 @@ def split_body(body: bytes, size: str | None) -> tuple[bytes, bytes]:
     """(the JSON, the bytes after it). size: the value of the header; raises Problem where it does not fit the body."""
     if size is None:
         return body, b""
-    if not size.isdecimal() or int(size) > len(body):
+    if not size.isdecimal() or len(size) > 18 or int(size) > len(body):
         raise Problem("malformed", f"the header {HEADER} is {size[:20]!r} for a body of {len(body):,} bytes")
     return body[: int(size)], body[int(size) :]
 

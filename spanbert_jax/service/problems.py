@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from spanbert_jax.errors import UserError
+from spanbert_jax.errors import UserError, shortened
 from spanbert_jax.serving.engine import ModelFailed
 from spanbert_jax.serving.scheduler import Expired, NotServing, Overloaded, TooLarge
 
@@ -23,6 +23,8 @@ class Kind(NamedTuple):
     tei: str  # the error_type of text-embeddings-inference that is nearest
     meaning: str
 
+
+_MOST = 400  # characters of a message
 
 PROBLEMS: dict[str, Kind] = {
     "malformed": Kind(400, "validation", "The body is not JSON in UTF-8."),
@@ -44,9 +46,11 @@ class Problem(Exception):
     """A response that is no answer."""
 
     def __init__(self, name: str, message: str, param: str | None = None, retry_after: float | None = None):
-        """name: of the row in `PROBLEMS`. param: the field that is wrong. retry_after: seconds."""
+        """name: of the row in `PROBLEMS`. param: the field that is wrong. retry_after: seconds. A message that quotes
+        much of a request is shortened, and so is the name of a field."""
         super().__init__(message)
-        self.name, self.message, self.param, self.retry_after = name, message, param, retry_after
+        self.name, self.message, self.retry_after = name, shortened(message, _MOST), retry_after
+        self.param = None if param is None else shortened(param)
 
     @property
     def status(self) -> int:

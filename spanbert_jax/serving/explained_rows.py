@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from spanbert_jax.errors import UserError
+from spanbert_jax.errors import UserError, quoted
 from spanbert_jax.tasks.entities.words import find_words, joined
 from spanbert_jax.tasks.example_files import Record, field
 from spanbert_jax.tasks.finetuning import Prediction, checked_span
@@ -81,7 +81,9 @@ def masked_case(tokenizer: Tokenizer, longest: int, record: Record, target: Any)
     places = [Place("text", *offset) for offset in offsets[: longest - 2]]
     hidden = [number for number, place in enumerate(places) if place.overlaps(Place("text", start, end))]
     if not hidden:
-        raise UserError(f"target is {target!r}, which has no piece among the {len(places)} of the row; give other text")
+        raise UserError(
+            f"target is {quoted(target)}, which has no piece among the {len(places)} of the row; give other text"
+        )
     pieces = [tokenizer.cls_id, *ids[: longest - 2], tokenizer.sep_id]
     for number in hidden:
         pieces[number + 1] = tokenizer.mask_id
@@ -106,7 +108,7 @@ def given_spans(case: Case, spans: Sequence[Sequence[Any]]) -> list[Place]:
         if text is None or any(type(end) is not int for end in named[1:]) or not 0 <= named[1] < named[2] <= len(text):
             fields = ", ".join(f"{name} with {len(text)} characters" for name, text in case.texts.items())
             form = "(start, end)" if len(case.texts) == 1 else "(field, start, end)"
-            raise UserError(f"a span is {span!r}; expected {form} in {fields}")
+            raise UserError(f"a span is {quoted(span)}; expected {form} in {fields}")
         found.append(Place(*named))
     return found
 

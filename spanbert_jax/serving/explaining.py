@@ -23,7 +23,7 @@ from jax.sharding import NamedSharding
 from spanbert_jax.batch import Batch, NumpyBatch
 from spanbert_jax.batches.shapes import Shape, plan_batches, shape_table
 from spanbert_jax.config import Config
-from spanbert_jax.errors import UserError
+from spanbert_jax.errors import UserError, quoted
 from spanbert_jax.model import pretraining_heads
 from spanbert_jax.serving.answers import Answerer
 from spanbert_jax.serving.explained_rows import Place, given_spans, masked_case, occluded, task_case
@@ -176,9 +176,9 @@ class Explainer:
         `given_spans`. Raises UserError on any other value, and on a record without a piece to explain.
         """
         if method not in METHODS:
-            raise UserError(f"method is {method!r}; it must be one of {', '.join(map(repr, METHODS))}")
+            raise UserError(f"method is {quoted(method)}; it must be one of {', '.join(map(repr, METHODS))}")
         if not isinstance(steps, int) or steps < 1:
-            raise UserError(f"steps is {steps!r}; expected a whole number from 1")
+            raise UserError(f"steps is {quoted(steps)}; expected a whole number from 1")
         if spans is not None and method != "occlusion":
             raise UserError(f"spans are masked by method='occlusion'; {method} attributes to every piece")
         if self._answerer:
@@ -201,7 +201,9 @@ class Explainer:
         else:
             explained, groups = _groups(given_spans(case, spans) if spans is not None else case.words, positions)
             if spans is not None and len(groups) < len(spans):
-                raise UserError(f"spans is {spans!r}; some have no piece in the row that is explained; leave them out")
+                raise UserError(
+                    f"spans is {quoted(spans)}; some have no piece in the row that is explained; leave them out"
+                )
             score, values = self._attributor.occlude(row, groups)
         tokens = [
             Token(case.texts[place.field][place.start : place.end], *place, float(value))

@@ -8,6 +8,7 @@ Offsets are characters (code points) of the text as given.
     spans           the characters [start, end) of a text without marks are replaced by whole words
 """
 
+import bisect
 import re
 from collections.abc import Sequence
 from itertools import pairwise
@@ -15,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from spanbert_jax.errors import UserError
+from spanbert_jax.errors import UserError, quoted
 from spanbert_jax.text.tokenizer import Tokenizer
 from spanbert_jax.text.wordpiece import is_own_word
 
@@ -81,7 +82,7 @@ def words_of(words: Words) -> tuple[int, int]:
     """(fewest, most) words; raises UserError where they are no numbers from 1 to 10 in order."""
     given = words if isinstance(words, tuple | list) else (words, words)
     if len(given) != 2 or not all(isinstance(n, int) for n in given) or not 1 <= given[0] <= given[1] <= MOST_WORDS:
-        raise UserError(f"words is {words!r}; expected a number from 1 to {MOST_WORDS}, or two of them in order")
+        raise UserError(f"words is {quoted(words)}; expected a number from 1 to {MOST_WORDS}, or two of them in order")
     fewest, most = given
     return fewest, most
 
@@ -118,7 +119,7 @@ def check_pairs(spans: Sequence[Span]) -> None:
     """Raises UserError where one of the spans is no (start, end)."""
     for span in spans:
         if not isinstance(span, tuple | list) or [type(number) for number in span] != [int, int]:
-            raise UserError(f"{span!r} is no span; give (start, end), two numbers of characters")
+            raise UserError(f"{quoted(span)} is no span; give (start, end), two numbers of characters")
 
 
 def check_text(text: str) -> None:
@@ -196,9 +197,10 @@ def _around(tokenizer: Tokenizer, text: str, gaps: Sequence[Gap]) -> tuple[list[
         around: list[list[int]] = [[] for _ in range(len(gaps) + 1)]
         clean = True
         for id, (begin, end) in zip(*tokenizer.tokenize_with_offsets(parts + text[at:]), strict=True):
-            passed = sum(place < begin for place in places)  # stand-ins that begin before the piece
-            clean &= not any(begin < place < end or begin == place < end - 1 for place in places)
-            if begin not in places:
+            passed = bisect.bisect_left(places, begin)  # stand-ins that begin before the piece
+            inside = places[passed : bisect.bisect_left(places, end)]
+            clean &= not any(begin < place or place < end - 1 for place in inside)
+            if places[passed : passed + 1] != [begin]:
                 around[passed].append(id)
         if clean:
             return tuple(around)

@@ -17,7 +17,7 @@ from typing import Any
 
 from jax.sharding import NamedSharding
 
-from spanbert_jax.errors import UserError
+from spanbert_jax.errors import UserError, quoted
 from spanbert_jax.serving.decoder_search import written
 from spanbert_jax.serving.decoding import ORDERS, Candidate, Choice, Query, Scores
 from spanbert_jax.serving.gap_lengths import Found, Solution, search
@@ -246,7 +246,7 @@ def made_for(weights: Weights) -> dict[str, Any]:
 def check_heads(heads: str, mix: float | None) -> None:
     """Raises UserError where `heads` of `Infiller.infill` is unknown, or has no use for `mix`."""
     if heads not in (MIXTURE, DECODER):
-        raise UserError(f"heads is {heads!r}; it must be {MIXTURE!r} or {DECODER!r}")
+        raise UserError(f"heads is {quoted(heads)}; it must be {MIXTURE!r} or {DECODER!r}")
     if heads == DECODER and mix is not None:
         raise UserError(f"mix is {mix}, and the decoder mixes no heads; leave mix out, or set heads={MIXTURE!r}")
 
@@ -254,7 +254,7 @@ def check_heads(heads: str, mix: float | None) -> None:
 def check_numbers(order: str, beam: int, alternatives: int) -> None:
     """Raises UserError where one of these arguments of `Infiller.infill` is out of its range."""
     if order not in ORDERS:
-        raise UserError(f"order is {order!r}; it must be one of {', '.join(ORDERS)}")
+        raise UserError(f"order is {quoted(order)}; it must be one of {', '.join(ORDERS)}")
     for name, value, least in (("beam", beam, 1), ("alternatives", alternatives, 0)):
         if not least <= value <= BEST:
             raise UserError(f"{name} is {value}; expected a number from {least} to {BEST}")

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from spanbert_jax import json_files
 from spanbert_jax.config import MaskingConfig
-from spanbert_jax.errors import UserError
+from spanbert_jax.errors import UserError, quoted, shortened
 from spanbert_jax.files import written_aside
 
 FILE = "infilling.json"  # in the directory of a checkpoint
@@ -91,15 +92,17 @@ def read_mixture(checkpoint: str, made_for: dict[str, Any]) -> Mixture | None:
         return None
     again = "fit it again (tools/fit_mixture.py), or delete it"
     try:
-        fields = json.loads(path.read_text())
-        found, weights = fields["made_for"], _numbers(fields["weights"], len(BUCKETS))
+        fields = json_files.read(path)
+        found, weights = dict(fields["made_for"]), _numbers(fields["weights"], len(BUCKETS))
         lengths, (alpha,) = _numbers(fields["lengths"], LONGEST), _numbers([fields["alpha"]], 1)
         if min(lengths) <= 0:
             raise ValueError("a length without a probability")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged ({error!r}); {again}") from error
+    except json_files.OTHER_SHAPE as error:
+        raise UserError(f"{path} is damaged ({shortened(repr(error))}); {again}") from error
     differing = [
-        f"{name} {found.get(name)!r}, not {value!r}" for name, value in made_for.items() if found.get(name) != value
+        f"{name} {quoted(found.get(name))}, not {value!r}"
+        for name, value in made_for.items()
+        if found.get(name) != value
     ]
     if differing:
         raise UserError(f"{path} was fitted for another checkpoint ({'; '.join(differing)}); {again}")

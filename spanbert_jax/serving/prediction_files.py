@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from spanbert_jax.errors import UserError
+from spanbert_jax.errors import UserError, quoted, shortened
 from spanbert_jax.files import written_aside
 from spanbert_jax.tasks.example_files import field, read_lines, read_records
 from spanbert_jax.tasks.finetuning import ExampleT, FineTuning, Identified, ModelT, Prediction
@@ -47,17 +47,17 @@ def read_predictions(path: Path, examples: Sequence[Identified], may_lack: bool)
             continue
         name = str(field(record, "id", (str, int), place))
         if name in found:
-            raise UserError(f"{place}: a second prediction for {name!r}; keep one")
+            raise UserError(f"{place}: a second prediction for {quoted(name)}; keep one")
         found[name] = {**record, "id": name}
     wanted = [str(example.id) for example in examples]
     missing = [name for name in wanted if name not in found]
     if missing and (not may_lack or len(missing) == len(wanted)):
         raise UserError(
-            f"{path}: lacks {len(missing):,} of the {len(wanted):,} ids in the data, the first {missing[0]!r}; give "
-            "predictions that were made for this data"
+            f"{path}: lacks {len(missing):,} of the {len(wanted):,} ids in the data, the first {quoted(missing[0])}; "
+            "give predictions that were made for this data"
         )
     others = sorted(set(found) - set(wanted))
     for what, ids in (("no prediction", missing), ("a prediction, and are not in the data", others)):
         if ids:
-            print(f"warning: {path}: {len(ids):,} ids have {what}; the first: {ids[0]}", file=sys.stderr)
+            print(f"warning: {path}: {len(ids):,} ids have {what}; the first: {shortened(ids[0])}", file=sys.stderr)
     return [found[name] for name in wanted if name in found]

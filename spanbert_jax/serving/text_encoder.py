@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding
 from spanbert_jax.batch import Batch, NumpyBatch
 from spanbert_jax.batches.shapes import plan_batches, shape_table
 from spanbert_jax.convert.names import ENCODER
-from spanbert_jax.errors import UserError
+from spanbert_jax.errors import UserError, quoted
 from spanbert_jax.model.row_pooling import ROW_POOLINGS, pool_rows, unit
 from spanbert_jax.model.span_pooling import POOLINGS, pool_spans
 from spanbert_jax.serving.functions import encode_function
@@ -76,12 +76,12 @@ class TextEncoder:
         a text without a piece.
         """
         if pooling not in ROW_POOLINGS:
-            raise UserError(f"pooling is {pooling!r}; it must be one of {', '.join(map(repr, ROW_POOLINGS))}")
+            raise UserError(f"pooling is {quoted(pooling)}; it must be one of {', '.join(map(repr, ROW_POOLINGS))}")
         predictor = self._predictor(self._numbered(layer), pooling, normalise)
         ids = self._tokenizer.tokenize_batch(_checked(texts))
         for number, (text, row) in enumerate(zip(texts, ids, strict=True)):
             if not row:
-                raise UserError(f"texts[{number}] is {text!r}, which has no pieces; leave it out")
+                raise UserError(f"texts[{number}] is {quoted(text)}, which has no pieces; leave it out")
         cut = [number for number, row in enumerate(ids) if len(row) > self._room]
         if cut:
             what = f"{len(cut):,} of {len(ids):,} texts are longer than {self._room + 2} pieces and were cut"
@@ -97,7 +97,7 @@ class TextEncoder:
         alone, outside of the text, or beyond the pieces that the model takes.
         """
         if pooling not in POOLINGS:
-            raise UserError(f"pooling is {pooling!r}; it must be one of {', '.join(map(repr, POOLINGS))}")
+            raise UserError(f"pooling is {quoted(pooling)}; it must be one of {', '.join(map(repr, POOLINGS))}")
         encoding = self.hidden_states([text], layer)[0]
         found = pieces_of_spans(text, spans, encoding.offsets[1:-1], encoding.cut)
         ends = jnp.array([found], jnp.int32).reshape(1, -1, 2)
@@ -108,8 +108,8 @@ class TextEncoder:
         layers = self._config.model.layers
         if not isinstance(layer, int | np.integer) or not -layers - 1 <= layer <= layers:
             raise UserError(
-                f"layer is {layer!r}; the model has {layers} layers: give 0 for the embeddings, 1 to {layers}, or "
-                f"-{layers + 1} to -1, which is the last layer"
+                f"layer is {quoted(layer)}; the model has {layers} layers: give 0 for the embeddings, 1 to {layers}, "
+                f"or -{layers + 1} to -1, which is the last layer"
             )
         number = int(layer) % (layers + 1)
         return None if number == layers else number

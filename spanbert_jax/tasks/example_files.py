@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from spanbert_jax.errors import UserError
+from spanbert_jax import json_files
+from spanbert_jax.errors import UserError, listed, shortened
 from spanbert_jax.text import lines
 
 Role = Literal["train", "dev", "predict"]  # in "predict" no labels are read
@@ -24,6 +25,7 @@ Lines = Iterator[tuple[int, str]]  # (number from 1, line with its end)
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _JSON_BEGINS = re.compile(r"\s*(\{\s*(\"|\}|$)|\[\s*(\{|\]|$))")
 _HEAD = 200  # first lines, which decide a file's format
+_BEGINNING = 10_000  # characters of each of them in which JSON is looked for
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ def split_head(found: Lines) -> tuple[list[tuple[int, str]], Lines]:
 
 def is_json(head: Sequence[tuple[int, str]]) -> bool:
     """Whether lines begin like a JSON object or a list of objects. A text such as "[laughs]" does not."""
-    return bool(_JSON_BEGINS.match("".join(line for _, line in head)))
+    return bool(_JSON_BEGINS.match("".join(line[:_BEGINNING] for _, line in head)))
 
 
 def is_plain_text(source: Path | Contents) -> bool:
@@ -128,8 +130,8 @@ def read_records(source: Path | Contents, found: Lines) -> Iterator[tuple[str, d
     if first is None:
         return
     try:
-        is_one = isinstance(json.loads(first[1]), dict)
-    except (ValueError, RecursionError):
+        is_one = isinstance(json_files.parse(first[1]), dict)
+    except ValueError:
         is_one = False  # the value goes on in the next line, or is damaged
     if is_one:
         for number, line in itertools.chain([first], found):
@@ -148,11 +150,11 @@ def read_records(source: Path | Contents, found: Lines) -> Iterator[tuple[str, d
 def load_json(text: str, place: str) -> Any:
     """The value of a JSON text; raises UserError, naming `place` and, in a text of several lines, the line."""
     try:
-        return json.loads(text)
+        return json_files.parse(text)
     except json.JSONDecodeError as error:
         line = f", line {error.lineno}" if "\n" in text.rstrip("\n") else ""
         raise UserError(f"{place}{line}: not JSON ({error.msg} at character {error.colno}); repair it") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"{place}: not JSON that can be read ({error}); repair it") from error
 
 
@@ -179,9 +181,9 @@ def field(record: Any, name: str, kind: type | tuple[type, ...], place: str) -> 
     if not isinstance(record, Mapping):
         found = f"{type(record).__name__} instead of an object with {name!r}"
     elif name in record:
-        found = f"{name!r} is {json.dumps(value, default=str)[:60]}"
+        found = f"{name!r} is {shortened(json.dumps(value, default=str), 60)}"
     else:
-        found = f"no {name!r}, only {', '.join(map(repr, record))}"
+        found = f"no {name!r}, only {listed(list(map(repr, record)))}"
     expected = " or ".join("text" if one is str else one.__name__ for one in kinds)
     raise UserError(f"{place}: {found}; expected {name!r} with a value of type {expected}")
 

@@ -18,7 +18,7 @@ import numpy as np
 from spanbert_jax.batch import Batch, NumpyBatch
 from spanbert_jax.batches.shapes import Shape, plan_batches, shape_table
 from spanbert_jax.config import Config, reads_spans
-from spanbert_jax.errors import UserError
+from spanbert_jax.errors import UserError, quoted, shortened
 from spanbert_jax.model import linear_heads
 from spanbert_jax.tasks.entities.words import NO_STYLE, WordStyle
 from spanbert_jax.tasks.example_files import Record, Role, Source
@@ -67,8 +67,14 @@ class Learnt:
 
     @classmethod
     def from_metadata(cls, saved: Metadata) -> "Learnt":
-        """The facts that a checkpoint kept."""
-        return cls(saved.labels, saved.special, saved.nested, WordStyle.from_json(saved.words))
+        """The facts that a checkpoint kept. Raises UserError where they are not as they were written."""
+        try:
+            return cls(saved.labels, saved.special, saved.nested, WordStyle.from_json(saved.words))
+        except (TypeError, AttributeError) as error:
+            raise UserError(
+                f"the checkpoint's metadata has {quoted(saved.words)} as words, and not what it was written with "
+                f"({shortened(error)}); restore it, or name another one"
+            ) from error
 
 
 NOTHING = Learnt()
@@ -261,7 +267,7 @@ def checked_span(target: Any, text: str, form: str) -> tuple[Any, ...]:
         start, end = target[:2]
         if type(start) is int and type(end) is int and 0 <= start < end <= len(text):
             return tuple(target)
-    raise UserError(f"target is {target!r}; expected {form}, characters of a text that has {len(text)}")
+    raise UserError(f"target is {quoted(target)}; expected {form}, characters of a text that has {len(text)}")
 
 
 def cross_entropy_sum(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> jax.Array:

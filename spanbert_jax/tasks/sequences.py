@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from spanbert_jax.batch import Batch
-from spanbert_jax.errors import UserError
+from spanbert_jax.errors import UserError, listed, quoted, shortened
 from spanbert_jax.model import linear_heads
 from spanbert_jax.model.linear_heads import TaskModel
 from spanbert_jax.tasks.finetuning import ExampleT, FineTuning, cross_entropy_sum, mean_loss, row_logits
@@ -47,7 +47,9 @@ class SequenceTask(FineTuning[ExampleT, TaskModel]):
         """The logit of the label that `target` names."""
         labels = self.learnt.labels
         if target not in labels:
-            raise UserError(f"target is {target!r}; it must be one of the labels {', '.join(map(repr, labels))}")
+            raise UserError(
+                f"target is {quoted(target)}; it must be one of the labels {listed([*map(repr, labels)], 50)}"
+            )
         return {0: [labels.index(target)]}
 
     def refuse_new_labels(self, labels: Sequence[tuple[str, str]], source: str, name: str) -> None:
@@ -60,8 +62,8 @@ class SequenceTask(FineTuning[ExampleT, TaskModel]):
             id, label = unseen[0]
             raise UserError(
                 f"{source}: {len(unseen):,} of {len(labels):,} examples have a {name} that config.data.train lacks, "
-                f"the first is {id} with {label!r}; config.data.train has {', '.join(self.learnt.labels)}; train on "
-                f"examples of every {name}, or take these examples out"
+                f"the first is {shortened(id)} with {quoted(label)}; config.data.train has "
+                f"{listed(self.learnt.labels, 50)}; train on examples of every {name}, or take these examples out"
             )
 
 

@@ -1,8 +1,8 @@
 """The documents in the lines of a file: plain text, JSON lines, JSON lists, WikiExtractor's output.
 
 Invariant: a file's first lines decide, once, which format all of it has. A file in none of these formats is refused,
-never taken for plain text, and the error quotes the first line. Memory is bounded by a few lines, or by one JSON value,
-whatever the size of the file.
+never taken for plain text, and the error quotes the first line. Memory is bounded by a few lines, or by one JSON value
+of at most about `JSON_CHARS`, whatever the size of the file.
 """
 
 import html
@@ -13,11 +13,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-from spanbert_jax.errors import UserError
+from spanbert_jax import json_files
+from spanbert_jax.errors import UserError, listed, shortened
 
 _HEAD_LINES = 5  # lines that are not blank, which decide on the format
 _HEAD_CHARS = 100_000  # The format is decided by fewer lines once they have so many characters.
-_JSON_CHARS = 64_000_000  # the most that one JSON value of several lines may have, about
+JSON_CHARS = 64_000_000  # the most that one JSON value may have, about; a long book has 3 million
+_TITLE_CHARS = 10_000  # of a <doc ...> line that are searched for the title
 _FORMATS = "corpus files are plain text, JSON lines or lists with a string 'text', or WikiExtractor's output"
 
 # Text may begin with a bracket ("[Illustration]", "{{Infobox"), so what follows the bracket decides.
@@ -54,10 +56,10 @@ def parse(path: Path, lines: Iterator[tuple[int, str]], document_break: str) -> 
     if not head:
         return
     lines = itertools.chain(head, lines)
-    number, first = next(_joined(head))
+    number, first = next(_joined(path, head))
     first = first.lstrip()
     if _JSON.match(first.rstrip()) or _JSON_NAME.search(path.name):
-        yield from _parse_json(path, _joined(lines))
+        yield from _parse_json(path, lines)
     elif first.startswith("<doc "):
         yield from _parse_wiki(path, lines)
     elif found := _refused(path, [line for _, line in head]):
@@ -97,10 +99,23 @@ def _refused(path: Path, head: list[str]) -> tuple[str, str] | None:
     return None
 
 
-def _joined(lines: Iterable[tuple[int, str]]) -> Iterator[tuple[int, str]]:
+def _joined(path: Path, lines: Iterable[tuple[int, str]]) -> Iterator[tuple[int, str]]:
     """Whole lines from parts of lines, which have their line's number."""
     for number, pieces in itertools.groupby(lines, lambda line: line[0]):
-        yield number, "".join(piece for _, piece in pieces)
+        parts, size = [], 0
+        for _, piece in pieces:
+            parts.append(piece)
+            size += len(piece)
+            if size > JSON_CHARS:
+                raise _too_long(path, number)
+        yield number, "".join(parts)
+
+
+def _too_long(path: Path, number: int) -> UserError:
+    return UserError(
+        f"{path}, line {number}: no whole JSON value within {JSON_CHARS:,} characters, the most that one may have; "
+        "cut its text, or repair it"
+    )
 
 
 def _parse_json(path: Path, lines: Iterator[tuple[int, str]]) -> Iterator[str | None]:
@@ -108,13 +123,20 @@ def _parse_json(path: Path, lines: Iterator[tuple[int, str]]) -> Iterator[str | 
 
     The objects stand one in each line, or span lines, or are the items of lists.
     """
-    number, first = next(lines)
-    lines = itertools.chain([(number, first)], lines)
+    head = [next(lines)]
+    is_list = head[0][1].lstrip().startswith("[")
+    # The first line tells whether each line is an object. The line of a list may be as long as the file.
+    while not is_list and not head[-1][1].endswith("\n") and (more := next(lines, None)):
+        head.append(more)
+        if sum(len(part) for _, part in head) > JSON_CHARS:
+            raise _too_long(path, head[0][0])
     try:
-        one_a_line = isinstance(json.loads(first), dict)
+        one_a_line = not is_list and isinstance(json_files.parse("".join(part for _, part in head)), dict)
     except ValueError:
         one_a_line = False
-    for number, record in _parse_each(path, lines) if one_a_line else _parse_values(path, lines):
+    lines = itertools.chain(head, lines)
+    records = _parse_each(path, _joined(path, lines)) if one_a_line else _parse_values(path, lines)
+    for number, record in records:
         text = record.get("text") if isinstance(record, dict) else None
         if not isinstance(text, str):
             found = f"no string field 'text', but {_describe(record)}"
@@ -128,8 +150,7 @@ def _describe(record: Any) -> str:
     if isinstance(record, dict) and "text" in record:
         return f"'text' is {json.dumps(record['text'])[:60]}"
     if isinstance(record, dict) and record:
-        names = list(map(str, record))
-        return f"the fields {', '.join(names[:10])}" + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+        return f"the fields {listed(record)}"
     return _JSON_TYPES.get(type(record), "a number")
 
 
@@ -138,36 +159,44 @@ def _parse_each(path: Path, lines: Iterator[tuple[int, str]]) -> Iterator[tuple[
     for number, line in lines:
         if line.strip():
             try:
-                yield number, json.loads(line)
+                yield number, json_files.parse(line)
             except ValueError as error:
                 _not_json(path, number, error)
 
 
 def _parse_values(path: Path, lines: Iterator[tuple[int, str]]) -> Iterator[tuple[int, Any]]:
     """(line number, value) of JSON values one after another; a list counts as its items."""
-    decoder = json.JSONDecoder()
     text, place, line, inside = "", 0, 0, False  # `line` is the one that text[place] stands in
-    needed = 0  # A value that was not whole is tried again when `text` has so many characters from `place` on.
-    for number, more in itertools.chain(lines, [(0, "")]):
+    more: list[str] = []  # follows `text`
+    size, needed = 0, 0  # A value that was not whole is tried again when there are `needed` characters from `place` on.
+    for number, part in itertools.chain(lines, [(0, "")]):
         line = line or number
-        text, place = text[place:] + more, 0
-        while more == "" or len(text) - place >= needed:
+        more.append(part)
+        size += len(part)
+        if part and size < needed:
+            continue
+        text, place, more = text[place:] + "".join(more), 0, []
+        while True:
             space = (_ITEM_BREAK if inside else _VALUE_BREAK).match(text, place)
             start = space.end() if space else place
             line += text.count("\n", place, start)
-            place = start
-            if place == len(text):
+            place, size = start, len(text) - start
+            if not size:
                 break
             if text[place] in "[]" and (text[place] == "]") == inside:
-                inside, place = not inside, place + 1
+                inside, place, needed = not inside, place + 1, 0
                 continue
             try:
-                value, end = decoder.raw_decode(text, place)
-            except ValueError as error:
-                needed = 2 * (len(text) - place)
-                if more == "" or needed > _JSON_CHARS:
+                value, end = json_files.parse_first(text, place)
+            except json_files.NotWhole as error:
+                if not part:
                     _not_json(path, line, error)
+                if size > JSON_CHARS:
+                    raise _too_long(path, line) from error
+                needed = min(2 * size, JSON_CHARS + 1)
                 break
+            except ValueError as error:
+                _not_json(path, line, error)
             yield line, value
             line += text.count("\n", place, end)
             place, needed = end, 0
@@ -176,7 +205,7 @@ def _parse_values(path: Path, lines: Iterator[tuple[int, str]]) -> Iterator[tupl
 
 
 def _not_json(path: Path, number: int, error: ValueError) -> NoReturn:
-    reason = str(error).partition(": line ")[0]
+    reason = shortened(str(error).partition(": line ")[0])
     raise UserError(f"{path}, line {number}: not JSON ({reason}); a .jsonl file has one object a line") from error
 
 
@@ -186,7 +215,7 @@ def _parse_wiki(path: Path, lines: Iterator[tuple[int, str]]) -> Iterator[str | 
     inside = False
     for number, line in lines:
         if line.startswith("<doc "):
-            match = re.search(r'title="(.*?)"\s*>', line)
+            match = re.search(r'title="(.*?)"\s*>', line[:_TITLE_CHARS])
             title = html.unescape(match[1]) if match else ""
             inside = True
             yield None

@@ -2,11 +2,14 @@
 
 Invariant: the file's bytes decide how the file is read, never its name. A file that is not UTF-8 text, compressed or
 not, is refused in one line, which names the file and the line and advises a command that suits the bytes found there.
+Memory is bounded by the longest part of a line that is given, `LINE_CHARS` at most. What a compressed file gives to a
+reader of whole lines, which keeps them, is bounded by the file's size (`MOST_TIMES`).
 """
 
 import bz2
 import codecs
 import contextlib
+import errno
 import gzip
 import hashlib
 import io
@@ -20,7 +23,54 @@ from typing import IO, Any, NamedTuple
 
 from spanbert_jax.errors import UserError
 
+LINE_CHARS = 2**28  # of a line that is given whole. TACRED's training set, a list in one line, has about 1.5e8.
+# A compressed file with whole lines gives so many times its size, or so many bytes, whichever is more. Text takes
+# a third to a tenth of its size in gzip. A file of repetitions alone, made to fill the memory, takes a thousandth.
+MOST_TIMES = 40
+MOST_UNPACKED = 2**26
+_XZ_MEMORY = 2**28  # bytes that a decompressor of xz may take; files of xz -9 need 2**26
+
 _BUFFER = 2**16  # bytes; so many at a file's start decide what the file is
+PART_BYTES = 2**20  # bytes of a line that are looked at together
+
+
+class XzFile(io.RawIOBase):
+    """The decompressed bytes of an .xz file, read with at most `_XZ_MEMORY` for the decompressor; lzma.LZMAFile has no
+    limit, and a file can ask for 4 GB."""
+
+    def __init__(self, raw: IO[bytes]) -> None:
+        self._raw, self._input = raw, b""
+        self._decoder = lzma.LZMADecompressor(memlimit=_XZ_MEMORY)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._decoder.eof or self._begins_next():
+            if not self._input and self._decoder.needs_input:
+                self._input = self._raw.read(_BUFFER)
+                if not self._input:
+                    raise EOFError("it ends inside of its stream")
+            try:
+                data, self._input = self._decoder.decompress(self._input, len(buffer)), b""
+            except lzma.LZMAError as error:
+                if "limit" in str(error):
+                    more = f"to decompress its xz takes over {_XZ_MEMORY:,} bytes of memory; give it decompressed"
+                    raise OSError(errno.ENOMEM, more) from error
+                raise
+            if data:
+                buffer[: len(data)] = data
+                return len(data)
+        return 0
+
+    def _begins_next(self) -> bool:
+        """Whether another stream follows the one that has ended, after any padding."""
+        rest = self._decoder.unused_data.lstrip(b"\0")
+        while not rest and (more := self._raw.read(_BUFFER)):
+            rest = more.lstrip(b"\0")
+        if rest:
+            self._decoder, self._input = lzma.LZMADecompressor(memlimit=_XZ_MEMORY), rest
+        return bool(rest)
 
 
 class _Compression(NamedTuple):
@@ -34,7 +84,7 @@ class _Compression(NamedTuple):
 _COMPRESSIONS = {
     b"\x1f\x8b": _Compression("gzip", lambda raw: gzip.GzipFile(fileobj=raw), "gzip -dc"),
     b"BZh": _Compression("bzip2", bz2.BZ2File, "bzip2 -dc"),
-    b"\xfd7zXZ\0": _Compression("xz", lzma.LZMAFile, "xz -dc"),
+    b"\xfd7zXZ\0": _Compression("xz", XzFile, "xz -dc"),
 }
 _REFUSED = {  # the bytes that a file begins with -> (what the file is, what to do)
     b"\x28\xb5\x2f\xfd": ("compressed by zstd", "decompress it: zstd -d"),
@@ -53,6 +103,44 @@ _BYTE_ORDER_MARKS = (  # UTF-32's come first, because the little-endian one begi
     (codecs.BOM_UTF16_BE, "UTF-16"),
 )
 _LINES_TO_JUDGE = 1000  # An encoding is guessed from so many lines that are not UTF-8.
+
+
+class _Counted(io.RawIOBase):
+    """An open file that counts the bytes which are read from it: `size`."""
+
+    def __init__(self, file: Any) -> None:
+        self._file, self.size = file, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count = int(self._file.readinto(buffer))
+        self.size += count
+        return count
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+class _Unpacked(_Counted):
+    """The decompressed bytes of a file; raises UserError once they are too many for the compressed bytes read."""
+
+    def __init__(self, packed: _Counted, stream: Any, compression: _Compression, path: Path | str) -> None:
+        super().__init__(compression.open(stream))
+        self._packed, self._compression, self._path = packed, compression, path
+
+    def readinto(self, buffer: Any) -> int:
+        count = super().readinto(buffer)
+        if self.size > max(MOST_UNPACKED, MOST_TIMES * self._packed.size):
+            kind, command = self._compression.name, f"{self._compression.command} {shlex.quote(str(self._path))}"
+            raise UserError(
+                f"{self._path}: {self._packed.size:,} bytes of {kind} give over {self.size - 1:,} bytes of text; the "
+                f"most is {MOST_TIMES} times the size, or {MOST_UNPACKED:,} bytes. If the text is right, give it "
+                f"decompressed: {command} > FILE"
+            )
+        return count
 
 
 class Content(io.RawIOBase):
@@ -114,26 +202,34 @@ def numbered_lines(
       path: the name that errors give; any words where there is no file.
       raw: the bytes; closed when the lines end.
       universal: LF, CRLF and CR all end a line, and are given as LF.
-      limit: the most characters that are given at once, -1 for any number; a longer line comes in several parts with
-        the same number.
+      limit: the most characters that are given at once; a longer line comes in several parts with the same number.
+        -1: each line is given whole. A line then has `LINE_CHARS` at most, and a compressed file is refused that gives
+        more than `MOST_TIMES` its size and `MOST_UNPACKED` bytes.
       whole: all of the bytes, where there is no file that could be read again for an error message (standard input).
     """
     number, ended, compression = 0, True, None
     try:
         with contextlib.ExitStack() as opened:
-            stream: Any = opened.enter_context(io.BufferedReader(raw, _BUFFER))
+            packed = _Counted(raw)
+            stream: Any = opened.enter_context(io.BufferedReader(packed, _BUFFER))
             head = stream.peek(_BUFFER)
             compression = next(
                 (compression for magic, compression in _COMPRESSIONS.items() if head.startswith(magic)), None
             )
             if compression:
-                stream = opened.enter_context(io.BufferedReader(compression.open(stream), _BUFFER))
+                unpacked = _Unpacked(packed, stream, compression, path) if limit < 0 else compression.open(stream)
+                stream = opened.enter_context(io.BufferedReader(unpacked, _BUFFER))
                 head = stream.peek(_BUFFER)
             _refuse(path, head, compression)
             newline = None if universal or (b"\r" in head and b"\n" not in head) else "\n"
             text = opened.enter_context(io.TextIOWrapper(stream, encoding="utf-8-sig", newline=newline))
-            while line := text.readline(limit):
+            while line := text.readline(limit if limit >= 0 else LINE_CHARS + 1):
                 number, ended = number + ended, line.endswith("\n")
+                if limit < 0 and len(line) > LINE_CHARS:
+                    raise UserError(
+                        f"{path}, line {number}: is longer than {LINE_CHARS:,} characters, the most that a line may "
+                        "have; cut it into lines"
+                    )
                 yield number, line
     except UnicodeDecodeError as error:
         raise UserError(_undecodable(path, whole, compression, error)) from error
@@ -181,16 +277,20 @@ def _undecodable(
     """
     if whole is None and not Path(path).is_file():
         return f"{path}: byte 0x{error.object[error.start]:02x} is not UTF-8; give UTF-8 text"
-    where, undecoded, offset = "", [], 0
+    where, undecoded, offset, number, carried = "", [], 0, 1, b""
     with contextlib.suppress(EOFError, zlib.error, lzma.LZMAError, OSError), _reopened(path, whole) as raw:
-        for number, line in enumerate(compression.open(raw) if compression else raw, start=1):
+        file = io.BufferedReader(compression.open(raw)) if compression else raw
+        while (read := file.readline(PART_BYTES)) or carried:
+            part, carried = carried + read, b""
             try:
-                line.decode()
+                # A character that is cut at the end of a part belongs to the next one.
+                used = codecs.utf_8_decode(part, "strict", not read or part.endswith(b"\n"))[1]
+                part, carried = part[:used], part[used:]
             except UnicodeDecodeError as found:
-                byte = line[found.start]
+                byte = part[found.start]
                 where = where or f"{path}, line {number}: byte {offset + found.start} (0x{byte:02x}) is not UTF-8"
-                undecoded.append(line[:_BUFFER].decode(errors="surrogateescape"))
-            offset += len(line)
+                undecoded.append(part[:_BUFFER].decode(errors="surrogateescape"))
+            offset, number = offset + len(part), number + part.endswith(b"\n")
             if len(undecoded) == _LINES_TO_JUDGE:
                 break
     return f"{where}; {_conversion(path, compression, _latin_encoding(' '.join(undecoded)))}"

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from operator import itemgetter
 from typing import Any, NamedTuple
 
-from spanbert_jax.errors import UserError
+from spanbert_jax.errors import UserError, quoted, shortened
 from spanbert_jax.text import tagger
 from spanbert_jax.text.words import Words
 
@@ -99,7 +99,7 @@ class TagPattern(Rule):
         unknown = sorted(letters - {*tagger.LETTERS, tagger.OTHER})
         if unknown:
             raise UserError(
-                f"rule {rule!r}: {unknown[0]!r} stands for no part of speech; the letters are "
+                f"rule {quoted(rule)}: {unknown[0]!r} stands for no part of speech; the letters are "
                 f"{', '.join((*tagger.LETTERS, tagger.OTHER))} (docs/spans.md)"
             )
         self.kinds, self.made_by = (name,), (tagger.version(),)
@@ -180,6 +180,6 @@ def _compiled(pattern: str, rule: str) -> Any:
     except re2.error as error:
         found = error.args[0].decode(errors="replace") if isinstance(error.args[0], bytes) else error
         raise UserError(
-            f"rule {rule!r}: the pattern does not parse: {found}; patterns are RE2's, without look-around and "
-            "back-references"
+            f"rule {quoted(rule)}: the pattern does not parse: {shortened(found)}; patterns are RE2's, without "
+            "look-around and back-references"
         ) from error

@@ -6,14 +6,14 @@ Invariant: as in `span_rules`.
 import functools
 import importlib.metadata
 import importlib.util
-import json
 import unicodedata
 from collections.abc import Collection
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from spanbert_jax.errors import UserError
+from spanbert_jax import json_files
+from spanbert_jax.errors import UserError, quoted, shortened
 from spanbert_jax.text.documents import hash_text
 from spanbert_jax.text.lines import read_lines
 from spanbert_jax.text.span_rules import INSTALL, Document, Rule, Span, flat, widened
@@ -34,7 +34,7 @@ class Gazetteer(Rule):
         entries = (split_words(line).words for _, line in read_lines(Path(path)))
         self._entries = {tuple(words) for words in entries if words}
         if not self._entries:
-            raise UserError(f"rule {rule!r}: {path} has no entry; give one a line")
+            raise UserError(f"rule {quoted(rule)}: {path} has no entry; give one a line")
         self._lengths: dict[str, list[int]] = {}  # first word -> the lengths of the entries with it, longest first
         for first, length in sorted({(words[0], len(words)) for words in self._entries}, reverse=True):
             self._lengths.setdefault(first, []).append(length)
@@ -75,8 +75,8 @@ class SpacyModel(Rule):
         self.kinds = (*(label for label in labels if label not in _NUMERICAL), *(("NP",) if self._has_chunks else ()))
         if not self.kinds:
             raise UserError(
-                f"rule {rule!r}: the model has neither entities nor a parser ({', '.join(pipeline.pipe_names)}); give "
-                "one that has"
+                f"rule {quoted(rule)}: the model has neither entities nor a parser ({', '.join(pipeline.pipe_names)}); "
+                "give one that has"
             )
         self._model, self._rule = model, rule
         self.made_by = (
@@ -108,15 +108,15 @@ class SpacyModel(Rule):
 @functools.cache
 def _spacy_pipeline(model: str, rule: str) -> Any:
     if importlib.util.find_spec("spacy") is None:
-        raise UserError(f"rule {rule!r} needs spaCy, which is not installed: {INSTALL}")
+        raise UserError(f"rule {quoted(rule)} needs spaCy, which is not installed: {INSTALL}")
     import spacy
 
     try:
         return spacy.load(model, exclude=["lemmatizer"])
     except (OSError, ValueError) as error:
         raise UserError(
-            f"rule {rule!r}: spaCy cannot load {model!r} ({str(error).splitlines()[0]}); install it with pip, or give "
-            "its directory"
+            f"rule {quoted(rule)}: spaCy cannot load {quoted(model)} ({str(error).splitlines()[0]}); install it with "
+            "pip, or give its directory"
         ) from error
 
 
@@ -144,7 +144,7 @@ class SpanFile(Rule):
                 self._spans[key] = line, spans
         self.kinds = tuple(kinds)
         if not kinds:
-            raise UserError(f"rule {rule!r}: {path} holds no span; tools/find_spans.py --json writes such files")
+            raise UserError(f"rule {quoted(rule)}: {path} holds no span; tools/find_spans.py --json writes such files")
 
     def find(self, document: Document) -> list[list[Span]]:
         """Raises UserError as `check`."""
@@ -168,7 +168,7 @@ class SpanFile(Rule):
             return ""
         line, spans = self._spans[key]
         for begin, end, _ in spans:
-            where = f"{self._path}, line {line}: the span {begin} to {end}"
+            where = f"{self._path}, line {line}: the span {quoted(begin)} to {quoted(end)}"
             if end > len(text):
                 raise UserError(
                     f"{where} lies outside its document, which has {len(text):,} characters; count code points of the "
@@ -186,26 +186,26 @@ class SpanFile(Rule):
         missing = [(line, key) for key, (line, _) in self._spans.items() if key not in keys]
         if missing:
             raise UserError(
-                f"{self._path}, line {missing[0][0]}: the corpus has no document with the key {missing[0][1]!r}, and "
-                f"lacks {len(missing):,} of {len(self._spans):,} documents in all; tools/find_spans.py --json writes "
-                "the keys of documents"
+                f"{self._path}, line {missing[0][0]}: the corpus has no document with the key {quoted(missing[0][1])}, "
+                f"and lacks {len(missing):,} of {len(self._spans):,} documents in all; tools/find_spans.py --json "
+                "writes the keys of documents"
             )
 
 
 def _parsed(text: str, where: str, kinds: dict[str, int], rule: str) -> tuple[str, list[Span]]:
     """The key and the spans of a line; adds new kinds to `kinds` (name -> number, from 0)."""
     try:
-        fields = json.loads(text)
+        fields = json_files.parse(text)
         key, spans = fields["key"], []
         if not isinstance(key, str):
-            raise TypeError(f"the key is {key!r}")
+            raise TypeError(f"the key is {quoted(key)}")
         for begin, end, kind in fields["spans"]:
             if type(begin) is not int or type(end) is not int or not 0 <= begin < end or not isinstance(kind, str):
-                raise ValueError(f"a span is {[begin, end, kind]}")
+                raise ValueError(f"a span is {quoted([begin, end, kind])}")
             spans.append((begin, end, kinds.setdefault(check_kind(kind, rule), len(kinds))))
-    except (ValueError, KeyError, TypeError) as error:
+    except json_files.OTHER_SHAPE as error:
         raise UserError(
             f'{where}: should be like {{"key": "8c1f3d0a55e0b7e2", "spans": [[0, 12, "PERSON"]]}}, with begin before '
-            f"end ({error!r})"
+            f"end ({shortened(repr(error))})"
         ) from error
     return key.lower(), sorted(spans)

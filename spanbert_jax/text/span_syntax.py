@@ -7,7 +7,7 @@ by nothing else.
 import re
 from typing import NamedTuple
 
-from spanbert_jax.errors import UserError
+from spanbert_jax.errors import UserError, quoted
 
 SEPARATOR = "; "  # between two rules
 WITHOUT_ARGUMENT = ("sentence", "capitals")
@@ -42,15 +42,19 @@ def _parse(written: str) -> Parsed:
     if name in WITH_PATTERN:
         kind, equals, pattern = argument.partition("=")
         if not equals or not pattern:
-            raise UserError(f"rule {written!r} has no pattern; write {name}:NAME=PATTERN")
+            raise UserError(f"rule {quoted(written)} has no pattern; write {name}:NAME=PATTERN")
         return Parsed(written, name, check_kind(kind, written), pattern)
     if (name in WITHOUT_ARGUMENT and not colon) or (name in WITH_SOURCE and argument):
         return Parsed(written, name, "", argument)
-    raise UserError(f"{written!r} is no rule for spans; the rules are {_RULES}, with '; ' between two (docs/spans.md)")
+    raise UserError(
+        f"{quoted(written)} is no rule for spans; the rules are {_RULES}, with '; ' between two (docs/spans.md)"
+    )
 
 
 def check_kind(name: str, rule: str) -> str:
     """The name of a kind of spans; raises UserError, naming the rule, where it has other characters than a name."""
     if not _NAME.fullmatch(name):
-        raise UserError(f"rule {rule!r}: {name!r} is no name of a kind; use letters, digits, '_', '-' and '.'")
+        raise UserError(
+            f"rule {quoted(rule)}: {quoted(name)} is no name of a kind; use letters, digits, '_', '-' and '.'"
+        )
     return name

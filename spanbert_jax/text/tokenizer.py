@@ -19,7 +19,8 @@ from typing import Any, TypeVar
 import numpy as np
 import sentencepiece
 
-from spanbert_jax.errors import UserError
+from spanbert_jax import json_files
+from spanbert_jax.errors import UserError, quoted, shortened
 from spanbert_jax.files import is_plain_name, written_aside
 from spanbert_jax.text import tokenizer_json, wordpiece
 from spanbert_jax.text.tokenizer_json import JsonEngine, JsonSettings
@@ -282,24 +283,26 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     """The tokenizer that `save` wrote; raises UserError where a file is missing or was changed since."""
     path = directory / METADATA_FILE
     try:
-        metadata = json.loads(_read(path, "a tokenizer saved by this program"))
+        metadata = json_files.parse(_read(path, "a tokenizer saved by this program"))
         kind, lowercase, name = metadata["kind"], metadata["lowercase"], metadata["vocabulary"]
         if kind not in VOCABULARY_FILES:
-            raise ValueError(f"kind {kind!r:.100} is none of {', '.join(VOCABULARY_FILES)}")
+            raise ValueError(f"kind {quoted(kind)} is none of {', '.join(VOCABULARY_FILES)}")
         if not is_plain_name(name):
-            raise ValueError(f"vocabulary {name!r:.100} is not the name of a file beside it")
+            raise ValueError(f"vocabulary {quoted(name)} is not the name of a file beside it")
         vocab_size, fingerprint = metadata["vocab_size"], metadata["fingerprint"]
         of_kind: Any = JsonSettings if kind == tokenizer_json.KIND else WordPieceSettings
         settings = of_kind.from_dict(metadata.get("settings", {}))
-    except (ValueError, KeyError, TypeError) as error:
+        vocabulary = _read(directory / name, "a vocabulary")
+        tokenizer = Tokenizer(kind, vocabulary, lowercase, str(directory / name), settings)
+    except json_files.OTHER_SHAPE as error:
         raise UserError(
-            f"{path} is not a tokenizer's metadata ({error!r}); restore it or train the tokenizer again"
+            f"{path} is not a tokenizer's metadata ({shortened(repr(error))}); restore it or train the tokenizer again"
         ) from error
-    tokenizer = Tokenizer(kind, _read(directory / name, "a vocabulary"), lowercase, str(directory / name), settings)
     if tokenizer.fingerprint != fingerprint:
         raise UserError(
             f"{directory / name} has {tokenizer.vocab_size} pieces and fingerprint {tokenizer.fingerprint[:12]}; "
-            f"{path.name} beside it was written for {vocab_size} and {fingerprint[:12]}: restore the vocabulary file"
+            f"{path.name} beside it was written for {quoted(vocab_size)} and {str(fingerprint)[:12]}: restore the "
+            "vocabulary file"
         )
     return tokenizer
 

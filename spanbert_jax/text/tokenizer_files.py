@@ -13,7 +13,8 @@ from typing import Any
 
 import tokenizers
 
-from spanbert_jax.errors import UserError
+from spanbert_jax import json_files
+from spanbert_jax.errors import UserError, quoted, shortened
 from spanbert_jax.text.tokenizer import SPECIALS, Tokenizer
 from spanbert_jax.text.tokenizer_json import KIND, JsonSettings, read_engine, steps, whole_engine
 from spanbert_jax.text.wordpiece import AddedPiece
@@ -84,9 +85,9 @@ class TokenizerFiles:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_bytes())
+        found = json_files.read(path)
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path} as JSON ({error}); restore it, or remove it") from error
+        raise UserError(f"cannot read {path} as JSON ({shortened(error)}); restore it, or remove it") from error
     if not isinstance(found, dict):
         raise UserError(f"{path} holds JSON, but no object; restore it, or remove it")
     return found
@@ -109,8 +110,8 @@ def serialised_tokenizer(described: TokenizerFiles) -> Tokenizer:
     code = mapped.get("AutoTokenizer") if isinstance(mapped, dict) else mapped
     if code and any([code] if isinstance(code, str) else code):
         raise UserError(
-            f"{described.directory / CONFIG_FILE}: auto_map names {code!r}, code of the model's own, which is not run; "
-            "remove it there if tokenizer.json gives the same pieces"
+            f"{described.directory / CONFIG_FILE}: auto_map names {quoted(code)}, code of the model's own, which is "
+            "not run; remove it there if tokenizer.json gives the same pieces"
         )
     _check_prefix_space(described)
     path = described.path
@@ -125,8 +126,8 @@ def serialised_tokenizer(described: TokenizerFiles) -> Tokenizer:
         found = engine.token_to_id(piece.content)
         if given not in (None, found):
             raise UserError(
-                f"{described.directory / file}: the added piece {piece.content!r} has the id {given}, and the "
-                f"tokenizers library gives it {found}; correct the id"
+                f"{described.directory / file}: the added piece {quoted(piece.content)} has the id {quoted(given)}, "
+                f"and the tokenizers library gives it {found}; correct the id"
             )
     return Tokenizer(KIND, vocabulary, False, str(path), JsonSettings(_special_names(described, engine), added))
 
@@ -135,13 +136,16 @@ def refuse_code(described: TokenizerFiles) -> None:
     """Raises UserError where text is split by code, or by a setting, that no tokenizer.json has."""
     for file, name in described.classes():
         if _IN_PYTHON.fullmatch(name):
-            raise UserError(f"{file}: tokenizer_class is {name!r}, which splits text in Python and cannot be followed")
+            raise UserError(
+                f"{file}: tokenizer_class is {quoted(name)}, which splits text in Python and cannot be followed"
+            )
     config = described.config
-    never_split = set(map(str, config.get("never_split") or ())) - set(SPECIALS)
+    given = config.get("never_split") or []
+    never_split = set(map(str, given if isinstance(given, list) else [given])) - set(SPECIALS)
     unusual = {
         "do_basic_tokenize false": config.get("do_basic_tokenize") is False,
         "split_special_tokens true": config.get("split_special_tokens") is True,
-        f"never_split {sorted(never_split)}": bool(never_split),
+        f"never_split {quoted(sorted(never_split))}": bool(never_split),
     }
     for name, is_asked in unusual.items():
         if is_asked:
@@ -165,8 +169,8 @@ def _check_prefix_space(described: TokenizerFiles) -> None:
     said, there = described.config.get("add_prefix_space"), prefix_space(described.serialised)
     if said is not None and there is not None and bool(said) != there and not described.takes_json:
         raise UserError(
-            f"{described.directory / CONFIG_FILE}: add_prefix_space is {said!r}, and {described.path.name} has {there};"
-            " correct the one that the model was not trained with"
+            f"{described.directory / CONFIG_FILE}: add_prefix_space is {quoted(said)}, and {described.path.name} has "
+            f"{there}; correct the one that the model was not trained with"
         )
 
 
@@ -190,7 +194,7 @@ def _special_names(described: TokenizerFiles, engine: tokenizers.Tokenizer) -> t
         same = [other for other in found if found[other] == name and other != role]
         if same:
             raise UserError(
-                f"{described.path}: {name!r} is {role} and {same[0]}; name another piece for one of them in "
+                f"{described.path}: {quoted(name)} is {role} and {same[0]}; name another piece for one of them in "
                 f"{CONFIG_FILE} beside it"
             )
     return tuple(found[role] for role in ROLES)
@@ -227,9 +231,9 @@ def listed_pieces(described: TokenizerFiles) -> Iterator[tuple[AddedPiece, int |
     decoder, named = described.config.get("added_tokens_decoder"), described.named
     extra = named.get("extra_special_tokens") or named.get("additional_special_tokens") or ()
     roles = sorted(name for name, value in named.items() if name.endswith("_token") and isinstance(value, str | dict))
-    special = [named[name] for name in roles] + [*(extra.values() if isinstance(extra, dict) else extra)]
     known: set[str] = set()
     try:
+        special = [named[name] for name in roles] + [*(extra.values() if isinstance(extra, dict) else extra)]
         for token in described.serialised.get("added_tokens") or ():
             known.add(token["content"])
             yield _added_piece(token), int(token["id"]), described.path.name
@@ -243,16 +247,16 @@ def listed_pieces(described: TokenizerFiles) -> Iterator[tuple[AddedPiece, int |
                 if piece not in known:
                     known.add(piece)
                     yield _added_piece({"content": piece, "special": piece in names}), int(i), ADDED_FILE
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        for token in special:
+            if content(token) not in known:
+                known.add(content(token))
+                fields = token if isinstance(token, dict) else {"content": token}
+                yield _added_piece(fields | {"special": True}), None, SPECIAL_FILE
+    except json_files.OTHER_SHAPE as error:
         raise UserError(
-            f"{described.directory}: its files have added pieces that cannot be read ({error!r}); correct them, or "
-            "give the vocabulary in a directory of its own (--vocab)"
+            f"{described.directory}: its files have added pieces that cannot be read ({shortened(repr(error))}); "
+            "correct them, or give the vocabulary in a directory of its own (--vocab)"
         ) from error
-    for token in special:
-        if content(token) not in known:
-            known.add(content(token))
-            fields = token if isinstance(token, dict) else {"content": token}
-            yield _added_piece(fields | {"special": True}), None, SPECIAL_FILE
 
 
 def _added_piece(fields: dict[str, Any]) -> AddedPiece:

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import tokenizers
 
-from spanbert_jax.errors import UserError
+from spanbert_jax import json_files
+from spanbert_jax.errors import UserError, listed, shortened
 from spanbert_jax.text.wordpiece import AddedPiece, is_own_word
 
 KIND = "tokenizer_json"
@@ -23,6 +24,7 @@ KIND = "tokenizer_json"
 # characters, and a space, at which most tokenizers cut.
 _NO_TEXT = "\ufdd0 "
 _WHOLE_WORDS = ("WordPiece", "WordLevel")  # models that read one word at a time, so their unknown piece is a word
+_MOST_IDS = 2**22  # XLM-V, which has the most pieces of all published models, has 901,629
 _BYTE = re.compile("<0x([0-9A-F]{2})>")  # a byte of a character that the vocabulary lacks
 
 
@@ -66,11 +68,16 @@ class JsonEngine:
         ids = {name: i for name in settings.special if (i := self.whole.token_to_id(name)) is not None}
         missing = [name for name in settings.special if name not in ids]
         if missing:
-            raise UserError(f"{source} lacks {', '.join(map(repr, missing))}, named as special; restore the file")
-        spec = json.loads(self.whole.to_str())
+            raise UserError(f"{source} lacks {listed(list(map(repr, missing)))}, named as special; restore the file")
+        spec = json_files.parse(self.whole.to_str())
         self.surface = _surface(spec)
         self.marks_words = _marks_words(self.whole, spec, self.surface)
-        self.of_text = _engine_of_text(spec, ids)
+        try:
+            self.of_text = _engine_of_text(spec, ids)
+        except Exception as error:  # the library raises nothing narrower
+            raise UserError(
+                f"{source}: special pieces cannot be told from text in it ({shortened(error)}); restore the file"
+            ) from error
         self.special_ids = list(ids.values())
         self.pieces = _all_pieces(self.whole)
         added = self.whole.get_added_tokens_decoder()
@@ -91,11 +98,16 @@ def read_engine(vocabulary: bytes, source: str) -> tokenizers.Tokenizer:
     """
     try:
         engine = tokenizers.Tokenizer.from_buffer(vocabulary)
-    except Exception as error:  # the library raises nothing narrower
+    except BaseException as error:  # The library raises nothing narrower, and a panic of Rust is no Exception.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise UserError(
-            f"{source}: the tokenizers library cannot read it ({error}){_steps_in(vocabulary)}; give the vocabulary "
-            "that the model was trained with, in a directory of its own, --vocab FILE"
+            f"{source}: the tokenizers library cannot read it ({shortened(error)}){_steps_in(vocabulary)}; give the "
+            "vocabulary that the model was trained with, in a directory of its own, --vocab FILE"
         ) from error
+    largest = max(engine.get_vocab(with_added_tokens=True).values(), default=0)
+    if largest >= _MOST_IDS:  # The library and this program have tables over all ids, pieces or not.
+        raise UserError(f"{source}: a piece has the id {largest:,}; ids under {_MOST_IDS:,} are read: correct the id")
     if getattr(engine.model, "dropout", None):
         raise UserError(
             f"{source}: model.dropout is {engine.model.dropout:g}, which gives a text other ids each time; set it to "
@@ -110,11 +122,11 @@ def _steps_in(vocabulary: bytes) -> str:
     """The types of the steps of a file that the library cannot read, one of which may be unknown to it; "" where the
     file holds no steps."""
     try:
-        spec = json.loads(vocabulary)
+        spec = json_files.parse(vocabulary)
         types = {name: [str(step["type"]) for step in steps(spec[name])] for name in ("normalizer", "pre_tokenizer")}
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except json_files.OTHER_SHAPE:
         return ""
-    return "".join(f"; its {name} is {', '.join(found)}" for name, found in types.items() if found)
+    return "".join(f"; its {name} is {listed(found)}" for name, found in types.items() if found)
 
 
 def whole_engine(vocabulary: bytes, settings: JsonSettings, source: str) -> tokenizers.Tokenizer:
@@ -221,7 +233,7 @@ def with_prefix_space(vocabulary: bytes, engine: tokenizers.Tokenizer) -> bytes:
     the first word of a text otherwise than the words after it; the same bytes where it does not."""
     if _read(engine, "b b") == 2 * _read(engine, "b"):
         return vocabulary
-    spec = json.loads(vocabulary)
+    spec = json_files.parse(vocabulary)
     byte_level = [step for step in steps(spec.get("pre_tokenizer")) if step["type"] == "ByteLevel"]
     for step in byte_level:
         step["add_prefix_space"] = True

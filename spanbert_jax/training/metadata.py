@@ -11,8 +11,9 @@ import json
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
+from spanbert_jax import json_files
 from spanbert_jax.config import Config, flatten, from_saved
-from spanbert_jax.errors import UserError
+from spanbert_jax.errors import UserError, quoted, shortened
 from spanbert_jax.version import VERSION
 
 FORMAT = (
@@ -74,7 +75,7 @@ def from_json(fields: Any, source: str) -> Metadata:
     writer, number = str(fields.get("written_by", "")), fields.get("format", 1)
     if not isinstance(number, int) or number > FORMAT:
         cure = "install that version, or a later one"
-        _refuse(source, writer, f"it has format {number}, and the newest known here is {FORMAT}", cure)
+        _refuse(source, writer, f"it has format {quoted(number)}, and the newest known here is {FORMAT}", cure)
     known = {field.name: fields[field.name] for field in dataclasses.fields(Metadata) if field.name in fields}
     known |= {"written_by": writer, "format": number, "versions": fields.get("versions", {})}
     try:
@@ -84,11 +85,29 @@ def from_json(fields: Any, source: str) -> Metadata:
         special = dict(fields.get("special", {}))
         nested = special.pop("nested", 0)  # where format 1 had it
         known |= {"special": special, "nested": bool(fields.get("nested", nested))}
+        _check_types(known)
         return Metadata(**known)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        _refuse(source, writer, f"its metadata is not as it was written: {error!r}", "restore it, or name another one")
+    except json_files.OTHER_SHAPE as error:
+        _refuse(
+            source,
+            writer,
+            f"its metadata is not as it was written: {shortened(repr(error))}",
+            "restore it, or name another one",
+        )
     except UserError as error:
         _refuse(source, writer, str(error), "open it with the version that wrote it")
+
+
+def _check_types(known: Mapping[str, Any]) -> None:
+    """Raises TypeError where a field has another type than it is written with."""
+    texts = ("task", "tokenizer_fingerprint", "data_fingerprint", "imported_from")
+    wrong = [name for name in texts if not isinstance(known.get(name, ""), str)]
+    wrong += [name for name in ("step", "vocab_size") if type(known.get(name, 0)) is not int]
+    wrong += [name for name in ("labels", "left_alone") if not all(isinstance(one, str) for one in known[name])]
+    for name, kind in (("special", int), ("evaluation", int | float)):
+        wrong += [] if all(isinstance(one, kind) for one in known.get(name, {}).values()) else [name]
+    if wrong:
+        raise TypeError(f"{wrong[0]} is {quoted(known[wrong[0]])}")
 
 
 def config_to_json(config: Config) -> str:
@@ -97,15 +116,17 @@ def config_to_json(config: Config) -> str:
     return json.dumps(fields, indent=2) + "\n"
 
 
-def config_from_json(text: str, source: str) -> Config:
+def config_from_json(text: str | bytes, source: str) -> Config:
     """The configuration in the text of a config.json of this version or an earlier one.
 
     source: the file, for the message. Raises UserError where the text holds no configuration that can be read.
     """
     try:
-        fields = dict(json.loads(text))
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{source}: not a configuration ({error}); delete it or choose another --workdir") from error
+        fields = dict(json_files.parse(text))
+    except json_files.OTHER_SHAPE as error:
+        raise UserError(
+            f"{source}: not a configuration ({shortened(error)}); delete it or choose another --workdir"
+        ) from error
     writer = str(fields.pop(_WRITER, ""))
     try:
         return from_saved(fields)
@@ -116,6 +137,6 @@ def config_from_json(text: str, source: str) -> Config:
 def _refuse(source: str, writer: str, why: str, cure: str) -> NoReturn:
     here = VERSION
     raise UserError(
-        f"{source}: written by spanbert_jax {writer or 'before 0.2.0'}, and spanbert_jax {here} cannot open it "
-        f"({why}); {cure}"
+        f"{source}: written by spanbert_jax {shortened(writer, 40) or 'before 0.2.0'}, and spanbert_jax {here} cannot "
+        f"open it ({why}); {cure}"
     )

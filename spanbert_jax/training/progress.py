@@ -15,6 +15,7 @@ from etils import epath
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
+from spanbert_jax import json_files
 from spanbert_jax.files import disk_errors, is_remote, written_aside
 
 _SECONDS_BETWEEN_LINES = 10.0
@@ -100,7 +101,7 @@ def metric_records(file: epath.Path) -> list[tuple[str, dict[str, float]]]:
     found = []
     for line in file.read_bytes().decode(errors="replace").splitlines() if file.exists() else ():
         with contextlib.suppress(ValueError):
-            record = json.loads(line)
+            record = json_files.parse(line)
             if isinstance(record, dict) and isinstance(record.get("step"), int):
                 found.append((line, record))
     return found

@@ -69,7 +69,7 @@ def claim_workdir(config: Config, workdir: epath.Path) -> None:
 def read_config(file: epath.Path) -> Config:
     """The configuration in a workdir's config.json, written by this version or an earlier one. Raises UserError where
     the file holds none that can be read."""
-    return config_from_json(file.read_text(), str(file))
+    return config_from_json(file.read_bytes(), str(file))
 
 
 def _check_same(config: Config, workdir: epath.Path) -> None:

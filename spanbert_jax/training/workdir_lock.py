@@ -26,6 +26,7 @@ from typing import Any
 import jax
 from etils import epath
 
+from spanbert_jax import json_files
 from spanbert_jax.errors import UserError
 from spanbert_jax.files import bucket_errors, is_remote
 from spanbert_jax.training.together import together
@@ -146,8 +147,8 @@ class _Lock:
         """The record in the file; None where there is none."""
         if not self._file.exists():
             return None
-        with contextlib.suppress(ValueError, RecursionError):
-            record = json.loads(self._file.read_text())
+        with contextlib.suppress(ValueError):
+            record = json_files.read(self._file)
             if isinstance(record, dict) and "id" in record:
                 return record
         return None

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from spanbert_jax.errors import UserError
+from spanbert_jax.errors import UserError, quoted, shortened
 from spanbert_jax.tasks.example_files import Contents, Lines, Warnings
 
 SCHEMES = ("auto", "IOB1", "IOB2", "BILOU")  # BILOU includes IOBES, which writes E and S for L and U
@@ -183,22 +183,24 @@ def _find_letters(name: str, sentences: list[Sentence], scheme: str) -> set[str]
         for number, tag in enumerate(sentence.tags, start=sentence.line):
             if not _TAG.fullmatch(tag):
                 raise UserError(
-                    f"{name}, line {number}: {tag!r} is no tag; tags are O, and B-, I-, L-, U- (or E-, S-) with a type"
+                    f"{name}, line {number}: {quoted(tag)} is no tag; tags are O, and B-, I-, L-, U- (or E-, S-) with "
+                    "a type"
                 )
             if tag[0] not in seen:
                 seen.add(tag[0])
                 if not any(seen <= set(letters) for letters in allowed):
                     schemes = " or ".join(", ".join(letters) for letters in allowed)
                     raise UserError(
-                        f"{name}, line {number}: {tag!r}, after tags with {', '.join(sorted(seen - {tag[0]}))}; the "
-                        f"scheme {scheme} has {schemes}"
+                        f"{name}, line {number}: {quoted(tag)}, after tags with {', '.join(sorted(seen - {tag[0]}))}; "
+                        f"the scheme {scheme} has {schemes}"
                     )
     return seen
 
 
 def _breaches(name: str, sentences: list[Sentence], scheme: str) -> list[str]:
     return [
-        f"{name}, line {sentence.line + i}: {sentence.tags[i]} after {sentence.tags[i - 1] if i else 'the beginning'}"
+        f"{name}, line {sentence.line + i}: {shortened(sentence.tags[i])} after "
+        f"{shortened(sentence.tags[i - 1]) if i else 'the beginning'}"
         for sentence in sentences
         for i in _find_breaches(sentence.tags, scheme)
     ]

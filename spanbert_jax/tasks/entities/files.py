@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from spanbert_jax.errors import UserError
+from spanbert_jax.errors import UserError, quoted, shortened
 from spanbert_jax.metrics import entities
 from spanbert_jax.tasks.entities.columns import (
     SCHEMES,
@@ -130,7 +130,7 @@ def parse(record: Record, place: str, name: str, role: Role = "predict", style: 
         return WordExample(name, tuple(text[start:end] for start, end in places), text=text, places=places)
     words = tuple(field({"word": word}, "word", str, place) for word in field(record, "words", (list, tuple), place))
     if not all(words) or not words:
-        raise UserError(f"{place}: 'words' is {list(words[:3])}; expected the sentence's words, one at least")
+        raise UserError(f"{place}: 'words' is {quoted(list(words[:3]))}; expected the sentence's words, one at least")
     given = [] if role == "predict" else field(record, "entities", (list, tuple), place)
     return WordExample(_id(record, name, place), words, tuple(_span(one, len(words), place) for one in given))
 
@@ -144,7 +144,7 @@ def _span(span: object, count: int, place: str) -> Span:
         start, end, kind = span
         if 0 <= start < end <= count:
             return start, end, str(kind)
-    raise UserError(f"{place}: entity {span} does not fit the {count} words; expected [first, end, type]")
+    raise UserError(f"{place}: entity {quoted(span)} does not fit the {count} words; expected [first, end, type]")
 
 
 def _from_text(file: Path | Contents, lines: Lines, style: WordStyle) -> list[WordExample]:
@@ -185,25 +185,38 @@ def check_entities(examples: Sequence[WordExample], source: str, max_width: int)
     """
     warnings = Warnings()
     for example in examples:
-        place = f"{source}, sentence {example.id}"
+        place = f"{source}, sentence {shortened(example.id)}"
         for start, end, kind in example.spans if max_width else ():
             if end - start > max_width:
                 kind = f"entities are longer than config.tagging.max_width {max_width} words, and cannot be found"
                 warnings.add(kind, f"{place}, words {start} to {end - 1}")
-        for a, b in itertools.combinations(sorted(example.spans), 2):
-            if b[0] >= a[1]:
-                continue
+        for a, b in _overlapping(sorted(example.spans)):
             if not max_width:
                 raise _overlap(a, b, place)
             if a[:2] == b[:2]:
                 warnings.add(
-                    "span(s) have two entities, of which one is learnt and can be found", f"{place}: {a} and {b}"
+                    "span(s) have two entities, of which one is learnt and can be found",
+                    f"{place}: {quoted(a)} and {quoted(b)}",
                 )
             elif a[0] < b[0] < a[1] < b[1]:
-                warnings.add("pair(s) of entities cross, of which one can be found", f"{place}: {a} and {b}")
+                warnings.add(
+                    "pair(s) of entities cross, of which one can be found", f"{place}: {quoted(a)} and {quoted(b)}"
+                )
     return warnings.lines()
+
+
+def _overlapping(spans: Sequence[Span]) -> Iterator[tuple[Span, Span]]:
+    """The pairs of spans, given ascending, that have words in common."""
+    for i, a in enumerate(spans):
+        for place in range(i + 1, len(spans)):
+            if spans[place][0] >= a[1]:
+                break
+            yield a, spans[place]
 
 
 def _overlap(a: Span, b: Span, place: str) -> UserError:
     cure = "remove one of them" if a[:2] == b[:2] else "use --config.tagging.head=span, or remove one of them"
-    return UserError(f"{place}: entities {list(a)} and {list(b)} have words in common, and a word has one tag; {cure}")
+    return UserError(
+        f"{place}: entities {quoted(list(a))} and {quoted(list(b))} have words in common, and a word has one tag; "
+        f"{cure}"
+    )

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from spanbert_jax.config import Config
-from spanbert_jax.errors import UserError
+from spanbert_jax.errors import UserError, quoted
 from spanbert_jax.metrics import entities
 from spanbert_jax.tasks.entities import files
 from spanbert_jax.tasks.entities.columns import Layout
@@ -59,7 +59,7 @@ class Tagging(FineTuning[WordExample, ModelT]):
         start, end, kind = checked_span(target, text, "(start, end, type)")
         words = [number for number, (first, last) in enumerate(places) if first < end and start < last]
         if not words:
-            raise UserError(f"target is {target!r}, which has no word; give characters (start, end) of words")
+            raise UserError(f"target is {quoted(target)}, which has no word; give characters (start, end) of words")
         return words[0], words[-1] + 1, str(kind)
 
     def target_of(self, prediction: Prediction) -> list[Any]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from spanbert_jax.batch import Batch
 from spanbert_jax.config import Config
-from spanbert_jax.errors import UserError
+from spanbert_jax.errors import UserError, listed, quoted
 from spanbert_jax.metrics import entities
 from spanbert_jax.model import linear_heads, span_head
 from spanbert_jax.model.linear_heads import TaskModel
@@ -81,13 +81,13 @@ class TokenTagging(Tagging[TaskModel]):
         tags = [kind] * count if kind in labels else [f"B-{kind}", *[f"I-{kind}"] * (count - 1)]
         if not set(tags) <= set(labels):
             known = ", ".join(map(repr, sorted(self.types())))
-            raise UserError(f"target is {target!r}; the type must be one of {known}, or a tag such as 'O'")
+            raise UserError(f"target is {quoted(target)}; the type must be one of {known}, or a tag such as 'O'")
         for number, row in enumerate(rows):
             at = {word: position for position, word in enumerate(row["word"]) if word >= 0}
             if at.keys() >= set(range(first, end)):
                 tagged = zip(range(first, end), tags, strict=True)
                 return {number: [at[word] * len(labels) + labels.index(tag) for word, tag in tagged]}
-        raise UserError(f"target is {target!r}, whose words are in several rows of the model; give fewer words")
+        raise UserError(f"target is {quoted(target)}, whose words are in several rows of the model; give fewer words")
 
     def decode(
         self,
@@ -192,14 +192,16 @@ class SpanTagging(Tagging[SpanModel]):
         first, end, kind = self.words_of(example, target)
         labels, widest = self.learnt.labels, self.config.tagging.max_width
         if kind not in labels:
-            raise UserError(f"target is {target!r}; the type must be one of {', '.join(map(repr, labels))}")
+            raise UserError(f"target is {quoted(target)}; the type must be one of {listed([*map(repr, labels)], 50)}")
         if end - first > widest:
-            raise UserError(f"target is {target!r}, which has {end - first} words; the head scores {widest} at most")
+            raise UserError(
+                f"target is {quoted(target)}, which has {end - first} words; the head scores {widest} at most"
+            )
         for number, row in enumerate(rows):
             slot, last = first - row["first_word"], end - 1 - row["first_word"]
             if 0 <= slot < row["starts"] and last < len(row["first"]) and row["first"][last] >= 0:
                 return {number: [(slot * widest + last - slot) * len(labels) + labels.index(kind)]}
-        raise UserError(f"target is {target!r}, whose words are in several rows of the model; give fewer words")
+        raise UserError(f"target is {quoted(target)}, whose words are in several rows of the model; give fewer words")
 
 
 def _best(logits: jax.Array, valid: jax.Array) -> dict[str, jax.Array]:

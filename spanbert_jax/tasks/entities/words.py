@@ -36,8 +36,11 @@ class WordStyle:
 
     @classmethod
     def from_json(cls, saved: Mapping[str, Any]) -> "WordStyle":
-        """The style of `saved`, which is the JSON of `dataclasses.asdict(style)`."""
+        """The style of `saved`, which is the JSON of `dataclasses.asdict(style)`. Raises TypeError where it is not."""
         fields: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in saved.items()}
+        texts = [one for x in fields.values() for one in (x if isinstance(x, tuple) else (x,))]
+        if not all(isinstance(one, str) for one in texts):
+            raise TypeError("a mark or a word in it is no text")
         return cls(**fields)
 
 
@@ -85,8 +88,8 @@ def joined(words: Sequence[str]) -> tuple[str, tuple[Place, ...]]:
 def find_words(text: str, style: WordStyle = NO_STYLE) -> tuple[Place, ...]:
     """The place of each word. A word is a run from a first to a last letter or digit, a punctuation mark, a character
     of a script without spaces, or another word of `style`."""
-    known = frozenset(style.unspaced)
-    return tuple(place for run in _runs(text) for place in _words_of(text, run, style, known))
+    known, longest = frozenset(style.unspaced), max(map(len, style.endings), default=0)
+    return tuple(place for run in _runs(text) for place in _words_of(text, run, style, known, longest))
 
 
 def learn_style(sentences: Iterable[Sequence[str]]) -> WordStyle:
@@ -146,17 +149,19 @@ def _runs(text: str) -> Iterator[list[Place]]:
         yield run
 
 
-def _words_of(text: str, run: list[Place], style: WordStyle, known: frozenset[str]) -> Iterator[Place]:
+def _words_of(text: str, run: list[Place], style: WordStyle, known: frozenset[str], longest: int) -> Iterator[Place]:
+    """The words of a run. longest: of the style's endings, in characters."""
     kinds = [_kind(text[start]) for start, _ in run]
     place = 0
     while place < len(run):
         end = place + 1
         if kinds[place] == "unspaced":
             end = _longest_known(text, run, place, known)
-        elif kinds[place] == "letter" or _leads(text, run, kinds, place, style):
+        elif kinds[place] == "letter" or _leads(text, run, kinds, place, style, longest):
             stop = next((i for i in range(end, len(run)) if _ends_word(text[run[i][0]], kinds[i], style)), len(run))
             end = max(i for i in range(place, stop) if kinds[i] == "letter") + 1
-            first = next((i for i in range(place + 1, end) if text[run[i][0] : run[end - 1][1]] in style.endings), end)
+            begins = range(max(place + 1, end - longest), end)
+            first = next((i for i in begins if text[run[i][0] : run[end - 1][1]] in style.endings), end)
             yield run[place][0], run[first - 1][1]
             place = first
             if first == end:
@@ -169,11 +174,12 @@ def _words_of(text: str, run: list[Place], style: WordStyle, known: frozenset[st
         place = end
 
 
-def _leads(text: str, run: list[Place], kinds: list[str], place: int, style: WordStyle) -> bool:
+def _leads(text: str, run: list[Place], kinds: list[str], place: int, style: WordStyle, longest: int) -> bool:
     """Whether a mark belongs to the letters after it, or begins an ending that stands alone."""
     if kinds[place + 1 : place + 2] != ["letter"]:
         return False
-    return text[run[place][0]] in style.leading or text[run[place][0] : run[-1][1]] in style.endings
+    start, end = run[place][0], run[-1][1]
+    return text[start] in style.leading or (end - start <= longest and text[start:end] in style.endings)
 
 
 def _ends_word(character: str, kind: str, style: WordStyle) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from spanbert_jax.errors import UserError
+from spanbert_jax.errors import UserError, quoted, shortened
 from spanbert_jax.tasks.example_files import (
     Record,
     Role,
@@ -80,8 +80,9 @@ def read(source: Source, role: Role = "train", unanswerable: bool = True) -> tup
         examples.append(example)
     if without and not unanswerable:
         raise UserError(
-            f"{source}: {len(without):,} of {len(ids):,} questions have no answer, the first is {without[0]}; for such "
-            "data (SQuAD 2.0) use configs/squad2.py, or --config.question_answering.unanswerable=True"
+            f"{source}: {len(without):,} of {len(ids):,} questions have no answer, the first is "
+            f"{shortened(without[0])}; for such data (SQuAD 2.0) use configs/squad2.py, or "
+            "--config.question_answering.unanswerable=True"
         )
     if not examples:
         what = "has no questions" if not ids else "has no question with an answer at its offset"
@@ -157,7 +158,7 @@ def _from_squad(name: str, content: Mapping[str, Any], role: Role) -> Iterator[t
             for k, record in enumerate(field(paragraph, "qas", list, place)):
                 inner = f"{place}.qas[{k}]"
                 id = str(field(record, "id", (str, int), inner))
-                yield f"{name}, question {id}", parse({**record, **more}, inner, id, role)
+                yield f"{name}, question {shortened(id)}", parse({**record, **more}, inner, id, role)
 
 
 def _with_answers(example: Question, record: Mapping[str, Any], place: str) -> Question:
@@ -184,7 +185,7 @@ def _from_mrqa(place: str, record: Mapping[str, Any], role: Role) -> Iterator[tu
     for qa in field(record, "qas", list, place):
         id = field(qa, "qid", str, place)
         example = Question(id, field(qa, "question", str, place), context)
-        yield f"{place}, question {id}", example if role == "predict" else _with_detected(example, qa, place)
+        yield f"{place}, question {shortened(id)}", example if role == "predict" else _with_detected(example, qa, place)
 
 
 def _with_detected(example: Question, qa: Mapping[str, Any], place: str) -> Question:
@@ -193,7 +194,7 @@ def _with_detected(example: Question, qa: Mapping[str, Any], place: str) -> Ques
         text = field(answer, "text", str, place)
         for span in field(answer, "char_spans", list, place):
             if not (isinstance(span, list) and len(span) == 2 and all(type(end) is int for end in span)):
-                raise UserError(f"{place}: {span!r} in 'char_spans' is no [first character, last character]")
+                raise UserError(f"{place}: {quoted(span)} in 'char_spans' is no [first character, last character]")
             spans.append((span[0], span[1], text))
     gold = tuple(field({"answers": text}, "answers", str, place) for text in field(qa, "answers", list, place))
     return replace(

@@ -19,7 +19,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from spanbert_jax.batch import Batch
 from spanbert_jax.config import Config
-from spanbert_jax.errors import UserError
+from spanbert_jax.errors import UserError, quoted
 from spanbert_jax.metrics import squad
 from spanbert_jax.model import linear_heads
 from spanbert_jax.model.linear_heads import TaskModel
@@ -110,7 +110,7 @@ class QuestionAnswering(FineTuning[Question, TaskModel]):
         whole = [number for number, covered in enumerate(found) if set(covered.values()) == wanted]
         if not wanted or not whole:
             why = "has no piece" if not wanted else "is in no window as a whole"
-            raise UserError(f"target is {target!r}, which {why}; give characters (start, end) of an answer")
+            raise UserError(f"target is {quoted(target)}, which {why}; give characters (start, end) of an answer")
         read = [number for number in whole if rows[number]["max_context"][min(found[number])]]
         number = (read or whole)[0]
         return {number: [2 * min(found[number]), 2 * max(found[number]) + 1]}

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from spanbert_jax.errors import UserError
+from spanbert_jax.errors import UserError, listed, quoted, shortened
 from spanbert_jax.tasks.example_files import (
     Contents,
     Lines,
@@ -71,7 +71,9 @@ def read(source: Source, role: Role = "train", format: str = "tacred") -> tuple[
     examples, ids = [], set()
     for example in _found(file, role, format):
         if example.id in ids:
-            raise UserError(f"{source}, id {example.id}: this id has come before; give every sentence one of its own")
+            raise UserError(
+                f"{source}, id {shortened(example.id)}: this id has come before; give every sentence one of its own"
+            )
         ids.add(example.id)
         examples.append(example)
     if not examples:
@@ -94,7 +96,7 @@ def _found(file: Path | Contents, role: Role, format: str) -> Iterator[RelationS
     else:
         for number, (place, record) in enumerate(read_records(file, lines)):
             id = str(field(record, "id", (str, int), place)) if role != "predict" or "id" in record else str(number)
-            yield parse(record, f"{file}, id {id}", id, role)
+            yield parse(record, f"{file}, id {shortened(id)}", id, role)
 
 
 def parse(record: Record, place: str, name: str, role: Role = "predict") -> RelationSentence:
@@ -113,10 +115,10 @@ def parse(record: Record, place: str, name: str, role: Role = "predict") -> Rela
     if isinstance(record, str):
         if role != "predict":
             raise UserError(f"{place}: {record[:60]!r} has no relation; expected {_EXPECTED}")
-        return _marked(name, record, f"{place}, id {name}")
+        return _marked(name, record, f"{place}, id {shortened(name)}")
     unknown = [key for key in record if key not in (*_KEYS, *_OTHER_KEYS) and not key.startswith("stanford_")]
     if unknown:
-        raise UserError(f"{place}: unknown keys {', '.join(unknown)}; TACRED has {', '.join((*_OTHER_KEYS, *_KEYS))}")
+        raise UserError(f"{place}: unknown keys {listed(unknown)}; TACRED has {', '.join((*_OTHER_KEYS, *_KEYS))}")
     words = tuple(
         _unescape(field({"token": word}, "token", str, place)) for word in field(record, "token", (list, tuple), place)
     )
@@ -136,8 +138,8 @@ def _entity(record: Mapping[str, Any], role: str, length: int, place: str) -> En
     first, last = (field(record, f"{role}_{end}", int, place) for end in ("start", "end"))
     if not 0 <= first <= last < length:
         raise UserError(
-            f"{place}: {role}_start {first} and {role}_end {last} are not a range within the sentence's words 0 to "
-            f"{length - 1}"
+            f"{place}: {role}_start {quoted(first)} and {role}_end {quoted(last)} are not a range within the "
+            f"sentence's words 0 to {length - 1}"
         )
     return first, last + 1, field(record, f"{role}_type", str, place) if f"{role}_type" in record else None
 
@@ -179,7 +181,9 @@ def _finished(example: RelationSentence, role: Role, file: Path | Contents) -> R
     if role == "predict":
         return replace(example, label=None)
     if example.label is None:
-        raise UserError(f"{file}, id {example.id}: no relation after the sentence; give its line, such as Other")
+        raise UserError(
+            f"{file}, id {shortened(example.id)}: no relation after the sentence; give its line, such as Other"
+        )
     return example
 
 
@@ -189,7 +193,7 @@ def _marked(id: str, text: str, place: str) -> RelationSentence:
     marks = _MARK.findall(text)
     if marks not in (["<e1>", "</e1>", "<e2>", "</e2>"], ["<e2>", "</e2>", "<e1>", "</e1>"]):
         raise UserError(
-            f"{place}: the marks are {' '.join(marks) or 'missing'}; a sentence has one <e1>...</e1> "
+            f"{place}: the marks are {shortened(' '.join(marks)) or 'missing'}; a sentence has one <e1>...</e1> "
             "and one <e2>...</e2>"
         )
     for part in _MARK.split(text):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from spanbert_jax.errors import UserError
+from spanbert_jax.errors import UserError, listed, quoted
 from spanbert_jax.tasks.example_files import (
     Contents,
     Lines,
@@ -99,7 +99,7 @@ def read(
     examples, ids = [], set()
     for place, example in found:
         if example.id in ids:
-            raise UserError(f"{place}: the id {example.id!r} has come before; give every row an id of its own")
+            raise UserError(f"{place}: the id {quoted(example.id)} has come before; give every row an id of its own")
         ids.add(example.id)
         if task == "mnli" and example.label == "-":
             warnings.add("row(s) have no gold label but '-' and are left out", place)
@@ -171,14 +171,16 @@ def _expected(columns: Columns, role: Role) -> str:
 def _label(value: str | float, task: str, column: str, place: str) -> str | float:
     if task != "stsb":
         if value == "" or isinstance(value, float):
-            raise UserError(f"{place}: the label in {column!r} is {value!r}; give a name or an integer for every row")
+            raise UserError(
+                f"{place}: the label in {column!r} is {quoted(value)}; give a name or an integer for every row"
+            )
         return str(value)
     try:
         number = float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
-        raise UserError(f"{place}: {column!r} is {value!r}, which is no number; STS-B's scores are 0 to 5")
+        raise UserError(f"{place}: {column!r} is {quoted(value)}, which is no number; STS-B's scores are 0 to 5")
     return number
 
 
@@ -190,7 +192,7 @@ def _delimiter(head: Sequence[tuple[int, str]], columns: Columns) -> str:
     if not head:
         return ""
     first = head[0][1].rstrip("\r\n")
-    by_tab, by_comma = first.split("\t"), next(csv.reader([first]), [])
+    by_tab, by_comma = first.split("\t"), _cells_of(first)
     if columns.task == "cola" and len(by_tab) == len(_COLA_HEADER):
         return "\t"
     wanted = {columns.text, *filter(None, [columns.second])}
@@ -200,6 +202,14 @@ def _delimiter(head: Sequence[tuple[int, str]], columns: Columns) -> str:
     if wanted & set(by_tab):
         return "\t"
     return "," if wanted & set(by_comma) else ""
+
+
+def _cells_of(line: str) -> list[str]:
+    """The cells of a CSV's line; [] where it is none."""
+    try:
+        return next(csv.reader([line]), [])
+    except csv.Error:
+        return []
 
 
 def _is_table(head: Sequence[tuple[int, str]]) -> bool:
@@ -229,7 +239,7 @@ def _table_records(
         header = _COLA_HEADER
     twice = next((name for name in header if header.count(name) > 1), None)
     if twice is not None:
-        raise UserError(f"{file}, line {number}: the header has {twice!r} twice; name every column once")
+        raise UserError(f"{file}, line {number}: the header has {quoted(twice)} twice; name every column once")
     yield from _named(file, records, header, task, warnings)
 
 
@@ -243,7 +253,7 @@ def _named(
             warnings.add("row(s) have too few columns and are left out", f"{file}, line {number}")
         else:
             raise UserError(
-                f"{file}, line {number}: {len(cells)} columns, but the header has {len(header)} ({', '.join(header)}); "
+                f"{file}, line {number}: {len(cells)} columns, but the header has {len(header)} ({listed(header)}); "
                 "take delimiters and line breaks out of the texts, or quote the texts in a CSV"
             )
 
