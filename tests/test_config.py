@@ -215,6 +215,26 @@ def test_an_unknown_field_in_a_saved_configuration_is_named() -> None:
         configuration.from_dict({"model": {"layer": 3}})
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"model": {"layers": "12"}}, "model.layers is '12'; expected a value of type int"),
+        ({"model": {"layers": True}}, "model.layers is True; expected a value of type int"),
+        ({"model": {"layers": {"a": 1}}}, r"model.layers is {'a': 1}; expected a value of type int"),
+        ({"model": {"dropout": None}}, "model.dropout is None; expected a value of type float"),
+        ({"model": {"pre_norm": 1}}, "model.pre_norm is 1; expected a value of type bool"),
+        ({"model": {"family": ["x" * 10**5]}}, r"model.family is \['xxx.*; expected a value of type str"),
+        ({"model": 3}, "model is 3; expected fields with values"),
+        ({"model": {"x" * 10**5: 3}}, r"unknown field model\.xxx"),
+    ],
+)
+def test_a_field_of_another_type_in_a_saved_configuration_is_named(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=f"^config: {message}") as caught:
+        configuration.from_dict(fields)
+    assert len(str(caught.value)) < 1000
+    assert configuration.from_dict({"model": {"dropout": 0}}).model.dropout == 0
+
+
 def test_a_renamed_field_in_a_user_s_configuration_is_refused_with_its_new_name() -> None:
     with pytest.raises(UserError, match=r"unknown field finetuning\.lengths; its name is data\.lengths now"):
         configuration.from_dict({"finetuning": {"lengths": 3}})

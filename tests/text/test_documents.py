@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import time
 import tracemalloc
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spanbert_jax.errors import UserError
-from spanbert_jax.text import documents
+from spanbert_jax.text import documents, formats
 from spanbert_jax.text.documents import Document, find_files, in_share, make_documents, read_files
 
 TEXTS = ["First line.\nSecond line.", "Ein zweiter Text, größer.", "中文。\nThree."]
@@ -132,6 +133,31 @@ def test_memory_stays_bounded_in_one_enormous_line(tmp_path: Path) -> None:
     tracemalloc.stop()
     assert sum(sizes) == 20_000_000 and max(sizes) <= documents.MAX_CHARS
     assert peak < 15_000_000
+
+
+def test_memory_stays_bounded_in_a_list_of_one_line(tmp_path: Path) -> None:
+    path = write(tmp_path / "big.json", json.dumps([{"text": "word " * 200}] * 20_000))  # 20 MB
+    tracemalloc.start()
+    count = sum(1 for _ in read_files([path], "blank_line"))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert count == 20_000 and peak < 15_000_000
+
+
+@pytest.mark.parametrize("content", ['{"text": "%s"}\n', '[{"text": "%s"}]\n', '{\n"text": "%s"\n}\n'])
+def test_a_json_value_has_a_limit(tmp_path: Path, content: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formats, "JSON_CHARS", 5_000)
+    monkeypatch.setattr(documents, "MAX_CHARS", 1_000)
+    assert len(texts_of(write(tmp_path / "a.jsonl", content % ("a" * 900)))) == 1
+    with pytest.raises(UserError, match=r"line 1: no whole JSON value within 5,000 characters"):
+        texts_of(write(tmp_path / "b.jsonl", content % ("a" * 9_000)))
+
+
+def test_a_value_of_many_lines_takes_time_in_proportion(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.json", '{"text": "a", "more": [\n' + "1,\n" * 300_000 + "1]}")
+    began = time.process_time()
+    assert texts_of(path) == ["a"]
+    assert time.process_time() - began < 10  # hours, if the text were copied at each line
 
 
 def test_the_share_of_keys_is_the_one_asked_for() -> None:

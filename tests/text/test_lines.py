@@ -4,13 +4,18 @@ import bz2
 import gzip
 import io
 import lzma
+import random
 import subprocess
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from spanbert_jax.errors import UserError
+from spanbert_jax.text import lines
 from spanbert_jax.text.lines import Content, hash_file, numbered_lines, read_lines
 
 PACKINGS: list[Callable[[bytes], bytes]] = [bytes, gzip.compress, bz2.compress, lzma.compress]
@@ -106,3 +111,71 @@ def test_content_hashes_the_whole_file_also_where_reading_stopped_early(tmp_path
         content = Content(file)
         content.read(10)
         assert content.hexdigest() == hash_file(path) and content.size == 256 * 999
+
+
+@pytest.mark.parametrize("pack", PACKINGS[1:])
+def test_a_file_of_repetitions_is_refused_before_it_fills_the_memory(
+    tmp_path: Path, pack: Callable[[bytes], bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lines, "MOST_UNPACKED", 2**22)
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(pack(b"a" * 2**20) * 1000)  # 1 GB, in one line
+    tracemalloc.start()
+    with pytest.raises(
+        UserError, match=r"a.jsonl: [\d,]+ bytes of .* give over 4,\d+,\d+ bytes of text; .*-dc .*a.jsonl > F"
+    ):
+        list(read_lines(path))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 40_000_000
+    with open(path, "rb", buffering=0) as raw:  # in parts, of which none is kept, the same file can be read
+        parts = numbered_lines(path, raw, limit=2**20)
+        assert sum(len(next(parts)[1]) for _ in range(20)) == 20 * 2**20
+
+
+def test_text_compresses_too_little_to_be_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, rng = tmp_path / "a.gz", random.Random(1)
+    path.write_bytes(gzip.compress(b"a\n" * 10**6))  # repetitions, and few bytes
+    assert len(list(read_lines(path))) == 10**6
+    monkeypatch.setattr(lines, "MOST_UNPACKED", 1000)
+    records = "".join(f'{{"id": {i}, "label": "yes", "text": "{rng.choice("abcdef") * 3}"}}\n' for i in range(9999))
+    for pack in PACKINGS[1:]:
+        path.write_bytes(pack(records.encode()))
+        assert "".join(line for _, line in read_lines(path)) == records
+
+
+def test_a_line_has_a_limit_where_lines_are_given_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lines, "LINE_CHARS", 10)
+    assert lines_of(tmp_path / "a", b"123456789\n1234567890") == [(1, "123456789\n"), (2, "1234567890")]
+    with pytest.raises(UserError, match=r"a, line 2: is longer than 10 characters, the most .*; cut it"):
+        lines_of(tmp_path / "a", b"123456789\n1234567890\n")
+
+
+def test_an_xz_file_that_asks_for_much_memory_is_refused(tmp_path: Path) -> None:
+    filters = [{"id": lzma.FILTER_LZMA2, "dict_size": 2**29}]
+    with pytest.raises(UserError, match=r"cannot read .* takes over 268,435,456 bytes of memory; give it decompressed"):
+        lines_of(tmp_path / "a.xz", lzma.compress(b"a\n", filters=filters))
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.binary(max_size=300), min_size=1, max_size=4), st.integers(0, 3), st.integers(1, 50))
+def test_xz_is_decompressed_as_the_standard_library_does(parts: list[bytes], padding: int, step: int) -> None:
+    packed = (b"\0" * 4 * padding).join(map(lzma.compress, parts)) + b"\0" * 4 * padding
+    file = io.BufferedReader(lines.XzFile(io.BytesIO(packed)), step)
+    found = b"".join(iter(lambda: file.read(step), b""))
+    assert found == b"".join(parts)
+    if not padding:
+        assert found == lzma.decompress(packed)
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    st.lists(st.sampled_from(["a", "é", "中", "😀", "\n", "\r\n"]), max_size=40), st.integers(0, 40), st.integers(1, 9)
+)
+def test_the_first_byte_that_is_no_utf8_is_found_whatever_the_parts(chars: list[str], at: int, part: int) -> None:
+    before = "".join(chars[:at]).encode()
+    data = before + b"\xff" + "".join(chars[at:]).encode()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lines, "PART_BYTES", part)
+        with pytest.raises(UserError, match=rf"line {before.count(bytes([10])) + 1}: byte {len(before)} \(0xff\)"):
+            list(numbered_lines("x", io.BytesIO(data), whole=data))  # type: ignore[arg-type]

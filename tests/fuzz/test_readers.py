@@ -1,0 +1,48 @@
+"""Every reader and converter, fed with damaged files, gives a result or one bounded line: no traceback, no memory, no
+hang."""
+
+import functools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.fuzz_targets import TARGETS
+from tests.support.fuzzing import Target, check, fuzz, place
+
+INPUTS = 200  # of each target
+
+# Damaged files that failed once: (target, what is wrong) -> (file, its bytes).
+KEPT: dict[tuple[str, str], tuple[str, bytes]] = {}
+
+
+@functools.cache
+def made(name: str) -> Target:
+    return TARGETS[name]()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """The working directory of a test."""
+    before = Path.cwd()
+    os.chdir(tmp_path)
+    yield tmp_path
+    os.chdir(before)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_damaged_file_is_read_or_refused_in_one_bounded_line(name: str, folder: Path) -> None:
+    refused = fuzz(name, made(name), INPUTS)
+    assert refused > 0  # the inputs are damaged enough to matter
+
+
+def test_ten_thousand_inputs_are_tried() -> None:
+    assert len(TARGETS) * INPUTS >= 10_000
+
+
+@pytest.mark.parametrize(("name", "wrong"), KEPT)
+def test_a_file_that_failed_once_is_read_or_refused_in_one_bounded_line(name: str, wrong: str, folder: Path) -> None:
+    target, (file, data) = made(name), KEPT[name, wrong]
+    place({**target.beside, **target.files, file: data})
+    check(target.read)
