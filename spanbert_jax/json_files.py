@@ -62,11 +62,13 @@ def parse_first(text: str, start: int) -> tuple[Any, int]:
 def read(path: str | os.PathLike[str]) -> Any:
     """The value in a file, also in a bucket; its texts can be encoded. Raises OSError where the file cannot be read,
     and ValueError as `parse`, for lone surrogates and for a file of more than `MOST_BYTES`."""
+    data = bytearray()
     with epath.Path(path).open("rb") as file:
-        data = file.read(MOST_BYTES + 1)
-    if len(data) > MOST_BYTES:
-        raise ValueError(f"it has more than {MOST_BYTES:,} bytes")
-    value = parse(data)
+        while part := file.read(2**20):
+            data += part
+            if len(data) > MOST_BYTES:
+                raise ValueError(f"it has more than {MOST_BYTES:,} bytes")
+    value = parse(bytes(data))
     if _HALF.search(data):
         try:
             json.dumps(value, ensure_ascii=False).encode()

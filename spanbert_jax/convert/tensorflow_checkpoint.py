@@ -59,5 +59,5 @@ def _read(reader: Any, name: str, prefix: Path) -> np.ndarray:
         return np.asarray(reader.get_tensor(name))
     except _DAMAGED as error:
         raise UserError(
-            f"{prefix}.data-*: tensor {shortened(name)} is damaged ({shortened(error)}); fetch the files again"
+            f"{prefix}.data-*: tensor {shortened(name)} is damaged ({shortened(error, 300)}); fetch the files again"
         ) from error

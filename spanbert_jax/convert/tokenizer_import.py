@@ -252,6 +252,6 @@ def _check_sentencepiece_added(tokenizer: Tokenizer, path: Path, described: Toke
     unknown = [content for content in added if content not in whole]
     if unknown:
         raise UserError(
-            f"{path.parent}: its files add {len(unknown)} pieces to {path.name} ({listed(unknown, 3)}); "
+            f"{path.parent}: its files add {len(unknown)} pieces to {path.name} ({listed([*map(repr, unknown)], 3)}); "
             "only a WordPiece vocabulary takes added pieces: train the SentencePiece with them (user_defined_symbols)"
         )
