@@ -5,11 +5,12 @@ under their names when they are complete. With several processes, process 0 does
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -25,7 +26,7 @@ from spanbert_jax.corpus.sources import changed_sources, check_documents
 from spanbert_jax.corpus.summary import describe_blocks
 from spanbert_jax.corpus.units import check_kinds
 from spanbert_jax.errors import UserError
-from spanbert_jax.files import bucket_errors, is_remote, make_directory, new_directory, written_aside
+from spanbert_jax.files import bucket_errors, is_remote, locked, make_directory, new_directory, written_aside
 from spanbert_jax.runs.start_from import StartingWeights
 from spanbert_jax.text import tokenizer as tokenizers
 from spanbert_jax.text.documents import match_files
@@ -81,18 +82,39 @@ def _has_checkpoint(workdir: epath.Path) -> bool:
 
 def _prepare(config: Config, data: Path, resumed: bool, start: StartingWeights) -> None:
     make_directory(data, "--config.data.dir")
-    if block_data.is_built(data / "blocks"):
-        tokenizer = tokenizers.load_tokenizer(data / "tokenizer")
-        _check(config, tokenizer, data, resumed, start)
-    else:
-        _check_spans(config)
-        check_documents(config.corpus)
-        tokenizer = _make_tokenizer(config, data / "tokenizer", start)
-        check_words(config.masking, tokenizer)  # before hours of building
-        with Stage("Building blocks") as stage:
-            building.build_blocks(config, tokenizer, data / "blocks", _reporter(stage))
-        for line in describe_blocks(config, tokenizer, block_data.read_metadata(data / "blocks")):
-            print(line)
+    if not block_data.is_built(data / "blocks"):
+        with _making_alone(config, data):
+            if not block_data.is_built(data / "blocks"):
+                _make(config, data, start)
+                return
+    tokenizer = tokenizers.load_tokenizer(data / "tokenizer")
+    _check(config, tokenizer, data, resumed, start)
+
+
+@contextlib.contextmanager
+def _making_alone(config: Config, data: Path) -> Iterator[None]:
+    """Lets one run at a time make vocabulary and blocks in a directory that runs share; a workdir has its own lock.
+    Raises UserError where another run is at it, which might otherwise lose its vocabulary to this one."""
+
+    def busy() -> None:
+        raise UserError(
+            f"{data}: another run makes the vocabulary and the blocks there; wait for it, or give another "
+            "--config.data.dir"
+        )
+
+    with locked(data / "lock", busy) if config.data.dir else contextlib.nullcontext():
+        yield
+
+
+def _make(config: Config, data: Path, start: StartingWeights) -> None:
+    _check_spans(config)
+    check_documents(config.corpus)
+    tokenizer = _make_tokenizer(config, data / "tokenizer", start)
+    check_words(config.masking, tokenizer)  # before hours of building
+    with Stage("Building blocks") as stage:
+        building.build_blocks(config, tokenizer, data / "blocks", _reporter(stage))
+    for line in describe_blocks(config, tokenizer, block_data.read_metadata(data / "blocks")):
+        print(line)
 
 
 def _check_spans(config: Config) -> None:

@@ -9,6 +9,7 @@ from etils import epath
 from spanbert_jax.config import Config, CorpusConfig, DataConfig, TokenizerConfig
 from spanbert_jax.corpus.blocks import read_metadata
 from spanbert_jax.errors import UserError
+from spanbert_jax.files import locked
 from spanbert_jax.runs.prepare import prepare
 from spanbert_jax.runs.start_from import StartingWeights
 
@@ -56,6 +57,17 @@ def test_other_text_is_refused_and_a_run_that_began_goes_on(
     for path in (tmp_path / "text").iterdir():
         path.unlink()
     assert prepared(shared, epath.Path(tmp_path / "second")) == built and not capsys.readouterr().out
+
+
+def test_a_directory_that_another_run_fills_is_refused_and_left_alone(config: Config, tmp_path: Path) -> None:
+    data = tmp_path / "shared"
+    data.mkdir()
+    shared = dataclasses.replace(config, data=dataclasses.replace(config.data, dir=str(data)))
+    (tmp_path / "run").mkdir()
+    with locked(data / "lock", pytest.fail), pytest.raises(UserError, match="another run makes the vocabulary and"):
+        prepared(shared, epath.Path(tmp_path / "run"))
+    assert [path.name for path in data.iterdir()] == ["lock"]
+    assert prepared(shared, epath.Path(tmp_path / "run")) == data
 
 
 def test_the_advice_for_other_text_works(config: Config, tmp_path: Path) -> None:
