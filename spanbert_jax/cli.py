@@ -153,11 +153,11 @@ def run(main: Callable[[], int]) -> NoReturn:
     the status that `main` returns. Only the program itself may call this function: the new start would end a test or a
     notebook."""
     use_huge_pages()
-    signals.handle()
     status: str | int | None = STOPPED_EARLY
     try:
+        signals.handle()
         status = main()
-    except KeyboardInterrupt:  # while the command line is read
+    except KeyboardInterrupt:  # before the work, as while the command line is read
         _stopped()
     except SystemExit as end:
         status = end.code
