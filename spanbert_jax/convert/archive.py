@@ -34,7 +34,7 @@ _MOST_RATIO, ALWAYS_ALLOWED = 20, 2**26
 MOST_SETTINGS = 2**28  # bytes of a file without tensors; the largest tokenizer.json of a published model has 34 MB
 _MOST_HEADER = 2**20  # bytes; tarfile reads a header of long names or of PAX fields into memory as a whole
 _MOST_MEMBERS = 10_000
-_CHUNK = 2**20
+_CHUNK = 2**16  # bytes
 _KINDS = {tarfile.SYMTYPE: "a symbolic link", tarfile.LNKTYPE: "a hard link", tarfile.CHRTYPE: "a device"}
 _KINDS |= {tarfile.BLKTYPE: "a device", tarfile.FIFOTYPE: "a named pipe"}
 
@@ -65,7 +65,7 @@ class _Stream:
     def _check(self, position: int) -> None:
         if position > self._limit:
             raise tarfile.ReadError(
-                f"it unpacks to more than {self._limit:,} bytes, {_MOST_RATIO} times its size, which weights never do"
+                f"it unpacks to more than {self._limit:,} bytes; weights of an archive of its size take less"
             )
 
 
