@@ -34,7 +34,7 @@ def start(spec: Json) -> tuple[Json, Handler]:
             seconds = step.seconds(1)
             jax.block_until_ready(step.state)
             began = time.monotonic()
-            checkpoints.save(1, step.state, lambda: Metadata("pretraining", 1, step.config), force=True)
+            checkpoints.save(1, step.state, Metadata("pretraining", 1, step.config))
             still = time.monotonic() - began
             checkpoints.close()
             written = time.monotonic() - began

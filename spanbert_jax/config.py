@@ -267,6 +267,11 @@ class TrainConfig:
     eval_blocks: int = 0  # held-out blocks that an evaluation visits; 0: all
     checkpoint_every: int = 2_000
     keep_checkpoints: int = 3
+    # A step whose loss or gradient is not finite changes no parameter. More such steps in a row than this stop the run.
+    max_skipped: int = 10
+    # A step that takes longer, apart from compilation, stops the run with exit status 76, such as one that waits for
+    # another process or for a file system that hangs; 0: no step does.
+    stall_seconds: float = 0.0
     nsp_weight: float = 0.0  # of next-sentence prediction in the loss, with corpus.pairs (code: 1; paper: none)
     # The groups of parameters that are trained, comma-separated, such as "decoder"; the others keep the values that
     # `init_from` gives them. "": all are trained.
@@ -348,6 +353,8 @@ MAY_CHANGE = (
     "train.eval_blocks",
     "train.checkpoint_every",
     "train.keep_checkpoints",
+    "train.max_skipped",
+    "train.stall_seconds",
     "mesh.data",
     "mesh.fsdp",
     "mesh.model",

@@ -102,6 +102,8 @@ _NOT_NEGATIVE = (
     "optimizer.clip_norm",
     "train.sbo_weight",
     "train.eval_blocks",
+    "train.max_skipped",
+    "train.stall_seconds",
     "train.nsp_weight",
     "finetuning.eval_every_epochs",
 )

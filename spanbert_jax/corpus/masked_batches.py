@@ -40,6 +40,13 @@ def row_lengths(config: Config, blocks: Blocks) -> tuple[int, ...]:
     return (*choose_lengths(blocks.lengths + specials(config), config.data.lengths, longest)[:-1], longest)
 
 
+def train_order(config: Config, blocks: Blocks) -> BucketedOrder:
+    """Which blocks the batch of each step holds."""
+    lengths = row_lengths(config, blocks)
+    sizes = equal_sizes(lengths, config.train.batch_size, config.data.block_length)
+    return BucketedOrder(blocks.lengths + specials(config), lengths, sizes, config.train.seed)
+
+
 def train_batches(
     config: Config,
     blocks: Blocks,
@@ -110,9 +117,7 @@ def _train_batch(
     held: Callable[[np.ndarray], np.ndarray] = lambda indices: indices,
     describe: bool = False,
 ) -> _MakeBatch:
-    lengths = row_lengths(config, blocks)
-    sizes = equal_sizes(lengths, config.train.batch_size, config.data.block_length)
-    order = BucketedOrder(blocks.lengths + specials(config), lengths, sizes, config.train.seed)
+    order = train_order(config, blocks)
     masker = Masker(config, tokenizer, blocks.metadata.piece_counts, kinds=blocks.metadata.kinds)
 
     def batch(step: tf.Tensor) -> dict[str, tf.Tensor]:

@@ -64,8 +64,8 @@ def run(kind: type[FineTuning[ExampleT, ModelT]], config: Config, path: str) -> 
         sharding.mesh_of(config)
         workdir = open_workdir(config, path)
         with running_alone(workdir):
-            tokenizer = _tokenizer(kind, config, Path(workdir), start)
-            prepare = functools.partial(_prepare, kind, config, tokenizer, Path(workdir) / "rows")
+            tokenizer = task_tokenizer(kind, config, Path(workdir), start)
+            prepare = functools.partial(prepare_data, kind, config, tokenizer, Path(workdir) / "rows")
             data = together("prepare the data", prepare)
             claim_workdir(config, workdir)
             results = _train(config, workdir, tokenizer, data, start)
@@ -82,18 +82,7 @@ def _train(
     for trial in range(config.trials):
         place = workdir / f"trial_{trial}" if config.trials > 1 else workdir
         make_directory(place, "--workdir")
-        seeded = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=config.train.seed + trial))
-        batches = data.task.train_batches(data.train, seeded)
-        one = with_steps(seeded, batches.steps_per_epoch)
-        model = data.task.model(jax.default_backend())
-        taken = initial_params(
-            config,
-            start,
-            functools.partial(data.task.init_params, model, jax.random.key(0)),
-            data.task.learnt.labels,
-            release=trial == config.trials - 1,
-        )
-        recipe = _recipe(one, data, batches, tokenizer, model, taken)
+        one, recipe = trial_recipe(config, data, tokenizer, start, trial)
         if not loop.run(one, recipe, place).finished:
             if jax.process_index() == 0:
                 print("\nStopped; the same command goes on.")
@@ -105,7 +94,25 @@ def _train(
     return results
 
 
-def _tokenizer(
+def trial_recipe(
+    config: Config, data: Data[ExampleT, ModelT], tokenizer: Tokenizer, start: StartingWeights, trial: int
+) -> tuple[Config, loop.Recipe]:
+    """The configuration of one trial, and the training loop's recipe for it. The last trial closes `start`."""
+    seeded = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=config.train.seed + trial))
+    batches = data.task.train_batches(data.train, seeded)
+    one = with_steps(seeded, batches.steps_per_epoch)
+    model = data.task.model(jax.default_backend())
+    taken = initial_params(
+        config,
+        start,
+        functools.partial(data.task.init_params, model, jax.random.key(0)),
+        data.task.learnt.labels,
+        release=trial == config.trials - 1,
+    )
+    return one, _recipe(one, data, batches, tokenizer, model, taken)
+
+
+def task_tokenizer(
     kind: type[FineTuning[ExampleT, ModelT]], config: Config, workdir: Path, start: StartingWeights
 ) -> Tokenizer:
     """The vocabulary of the weights in `init_from`, or the given one, copied into the workdir.
@@ -129,9 +136,13 @@ def _tokenizer(
     return load_tokenizer(kept)
 
 
-def _prepare(
+def prepare_data(
     kind: type[FineTuning[ExampleT, ModelT]], config: Config, tokenizer: Tokenizer, cache: Path
 ) -> Data[ExampleT, ModelT]:
+    """Reads the data, learns from the training examples, and makes the rows or takes them from the folder `cache`.
+
+    Raises UserError where the data cannot be read, or does not fit the task.
+    """
     roles: tuple[Role, Role] = ("train", "dev")
     read = {role: kind.read(declared(config, kind.settings), getattr(config.data, role), role) for role in roles}
     for role, (examples, warnings) in read.items():
@@ -205,6 +216,8 @@ def _recipe(
         metrics=metrics,
         describe=describe,
         batch_size=task.batch_size,
+        blocks=batches.rows,
+        of="rows",
         metadata=Metadata(
             task=task.task,
             step=0,

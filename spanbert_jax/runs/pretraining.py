@@ -71,6 +71,7 @@ def make_recipe(
         lambda layout: masked_batches.eval_batches(config, held_out, tokenizer, layout, config.train.eval_blocks),
         lambda totals: metrics(totals, config),
     )
+    order = functools.cache(lambda: masked_batches.train_order(config, train))
     guessed = functools.cache(lambda: neighbour_metrics(config, tokenizer, train, held_out))  # the masks never change
 
     def evaluate(params: Any, layout: jax.sharding.NamedSharding) -> dict[str, float]:
@@ -87,6 +88,7 @@ def make_recipe(
         metrics=lambda totals: metrics(totals, config),
         describe=describe,
         batch_size=batch_size,
+        blocks=lambda step: order().batch(step)[0],
         metadata=Metadata(
             task="pretraining",
             step=0,
@@ -119,7 +121,8 @@ def neighbour_metrics(config: Config, tokenizer: Tokenizer, train: Blocks, held_
 
 def report(config: Config, workdir: epath.Path, arguments: str, result: loop.Result) -> str:
     """The text at the end of a run: the checkpoint, the held-out metrics, and commands to go on with."""
-    lines = ["", f"Checkpoint:  {workdir}/checkpoints/{result.step}" if result.step else "No checkpoint yet."]
+    saved = f"Checkpoint:  {workdir}/checkpoints/{result.saved}"
+    lines = ["", "No checkpoint yet." if result.saved is None else saved]
     if not result.finished:
         return "\n".join(
             [*lines, f"Stopped at step {result.step:,} of {config.train.steps:,}; the same command goes on."]

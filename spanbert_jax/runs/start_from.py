@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 
 from spanbert_jax.config import Config, is_trained, reads_spans
 from spanbert_jax.config_check import check
+from spanbert_jax.convert.names import Params
 from spanbert_jax.errors import UserError
 from spanbert_jax.model import extensions
 from spanbert_jax.serving.weights import Weights, open_weights
+from spanbert_jax.training.sharding import path_name
 from spanbert_jax.training.workdir import read_config
 
 # Fields of ModelConfig that a run takes from its own configuration, and not from the weights.
@@ -100,6 +103,16 @@ def _check_span_boundary(config: Config, there: tuple[int, int] | None) -> None:
         )
 
 
+def _check_finite(params: Params, source: str) -> None:
+    """Raises UserError, naming the parameter, where a value is not finite."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if bad := int(np.count_nonzero(~np.isfinite(leaf))):
+            raise UserError(
+                f"{source}: {path_name(path)} has {bad:,} values that are not finite; name an earlier checkpoint, "
+                "whose values are"
+            )
+
+
 def initial_params(
     config: Config,
     start: StartingWeights,
@@ -131,6 +144,7 @@ def initial_params(
         added = extensions.missing(config.model, params)
         here = extensions.stripped(here, added)
         params = {group: params[group] for group in params if here.get(group) == there[group] and group not in other}
+        _check_finite(params, config.init_from)
         random = [group for group in here if group not in params and not is_trained(config.train, group)]
         if random:
             raise UserError(

@@ -55,6 +55,9 @@ class TrainBatches(Protocol):
         Devices and microbatches divide the first axis of every array.
         """
 
+    def rows(self, step: int) -> np.ndarray:
+        """The numbers, int64 and from 0, of the training rows in the batch of a step; -1: an empty row."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Learnt:

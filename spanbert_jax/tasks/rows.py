@@ -89,6 +89,10 @@ class RowBatches:
         indices, length = self._order.batch(step)
         return self._rows.collate(indices, length, self._padding)
 
+    def rows(self, step: int) -> np.ndarray:
+        """int64 [batch]: the numbers of the rows in the batch of a step; -1: an empty row."""
+        return self._order.batch(step)[0]
+
 
 def widen(sizes: Sequence[int], low: int, high: int, room: int) -> tuple[int, int]:
     """The range [low, high) of items with these sizes, widened on both sides in turn while the sum is within `room`."""

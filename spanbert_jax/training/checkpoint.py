@@ -1,9 +1,9 @@
 """Checkpoints of a run: the training state with its metadata, and checkpoints of parameters alone.
 
-Invariant: a checkpoint named n is the state before batch n. Orbax saves it in the background, on an interval, on
-preemption and at the end. A step's directory exists only when it is whole: Orbax renames the directory into place, or
-marks it as complete in a bucket, where nothing can be renamed. No damaged checkpoint is deleted: a run renames it to
-STEP.damaged, and goes on from the newest sound one. All processes go on from the same one.
+Invariant: a checkpoint named n is the state before batch n. Orbax saves it in the background. A step's directory exists
+only when it is whole: Orbax renames the directory into place, or marks it as complete in a bucket, where nothing can be
+renamed. No damaged checkpoint is deleted: a run renames it to STEP.damaged, and goes on from the newest sound one. All
+processes go on from the same one.
 """
 
 import contextlib
@@ -35,17 +35,9 @@ class Checkpoints:
     """The checkpoints under one directory."""
 
     def __init__(self, directory: epath.Path, config: TrainConfig):
-        # FixedIntervalPolicy alone would replace Orbax's default policy, preemption saves included.
-        save = checkpoint_managers.AnySavePolicy(
-            [
-                checkpoint_managers.FixedIntervalPolicy(config.checkpoint_every),
-                checkpoint_managers.PreemptionCheckpointingPolicy(),
-            ]
-        )
         self._manager = ocp.CheckpointManager(
             absolute(epath.Path(directory)),
             options=ocp.CheckpointManagerOptions(
-                save_decision_policy=save,
                 preservation_policy=checkpoint_managers.LatestN(config.keep_checkpoints),
                 cleanup_tmp_directories=True,
                 single_host_load_and_broadcast=True,  # the steps that are there, as process 0 lists them
@@ -93,8 +85,7 @@ class Checkpoints:
         checkpoint = self._place(step)
         try:
             check(read_metadata(checkpoint))
-            with _readable(checkpoint), contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
-                return handler.restore(checkpoint / _STATE, args=ocp.args.StandardRestore(abstract)), ""
+            return restore_state(checkpoint, abstract), ""
         except _Damaged as error:
             self._check_shapes(checkpoint, abstract)
             return None, error.why
@@ -116,17 +107,19 @@ class Checkpoints:
         for number, why in damaged.items():
             _set_aside(self._place(number), why, f"going on from {step}")
 
-    def save(self, step: int, state: Any, describe: Callable[[], Metadata], force: bool = False) -> bool:
-        """Saves in the background if the step is due, or `force`; True where a save began.
+    @property
+    def newest(self) -> int | None:
+        """The step of the newest checkpoint, the one that is being written included; None where there is none."""
+        return self._manager.latest_step()
 
-        describe: makes the metadata, and may wait for the device; called where a save begins. Raises UserError where
-        the disk is too full for this save or for the one before.
+    def save(self, step: int, state: Any, metadata: Metadata) -> None:
+        """Saves in the background. The caller decides when: `training/loop.py`.
+
+        Raises UserError where the disk is too full for this save or for the one before.
         """
-        if step == self._manager.latest_step() or not (force or self._manager.should_save(step)):
-            return False
-        items = {"state": ocp.args.StandardSave(state), "metadata": ocp.args.JsonSave(describe().to_json())}
+        items = {"state": ocp.args.StandardSave(state), "metadata": ocp.args.JsonSave(metadata.to_json())}
         with disk_errors(self._manager.directory):
-            return self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+            self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
     def preempted(self, step: int) -> bool:
         """Whether the cluster asked the processes, all at one step, to stop."""
@@ -240,6 +233,15 @@ def read_metadata(checkpoint: epath.Path) -> Metadata:
         except ValueError as error:
             raise ValueError(f"{_METADATA}: {error}") from error
     return from_json(saved, str(checkpoint))
+
+
+def restore_state(checkpoint: epath.Path, abstract: Any) -> Any:
+    """The state of a run's checkpoint, laid out as `abstract`: ShapeDtypeStructs with shardings.
+
+    Raises UserError where the files are damaged.
+    """
+    with _readable(checkpoint), contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
+        return handler.restore(absolute(checkpoint) / _STATE, args=ocp.args.StandardRestore(abstract))
 
 
 def read_params(checkpoint: epath.Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 Invariant: the order of the loop's body never changes: evaluate, save, stop if asked to, take batch[step], step, log the
 previous window. A checkpoint named n is therefore the state before batch n, and the device never waits for logging.
+Step n is the step that takes batch n.
 """
 
 import collections
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from etils import epath
 from jax.sharding import NamedSharding
 
@@ -21,22 +23,27 @@ from spanbert_jax.config import Config
 from spanbert_jax.errors import UserError
 from spanbert_jax.training import sharding
 from spanbert_jax.training.checkpoint import BEST, CHECKPOINTS, Checkpoints, newest_sound, read_metadata, write_params
+from spanbert_jax.training.events import Events
 from spanbert_jax.training.metadata import Metadata
 from spanbert_jax.training.progress import MetricsWriter, Stage
+from spanbert_jax.training.skips import Skipped, Skips
 from spanbert_jax.training.step import (
     BatchSize,
     Objective,
     State,
     Sums,
     abstract_state,
+    all_finite,
     init_state,
     make_eval_step,
     make_train_step,
+    trained_params,
     with_params,
 )
 from spanbert_jax.training.stopping import StopSignals
 from spanbert_jax.training.together import decided
-from spanbert_jax.training.window import STEPS_AHEAD, Window, add_sums
+from spanbert_jax.training.watchdog import Watchdog
+from spanbert_jax.training.window import STEPS_AHEAD, Row, Window, add_sums
 
 
 class Recipe(NamedTuple):
@@ -50,6 +57,8 @@ class Recipe(NamedTuple):
     describe: Callable[[Mapping[str, float]], str]  # metrics -> a few words for the progress display
     batch_size: Callable[[Batch], BatchSize]
     metadata: Metadata  # saved with every checkpoint, with its step
+    blocks: Callable[[int], np.ndarray]  # step -> int64, the numbers of its batch's blocks; -1: an empty row
+    of: str = "blocks"  # the things that `blocks` numbers, for people
     initial_params: Callable[[], Any] | None = None  # NumPy arrays, for some groups of the tree or all; else `init`'s
     best: str = ""  # a metric of `evaluate`: parameters are kept under best/ where it is highest; "": none are
 
@@ -59,6 +68,7 @@ class Result(NamedTuple):
 
     step: int
     finished: bool  # False where it was asked to stop, be it at its last step
+    saved: int | None  # the newest checkpoint's step, None where there is no checkpoint
     evaluation: dict[str, float]  # of the last evaluation; empty where there was none
 
 
@@ -66,7 +76,7 @@ def run(config: Config, recipe: Recipe, workdir: epath.Path) -> Result:
     """Trains from the newest checkpoint in the workdir, or from the start, to the last step or a request to stop.
 
     Raises UserError where the mesh, the batch and the devices do not fit together, the devices' memory is too small, no
-    checkpoint can be read, or the disk is full.
+    checkpoint can be read, the disk is full, or too many steps in a row were skipped because a number was not finite.
     """
     try:
         with jax.set_mesh(sharding.mesh_of(config)):
@@ -86,19 +96,22 @@ def _run(config: Config, recipe: Recipe, workdir: epath.Path) -> Result:
     abstract = abstract_state(config, recipe.init, mesh)
     checkpoints = Checkpoints(workdir / CHECKPOINTS, config.train)
     first, state, before = _first_state(config, recipe, workdir, checkpoints, abstract)
-    train_step = make_train_step(config, recipe.objective, abstract)
-    best = _Best(recipe, workdir)
-    batches = recipe.train_batches(layout, first, last)
+    best, skips = _Best(recipe, workdir), Skips(config.train.max_skipped)
     window = Window(first, config.train.log_every, recipe.metrics, mesh, before)
-    in_flight: collections.deque[jax.Array] = collections.deque()
+    watchdog = Watchdog(config.train.stall_seconds, _place())
+    events = Events(recipe.blocks, recipe.of, trained_params(config, abstract["params"]), str(workdir))
     evaluation: dict[str, float] = {}
-    sizes: dict[tuple[tuple[int, ...], ...], BatchSize] = {}  # shapes of a batch that are compiled -> its size
+    is_due = False  # whether a save is
 
-    with _Log(recipe, workdir, first, last) as log, StopSignals() as signals:
+    with _Log(recipe, workdir, first, last, events) as log, StopSignals() as signals, watchdog:
         log.say(f"Step {first:,} of {last:,}, {mesh.size} x {mesh.devices.flat[0].device_kind}; compiling")
+        train_step = make_train_step(config, recipe.objective, abstract)
+        batches = recipe.train_batches(layout, first, last)
+        steps = _Steps(recipe, train_step, batches, window, skips, signals, watchdog, log)
         step = first
         while True:
             if step == last or (step % config.train.eval_every == 0 and step > first):
+                watchdog.leave()
                 log.windows(window.finish(step))
                 log.at(step, "evaluating on held-out blocks")
                 evaluation = recipe.evaluate(state["params"], layout)
@@ -106,46 +119,90 @@ def _run(config: Config, recipe: Recipe, workdir: epath.Path) -> Result:
                 log.evaluation(step, evaluation)
                 window.start()
             stop = signals.asked or checkpoints.preempted(step)
+            at_end = step == last
+            is_due = step > first and (is_due or step % config.train.checkpoint_every == 0 or stop or at_end)
             if stop:
                 log.say(f"Asked to stop: saving step {step:,}")
-            if step > first:
-                describe = functools.partial(_describe, recipe, step, window, log)
-                checkpoints.save(step, state, describe, force=stop or step == last)
-            if step == last or stop:
+            if is_due:
+                watchdog.leave()
+                log.skipped(skips.finish())
+                if skips.may_save(state["params"], at_end):
+                    checkpoints.save(step, state, _described(recipe, step, window, log))
+                    is_due = False
+            if at_end or stop or skips.too_many():
                 break
-            asked = time.monotonic()
-            batch = next(batches)
-            began = time.monotonic()
-            window.waited += began - asked
-            shapes = tuple(array.shape for array in batch.values())
-            known = sizes.get(shapes)
-            size = known or recipe.batch_size(batch)
-            if sizes and not known:
-                log.at(step, f"compiling for {size.words}")
-            with jax.profiler.StepTraceAnnotation("train", step_num=step):
-                state, sums = train_step(state, batch)
-            del batch  # frees its arrays while the device is busy: freed with the next batch, they would hold that up
-            if not known:
-                sizes[shapes] = size
-                window.skip(time.monotonic() - began)
-                log.skip(time.monotonic() - asked)  # the first batch waits for its pipeline to start
-                log.at(step + 1)
+            state = steps.take(step, state)
             step += 1
-            signals.wait_for_saves()
-            in_flight.append(sums["gradient_norm"])
-            if len(in_flight) > STEPS_AHEAD:
-                in_flight.popleft().block_until_ready()
-            log.windows(window.add(step, sums, size))
+        given_up = skips.too_many() or (at_end and is_due)
+        if given_up:
+            log.windows(window.finish(step))
+        saved = checkpoints.newest
         checkpoints.close()
     log.close()
-    return Result(step, step == last and not stop, evaluation)
+    if given_up:
+        raise UserError(events.given_up(skips.in_a_row, step, saved))
+    return Result(step, at_end and not stop, saved, evaluation)
+
+
+class _Steps:
+    """Takes the steps of a run, one after another."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        train_step: Callable[[State, Batch], tuple[State, Sums]],
+        batches: Iterator[Batch],
+        window: Window,
+        skips: Skips,
+        signals: StopSignals,
+        watchdog: Watchdog,
+        log: "_Log",
+    ):
+        self._recipe, self._train_step, self._batches = recipe, train_step, batches
+        self._window, self._skips, self._signals, self._watchdog, self._log = window, skips, signals, watchdog, log
+        # The shapes of a batch for which the step is compiled -> the batch's size.
+        self._sizes: dict[tuple[tuple[int, ...], ...], BatchSize] = {}
+
+    def take(self, step: int, state: State) -> State:
+        """The state after `step`. Waits for the step STEPS_AHEAD before, and logs windows that are ready."""
+        self._watchdog.begin(step)
+        asked = time.monotonic()
+        batch = next(self._batches)
+        began = time.monotonic()
+        self._window.waited += began - asked
+        shapes = tuple(array.shape for array in batch.values())
+        known = self._sizes.get(shapes)
+        size = known or self._recipe.batch_size(batch)
+        if self._sizes and not known:
+            self._log.at(step, f"compiling for {size.words}")
+        if not known:
+            self._watchdog.leave()
+        with jax.profiler.StepTraceAnnotation("train", step_num=step):
+            state, sums = self._train_step(state, batch)
+        del batch  # frees its arrays while the device is busy: freed with the next batch, they would hold that up
+        if not known:
+            self._sizes[shapes] = size
+            self._window.skip(time.monotonic() - began)
+            self._log.skip(time.monotonic() - asked)  # the first batch waits for its pipeline to start
+            self._log.at(step + 1)
+        self._signals.wait_for_saves()
+        self._watchdog.doing = "the device"
+        self._log.skipped(self._skips.add(step, sums))
+        self._watchdog.end()
+        self._log.windows(self._window.add(step + 1, sums, size))
+        return state
+
+
+def _place() -> str:
+    """This process among those of the run, for the beginning of a line; "" where there is one."""
+    return f"process {jax.process_index()} of {jax.process_count()}: " if jax.process_count() > 1 else ""
 
 
 def _first_state(
     config: Config, recipe: Recipe, workdir: epath.Path, checkpoints: Checkpoints, abstract: State
-) -> tuple[int, State, Mapping[str, float]]:
-    """(step, state, sums of the open window) to begin with: of the newest sound checkpoint, or, where there is none, 0,
-    a new state and {}."""
+) -> tuple[int, State, Mapping[str, Any]]:
+    """(step, state, `Window.state`) to begin with: of the newest sound checkpoint, or, where there is none, 0, a new
+    state and {}."""
     tried: list[Metadata] = []
 
     def check(saved: Metadata) -> None:
@@ -155,16 +212,21 @@ def _first_state(
     found = checkpoints.restore_newest(abstract, check)
     if found:
         return *found, tried[-1].window
+    return 0, new_state(config, recipe, abstract), {}
+
+
+def new_state(config: Config, recipe: Recipe, abstract: State) -> State:
+    """The state before the first step of a run, laid out as `abstract`."""
     state = init_state(config, recipe.init, abstract)
-    return 0, with_params(state, recipe.initial_params()) if recipe.initial_params else state, {}
+    return with_params(state, recipe.initial_params()) if recipe.initial_params else state
 
 
-def _describe(recipe: Recipe, step: int, window: Window, log: "_Log") -> Metadata:
+def _described(recipe: Recipe, step: int, window: Window, log: "_Log") -> Metadata:
     """The metadata of a save of `step`. All lines of metrics up to the step are in the files before the save begins: a
     run that goes on from the checkpoint writes the lines after it alone."""
     log.windows(window.full())
     log.flush()
-    return dataclasses.replace(recipe.metadata, step=step, window=window.open_sums())
+    return dataclasses.replace(recipe.metadata, step=step, window=window.state())
 
 
 def _check_same_data(recipe: Recipe, saved: Metadata, workdir: epath.Path) -> None:
@@ -194,9 +256,11 @@ class _Best:
         return str(read_metadata(kept).evaluation[self._recipe.best] if kept else -math.inf)
 
     def keep(self, step: int, params: Any, evaluation: dict[str, float], checkpoints: Checkpoints) -> None:
-        """Writes `params` to best/ if the evaluation of `step` is the best so far, after the save under way."""
+        """Writes `params` to best/ if they are finite and the evaluation of `step` is the best so far, after the save
+        under way."""
         name = self._recipe.best
-        if name and evaluation[name] > self._value:  # never of NaN, which a correlation may be
+        # Never of NaN, which a correlation may be.
+        if name and evaluation[name] > self._value and all_finite(params):
             self._value = evaluation[name]
             checkpoints.wait()
             metadata = dataclasses.replace(self._recipe.metadata, step=step, evaluation=evaluation)
@@ -206,22 +270,35 @@ class _Best:
 class _Log(Stage):
     """The progress display of the loop, and the files of its metrics: both in the first process alone."""
 
-    def __init__(self, recipe: Recipe, workdir: epath.Path, first: int, last: int):
+    def __init__(self, recipe: Recipe, workdir: epath.Path, first: int, last: int, events: Events):
         primary = jax.process_index() == 0
-        self._recipe, self._first_step, self._last = recipe, first, last
+        self._recipe, self._first_step, self._last, self._events = recipe, first, last, events
+        self._skipped = 0
         self._writer = MetricsWriter(workdir, first) if primary else None
         super().__init__("Training", start=first / last, enabled=primary)
 
     def at(self, step: int, words: str = "") -> None:
-        """Shows the step, and in words what is done at it."""
-        self.update(step / self._last, f"step {step:,}{' · ' if words else ''}{words}")
+        """Shows the step, in words what is done at it, and how many steps of this start were skipped."""
+        skipped = f"{self._skipped:,} skipped" if self._skipped else ""
+        self.update(step / self._last, " · ".join(filter(None, [f"step {step:,}", words, skipped])))
 
-    def windows(self, windows: list[tuple[int, dict[str, float]]]) -> None:
-        """Writes and shows the (step, metrics) of windows."""
-        for step, metrics in windows:
+    def windows(self, rows: list[Row]) -> None:
+        """Writes and shows the windows."""
+        for row in rows:
             if self._writer:
-                self._writer.write(step, metrics)
-            self.at(step, f"{self._recipe.describe(metrics)}{_speed(metrics)}")
+                self._writer.write(row.step, row.metrics, [self._events.record(event) for event in row.events])
+                for event in row.events:
+                    if not event.skipped_for:
+                        self.say(self._events.spike(event))
+            known = self._recipe.describe(row.metrics) if "train/gradient_norm" in row.metrics else ""
+            self.at(row.step, " · ".join(filter(None, [known, *_speed(row.metrics)])))
+
+    def skipped(self, steps: list[Skipped]) -> None:
+        """Shows steps that were skipped, as soon as that is known."""
+        self._skipped += len(steps)
+        if self._writer:
+            for step in steps:
+                self.say(self._events.skipped(step))
 
     def evaluation(self, step: int, metrics: dict[str, float]) -> None:
         """Writes and shows an evaluation's metrics. A finished run that is started again has written them already."""
@@ -263,8 +340,8 @@ def summed_evaluation(
     return evaluate
 
 
-def _speed(metrics: Mapping[str, float]) -> str:
+def _speed(metrics: Mapping[str, float]) -> list[str]:
     if "train/pieces_per_second" not in metrics:
-        return ""
-    mfu = f" · MFU {metrics['train/mfu']:.1%}" if "train/mfu" in metrics else ""
-    return f" · {metrics['train/pieces_per_second']:,.0f} pieces/s{mfu}"
+        return []
+    mfu = [f"MFU {metrics['train/mfu']:.1%}"] if "train/mfu" in metrics else []
+    return [f"{metrics['train/pieces_per_second']:,.0f} pieces/s", *mfu]

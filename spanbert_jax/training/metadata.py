@@ -42,7 +42,7 @@ class Metadata:
     nested: bool = False  # span head: entities of the training data lie within others, so predicted ones may too
     words: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # entities: how plain text is cut into words
     evaluation: Mapping[str, float] = dataclasses.field(default_factory=dict)  # of a best one: "held_out/NAME" -> value
-    window: Mapping[str, float] = dataclasses.field(default_factory=dict)  # `Window.open_sums` at this step
+    window: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # `Window.state` at this step
     imported_from: str = ""  # the path of the published weights that were imported
     left_alone: tuple[str, ...] = ()  # tensors of those weights that were not taken
     versions: Mapping[str, str] = dataclasses.field(default_factory=_library_versions)

@@ -91,7 +91,9 @@ def _stable_adamw(config: OptimizerConfig, decay: optax.GradientTransformation) 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
     """The chain of transformations: divide, clip, the named optimizer with decoupled weight decay, learning rate.
-    steps: of the run, for the schedule."""
+
+    steps: of the run, for the schedule. The last state of the chain is the schedule's count of updates.
+    """
 
     def matrices(params: Any) -> Any:
         return jax.tree_util.tree_map_with_path(lambda path, _: decays(path), params)

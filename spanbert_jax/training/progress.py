@@ -7,7 +7,7 @@ import contextlib
 import json
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -133,10 +133,12 @@ class MetricsWriter:
         started = event_pb2.SessionLog(status=event_pb2.SessionLog.START)  # at which TensorBoard drops later steps
         self._add(self._event(step=step + 1, wall_time=time.time(), session_log=started))
 
-    def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Writes one line {"step": ..., name: value} and one event. Raises UserError where the disk is full."""
+    def write(self, step: int, metrics: Mapping[str, float], events: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Writes one line {"step": ..., name: value} and one event of TensorBoard. Raises UserError where the disk is
+        full. events: JSON objects about single steps, which are in the line alone, under "train/events"."""
+        line = {"step": step, **metrics} | ({"train/events": list(events)} if events else {})
         with disk_errors(self._path):
-            self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+            self._file.write(json.dumps(line) + "\n")
             self._file.flush()
         values: list[Any] = [self._summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
         self._add(self._event(step=step, wall_time=time.time(), summary=self._summary(value=values)))

@@ -2,7 +2,8 @@
 
 Invariant: the update depends only on the state and the global batch. Losses are sums whose normalisers are counted over
 the whole batch first, and dropout is keyed by (seed, step, global row), so neither the mesh nor the number of
-microbatches changes the result beyond rounding. Gradients cross the data axis once a step.
+microbatches changes the result beyond rounding. Gradients cross the data axis once a step. A step whose loss or
+gradient is not finite changes nothing but the step number.
 """
 
 import contextlib
@@ -52,6 +53,11 @@ def stream_key(seed: int, stream: str, step: jax.Array | int) -> jax.Array:
     """The jax.random key of a named stream of randomness at a step: nothing to carry along, nothing to checkpoint."""
     key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(stream.encode()))
     return jax.random.fold_in(key, step)
+
+
+def dropout_key(config: Config, step: jax.Array | int) -> jax.Array:
+    """The uint32 by which a step's dropout is keyed."""
+    return jax.random.bits(stream_key(config.train.seed, "dropout", step), dtype=jnp.uint32)
 
 
 def abstract_state(config: Config, init: Callable[[jax.Array], Any], mesh: Mesh) -> Any:
@@ -127,7 +133,8 @@ def _summed_gradients(config: Config, objective: Objective) -> Callable[..., tup
 
     def grad(params: Any, *arguments: Any) -> tuple[Any, Sums]:
         def loss(trained: Any) -> tuple[jax.Array, Sums]:
-            return objective.loss({**params, **trained}, *arguments)
+            value, sums = objective.loss({**params, **trained}, *arguments)
+            return value, sums | {"objective": value}
 
         return jax.grad(loss, has_aux=True)(trained_params(config, params))
 
@@ -195,8 +202,12 @@ def _only_data(spec: PartitionSpec) -> PartitionSpec:
 
 
 def make_train_step(config: Config, objective: Objective, abstract: State) -> Any:
-    """The jitted step (state, batch) -> (state, sums). The state is laid out as `abstract` and is donated; the sums
-    include the "gradient_norm" and the "learning_rate", which do not add."""
+    """The jitted step (state, batch) -> (state, sums). The state is laid out as `abstract` and is donated.
+
+    The sums include four that do not add over steps: "objective" (the loss that the step minimises), "gradient_norm",
+    "learning_rate" and "skipped_for". Where "skipped_for" is not 0, the parameters, the moments and their counts are
+    those of before the step; `skip_reason` says what the number means. The learning rate follows the step number.
+    """
     optimizer = make_optimizer(config.optimizer, config.train.steps)
     schedule = learning_rate(config.optimizer, config.train.steps)
     layout = jax.tree.map(lambda leaf: leaf.sharding, abstract)
@@ -207,22 +218,59 @@ def make_train_step(config: Config, objective: Objective, abstract: State) -> An
     gradients = _reduced_gradients(config, objective, mesh, specs)
 
     def train_step(state: State, batch: Batch) -> tuple[State, Sums]:
-        key = jax.random.bits(stream_key(config.train.seed, "dropout", state["step"]), dtype=jnp.uint32)
+        key = dropout_key(config, state["step"])
         row_numbers = jnp.arange(next(iter(batch.values())).shape[0], dtype=jnp.uint32)
         grads, sums = gradients(state["params"], batch, objective.totals(batch), key, row_numbers)
         # Each device updates the part whose moments it holds; out_shardings gathers the parameters again.
         trained = trained_params(config, state["params"])
         grads, trained = (jax.lax.with_sharding_constraint(tree, divided) for tree in (grads, trained))
         updates, opt_state = optimizer.update(grads, state["opt_state"], trained)
-        trained = jax.lax.with_sharding_constraint(optax.apply_updates(trained, updates), divided)
-        params = {**state["params"], **trained}
-        sums |= {"gradient_norm": optax.tree.norm(grads), "learning_rate": schedule(state["step"])}
+        norm = optax.tree.norm(grads)
+        skipped_for = _skipped_for(sums["objective"], norm, grads)
+        updated = _unless(skipped_for, optax.apply_updates(trained, updates), trained)
+        params = {**state["params"], **jax.lax.with_sharding_constraint(updated, divided)}
+        # The last state of the chain is the schedule's count, which is the step number (`make_optimizer`).
+        opt_state = (*_unless(skipped_for, opt_state[:-1], state["opt_state"][:-1]), opt_state[-1])
+        sums |= {"gradient_norm": norm, "learning_rate": schedule(state["step"]), "skipped_for": skipped_for}
         return {"params": params, "opt_state": opt_state, "step": state["step"] + 1}, sums
 
     replicated = NamedSharding(mesh, PartitionSpec())
     return jax.jit(
         train_step, donate_argnums=0, out_shardings=(layout, replicated), compiler_options=step_options(mesh)
     )
+
+
+_LOSS = 1  # the value of "skipped_for" where the loss is not finite
+
+
+def _skipped_for(loss: jax.Array, norm: jax.Array, grads: Any) -> jax.Array:
+    """float32 scalar: 0 where the loss and the gradients' norm are finite; `_LOSS` where the loss is not; otherwise
+    `_LOSS` + 1 + the number of the leaf of `grads` that is not finite, the first of several.
+
+    Where the leaves are finite and the norm overflows, the number is that of the leaf with the largest norm.
+    """
+    squares = jnp.stack([optax.tree.norm(leaf, squared=True) for leaf in jax.tree.leaves(grads)])  # [leaves]
+    of_gradient = jnp.where(jnp.isfinite(norm), 0, _LOSS + 1 + jnp.argmax(squares))  # NaN is the largest, then inf
+    return jnp.where(jnp.isfinite(loss), of_gradient, _LOSS).astype(jnp.float32)
+
+
+def _unless(skipped_for: jax.Array, new: Any, old: Any) -> Any:
+    """`new`, or `old` where the step is skipped. XLA fuses the choice with the update that makes `new`."""
+    return jax.tree.map(lambda one, other: jnp.where(skipped_for == 0, one, other), new, old)
+
+
+def skip_reason(skipped_for: float, trained: Any) -> str:
+    """The value of "skipped_for" in words, such as "the loss". trained: a tree with the trained parameters' names."""
+    if skipped_for == _LOSS:
+        return "the loss"
+    names = [sharding.path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(trained)]
+    return f"the gradient of {names[int(skipped_for) - _LOSS - 1]}"
+
+
+@jax.jit
+def all_finite(tree: Any) -> jax.Array:
+    """Whether every number in the arrays is finite: bool scalar."""
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
 
 
 def make_eval_step(objective: Objective, mesh: Mesh) -> Any:

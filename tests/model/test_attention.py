@@ -24,6 +24,7 @@ from tests.support.attention_agreement import (
     seeds_of,
     small_model,
     values_and_gradients,
+    with_logits_near,
     with_logits_near_3000,
 )
 from tests.support.devices import on_four_devices
@@ -59,6 +60,29 @@ def test_splash_keeps_float32_logits_at_spanbert_larges_magnitudes() -> None:
     valid = np.arange(128) < np.array(lengths)[:, None]
     ours, expected = (values_and_gradients(kernel, *arrays, lengths)[0] for kernel in ("splash", "xla"))
     np.testing.assert_allclose(ours[valid], expected[valid], rtol=0, atol=2e-2)  # bfloat16 logits: off by about 3
+
+
+@pytest.mark.parametrize(
+    ("kernel", "window"), [("dense", 0), ("dense", 24), ("banded", 24), ("splash", 0), ("splash", 24), ("triton", 0)]
+)
+def test_bfloat16_logits_of_magnitude_10000_stay_finite_and_give_the_softmax_of_float64(
+    kernel: str, window: int
+) -> None:
+    lengths, places = (128, 50), np.arange(128)
+    qkv, cotangent = random_qkv(lengths, (128, 2, 64), BF16, 6)
+    qkv = with_logits_near(1e4, qkv)
+    query, key, value = np.float64(qkv).transpose(2, 0, 3, 1, 4)  # [batch, heads, length, head_dim] each
+    logits = query @ key.swapaxes(2, 3) / 8
+    assert 9_000 < np.abs(logits).max() < 11_000
+    valid = places < np.array(lengths)[:, None]
+    seen = valid[:, None, None] & (np.abs(places[:, None] - places) <= (window or 128))
+    logits = np.where(seen, logits, -np.inf)
+    weights = np.exp(logits - np.max(logits, axis=-1, keepdims=True, where=seen, initial=-1e5))
+    expected = (weights / np.maximum(weights.sum(-1, keepdims=True), 1e-9) @ value).swapaxes(1, 2)
+    result, *gradients = values_and_gradients(kernel, qkv, cotangent, lengths, window=window)
+    np.testing.assert_allclose(result[valid], expected[valid], rtol=0, atol=2e-2)
+    assert all(np.isfinite(array).all() for array in (result, *gradients))
+    assert np.abs(gradients[2]).max() > 0.1
 
 
 def test_under_splash_too_padding_never_changes_what_a_valid_position_becomes() -> None:
@@ -178,3 +202,6 @@ def test_cudnn_agrees_with_xla() -> None:
     ):
         with jax.default_device(jax.local_devices(backend="gpu")[0]):
             assert_agrees("cudnn", lengths, shape, BF16)
+            qkv, cotangent = random_qkv(lengths, shape, BF16)
+            arrays = values_and_gradients("cudnn", with_logits_near(1e4, qkv), cotangent, lengths)
+            assert all(np.isfinite(array).all() for array in arrays)

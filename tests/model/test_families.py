@@ -81,7 +81,7 @@ config = toy_config(mesh={"fsdp": 2, "model": 2})
 kernel = state["params"]["encoder"]["up"]["kernel"]
 assert kernel.sharding.shard_shape(kernel.shape) == (3, 12, 2, 20), kernel.sharding
 checkpoints = Checkpoints(epath.Path(sys.argv[1]), config.train)
-assert checkpoints.save(2, state, lambda: Metadata("pretraining", 2, config), force=True)
+checkpoints.save(2, state, Metadata("pretraining", 2, config))
 checkpoints.close()
 print(sums["mlm_loss"].hex())
 """

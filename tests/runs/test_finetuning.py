@@ -3,6 +3,7 @@
 import csv
 import json
 import random
+import re
 import shutil
 import signal
 import sys
@@ -101,6 +102,19 @@ def test_the_evaluator_prints_the_numbers_of_the_run(finished: tuple[Path, str],
     (trial,) = json.loads((workdir / "results.json").read_text())["trials"]
     numbers = {line.split()[0]: float(line.split()[1]) for line in printed.splitlines()[1:]}
     assert numbers == {name: round(value, 4) for name, value in trial.items()}
+
+
+def test_a_step_that_is_run_again_has_the_loss_of_the_run_and_the_texts_of_its_rows(
+    finished: tuple[Path, str], data: Path
+) -> None:
+    workdir, _ = finished
+    printed = runs.tool("replay", "--workdir", workdir, "--step", 0, "--rows", 3).stdout
+    assert f": loss {runs.metrics(workdir, 'train/loss')[1]:.3f}\n" in printed
+    assert "Every row's loss and gradient is finite" in printed
+    with (data / "train.csv").open(newline="") as file:
+        texts = [row["text"] for row in csv.DictReader(file)]
+    shown = re.findall(r"^row (\d+): (.+)$", printed, re.MULTILINE)
+    assert len(shown) == 3 and all(text == texts[int(number)] for number, text in shown)
 
 
 def test_a_file_of_predictions_is_scored_and_one_for_other_data_refused(

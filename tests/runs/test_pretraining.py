@@ -83,7 +83,7 @@ def test_the_command_that_a_run_ends_with_works_as_it_is_printed(finished: tuple
 def test_the_commands_that_a_run_ends_with_are_quoted(tmp_path: Path) -> None:
     workdir = tmp_path / "my run's"
     held_out = {f"held_out/mlm_{name}": 0.5 for name in ("loss", "accuracy", "commonest")}
-    result = loop.Result(7, True, held_out)
+    result = loop.Result(7, True, 7, held_out)
     printed = report(small_config(train={"sbo_weight": 0.0}), epath.Path(workdir), "--workdir x", result)
     assert "Held-out MLM: loss 0.500, accuracy 50.0%\n  without a model: always the commonest piece: 50.0%" in printed
     for tool in ("tensorboard.main", "convert_to_pytorch.py"):

@@ -238,6 +238,20 @@ def test_weights_are_released_when_their_parameters_are_read(source: Path, tmp_p
     jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_run_with_a_parameter_that_is_not_finite_is_refused_by_its_name(value: float, tmp_path: Path) -> None:
+    params = random_params(BERT, mlm=0, sbo=15)
+    params["encoder"]["mlp"]["up"]["kernel"][0, 3, 5:7] = value
+    write_params(epath.Path(tmp_path / "checkpoints"), params, Metadata("pretraining", 0, Config(model=BERT)))
+    wordpiece().save(tmp_path / "tokenizer")
+    config = Config(model=BERT, init_from=str(tmp_path))
+    with StartingWeights(config) as start, pytest.raises(UserError) as raised:
+        read = initial_params(config, start, lambda: params)
+        assert read is not None
+        read()
+    assert str(raised.value).startswith(f"{tmp_path}: encoder/mlp/up/kernel has 2 values that are not finite; ")
+
+
 def test_rows_that_only_pad_the_vocabulary_stay_zero_without_init_from(source: Path) -> None:
     assert_padding_is_zero(runs.params(source, LAST))
 

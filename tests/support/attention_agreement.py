@@ -37,9 +37,14 @@ def random_qkv(
 
 def with_logits_near_3000(qkv: jax.Array) -> jax.Array:
     """`qkv` with SpanBERT-large's magnitudes, where every second key is nearly its neighbour and competes with it."""
+    return with_logits_near(3000, qkv)
+
+
+def with_logits_near(largest: float, qkv: jax.Array) -> jax.Array:
+    """`qkv` whose logits reach about `largest`, positive or negative; the keys as in `with_logits_near_3000`."""
     query, key, value = (qkv[:, :, part] for part in range(3))
     logits = np.abs(np.einsum("bqhd,bkhd->bhqk", *np.float64([query, key]))).max() / np.sqrt(qkv.shape[-1])
-    query = query * jnp.asarray(3000 / logits, qkv.dtype)
+    query = query * jnp.asarray(largest / logits, qkv.dtype)
     key = key.at[:, 1::2].set(key[:, ::2] * jnp.asarray(0.9961, qkv.dtype))
     return jnp.stack([query, key, value], axis=2)
 

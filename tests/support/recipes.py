@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
+
 from spanbert_jax.config import Config
 from spanbert_jax.model import pretraining_heads
 from spanbert_jax.tasks.pretraining_loss import objective
@@ -40,5 +42,6 @@ def recipe_of(config: Config, asked: list[int], before: Callable[[int], None] = 
         metrics=lambda totals: {},
         describe=lambda values: "",
         batch_size=lambda batch: BatchSize(1, 1.0, ""),
+        blocks=lambda step: np.arange(8 * step, 8 * step + 8),
         metadata=Metadata("synthetic", 0, config),
     )

@@ -79,7 +79,10 @@ class DocumentBatches:
         self.steps_per_epoch = -(-len(rows) // size)
 
     def batch(self, step: int) -> NumpyBatch:
-        return self._task.collate(self._rows, np.arange(step * self._size, (step + 1) * self._size) % len(self._rows))
+        return self._task.collate(self._rows, self.rows(step))
+
+    def rows(self, step: int) -> np.ndarray:
+        return np.arange(step * self._size, (step + 1) * self._size) % len(self._rows)
 
 
 class Toy(FineTuning[Document, TaskModel]):

@@ -11,9 +11,10 @@ import pytest
 from spanbert_jax.config import MeshConfig
 from spanbert_jax.training import sharding, window
 from spanbert_jax.training.step import BatchSize
-from spanbert_jax.training.window import SPEEDS, Window
+from spanbert_jax.training.window import SPEEDS, Row, Window
 
 STEPS, EVERY, EVALUATED = 20, 4, (6, 12, 20)
+SKIPPED = (3, 4, 5, 13)  # all steps of a window among them
 SIZE = BatchSize(8, 1e9, "")
 
 
@@ -26,16 +27,19 @@ def sums_of_steps() -> list[dict[str, Any]]:
             "pieces": np.float32(rng.integers(100, 200)),
             "gradient_norm": np.float32(rng.random()),
             "learning_rate": np.float32(step / STEPS),
+            "objective": np.float32(rng.random()),
+            "skipped_for": np.float32(step in SKIPPED),
         }
         for step in range(STEPS)
     ]
 
 
-def lines(sums: list[dict[str, Any]], cuts: tuple[int, ...]) -> list[tuple[int, dict[str, float]]]:
-    """What a run writes that is stopped and goes on at the steps `cuts`, each time from the JSON of a checkpoint."""
+def lines(sums: list[dict[str, Any]], cuts: tuple[int, ...]) -> list[tuple[int, dict[str, float], list[int]]]:
+    """What a run writes that is stopped and goes on at the steps `cuts`, each time from the JSON of a checkpoint: the
+    step, the metrics and the skipped steps of each window."""
     mesh = sharding.make_mesh(MeshConfig())
-    before: Mapping[str, float] = {}
-    written = []
+    before: Mapping[str, Any] = {}
+    written: list[Row] = []
     for first, end in zip((0, *cuts), (*cuts, STEPS), strict=True):
         open_window = Window(first, EVERY, lambda totals: {"loss": totals["loss"]}, mesh, before)
         for step in range(first, end):
@@ -44,8 +48,15 @@ def lines(sums: list[dict[str, Any]], cuts: tuple[int, ...]) -> list[tuple[int, 
                 open_window.start()
             written += open_window.add(step + 1, sums[step], SIZE)
         written += open_window.finish(end) if end in EVALUATED else open_window.full()
-        before = json.loads(json.dumps(open_window.open_sums()))
-    return [(step, {name: value for name, value in row.items() if name not in SPEEDS}) for step, row in written]
+        before = json.loads(json.dumps(open_window.state()))
+    return [
+        (
+            row.step,
+            {name: value for name, value in row.metrics.items() if name not in SPEEDS},
+            [event.step for event in row.events],
+        )
+        for row in written
+    ]
 
 
 def test_the_metrics_are_those_of_the_steps_bit_for_bit_wherever_the_run_was_cut() -> None:
@@ -54,11 +65,13 @@ def test_the_metrics_are_those_of_the_steps_bit_for_bit_wherever_the_run_was_cut
     expected = []
     for begin, end in zip((0, *ends), ends, strict=False):
         loss = norm = 0.0
-        for one in sums[begin:end]:
-            loss, norm = loss + float(one["loss"]), norm + float(one["gradient_norm"])
-        rate = float(sums[end - 1]["learning_rate"])
-        row = {"train/loss": loss, "train/gradient_norm": norm / (end - begin), "train/learning_rate": rate}
-        expected.append((end, row))
+        taken = [step for step in range(begin, end) if step not in SKIPPED]
+        for step in taken:
+            loss, norm = loss + float(sums[step]["loss"]), norm + float(sums[step]["gradient_norm"])
+        row = {"train/learning_rate": float(sums[end - 1]["learning_rate"]), "train/skipped": end - begin - len(taken)}
+        if taken:
+            row |= {"train/loss": loss, "train/gradient_norm": norm / len(taken)}
+        expected.append((end, row, [step for step in range(begin, end) if step in SKIPPED]))
     for cuts in ((), *((cut,) for cut in range(1, STEPS)), (2, 3, 9, 10, 11, 17), (5, 6, 7)):
         assert lines(sums, cuts) == expected, cuts
 
@@ -68,14 +81,14 @@ def test_the_speeds_of_a_window_that_was_cut_are_those_of_the_steps_that_were_ti
 ) -> None:
     now, sums = 0.0, sums_of_steps()
     monkeypatch.setattr(window, "time", types.SimpleNamespace(monotonic=lambda: now))
-    cut = Window(5, 8, lambda totals: {}, sharding.make_mesh(MeshConfig()), {"steps": 5.0, **sums[0]})
+    cut = Window(5, 8, lambda totals: {}, sharding.make_mesh(MeshConfig()), {"sums": {"steps": 5.0, **sums[0]}})
     for step in (5, 6, 7):
         now += 2 if step > 5 else 1000  # the first step waits for the restore, the data and the compiler
         cut.add(step + 1, sums[step], SIZE)
-    ((end, row),) = cut.full()
+    ((end, row, _),) = cut.full()
     timed = float(sums[6]["pieces"] + sums[7]["pieces"])
     assert end == 8 and row["train/pieces_per_second"] == timed / 4
     assert (row["train/seconds_per_step"], row["train/sequences_per_second"]) == (2, 4)
-    alone = Window(7, 8, lambda totals: {}, sharding.make_mesh(MeshConfig()), {"steps": 3.0, **sums[0]})
+    alone = Window(7, 8, lambda totals: {}, sharding.make_mesh(MeshConfig()), {"sums": {"steps": 3.0, **sums[0]}})
     alone.add(8, sums[7], SIZE)
-    assert not set(SPEEDS).intersection(alone.full()[0][1])
+    assert not set(SPEEDS).intersection(alone.full()[0].metrics)
