@@ -79,11 +79,11 @@ class Window:
         self._full: list[_Full] = []
         self._spikes = SpikeFinder(before.get("losses", ()))
         self.start()
-        self._before = before
+        self._before: Mapping[str, Any] = before
 
     def start(self) -> None:
         """Begins a window."""
-        self._before: Mapping[str, Any] = {}
+        self._before = {}
         self._sums: list[Sums] = []
         self._start_clock()
 
