@@ -25,7 +25,7 @@ from spanbert_jax.training import sharding
 from spanbert_jax.training.checkpoint import BEST, CHECKPOINTS, Checkpoints, newest_sound, read_metadata, write_params
 from spanbert_jax.training.events import Events
 from spanbert_jax.training.metadata import Metadata
-from spanbert_jax.training.progress import MetricsWriter, Stage
+from spanbert_jax.training.progress import MetricsWriter, Stage, metric_records
 from spanbert_jax.training.skips import Skipped, Skips
 from spanbert_jax.training.step import (
     BatchSize,
@@ -95,31 +95,36 @@ def _run(config: Config, recipe: Recipe, workdir: epath.Path) -> Result:
     layout, last = sharding.batch_sharding(mesh), config.train.steps
     abstract = abstract_state(config, recipe.init, mesh)
     checkpoints = Checkpoints(workdir / CHECKPOINTS, config.train)
-    first, state, before = _first_state(config, recipe, workdir, checkpoints, abstract)
+    first, state, restored = _first_state(config, recipe, workdir, checkpoints, abstract)
     best, skips = _Best(recipe, workdir), Skips(config.train.max_skipped)
-    window = Window(first, config.train.log_every, recipe.metrics, mesh, before)
+    window = Window(first, config.train.log_every, recipe.metrics, mesh, restored.window)
     watchdog = Watchdog(config.train.stall_seconds, _place())
     events = Events(recipe.blocks, recipe.of, trained_params(config, abstract["params"]), str(workdir))
     evaluation: dict[str, float] = {}
     is_due = False  # whether a save is
 
-    with _Log(recipe, workdir, first, last, events) as log, StopSignals() as signals, watchdog:
+    unevaluated = restored.evaluation_is_due  # whether the evaluation of this step is still to be done
+
+    with _Log(recipe, workdir, first, last, events, unevaluated) as log, StopSignals() as signals, watchdog:
         log.say(f"Step {first:,} of {last:,}, {mesh.size} x {mesh.devices.flat[0].device_kind}; compiling")
         train_step = make_train_step(config, recipe.objective, abstract)
         batches = recipe.train_batches(layout, first, last)
         steps = _Steps(recipe, train_step, batches, window, skips, signals, watchdog, log)
         step = first
         while True:
-            if step == last or (step % config.train.eval_every == 0 and step > first):
+            at_end = step == last
+            unevaluated |= at_end or (step % config.train.eval_every == 0 and step > first)
+            if unevaluated:
                 watchdog.leave()
                 log.windows(window.finish(step))
                 log.at(step, "evaluating on held-out blocks")
-                evaluation = recipe.evaluate(state["params"], layout)
-                best.keep(step, state["params"], evaluation, checkpoints)
-                log.evaluation(step, evaluation)
+                found = signals.unless_asked(functools.partial(recipe.evaluate, state["params"], layout))
+                if found is not None:
+                    evaluation, unevaluated = found, False
+                    best.keep(step, state["params"], evaluation, checkpoints)
+                    log.evaluation(step, evaluation)
                 window.start()
             stop = signals.asked or checkpoints.preempted(step)
-            at_end = step == last
             is_due = step > first and (is_due or step % config.train.checkpoint_every == 0 or stop or at_end)
             if stop:
                 log.say(f"Asked to stop: saving step {step:,}")
@@ -127,7 +132,7 @@ def _run(config: Config, recipe: Recipe, workdir: epath.Path) -> Result:
                 watchdog.leave()
                 log.skipped(skips.finish())
                 if skips.may_save(state["params"], at_end):
-                    checkpoints.save(step, state, _described(recipe, step, window, log))
+                    checkpoints.save(step, state, _described(recipe, step, window, log, unevaluated))
                     is_due = False
             if at_end or stop or skips.too_many():
                 break
@@ -200,9 +205,9 @@ def _place() -> str:
 
 def _first_state(
     config: Config, recipe: Recipe, workdir: epath.Path, checkpoints: Checkpoints, abstract: State
-) -> tuple[int, State, Mapping[str, Any]]:
-    """(step, state, `Window.state`) to begin with: of the newest sound checkpoint, or, where there is none, 0, a new
-    state and {}."""
+) -> tuple[int, State, Metadata]:
+    """(step, state, metadata) to begin with: of the newest sound checkpoint, or, where there is none, 0, a new state
+    and the recipe's metadata."""
     tried: list[Metadata] = []
 
     def check(saved: Metadata) -> None:
@@ -211,8 +216,8 @@ def _first_state(
 
     found = checkpoints.restore_newest(abstract, check)
     if found:
-        return *found, tried[-1].window
-    return 0, new_state(config, recipe, abstract), {}
+        return *found, tried[-1]
+    return 0, new_state(config, recipe, abstract), recipe.metadata
 
 
 def new_state(config: Config, recipe: Recipe, abstract: State) -> State:
@@ -221,12 +226,12 @@ def new_state(config: Config, recipe: Recipe, abstract: State) -> State:
     return with_params(state, recipe.initial_params()) if recipe.initial_params else state
 
 
-def _described(recipe: Recipe, step: int, window: Window, log: "_Log") -> Metadata:
+def _described(recipe: Recipe, step: int, window: Window, log: "_Log", due: bool) -> Metadata:
     """The metadata of a save of `step`. All lines of metrics up to the step are in the files before the save begins: a
     run that goes on from the checkpoint writes the lines after it alone."""
     log.windows(window.full())
     log.flush()
-    return dataclasses.replace(recipe.metadata, step=step, window=window.state())
+    return dataclasses.replace(recipe.metadata, step=step, window=window.state(), evaluation_is_due=due)
 
 
 def _check_same_data(recipe: Recipe, saved: Metadata, workdir: epath.Path) -> None:
@@ -267,12 +272,21 @@ class _Best:
             write_params(self._folder, params, metadata)
 
 
+def _is_in_metrics(workdir: epath.Path, step: int) -> bool:
+    """Whether metrics.jsonl has an evaluation of the step, as of a run that was killed after it had made up for it."""
+    records = (record for _, record in metric_records(workdir / "metrics.jsonl") if record["step"] == step)
+    return any(name.startswith("held_out/") for record in records for name in record)
+
+
 class _Log(Stage):
     """The progress display of the loop, and the files of its metrics: both in the first process alone."""
 
-    def __init__(self, recipe: Recipe, workdir: epath.Path, first: int, last: int, events: Events):
+    def __init__(self, recipe: Recipe, workdir: epath.Path, first: int, last: int, events: Events, unevaluated: bool):
+        """first, last: steps. unevaluated: whether the evaluation of the first step is still to be done."""
         primary = jax.process_index() == 0
-        self._recipe, self._first_step, self._last, self._events = recipe, first, last, events
+        self._recipe, self._last, self._events = recipe, last, events
+        missing = unevaluated and primary and not _is_in_metrics(workdir, first)
+        self._evaluated = -1 if missing else first  # the step whose evaluation is in the files
         self._skipped = 0
         self._writer = MetricsWriter(workdir, first) if primary else None
         super().__init__("Training", start=first / last, enabled=primary)
@@ -302,7 +316,7 @@ class _Log(Stage):
 
     def evaluation(self, step: int, metrics: dict[str, float]) -> None:
         """Writes and shows an evaluation's metrics. A finished run that is started again has written them already."""
-        if self._writer and step > self._first_step:
+        if self._writer and step > self._evaluated:
             self._writer.write(step, metrics)
         self.say(f"Step {step:,}, held out: {self._recipe.describe(metrics)}")
         self.at(step)

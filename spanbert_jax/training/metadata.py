@@ -43,6 +43,7 @@ class Metadata:
     words: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # entities: how plain text is cut into words
     evaluation: Mapping[str, float] = dataclasses.field(default_factory=dict)  # of a best one: "held_out/NAME" -> value
     window: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # `Window.state` at this step
+    evaluation_is_due: bool = False  # the evaluation of this step was cut off, and the run begins with it
     imported_from: str = ""  # the path of the published weights that were imported
     left_alone: tuple[str, ...] = ()  # tensors of those weights that were not taken
     versions: Mapping[str, str] = dataclasses.field(default_factory=_library_versions)

@@ -1,17 +1,22 @@
 """How a run is asked to stop.
 
 Invariant: once there is a step to save, a request interrupts neither a step nor a save: the loop reads the request
-between two steps. Before that, a signal ends the run as it ends any command (spanbert_jax/signals.py).
+between two steps. A request ends an evaluation, which the next start makes up for. Before there is a step to save, a
+signal ends the run as it ends any command (spanbert_jax/signals.py).
 """
 
 import contextlib
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType
+from typing import TypeVar
 
 import jax
 
 from spanbert_jax import signals
+
+_T = TypeVar("_T")
 
 
 class StopSignals:
@@ -23,7 +28,7 @@ class StopSignals:
     def __init__(self) -> None:
         self.asked = False
         self._stack = contextlib.ExitStack()
-        self._waits = False
+        self._waits = self._interrupts = False
 
     def __enter__(self) -> "StopSignals":
         return self
@@ -38,10 +43,27 @@ class StopSignals:
             for number in signals.not_ignored():
                 self._stack.callback(signal.signal, number, signal.signal(number, self._ask))
 
+    def unless_asked(self, work: Callable[[], _T]) -> _T | None:
+        """The result of work that the next start can do again; None where a request came before, or ends it. (With
+        several processes a request waits for the work.)"""
+        if self.asked:
+            return None
+        self._interrupts = True
+        try:
+            return work()
+        except KeyboardInterrupt:
+            if not self.asked:
+                raise
+            return None
+        finally:
+            self._interrupts = False
+
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
+        interrupts, self.asked = self._interrupts and not self.asked, True
         if not signals.handled():  # a notebook: a second Ctrl-C interrupts it
             self._stack.close()
+        if interrupts:
+            raise KeyboardInterrupt
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()

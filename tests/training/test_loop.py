@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 import pytest
 from etils import epath
 
@@ -54,6 +56,36 @@ def test_a_request_to_stop_ends_after_the_step_under_way_with_a_checkpoint(
     assert loop.run(config, recipe_of(config, asked), workdir).finished
     assert asked == [0, 1, 2, 3]
     assert rows(tmp_path) == rows(uninterrupted) and [row["step"] for row in rows(tmp_path)] == [1, 2, 4, 4]
+
+
+def test_a_request_ends_an_evaluation_and_the_next_start_makes_up_for_it(tmp_path: Path) -> None:
+    """A request comes just before the first evaluation, and within the last one; each is a start of the run."""
+    config = config_of(checkpoint_every=100, eval_every=2, log_every=3)
+    evaluated = 0
+
+    def stop(wanted: bool) -> None:
+        if wanted:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def run(workdir: Path, step: int, evaluation: int) -> tuple[int, bool]:
+        """A start that is asked to stop in the step and the evaluation of these numbers."""
+
+        def evaluate(params: Any, layout: Any) -> dict[str, float]:
+            nonlocal evaluated
+            evaluated += 1
+            stop(evaluated == evaluation)
+            return {"held_out/loss": float(np.mean(jax.tree.leaves(params)[0]))}
+
+        recipe = recipe_of(config, [], lambda asked: stop(asked == step))
+        return loop.run(config, recipe._replace(evaluate=evaluate), epath.Path(workdir))[:2]
+
+    assert run(tmp_path / "stopped", 1, 0) == (2, False) and evaluated == 0
+    assert run(tmp_path / "stopped", -1, 2) == (4, False) and evaluated == 2
+    assert find_checkpoint(epath.Path(tmp_path / "stopped")).name == "4"
+    for workdir in ("stopped", "stopped", "other"):  # the second one as after a kill at the very end
+        assert run(tmp_path / workdir, -1, 0) == (4, True)
+    stopped, other = (rows(tmp_path / workdir) for workdir in ("stopped", "other"))
+    assert stopped == other and [row["step"] for row in stopped if "held_out/loss" in row] == [2, 4]
 
 
 def test_the_time_left_counts_neither_compiling_nor_the_wait_for_the_first_batch(

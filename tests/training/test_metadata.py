@@ -25,6 +25,7 @@ FULL = Metadata(
     words={"apart": "-"},
     evaluation={"held_out/f1": 3.5},
     window={"loss": 0.1 + 0.2, "steps": 3.0},
+    evaluation_is_due=True,
     imported_from="elsewhere",
     left_alone=("pooler",),
 )
