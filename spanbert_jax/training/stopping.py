@@ -19,6 +19,10 @@ from spanbert_jax import signals
 _T = TypeVar("_T")
 
 
+class _Asked(KeyboardInterrupt):
+    """A request, where it ends the work under way."""
+
+
 class StopSignals:
     """Turns SIGTERM, SIGHUP and Ctrl-C into a request to stop at the next step.
 
@@ -51,9 +55,7 @@ class StopSignals:
         self._interrupts = True
         try:
             return work()
-        except KeyboardInterrupt:
-            if not self.asked:
-                raise
+        except _Asked:
             return None
         finally:
             self._interrupts = False
@@ -63,7 +65,7 @@ class StopSignals:
         if not signals.handled():  # a notebook: a second Ctrl-C interrupts it
             self._stack.close()
         if interrupts:
-            raise KeyboardInterrupt
+            raise _Asked
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
