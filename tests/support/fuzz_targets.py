@@ -8,6 +8,8 @@ import gzip
 import io
 import json
 import string
+import tarfile
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -336,6 +338,70 @@ def _tensorflow() -> Target:
     return Target({path.name: path.read_bytes() for path in Path().glob("bert.ckpt*")}, read)
 
 
+def _bert_tensors() -> dict[str, np.ndarray]:
+    """Every tensor of the classifier that `_BERT` describes, with the vocabulary `_PIECES`."""
+    width, mlp = _BERT["hidden_size"], _BERT["intermediate_size"]
+    shapes: dict[str, tuple[int, ...]] = {}
+    for table, rows in (("word", len(_PIECES)), ("position", 24), ("token_type", 2)):
+        shapes[f"bert.embeddings.{table}_embeddings.weight"] = (rows, width)
+    norms, dense = ["bert.embeddings.LayerNorm"], {"bert.pooler.dense": (width, width), "classifier": (2, width)}
+    for number in range(_BERT["num_hidden_layers"]):
+        layer = f"bert.encoder.layer.{number}"
+        for part in ("self.query", "self.key", "self.value", "output.dense"):
+            dense[f"{layer}.attention.{part}"] = (width, width)
+        dense |= {f"{layer}.intermediate.dense": (mlp, width), f"{layer}.output.dense": (width, mlp)}
+        norms += [f"{layer}.attention.output.LayerNorm", f"{layer}.output.LayerNorm"]
+    shapes |= {f"{name}.{part}": (width,) for name in norms for part in ("weight", "bias")}
+    shapes |= {f"{name}.weight": shape for name, shape in dense.items()}
+    shapes |= {f"{name}.bias": shape[:1] for name, shape in dense.items()}
+    return {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+
+
+def _model_files() -> dict[str, bytes]:
+    """The files of a model of others."""
+    from safetensors.numpy import save
+
+    config = json.dumps({**_BERT, "vocab_size": len(_PIECES)}).encode()
+    return {"model.safetensors": save(_bert_tensors()), "config.json": config, "vocab.txt": _VOCABULARY}
+
+
+def _model_directory() -> Target:
+    from spanbert_jax.convert.published_weights import open_published_weights
+
+    def read() -> None:
+        with open_published_weights(Path("model")):
+            pass
+
+    return Target({f"model/{name}": data for name, data in _model_files().items()}, read)
+
+
+def _archive(is_gzip: bool) -> Target:
+    from spanbert_jax.convert.archive import take_out
+
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w:gz" if is_gzip else "w") as tar:
+        for name, data in _model_files().items():
+            member = tarfile.TarInfo(f"bert/{name}")
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+
+    def read() -> None:
+        with tempfile.TemporaryDirectory(dir=".") as folder:
+            take_out(Path("model.tar"), Path(folder))
+
+    return Target({"model.tar": file.getvalue()}, read)
+
+
+def _tfds(file_format: str) -> Target:
+    from spanbert_jax.corpus import tfds_source
+    from tests.support.prose_tfds import write_tfds
+
+    folder = Path("tfds/prose/1.0.0")
+    write_tfds(folder, file_format)
+    files = {str(path): path.read_bytes() for path in folder.iterdir()}
+    return Target(files, lambda: list(tfds_source.read_tfds("prose", "tfds")))
+
+
 def _checkpoint_metadata() -> Target:
     from spanbert_jax.errors import UserError
     from spanbert_jax.tasks.finetuning import Learnt
@@ -531,6 +597,11 @@ TARGETS: dict[str, Callable[[], Target]] = {
     "pickle": functools.partial(_pickle, True),
     "pickle, legacy": functools.partial(_pickle, False),
     "TensorFlow checkpoint": _tensorflow,
+    "a model's directory": _model_directory,
+    "archive": functools.partial(_archive, False),
+    "archive, gzip": functools.partial(_archive, True),
+    "TFDS, tfrecord": functools.partial(_tfds, "tfrecord"),
+    "TFDS, array_record": functools.partial(_tfds, "array_record"),
     "checkpoint's metadata": _checkpoint_metadata,
     "workdir's config.json": _workdir_config,
     "metrics.jsonl": _metrics,

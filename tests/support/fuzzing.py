@@ -16,6 +16,7 @@ from spanbert_jax.errors import UserError
 from tests.support.mutations import mutated
 
 MOST_CHARS = 800
+_DEEP = (b"[" * 10**5 + b"]" * 10**5, b'{"a":' * 10**5 + b"1" + b"}" * 10**5, b'{"data": [[' + b"[" * 10**5)
 _SECONDS = 10  # of CPU for one input; the slowest sound one takes a hundredth
 _MEMORY = 2**31  # bytes of address space beyond those that the process has
 
@@ -72,23 +73,31 @@ def place(files: Mapping[str, bytes]) -> None:
 
 
 def fuzz(name: str, target: Target, inputs: int) -> int:
-    """Reads the sound input and `inputs` damaged ones in the working directory; returns how many were refused.
+    """Reads the sound input and `inputs` damaged ones in the working directory, and in the place of JSON arrays and
+    objects that are nested too deeply. Returns how many of the inputs were refused.
 
-    A failure raises AssertionError with the damaged file, from which `KEPT` of tests/fuzz/test_readers.py is made.
+    A failure raises AssertionError with the damaged file, which belongs in `fuzz_kept.KEPT`.
     """
     place({**target.beside, **target.files})
     assert check(target.read) == "", "the sound input is refused"
+    for file, sound in target.files.items():
+        for data in _DEEP if sound.lstrip()[:1] in (b"{", b"[") else ():
+            assert _refused(name, target, file, data)
     names, refused = sorted(target.files), 0
     for number in range(inputs):
         file = names[number % len(names)]
         data = mutated(target.files[file], random.Random(f"{name} {number}"))
-        Path(file).write_bytes(data)
-        try:
-            refused += bool(check(target.read))
-        except (Exception, TooSlow) as error:
-            shown = data if len(data) < 3000 else data[:1500] + b" ... " + data[-1500:]
-            raise AssertionError(
-                f"{name}, input {number}, {file}: {type(error).__name__}: {error}\n{shown!r}"
-            ) from error
-        Path(file).write_bytes(target.files[file])
+        refused += _refused(f"{name}, input {number}", target, file, data)
     return refused
+
+
+def _refused(name: str, target: Target, file: str, data: bytes) -> bool:
+    """Whether the reader refuses the damaged file, which is sound again afterwards."""
+    Path(file).write_bytes(data)
+    try:
+        return bool(check(target.read))
+    except (Exception, TooSlow) as error:
+        shown = data if len(data) < 3000 else data[:1500] + b" ... " + data[-1500:]
+        raise AssertionError(f"{name}, {file}: {type(error).__name__}: {error}\n{shown!r}") from error
+    finally:
+        Path(file).write_bytes(target.files[file])
