@@ -18,6 +18,7 @@ from etils import epath
 
 from spanbert_jax.errors import UserError
 
+_LONGEST_NAME = 255  # bytes; no file system of Linux takes more
 _CLIENTS = ("tensorflow", "gcsfs", "google", "aiohttp")  # clients of buckets, whose errors need not be OSErrors
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, no quota, over the limit of a file's size
 _AnyPath = TypeVar("_AnyPath", Path, epath.Path)
@@ -98,7 +99,9 @@ def written_aside(path: _AnyPath) -> Iterator[_AnyPath]:
 
 def is_plain_name(name: object) -> bool:
     """Whether a name that a file gives is that of a file in the same directory, and no path to another place."""
-    return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\\0")
+    if not isinstance(name, str) or name in ("", ".", "..") or set(name) & set("/\\\0"):
+        return False
+    return len(name.encode(errors="surrogatepass")) <= _LONGEST_NAME
 
 
 def is_remote(path: str | os.PathLike[str]) -> bool:

@@ -56,6 +56,7 @@ KEPT: dict[tuple[str, str], tuple[str, Damage]] = {
     ("config.json, BERT", "400 digits"): ("config.json", lambda sound: sound.replace(b"1e-12", _DIGITS)),
     ("config.json, ModernBERT", "a long type"): ("config.json", _with(model_type=_LONG)),
     ("config.json, ModernBERT", "many layers"): ("config.json", _with(layer_types=["full_attention"] * 10**5)),
+    ("safetensors", "a long file name"): ("model.safetensors.index.json", _with(weight_map={"a": _LONG})),
     ("checkpoint's metadata", "another field of words"): ("metadata", _with(words={"apart\u2028": "-"})),
     ("checkpoint's metadata", "an object as a format"): ("metadata", _with(format={_LONG: 1})),
     ("checkpoint's metadata", "a number as words"): ("metadata", _with(words={"apart": 1})),
