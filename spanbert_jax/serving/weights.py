@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 from etils import epath
 
-from spanbert_jax.config import Config
+from spanbert_jax.config import Config, ModelConfig
 from spanbert_jax.convert.huggingface import Coverage
 from spanbert_jax.convert.names import Params
 from spanbert_jax.convert.published_weights import open_published_weights
+from spanbert_jax.errors import UserError, shortened
 from spanbert_jax.model import pretraining_heads
 from spanbert_jax.model.parameters import parameter_shapes
 from spanbert_jax.text.tokenizer import Tokenizer, load_tokenizer
@@ -87,6 +89,8 @@ def _open_run(path: Path) -> Weights:
     checkpoint = find_checkpoint(epath.Path(path))
     metadata = read_metadata(checkpoint)
     shapes = read_shapes(checkpoint)
+    tokenizer = load_tokenizer(Path(run_of(checkpoint)) / TOKENIZER)
+    _check_sizes(metadata.config.model, tokenizer.vocab_size, shapes, checkpoint)
     # The config may name kernels of the machine that trained; this machine may lack them.
     compute = dataclasses.replace(metadata.config.compute, attention="auto", pointwise="auto")
 
@@ -99,12 +103,32 @@ def _open_run(path: Path) -> Weights:
         source=str(checkpoint),
         kind="a checkpoint of spanbert_jax",
         config=dataclasses.replace(metadata.config, compute=compute),
-        tokenizer=load_tokenizer(Path(run_of(checkpoint)) / TOKENIZER),
+        tokenizer=tokenizer,
         load=load,
         labels=metadata.labels,
         span_boundary=shapes[pretraining_heads.SBO.name]["offset"] if pretraining_heads.SBO.name in shapes else None,
         metadata=metadata,
     )
+
+
+def _check_sizes(model: ModelConfig, vocab_size: int, shapes: Any, checkpoint: epath.Path) -> None:
+    """Raises UserError where the encoder of a configuration has other shapes than the arrays of the checkpoint, before
+    anything is made of the configuration's sizes. shapes: those of the arrays, as `read_shapes` returns them."""
+    try:
+        wanted = _by_path(parameter_shapes(model, vocab_size, {}))
+    except (ArithmeticError, ValueError, TypeError) as error:  # heads that do not divide the width, ...
+        raise UserError(f"{checkpoint}: no model has the sizes in its metadata ({shortened(error)})") from error
+    for path, found in _by_path(shapes).items():
+        if wanted.get(path, found) != found:
+            raise UserError(
+                f"{checkpoint}: its array {path} has shape {found}, and its metadata describes a model with "
+                f"{wanted[path]}; restore the one that was changed"
+            )
+
+
+def _by_path(shapes: Any) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(shapes, is_leaf=lambda leaf: isinstance(leaf, tuple))
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): shape for path, shape in leaves}
 
 
 def training_of(weights: Weights) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Weights as they are opened: everything that describes them, and nothing of the machine that trained them."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from spanbert_jax.serving.weights import open_weights, training_of
 from spanbert_jax.text.tokenizer import SPECIALS, Tokenizer
 from spanbert_jax.training.checkpoint import BEST, CHECKPOINTS, TOKENIZER, write_params
 from spanbert_jax.training.metadata import Metadata
+from tests.support.published import write_vocabulary
+from tests.support.random_params import filled, shapes
 from tests.support.synthetic import small_config
 
 TOKENIZER_OF_RUN = Tokenizer("wordpiece", "\n".join([*SPECIALS, "a", "##b", ""]).encode())
@@ -66,3 +69,27 @@ def test_an_export_says_what_was_measured_at_its_step(run: Path) -> None:
 def test_a_folder_without_weights_is_one_message(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no weights there"), open_weights(tmp_path):
         pass
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "part"),
+    [
+        ("layers", 10**6, "describes a model with (1000000, "),
+        ("max_length", 10**9, "embeddings/position has shape (32, 24)"),
+        ("embed", 48, "has shape"),
+        ("heads", 0, "no model has the sizes in its metadata"),
+    ],
+)
+def test_a_run_whose_metadata_describes_another_model_is_refused_with_the_array(
+    field: str, value: int, part: str, tmp_path: Path
+) -> None:
+    """As a stranger may write it: such sizes would take gigabytes, or end in a traceback of Flax."""
+    config = small_config()
+    model = dataclasses.replace(config.model, **{field: value})
+    metadata = Metadata(task="any", step=4, config=dataclasses.replace(config, model=model))
+    Tokenizer("wordpiece", write_vocabulary(tmp_path / "vocab.txt").read_bytes()).save(tmp_path / TOKENIZER)
+    params = filled(shapes({}), lambda shape: np.ones(shape, np.float32))
+    write_params(epath.Path(tmp_path / CHECKPOINTS), params, metadata)
+    with pytest.raises(UserError, match=re.escape(part)) as error, open_weights(tmp_path):
+        pass
+    assert str(error.value).startswith(str(tmp_path / CHECKPOINTS / "4")) and len(str(error.value)) < 600
