@@ -44,7 +44,16 @@ def run_app(main: Callable[[Config, str], int]) -> NoReturn:
             raise UserError(f"argument {argv[1]!r} is not a flag; fields are set as --config.FIELD=VALUE")
         return main(_config(), WORKDIR.value or f"runs/{Path(config_file()).stem}")
 
-    app.run(lambda argv: cli.status(lambda: checked(argv)), flags_parser=_parse)
+    app.run(lambda argv: _status(lambda: checked(argv)), flags_parser=_parse)
+
+
+def _status(work: Callable[[], int]) -> int:
+    """The exit status of the work; for a process of several, once the others know that this one ends."""
+    if not DISTRIBUTED.value:
+        return cli.status(work)
+    from spanbert_jax.training import lifeline
+
+    return lifeline.ended(lambda: cli.status(work))
 
 
 def _config() -> Config:
@@ -89,7 +98,8 @@ def main(config: Config, workdir: str) -> int:
     if DISTRIBUTED.value:
         from spanbert_jax.runs import processes
 
-        processes.start(COORDINATOR.value, PROCESSES.value, PROCESS.value, WAIT.value, _say)
+        started = processes.description(config, workdir)
+        processes.start(COORDINATOR.value, PROCESSES.value, PROCESS.value, WAIT.value, _say, started)
     elif (COORDINATOR.value, PROCESSES.value, PROCESS.value) != (None, None, None):
         raise UserError("--coordinator, --processes and --process need --distributed; add that flag, or leave them out")
     return 0 if dispatch(config, workdir, shlex.join(sys.argv[1:])) else cli.STOPPED_EARLY

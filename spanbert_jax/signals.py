@@ -17,7 +17,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import NoReturn
 
@@ -41,6 +41,9 @@ class _Program:
         self.patient = 0  # blocks that have asked for patience
         self.impatient_since = -math.inf  # when the last of these ended
         self.done: int | None = None  # the exit status of a program whose work is done
+        self.asked: Callable[[bool], None] | None = None  # of `hand_over`
+        self.farewell: Callable[[int], None] = lambda status: None
+        self.own = 0  # signals of `interrupt` that `_watch` has not read yet
 
 
 _program = _Program()
@@ -57,6 +60,24 @@ def handle() -> None:
     for number in not_ignored():
         signal.signal(number, _interrupt)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
+def hand_over(asked: Callable[[bool], None], farewell: Callable[[int], None]) -> None:
+    """Lets others decide when this process stops: the processes of a run stop together.
+
+    asked: is called at every signal, in a thread, with whether it is a second one, instead of all that a signal does
+    otherwise. `interrupt` then does it. farewell: is called with the exit status before this module ends the process.
+    """
+    _program.asked, _program.farewell = asked, farewell
+
+
+def interrupt() -> None:
+    """Does in a program that has handed over its signals what the first signal would have done. For other threads than
+    the main thread."""
+    if _program.handles:
+        _program.came = True
+        _program.own += 1
+        signal.pthread_kill(threading.main_thread().ident or 0, next(iter(not_ignored()), signal.SIGCONT))
 
 
 def not_ignored() -> list[signal.Signals]:
@@ -76,7 +97,7 @@ def came() -> bool:
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     """The handler. Only the first signal interrupts: `_watch` acts on a second one, and on any after the work."""
-    if _program.raised or _program.done is not None:
+    if _program.raised or _program.done is not None or (_program.asked and not _program.came):
         return
     _program.raised = True
     if _program.blocked:
@@ -130,23 +151,31 @@ def leave(status: int) -> None:
     if _program.handles:
         with contextlib.suppress(OSError):
             sys.stdout.flush()
+        _program.farewell(status)
         os._exit(status)
 
 
 def _watch(pipe: int, terminals: Sequence[int]) -> None:
     """Acts on a second signal, and on the end of the time of grace. terminals: the descriptors that are terminals."""
     first = math.inf  # when the first signal came
+    since = math.inf  # when the time of grace began
     while True:
         ready, _, _ = select.select([pipe], [], [], 0.1 if _program.came else None)
         numbers = set(os.read(pipe, 512)) & set(SIGNALS) if ready else set()
         now = time.monotonic()
         if signal.SIGHUP in numbers:
             _forget_lost(terminals)
-        if numbers and (_program.done is not None or now - first > SAME_SECONDS):
-            _leave_at_once()
-        if numbers:
-            first, _program.came = min(first, now), True
-        if not _program.patient and now - max(first, _program.impatient_since) > GRACE_SECONDS:
+        if numbers and _program.own:
+            _program.own, since = 0, now
+        elif numbers and _program.asked:
+            _program.asked(now - first > SAME_SECONDS)
+            first = min(first, now)
+        elif numbers:
+            if _program.done is not None or now - first > SAME_SECONDS:
+                _leave_at_once()
+            first = since = min(first, now)
+            _program.came = True
+        if not _program.patient and now - max(since, _program.impatient_since) > GRACE_SECONDS:
             _leave_at_once()
 
 
@@ -165,4 +194,5 @@ def _leave_at_once() -> NoReturn:
         for descriptor in filter(os.isatty, (1, 2)):
             os.write(descriptor, b"\x1b[?25h\n")  # a progress bar hides the cursor
         os.write(2, line.encode())
+    _program.farewell(status)
     os._exit(status)

@@ -1,27 +1,46 @@
 """Lets the processes of a run meet at the coordinator's address before JAX starts.
 
-Invariant: while a process is missing, every process that knows which one says so. A process that waits in vain ends
-with one message. (JAX's own start waits silently, and aborts the process where it waits in vain.)
+Invariant: no run starts unless all its processes are there and were started alike. While a process is missing, every
+process that knows which one says so. A process that waits in vain ends with one message. (JAX's own start waits
+silently, aborts the process where it waits in vain, and lets processes with different flags wait for each other.)
 
-Processes exchange lines over TCP, at the address that JAX's coordinator uses afterwards. A process sends "PROCESS COUNT
-NAME" to process 0. Process 0 answers with the numbers of missing processes, at least once a second, and with "go" when
-no process is missing.
+Processes exchange lines of JSON over TCP, at the address that JAX's coordinator uses afterwards. A process tells
+process 0 its number, its name and how it was started. Process 0 answers with the numbers of missing processes, at least
+once a second, and with its own name, or with the reason why the run cannot start. A process for which no process is
+missing any more goes on. The connections stay open as the lifeline of the run (training/lifeline.py).
 """
 
 import contextlib
+import importlib.metadata
+import json
 import os
 import selectors
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
-import jax
-
+from spanbert_jax.config import Config, flatten
 from spanbert_jax.errors import UserError
+from spanbert_jax.files import is_remote
+from spanbert_jax.training import lifeline
+from spanbert_jax.training.channel import Channel, Peer
+from spanbert_jax.version import VERSION
 
 REPORT_SECONDS = 10.0  # seconds between two messages of a process that waits
+BEGUN_SECONDS = 10.0  # that a late process waits for the end of a run that has begun without it
 _TICK = 1.0  # most seconds between two looks at the time, and of an attempt to connect
-_GO = "go"
+REFUSED_SECONDS = 10.0  # in which process 0 tells those who still come why the run cannot start
+_NAMED = 3  # the most differing fields that a message names
+_PER_HOST = ("corpus.workers", "data.cache_dir")  # fields that each host may set for itself
+
+
+def description(config: Config, workdir: str) -> dict[str, str]:
+    """All in which the processes of a run must agree: name -> value, in words."""
+    versions = {f"the version of {name}": importlib.metadata.version(name) for name in ("jax", "jaxlib")}
+    versions["the version of spanbert_jax"] = VERSION
+    fields = {f"config.{name}": repr(value) for name, value in flatten(config).items() if name not in _PER_HOST}
+    return versions | {"--workdir": workdir if is_remote(workdir) else os.path.abspath(workdir)} | fields
 
 
 class _Waiting:
@@ -55,13 +74,19 @@ class _Waiting:
 
 
 def start(
-    address: str | None, count: int | None, process: int | None, seconds: float, say: Callable[[str], None]
+    address: str | None,
+    count: int | None,
+    process: int | None,
+    seconds: float,
+    say: Callable[[str], None],
+    started: Mapping[str, str],
 ) -> None:
     """Waits until all `count` processes have come to `address`, then starts `jax.distributed` as process `process`.
 
     address: "host:port" of process 0. Where address, count and process are all None, the cluster names them (TPU VM,
-    GKE, SLURM, Open MPI). say: prints a line about the wait. Raises UserError after `seconds` in vain, where only some
-    of the three are given, where the cluster is unknown, and where the processes contradict each other.
+    GKE, SLURM, Open MPI). say: prints a line about the wait. started: the `description` of this process. Raises
+    UserError after `seconds` in vain, where only some of the three are given, where the cluster is unknown, where the
+    processes contradict each other or were started differently, and where the run has begun without this process.
     """
     given = {"--coordinator": address, "--processes": count, "--process": process}
     absent = [name for name, value in given.items() if value is None]
@@ -75,11 +100,18 @@ def start(
     if not 0 <= process < count:
         raise UserError(f"--process={process} does not fit --processes={count}; processes are numbered from 0")
     if count > 1:
+        name = f"{socket.gethostname()}/{os.getpid()}"
         waiting = _Waiting(address, count, process, seconds, say)
         if process == 0:
-            _receive(int(port), count, waiting)
+            peers = _receive(int(port), _Meeting(count, name, started), waiting)
         else:
-            _report(host.strip("[]"), int(port), count, process, waiting)
+            hello = {"process": process, "count": count, "name": name, "started": dict(started)}
+            peers = {0: _report(host.strip("[]"), int(port), hello, waiting)}
+        lifeline.begin(process, count, name, peers)
+    import jax  # not above: flags that make no sense are told before
+
+    # Its handler of SIGTERM would take the place of the lifeline's, which also stops a run that does not step yet.
+    jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(address, count, process)
 
 
@@ -102,34 +134,103 @@ def _detect(seconds: float) -> tuple[str, int, int]:
     return address, count, process
 
 
-def _receive(port: int, count: int, waiting: _Waiting) -> None:
-    """In process 0: waits until the other processes have come, then tells them to go."""
-    with contextlib.ExitStack() as stack, selectors.DefaultSelector() as selector:
+class _Meeting:
+    """In process 0: who has come, and why the run cannot start."""
+
+    def __init__(self, count: int, name: str, started: Mapping[str, str]):
+        self._count, self._started = count, started
+        self.name = name
+        self.present: dict[int, Peer] = {}
+        self.refused: list[Channel] = []  # of processes that are of no number of this run
+        self.problem = ""
+        self.missing = set(range(1, count))  # not here; after a problem, those that were never here
+
+    def hear(self, channel: Channel) -> bool:
+        """Reads from a readable connection. Returns False where the process has gone, or is not of any run."""
+        lines = channel.receive()
+        if lines is None and not self.problem:
+            self.present = {number: peer for number, peer in self.present.items() if peer.channel is not channel}
+        for line in lines or ():
+            try:
+                hello = json.loads(line)
+                self._arrive(channel, **hello)
+            except (ValueError, TypeError, AttributeError, RecursionError):
+                return False
+        self.missing = set(range(1, self._count)) - self.present.keys()
+        return lines is not None
+
+    def _arrive(self, channel: Channel, process: int, count: int, name: str, started: dict[str, str]) -> None:
+        why = ""
+        if count != self._count or not 0 < process < count:
+            why = f"{name} is process {process} of {count}, and this is process 0 of {self._count}"
+            self.refused.append(channel)
+        elif process in self.present and self.present[process].name != name:
+            why = (
+                f"{self.present[process].name} and {name} both are process {process} of {count}; "
+                "give each process a number of its own"
+            )
+            self.refused.append(channel)
+        else:
+            self.present[process] = Peer(name, channel)
+            if started != self._started:
+                why = self._difference(f"process {process} of {count} ({name})", started)
+        if why and not self.problem:
+            self.problem = f"--distributed: {why}"
+
+    def _difference(self, other: str, theirs: Mapping[str, str]) -> str:
+        def short(value: str | None) -> str:
+            return "missing" if value is None else value if len(value) <= 80 else f"{value[:77]}..."
+
+        ours = self._started
+        names = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
+        each = [
+            f"{name} is {short(theirs.get(name))} in {other} and {short(ours.get(name))} in process 0 ({self.name})"
+            for name in names[:_NAMED]
+        ]
+        more = f"; fields that differ besides: {len(names) - _NAMED}" if len(names) > _NAMED else ""
+        return f"{'; '.join(each)}{more}; start all processes with the same flags, versions and workdir"
+
+    def answer(self) -> None:
+        """Tells the others for whom this process waits, that all may go, or why they cannot."""
+        if self.problem:
+            line: dict[str, Any] = {"problem": self.problem}
+        else:
+            line = {"missing": sorted(self.missing), "name": self.name}
+        for channel in [*self.refused, *(peer.channel for peer in self.present.values())]:
+            channel.send(json.dumps(line))
+
+
+def _receive(port: int, meeting: _Meeting, waiting: _Waiting) -> dict[int, Peer]:
+    """In process 0: waits until the other processes have come, and tells them to go. Returns them by their numbers."""
+    with contextlib.ExitStack() as opened, selectors.DefaultSelector() as selector:
         try:
-            server = stack.enter_context(_listen(port))
+            server = opened.enter_context(_listen(port))
         except OSError as error:
             raise UserError(
                 f"--distributed: process 0 cannot listen on port {port} ({error.strerror}); another program or "
                 "another run uses it; choose another port"
             ) from error
         selector.register(server, selectors.EVENT_READ)
-        present: dict[int, tuple[str, socket.socket]] = {}
-        waiting.missing = set(range(1, count))
-        while waiting.missing:
+        until = float("inf")
+        while meeting.missing and time.monotonic() < until:
+            waiting.missing = meeting.missing
             waiting.check()
             for key, _ in selector.select(_TICK):
-                connection = key.fileobj
-                assert isinstance(connection, socket.socket)
-                if connection is server:
-                    selector.register(stack.enter_context(server.accept()[0]), selectors.EVENT_READ)
-                elif not _arrive(connection, count, present):
-                    selector.unregister(connection)
-                    connection.close()
-            waiting.missing = set(range(1, count)) - set(present)
-            line = " ".join(map(str, sorted(waiting.missing))) or _GO
-            for _, held in present.values():
-                with contextlib.suppress(OSError):  # the process has gone, which the selector reports
-                    held.sendall(f"{line}\n".encode("ascii"))
+                channel = key.data
+                if channel is None:
+                    channel = Channel(opened.enter_context(server.accept()[0]))
+                    selector.register(channel, selectors.EVENT_READ, channel)
+                elif not meeting.hear(channel):
+                    selector.unregister(channel)
+                    channel.close()
+            meeting.answer()
+            if meeting.problem:
+                until = min(until, time.monotonic() + REFUSED_SECONDS)
+        if meeting.problem:
+            raise UserError(meeting.problem)
+        opened.pop_all()
+        server.close()
+        return meeting.present
 
 
 def _listen(port: int) -> socket.socket:
@@ -139,47 +240,60 @@ def _listen(port: int) -> socket.socket:
     return socket.create_server(("", port), family=family, dualstack_ipv6=both)
 
 
-def _arrive(connection: socket.socket, count: int, present: dict[int, tuple[str, socket.socket]]) -> bool:
-    """Adds the process on a readable connection to `present`. Returns False where the process has gone, or the line is
-    not from a process of a run.
-
-    Raises UserError where the process has a number that is present already, or another count of processes.
-    """
-    for number, (_, held) in list(present.items()):
-        if held is connection:  # a process sends one line, so this is the end of the connection
-            del present[number]
-            return False
-    try:
-        number_word, count_word, name = connection.recv(256).decode("ascii").split()
-        number, its_count = int(number_word), int(count_word)
-    except (OSError, UnicodeDecodeError, ValueError):
-        return False
-    if its_count != count or not 0 < number < count:
-        raise UserError(f"--distributed: {name} is process {number} of {its_count}, and this is process 0 of {count}")
-    if number in present and present[number][0] != name:
-        raise UserError(
-            f"--distributed: {present[number][0]} and {name} both are process {number} of {count}; "
-            "give each process a number of its own"
-        )
-    present[number] = name, connection
-    return True
-
-
-def _report(host: str, port: int, count: int, process: int, waiting: _Waiting) -> None:
-    """In any other process: connects to process 0, and waits until process 0 says that all have come."""
-    name = f"{socket.gethostname()}/{os.getpid()}".encode("ascii", "replace").decode("ascii").replace(" ", "_")
+def _report(host: str, port: int, hello: Mapping[str, Any], waiting: _Waiting) -> Peer:
+    """In any other process: connects to process 0, and waits until process 0 says that all have come. Returns it."""
+    begun: float | None = None  # since when another program than a process 0 that waits has answered
     while True:
-        with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=_TICK) as connection:
-            connection.sendall(f"{process} {count} {name}\n".encode("ascii"))
+        with contextlib.suppress(OSError):
+            connection = socket.create_connection((host, port), timeout=_TICK)
+            channel = Channel(connection)
             connection.settimeout(3 * _TICK)
-            for line in connection.makefile(encoding="ascii"):
-                if line.strip() == _GO:
-                    return
-                waiting.missing = {int(word) for word in line.split()}
-                waiting.check()
+            channel.send(json.dumps(hello))
+            try:
+                found = _go(channel, waiting)
+            except _Foreign:
+                begun = begun or time.monotonic()
+            else:
+                begun = None
+                if found:
+                    connection.settimeout(None)
+                    return found
+            channel.close()
         waiting.missing = None
+        if begun and time.monotonic() - begun > BEGUN_SECONDS:
+            raise UserError(
+                f"--distributed: {host}:{port} answers, but not as a process 0 that waits; most likely the run has "
+                f"begun without process {hello['process']} of {hello['count']}: stop the others and start all again"
+            )
         waiting.check()
         time.sleep(_TICK / 4)
+
+
+class _Foreign(Exception):
+    """Another program than a process 0 that waits has answered: in a run that has begun, JAX's coordinator."""
+
+
+def _go(channel: Channel, waiting: _Waiting) -> Peer | None:
+    """Waits for the word of process 0 that no process is missing. Returns process 0; None where it has gone.
+
+    Raises UserError where the run cannot start.
+    """
+    while (lines := channel.receive()) is not None:
+        if channel.unfinished[:1] not in (b"", b"{"):
+            raise _Foreign
+        for line in lines:
+            try:
+                word = json.loads(line)
+                if "problem" in word:
+                    raise UserError(word["problem"])
+                waiting.missing = set(word["missing"])
+                name = word["name"]
+            except (ValueError, TypeError, KeyError) as error:
+                raise _Foreign from error
+            if not waiting.missing:
+                return Peer(name, channel)
+            waiting.check()
+    return None
 
 
 def ranges(numbers: set[int]) -> str:

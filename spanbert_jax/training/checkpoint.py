@@ -121,10 +121,6 @@ class Checkpoints:
         with disk_errors(self._manager.directory):
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
-    def preempted(self, step: int) -> bool:
-        """Whether the cluster asked the processes, all at one step, to stop."""
-        return jax.process_count() > 1 and self._manager.reached_preemption(step)
-
     def wait(self) -> None:
         """Waits for the save under way, which must end before another of Orbax's managers writes.
 

@@ -21,7 +21,7 @@ from jax.sharding import NamedSharding
 from spanbert_jax.batch import Batch
 from spanbert_jax.config import Config
 from spanbert_jax.errors import UserError
-from spanbert_jax.training import sharding
+from spanbert_jax.training import lifeline, sharding
 from spanbert_jax.training.checkpoint import BEST, CHECKPOINTS, Checkpoints, newest_sound, read_metadata, write_params
 from spanbert_jax.training.events import Events
 from spanbert_jax.training.metadata import Metadata
@@ -105,7 +105,8 @@ def _run(config: Config, recipe: Recipe, workdir: epath.Path) -> Result:
 
     unevaluated = restored.evaluation_is_due  # whether the evaluation of this step is still to be done
 
-    with _Log(recipe, workdir, first, last, events, unevaluated) as log, StopSignals() as signals, watchdog:
+    signals, stepping = StopSignals(), lifeline.stepping()
+    with _Log(recipe, workdir, first, last, events, unevaluated) as log, signals, stepping as stop_at, watchdog:
         log.say(f"Step {first:,} of {last:,}, {mesh.size} x {mesh.devices.flat[0].device_kind}; compiling")
         train_step = make_train_step(config, recipe.objective, abstract)
         batches = recipe.train_batches(layout, first, last)
@@ -124,7 +125,7 @@ def _run(config: Config, recipe: Recipe, workdir: epath.Path) -> Result:
                     best.keep(step, state["params"], evaluation, checkpoints)
                     log.evaluation(step, evaluation)
                 window.start()
-            stop = signals.asked or checkpoints.preempted(step)
+            stop = signals.asked or stop_at(step)
             is_due = step > first and (is_due or step % config.train.checkpoint_every == 0 or stop or at_end)
             if stop:
                 log.say(f"Asked to stop: saving step {step:,}")

@@ -26,7 +26,7 @@ class _Asked(KeyboardInterrupt):
 class StopSignals:
     """Turns SIGTERM, SIGHUP and Ctrl-C into a request to stop at the next step.
 
-    With several processes JAX's preemption service turns SIGTERM into a request to all of them, at the same step.
+    With several processes the signals are the lifeline's (training/lifeline.py), which stops all at the same step.
     """
 
     def __init__(self) -> None:

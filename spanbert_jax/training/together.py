@@ -1,7 +1,7 @@
 """How the processes of a run wait for each other's work and agree on its result.
 
 Invariant: where the work fails in one process, every process raises an error, so that none waits for a process that has
-ended. A run of one process exchanges nothing.
+ended. A run of one process exchanges nothing. A request to stop is no failure: the lifeline brings it to every process.
 """
 
 from collections.abc import Callable
@@ -26,6 +26,8 @@ def together(task: str, work: Callable[[], _T], here: bool = True) -> _T:
     failure: BaseException | None = None
     try:
         result = work() if here else None
+    except KeyboardInterrupt:
+        raise
     except BaseException as error:
         failure = error
     if jax.process_count() > 1:

@@ -1,6 +1,11 @@
 """Processes of one run find each other, say for whom they wait, and give up with one message."""
 
+import concurrent.futures
+import contextlib
+import dataclasses
+import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -10,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from configs.tiny import get_config
+from spanbert_jax.config import from_dict
 from spanbert_jax.errors import UserError
 from spanbert_jax.runs import processes
 
@@ -21,7 +28,7 @@ from spanbert_jax.runs import processes
 processes.REPORT_SECONDS = 0.5
 say = lambda line: print(line, flush=True)
 try:
-    processes.start(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]), say)
+    processes.start(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]), say, {})
 except UserError as error:
     print("error:", error)
     sys.exit(1)
@@ -105,9 +112,10 @@ def test_two_processes_of_one_number_are_told_apart(start: Start, tmp_path: Path
     talkers = [socket.socket() for _ in range(2)]
     try:
         wait_for(tmp_path / "0", "waits for processes 1-2")
-        for talker, name in zip(talkers, (b"left/1", b"right/2"), strict=True):
+        for talker, name in zip(talkers, ("left/1", "right/2"), strict=True):
             talker.connect(("localhost", int(address.split(":")[1])))
-            talker.sendall(b"1 3 " + name + b"\n")
+            hello = {"process": 1, "count": 3, "name": name, "started": {}}
+            talker.sendall(json.dumps(hello).encode() + b"\n")
         assert first.wait(60) == 1
     finally:
         for talker in talkers:
@@ -119,13 +127,78 @@ def test_a_process_of_another_run_and_a_port_in_use_are_told(start: Start, tmp_p
     with socket.create_server(("", 0)) as server:
         port = server.getsockname()[1]
         with pytest.raises(UserError, match=f"cannot listen on port {port}"):
-            processes.start(f"localhost:{port}", 2, 0, 5, print)
+            processes.start(f"localhost:{port}", 2, 0, 5, print, {})
     address = free_address()
     running = start(address, 3, 0)
     wait_for(tmp_path / "0", "waits for")
     start(address, 2, 1, 1).wait(60)
     assert running.wait(60) == 1
     assert "is process 1 of 2, and this is process 0 of 3" in (tmp_path / "0").read_text()
+
+
+def refused(started: dict[int, dict[str, str]], count: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What each process is told where a run of these processes, which are threads here, cannot start."""
+    monkeypatch.setattr(processes, "REFUSED_SECONDS", 5)
+    address = free_address()
+
+    def start(number: int) -> str:
+        try:
+            processes.start(address, count, number, 60, print, started[number])
+        except UserError as error:
+            return str(error)
+        raise AssertionError(f"process {number} started")
+
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        return list(threads.map(start, started))
+
+
+def test_a_flag_that_differs_ends_every_process_with_the_field_both_values_and_the_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = from_dict(get_config().to_dict())
+    other = dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=48))
+    mine, theirs = (processes.description(given, "runs/a") for given in (config, other))
+    told = refused({0: mine, 1: mine, 2: theirs}, 3, monkeypatch)
+    field = rf"config\.train\.batch_size is 48 in process 2 of 3 \(\S+/\d+\) and {config.train.batch_size} in process 0"
+    assert len(set(told)) == 1 and re.match(rf"--distributed: {field} \(\S+/\d+\); start all", told[0]), told
+
+
+def test_processes_agree_in_workdir_and_versions_and_may_differ_in_what_is_a_hosts_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = from_dict(get_config().to_dict())
+    own = {"corpus": dataclasses.replace(config.corpus, workers=7)}
+    own["data"] = dataclasses.replace(config.data, cache_dir="/scratch/7")
+    mine = processes.description(config, "runs/a")
+    assert processes.description(dataclasses.replace(config, **own), str(Path("runs/a").resolve())) == mine
+    theirs = mine | {"--workdir": "/runs/b", "the version of jax": "0.1", "config.train.steps": "9" * 500}
+    del theirs["config.model.layers"]
+    for line in refused({0: mine, 1: theirs}, 2, monkeypatch):
+        assert "--workdir is /runs/b in process 1 of 2" in line and "the version of jax is 0.1 in" in line
+        assert "config.model.layers is missing in process 1 of 2" in line and "fields that differ besides: 1;" in line
+        assert len(line) < 1000
+
+
+def test_a_stranger_on_the_port_is_no_process_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "REFUSED_SECONDS", 0)
+    address = free_address()
+    strangers = (b"GET / HTTP/1.1\r\n\r\n", b"[" * 9000 + b"\n", b'{"process": 1}\n', b"\xff\n", b"[1]\n")
+
+    def visit() -> None:
+        for bytes_ in (*strangers, b'{"process": 1, "count": 9, "name": "n", "started": {}}\n'):
+            with socket.socket() as talker:
+                while talker.connect_ex(("localhost", int(address.split(":")[1]))):
+                    time.sleep(0.05)
+                talker.sendall(bytes_)
+                with contextlib.suppress(ConnectionError):  # the rest of the line is not read
+                    talker.shutdown(socket.SHUT_WR)
+                    talker.recv(1)
+
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        visiting = threads.submit(visit)
+        with pytest.raises(UserError, match="n is process 1 of 9, and this is process 0 of 2"):
+            processes.start(address, 2, 0, 60, print, {})
+        visiting.result()
 
 
 @pytest.mark.parametrize(
@@ -140,14 +213,14 @@ def test_a_process_of_another_run_and_a_port_in_use_are_told(start: Start, tmp_p
 )
 def test_flags_that_make_no_sense_are_refused(given: tuple, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        processes.start(*given, 5, print)
+        processes.start(*given, 5, print, {})
 
 
 def test_a_machine_that_is_no_cluster_is_told_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith(("SLURM", "OMPI", "KUBERNETES", "JAX_COORD"))]:
         monkeypatch.delenv(name)
     with pytest.raises(UserError, match=r"no TPU VM, Kubernetes job, SLURM or Open MPI task.*--coordinator=HOST:PORT"):
-        processes.start(None, None, None, 5, print)
+        processes.start(None, None, None, 5, print, {})
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,10 @@
     python -m tests.support.many_runs PLAN PROCESS
 
 PLAN is JSON: {"coordinator", "count", "devices" (of each process), "runs": [[workdir, {field: value}], ...]}.
-A third element of a run is a list of the arguments of `damage`, which is called before the run.
+A third element [source, step] of a run makes its workdir, which goes on from a step of the finished run in `source`.
 """
 
+import functools
 import json
 import sys
 from pathlib import Path
@@ -16,17 +17,18 @@ from configs.tiny import get_config
 from spanbert_jax.config import from_dict
 from spanbert_jax.main import dispatch
 from spanbert_jax.runs import processes
-from tests.support.damage import damage
-from tests.support.runs import SMALL
+from spanbert_jax.training.together import together
+from tests.support.runs import SMALL, half_way
 
 
 def main(plan: dict, process: int) -> None:
     jax.config.update("jax_num_cpu_devices", plan["devices"])
     if plan["count"] > 1:
-        processes.start(plan["coordinator"], plan["count"], process, 120, print)
-    for workdir, fields, *broken in plan["runs"]:
-        for checkpoint, files, cut in broken[0] if broken else ():
-            damage(Path(checkpoint), files, cut)
+        processes.start(plan["coordinator"], plan["count"], process, 120, print, {})
+    for workdir, fields, *go_on in plan["runs"]:
+        for source, step in go_on:
+            copy = functools.partial(half_way, Path(source), Path(workdir), step)
+            together("copy the run", copy, jax.process_index() == 0)
         config = get_config()
         config.update_from_flattened_dict(SMALL | fields)
         assert dispatch(from_dict(config.to_dict()), workdir, "")

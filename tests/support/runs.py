@@ -139,9 +139,13 @@ def start(command: list[str], **variables: str) -> forked.Forked:
 
 def start_two(command: list[str]) -> list[forked.Forked]:
     """Starts the two processes of one run, which find each other as under SLURM."""
-    slurm = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
-    two = [slurm | {"SLURM_PROCID": rank, "SLURM_LOCALID": rank} for rank in ("0", "1")]
-    return [start([*command, "--distributed"], **variables) for variables in two]
+    return [start([*command, "--distributed"], **slurm(process)) for process in (0, 1)]
+
+
+def slurm(process: int) -> dict[str, str]:
+    """The variables by which a process of `start_two` finds the other one."""
+    job = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
+    return job | {"SLURM_PROCID": str(process), "SLURM_LOCALID": str(process)}
 
 
 def free_port() -> int:
@@ -184,12 +188,17 @@ def metrics(workdir: Path, name: str) -> dict[int, float]:
 
 def wait_for(path: Path, process: forked.Forked, text: str = "") -> None:
     """Waits until the file is there, with the text in it."""
+    wait_until(lambda: path.exists() and (not text or text in path.read_text()), process)
+
+
+def wait_until(there: Callable[[], bool], process: forked.Forked) -> None:
+    """Waits until `there()`, which the process must bring about."""
     for _ in range(12_000):
-        if path.exists() and (not text or text in path.read_text()):
+        if there():
             return
-        assert process.poll() is None, f"the run ended before {path} was there"
+        assert process.poll() is None, f"the run ended before its time: {process.communicate()[0]}"
         time.sleep(0.05)
-    raise AssertionError(f"no {path} after ten minutes")
+    raise AssertionError("nothing after ten minutes")
 
 
 def params(workdir: Path, step: int) -> dict[str, np.ndarray]:
