@@ -43,7 +43,7 @@ class _Program:
         self.done: int | None = None  # the exit status of a program whose work is done
         self.asked: Callable[[bool], None] | None = None  # of `hand_over`
         self.farewell: Callable[[int], None] = lambda status: None
-        self.own = 0  # signals of `interrupt` that `_watch` has not read yet
+        self.own = False  # whether the next signal that `_watch` reads is that of `interrupt`
 
 
 _program = _Program()
@@ -74,10 +74,9 @@ def hand_over(asked: Callable[[bool], None], farewell: Callable[[int], None]) ->
 def interrupt() -> None:
     """Does in a program that has handed over its signals what the first signal would have done. For other threads than
     the main thread."""
-    if _program.handles:
-        _program.came = True
-        _program.own += 1
-        signal.pthread_kill(threading.main_thread().ident or 0, next(iter(not_ignored()), signal.SIGCONT))
+    for number in not_ignored()[:1] if _program.handles else ():
+        _program.came, _program.own = True, True
+        signal.pthread_kill(threading.main_thread().ident or 0, number)
 
 
 def not_ignored() -> list[signal.Signals]:
@@ -166,7 +165,7 @@ def _watch(pipe: int, terminals: Sequence[int]) -> None:
         if signal.SIGHUP in numbers:
             _forget_lost(terminals)
         if numbers and _program.own:
-            _program.own, since = 0, now
+            _program.own, since = False, now
         elif numbers and _program.asked:
             _program.asked(now - first > SAME_SECONDS)
             first = min(first, now)

@@ -54,6 +54,15 @@ def test_a_failure_in_one_process_is_an_error_in_every_one(three_processes: Call
         together("read it", fail, here=False)
 
 
+def test_a_request_to_stop_ends_this_process_without_an_exchange(three_processes: Callable[..., None]) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    three_processes(0)
+    with pytest.raises(KeyboardInterrupt):
+        together("read it", interrupted)
+
+
 def test_where_the_work_succeeds_its_result_is_returned_where_it_was_done(three_processes: Callable[..., None]) -> None:
     three_processes(0, (WELL, WELL), (WELL, WELL))
     assert together("add", lambda: 1 + 1) == 2
