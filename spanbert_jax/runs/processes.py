@@ -23,6 +23,7 @@ from typing import Any
 from spanbert_jax.config import Config, flatten
 from spanbert_jax.errors import UserError
 from spanbert_jax.files import is_remote
+from spanbert_jax.runs.coordinator_relay import relay
 from spanbert_jax.training import lifeline
 from spanbert_jax.training.channel import Channel, Peer
 from spanbert_jax.version import VERSION
@@ -108,6 +109,7 @@ def start(
             hello = {"process": process, "count": count, "name": name, "started": dict(started)}
             peers = {0: _report(host.strip("[]"), int(port), hello, waiting)}
         lifeline.begin(process, count, name, peers)
+        address = address if process == 0 else relay(host.strip("[]"), int(port))
     import jax  # not above: flags that make no sense are told before
 
     # Its handler of SIGTERM would take the place of the lifeline's, which also stops a run that does not step yet.
@@ -245,20 +247,21 @@ def _report(host: str, port: int, hello: Mapping[str, Any], waiting: _Waiting) -
     begun: float | None = None  # since when another program than a process 0 that waits has answered
     while True:
         with contextlib.suppress(OSError):
-            connection = socket.create_connection((host, port), timeout=_TICK)
-            channel = Channel(connection)
-            connection.settimeout(3 * _TICK)
-            channel.send(json.dumps(hello))
-            try:
-                found = _go(channel, waiting)
-            except _Foreign:
-                begun = begun or time.monotonic()
-            else:
-                begun = None
-                if found:
-                    connection.settimeout(None)
-                    return found
-            channel.close()
+            with contextlib.ExitStack() as opened:
+                connection = opened.enter_context(socket.create_connection((host, port), timeout=_TICK))
+                channel = Channel(connection)
+                connection.settimeout(3 * _TICK)
+                channel.send(json.dumps(hello))
+                try:
+                    found = _go(channel, waiting)
+                except _Foreign:
+                    begun = begun or time.monotonic()
+                else:
+                    begun = None
+                    if found:
+                        connection.settimeout(None)
+                        opened.pop_all()
+                        return found
         waiting.missing = None
         if begun and time.monotonic() - begun > BEGUN_SECONDS:
             raise UserError(

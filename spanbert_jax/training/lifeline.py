@@ -114,7 +114,8 @@ class _Line(threading.Thread):
             sys.stdout.flush()
             sys.stderr.flush()
         if self._own:
-            self._own.others_gone.wait(END_SECONDS + _LAST)
+            with signals.patience():
+                self._own.others_gone.wait(END_SECONDS + _LAST)
 
     # ----- in the line's own thread
 

@@ -25,7 +25,7 @@ SCRIPT = """
 import sys
 from spanbert_jax.errors import UserError
 from spanbert_jax.runs import processes
-processes.REPORT_SECONDS = 0.5
+processes.REPORT_SECONDS, processes.REFUSED_SECONDS = 0.5, 1
 say = lambda line: print(line, flush=True)
 try:
     processes.start(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]), say, {})

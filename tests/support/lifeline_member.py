@@ -10,7 +10,6 @@ import ctypes
 import itertools
 import socket
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -44,10 +43,10 @@ def compute() -> int:
 
 def hang() -> int:
     """A main thread in C that no signal brings back, as one that waits for another process in XLA."""
-    endless = threading.Thread(target=time.sleep, args=(600,), daemon=True)
-    endless.start()
     print("hanging", flush=True)
-    return int(ctypes.CDLL(None).pthread_join(ctypes.c_ulong(endless.ident or 0), None))
+    mutex, library = ctypes.create_string_buffer(256), ctypes.CDLL(None)
+    library.pthread_mutex_lock(mutex)
+    return int(library.pthread_mutex_lock(mutex))  # waits for itself
 
 
 def fail() -> int:
@@ -61,13 +60,14 @@ def mistake() -> int:
 
 
 def finish(until: str) -> int:
+    print("finishing", flush=True)
     while not Path(until).exists():
         time.sleep(0.02)
     return 0
 
 
 def main(process: int, count: int, connections: str, what: str, *arguments: str) -> int:
-    signals.GRACE_SECONDS, lifeline_hub.END_SECONDS = 3, 1
+    signals.GRACE_SECONDS, lifeline_hub.END_SECONDS = 1, 2
     channels = [Channel(socket.socket(fileno=int(number))) for number in connections.split(",")]
     peers = {number: Peer(f"host/{number}", channel) for number, channel in enumerate(channels, process == 0)}
     lifeline.begin(process, count, f"host/{process}", peers)

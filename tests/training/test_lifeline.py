@@ -145,13 +145,15 @@ def test_an_error_of_one_process_alone_ends_the_others_that_wait_for_it(start: S
 
 def test_a_run_that_is_done_ends_with_0_and_ignores_a_late_signal(start: Start, tmp_path: Path) -> None:
     members = start(f"finish {tmp_path}/b", f"finish {tmp_path}/a", f"finish {tmp_path}/b")
+    for member in range(3):
+        members.wait_for(member, "finishing")
     (tmp_path / "a").touch()
     assert members.processes[1].wait(60) == 0
     members.processes[2].send_signal(signal.SIGTERM)
     time.sleep(0.2)
     (tmp_path / "b").touch()
     assert members.statuses() == [0] * 3
-    assert "".join(map(members.printed, range(3))) == ""
+    assert "".join(map(members.printed, range(3))) == 3 * "finishing\n"
 
 
 def test_a_host_that_does_not_answer_is_lost_after_30_seconds() -> None:
