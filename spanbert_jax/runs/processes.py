@@ -246,22 +246,21 @@ def _report(host: str, port: int, hello: Mapping[str, Any], waiting: _Waiting) -
     """In any other process: connects to process 0, and waits until process 0 says that all have come. Returns it."""
     begun: float | None = None  # since when another program than a process 0 that waits has answered
     while True:
-        with contextlib.suppress(OSError):
-            with contextlib.ExitStack() as opened:
-                connection = opened.enter_context(socket.create_connection((host, port), timeout=_TICK))
-                channel = Channel(connection)
-                connection.settimeout(3 * _TICK)
-                channel.send(json.dumps(hello))
-                try:
-                    found = _go(channel, waiting)
-                except _Foreign:
-                    begun = begun or time.monotonic()
-                else:
-                    begun = None
-                    if found:
-                        connection.settimeout(None)
-                        opened.pop_all()
-                        return found
+        with contextlib.suppress(OSError), contextlib.ExitStack() as opened:
+            connection = opened.enter_context(socket.create_connection((host, port), timeout=_TICK))
+            channel = Channel(connection)
+            connection.settimeout(3 * _TICK)
+            channel.send(json.dumps(hello))
+            try:
+                found = _go(channel, waiting)
+            except _Foreign:
+                begun = begun or time.monotonic()
+            else:
+                begun = None
+                if found:
+                    connection.settimeout(None)
+                    opened.pop_all()
+                    return found
         waiting.missing = None
         if begun and time.monotonic() - begun > BEGUN_SECONDS:
             raise UserError(
