@@ -25,15 +25,19 @@ SCRIPT = """
 import sys
 from spanbert_jax.errors import UserError
 from spanbert_jax.runs import processes
+from spanbert_jax.training import lifeline
 processes.REPORT_SECONDS, processes.REFUSED_SECONDS = 0.5, 1
 say = lambda line: print(line, flush=True)
-try:
-    processes.start(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]), say, {})
-except UserError as error:
-    print("error:", error)
-    sys.exit(1)
-import jax
-say(f"started {jax.process_index()} of {jax.process_count()}")
+def main():
+    try:
+        processes.start(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]), say, {})
+    except UserError as error:
+        print("error:", error)
+        return 1
+    import jax
+    say(f"started {jax.process_index()} of {jax.process_count()}")
+    return 0
+sys.exit(lifeline.ended(main))
 """
 
 

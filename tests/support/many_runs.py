@@ -17,11 +17,12 @@ from configs.tiny import get_config
 from spanbert_jax.config import from_dict
 from spanbert_jax.main import dispatch
 from spanbert_jax.runs import processes
+from spanbert_jax.training import lifeline
 from spanbert_jax.training.together import together
 from tests.support.runs import SMALL, half_way
 
 
-def main(plan: dict, process: int) -> None:
+def main(plan: dict, process: int) -> int:
     jax.config.update("jax_num_cpu_devices", plan["devices"])
     if plan["count"] > 1:
         processes.start(plan["coordinator"], plan["count"], process, 120, print, {})
@@ -32,7 +33,8 @@ def main(plan: dict, process: int) -> None:
         config = get_config()
         config.update_from_flattened_dict(SMALL | fields)
         assert dispatch(from_dict(config.to_dict()), workdir, "")
+    return 0
 
 
 if __name__ == "__main__":
-    main(json.loads(sys.argv[1]), int(sys.argv[2]))
+    sys.exit(lifeline.ended(lambda: main(json.loads(sys.argv[1]), int(sys.argv[2]))))
