@@ -11,9 +11,11 @@ decides, and every process, process 0 included, has a `_Line`, which obeys. Line
     to the hub      stop                      this process was asked to stop
                     missed                    this process has left its loop, which ended before the step to stop at
                     quit                      this process was asked again, and ends at once
+                    text JSON                 a text, of which the hub tells all the first that is not empty
                     at [STEP DONE]            the last step that began, and the steps done before it; bare: no step yet
                     bye STATUS                this process ends by itself
-    from the hub    where                     asks for "at"; the process begins no step until the hub's next line
+    from the hub    text PROCESS JSON         that text, once every process has sent one
+                    where                     asks for "at"; the process begins no step until the hub's next line
                     on                        the process goes on: whether to stop is asked again soon
                     until STEP                the process stops before STEP, as every process does
                     stop                      the process ends now: nothing has been computed that a save could keep
@@ -24,6 +26,7 @@ process, maybe for ever.
 """
 
 import contextlib
+import json
 import os
 import selectors
 import socket
@@ -65,6 +68,7 @@ class _Line(threading.Thread):
         self._stopped = False  # the loop has come to it
         self._bye: int | None = None  # the status with which this process ends by itself
         self._order: _Order | None = None
+        self._text: tuple[int, str] | None = None  # what `first` waits for
         self._ending = False  # one of the two threads ends the process
 
     # ----- in the main thread
@@ -83,6 +87,14 @@ class _Line(threading.Thread):
             if self._until is not None and not self._stopped:
                 self._hub.send("missed")
             self._first = self._step = self._until = None
+
+    def first(self, text: str) -> tuple[int, str]:
+        with self._changed:
+            self._text = None
+            self._hub.send(f"text {json.dumps(text)}")
+            self._changed.wait_for(lambda: self._text is not None)
+            assert self._text is not None
+            return self._text
 
     def wait_for_order(self) -> None:
         """Ends the process where the hub tells it to, within some seconds."""
@@ -127,7 +139,7 @@ class _Line(threading.Thread):
                 for key, _ in selector.select(wait):
                     lines = self._hub.receive()
                     for line in lines or ():
-                        self._obey(*line.split(" ", 3))
+                        self._obey(*line.split(" ", 1))
                     if lines is None:
                         selector.unregister(key.fileobj)
                         self._break()
@@ -135,7 +147,7 @@ class _Line(threading.Thread):
                 if order and time.monotonic() >= order.deadline:
                     self._end(order)
 
-    def _obey(self, word: str, *details: str) -> None:
+    def _obey(self, word: str, details: str = "") -> None:
         with self._changed:
             match word:
                 case "where" if self._bye is None:
@@ -145,12 +157,16 @@ class _Line(threading.Thread):
                 case "on":
                     self._held = False
                 case "until":
-                    self._held, self._until = False, int(details[0])
+                    self._held, self._until = False, int(details)
+                case "text":
+                    process, _, text = details.partition(" ")
+                    self._text = int(process), json.loads(text)
                 case "stop" if self._bye is None:
                     self._take(_Order(time.monotonic() + END_SECONDS, STOPPED, "stopped; the same command goes on"))
                     signals.interrupt()
                 case "end":
-                    self._take(_Order(time.monotonic() + float(details[1]), int(details[0]), details[2]))
+                    status, seconds, why = details.split(" ", 2)
+                    self._take(_Order(time.monotonic() + float(seconds), int(status), why))
             self._changed.notify_all()
 
     def _take(self, order: _Order) -> None:
@@ -215,6 +231,15 @@ def stepping() -> Iterator[Callable[[int], bool]]:
         yield _line.stop_at
     finally:
         _line.leave_loop()
+
+
+def first_text(text: str) -> tuple[int, str]:
+    """Waits until every process of the run has called this function, in the main thread. Returns the first process
+    whose text is not empty, and its text: (0, "") where all are empty. In a run of one process: (0, text).
+
+    No time limits the wait. A signal or the loss of a process ends it.
+    """
+    return _line.first(text) if _line else (0, text)
 
 
 def ended(work: Callable[[], int]) -> int:

@@ -4,6 +4,7 @@ Invariant: every process is told the same. A process that is lost, or that ends 
 from any process stops all at one step, the first that no process has begun, or at once where no step is done yet.
 """
 
+import json
 import selectors
 import threading
 import time
@@ -28,6 +29,7 @@ class Hub(threading.Thread):
         self._where: dict[int, tuple[int, int] | None] | None = None  # answers so far; None: nobody is asked
         self._ask_again: float | None = None
         self._decided = False  # the processes know where to stop
+        self._texts: dict[int, str] = {}  # of the processes that have come to an exchange, as JSON
 
     def run(self) -> None:
         with selectors.DefaultSelector() as selector:
@@ -38,7 +40,7 @@ class Hub(threading.Thread):
                 for key, _ in selector.select(wait):
                     lines = self._peers[key.data].channel.receive()
                     for line in lines or ():
-                        self._hear(key.data, *line.split())
+                        self._hear(key.data, *line.split(" ", 1))
                     if lines is None:
                         selector.unregister(key.fileobj)
                         self._lose(key.data)
@@ -52,7 +54,7 @@ class Hub(threading.Thread):
     def _place(self, number: int) -> str:
         return f"process {number} of {len(self._peers)} ({self._peers[number].name})"
 
-    def _hear(self, number: int, word: str, *details: str) -> None:
+    def _hear(self, number: int, word: str, details: str = "") -> None:
         match word:
             case "stop" if not self._decided and self._where is None and self._ask_again is None:
                 self._ask()
@@ -62,10 +64,21 @@ class Hub(threading.Thread):
                 why = f"{self._place(number)} was asked twice to stop; every process ends; the same command goes on"
                 self._tell(f"end {STOPPED} 0 {why}")
             case "at" if self._where is not None:
-                self._where[number] = (int(details[0]), int(details[1])) if details else None
+                step, _, done = details.partition(" ")
+                self._where[number] = (int(step), int(done)) if step else None
                 self._decide()
+            case "text":
+                self._texts[number] = details
+                if len(self._texts) == len(self._peers):
+                    self._exchange()
             case "bye":
-                self._leave(number, int(details[0]))
+                self._leave(number, int(details))
+
+    def _exchange(self) -> None:
+        """Tells the processes, all of which wait for it, the first text that is not empty."""
+        first = next((n for n, text in sorted(self._texts.items()) if json.loads(text)), 0)
+        self._tell(f"text {first} {self._texts[first]}")
+        self._texts = {}
 
     def _ask(self) -> None:
         self._where, self._ask_again = {}, None

@@ -2,16 +2,18 @@
 
 Invariant: where the work fails in one process, every process raises an error, so that none waits for a process that has
 ended. A run of one process exchanges nothing. A request to stop is no failure: the lifeline brings it to every process.
+
+Processes exchange texts over the lifeline and not by JAX's collectives, which need a compiled program, give up after 30
+seconds at the first exchange on CPUs, and which no signal interrupts: one process may work for hours here.
 """
 
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
 from spanbert_jax.errors import UserError
+from spanbert_jax.training import lifeline
 
 _LONGEST = 4096  # bytes of a text that processes exchange: of the longest path on Linux
 _T = TypeVar("_T")
@@ -30,10 +32,9 @@ def together(task: str, work: Callable[[], _T], here: bool = True) -> _T:
         raise
     except BaseException as error:
         failure = error
-    if jax.process_count() > 1:
-        failed = np.flatnonzero(multihost_utils.process_allgather(np.int32(failure is not None)))
-        if len(failed) and failure is None:
-            raise UserError(f"process {failed[0]} could not {task}; that process prints the reason")
+    first, failed = lifeline.first_text("failed" if failure else "")
+    if failed and failure is None:
+        raise UserError(f"process {first} could not {task}; that process prints the reason")
     if failure is not None:
         raise failure
     return result
@@ -47,9 +48,4 @@ def decided(task: str, work: Callable[[], str]) -> str:
 def first_text(text: str) -> str:
     """The text of the first process whose text is not empty, in every process; "" where all are empty. A text is cut
     off after 4,096 bytes."""
-    if jax.process_count() == 1:
-        return text
-    padded = np.frombuffer(text.encode()[:_LONGEST].ljust(_LONGEST, b"\0"), np.uint8)
-    texts = multihost_utils.process_allgather(padded)  # [processes, _LONGEST]
-    found = (row.tobytes().rstrip(b"\0").decode(errors="replace") for row in texts)
-    return next(filter(None, found), "")
+    return lifeline.first_text(text.encode()[:_LONGEST].decode(errors="ignore"))[1]

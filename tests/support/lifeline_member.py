@@ -55,6 +55,12 @@ def fail() -> int:
     raise RuntimeError("connection closed by peer")
 
 
+def agree(*texts: str) -> int:
+    """Exchanges texts; "-" stands for an empty one."""
+    print([lifeline.first_text("" if text == "-" else text) for text in texts], flush=True)
+    return 0
+
+
 def mistake() -> int:
     raise UserError("a mistake")
 
@@ -71,7 +77,15 @@ def main(process: int, count: int, connections: str, what: str, *arguments: str)
     channels = [Channel(socket.socket(fileno=int(number))) for number in connections.split(",")]
     peers = {number: Peer(f"host/{number}", channel) for number, channel in enumerate(channels, process == 0)}
     lifeline.begin(process, count, f"host/{process}", peers)
-    doing = {"step": step, "compute": compute, "hang": hang, "fail": fail, "mistake": mistake, "finish": finish}[what]
+    doing = {
+        "step": step,
+        "compute": compute,
+        "hang": hang,
+        "fail": fail,
+        "mistake": mistake,
+        "finish": finish,
+        "agree": agree,
+    }[what]
     return doing(*arguments)
 
 

@@ -98,6 +98,12 @@ def test_a_run_that_does_not_step_yet_ends_at_once_whatever_its_processes_wait_f
     assert members.printed(1) == members.printed(2) == "hanging\nstopped at once; the same command goes on\n"
 
 
+def test_processes_exchange_texts_and_a_signal_ends_the_wait_for_one(start: Start) -> None:
+    members = start("agree - ä -", "agree b c -", "agree d - -")
+    assert members.statuses() == [0] * 3
+    assert {members.printed(member) for member in range(3)} == {"[(1, 'b'), (0, 'ä'), (0, '')]\n"}
+
+
 def test_a_second_signal_ends_every_process_without_delay(start: Start) -> None:
     members = start("hang", "hang")
     for member in (0, 1):

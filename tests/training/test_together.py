@@ -3,39 +3,33 @@
 from collections.abc import Callable
 
 import jax
-import numpy as np
 import pytest
-from jax.experimental import multihost_utils
 
 from spanbert_jax.errors import UserError
+from spanbert_jax.training import lifeline
 from spanbert_jax.training.together import decided, first_text, together
 
 
 @pytest.fixture
 def three_processes(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """others(index, *given): this process is number `index` of three, and the others bring the arrays in `given`, in
+    """others(index, *given): this process is number `index` of three, and the others bring the texts in `given`, in
     the order of their numbers, one tuple an exchange."""
 
-    def others(index: int, *given: tuple[np.ndarray, np.ndarray]) -> None:
+    def others(index: int, *given: tuple[str, str]) -> None:
         exchanges = iter(given)
 
-        def gather(mine: np.ndarray) -> np.ndarray:
-            arrays = list(next(exchanges))
-            arrays.insert(index, mine)
-            return np.stack(arrays)
+        def exchange(mine: str) -> tuple[int, str]:
+            texts = list(next(exchanges))
+            texts.insert(index, mine)
+            return next(((number, text) for number, text in enumerate(texts) if text), (0, ""))
 
-        monkeypatch.setattr(jax, "process_count", lambda: 3)
         monkeypatch.setattr(jax, "process_index", lambda: index)
-        monkeypatch.setattr(multihost_utils, "process_allgather", gather)
+        monkeypatch.setattr(lifeline, "first_text", exchange)
 
     return others
 
 
-WELL, FAILED = np.int32(0), np.int32(1)
-
-
-def text(content: str) -> np.ndarray:
-    return np.frombuffer(content.encode().ljust(4096, b"\0"), np.uint8)
+WELL, FAILED = "", "failed"
 
 
 def fail() -> None:
@@ -70,21 +64,22 @@ def test_where_the_work_succeeds_its_result_is_returned_where_it_was_done(three_
 
 
 def test_what_process_0_finds_is_what_every_process_gets(three_processes: Callable[..., None]) -> None:
-    three_processes(2, (WELL, WELL), (text("runs/ä/best/3"), text("")))
+    three_processes(2, (WELL, WELL), ("runs/ä/best/3", ""))
     assert decided("find it", lambda: pytest.fail("process 2 did the work of process 0")) == "runs/ä/best/3"
-    three_processes(0, (WELL, WELL), (text(""), text("")))
+    three_processes(0, (WELL, WELL), ("", ""))
     assert decided("find it", lambda: "runs/tiny") == "runs/tiny"
 
 
 def test_the_first_text_that_is_not_empty_counts(three_processes: Callable[..., None]) -> None:
-    three_processes(0, (text("of 1"), text("of 2")), (text(""), text("")), (text(""), text("")))
+    three_processes(0, ("of 1", "of 2"), ("", ""), ("", ""))
     assert first_text("") == "of 1"
     assert first_text("") == ""
     assert first_text("x" * 5000) == "x" * 4096
+    three_processes(1, ("", ""))
+    assert first_text("ä" * 5000) == "ä" * 2048
 
 
-def test_one_process_exchanges_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(multihost_utils, "process_allgather", lambda *_: pytest.fail("exchanged"))
+def test_one_process_exchanges_nothing() -> None:
     assert (together("add", lambda: 2), decided("find it", lambda: "a"), first_text("b")) == (2, "a", "b")
     with pytest.raises(UserError, match="the reason"):
         together("add", fail)
