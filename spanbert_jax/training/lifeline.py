@@ -68,7 +68,7 @@ class _Line(threading.Thread):
         self._stopped = False  # the loop has come to it
         self._bye: int | None = None  # the status with which this process ends by itself
         self._order: _Order | None = None
-        self._text: tuple[int, str] | None = None  # what `first` waits for
+        self._texts: list[tuple[int, str]] = []  # the one for which `first` waits
         self._ending = False  # one of the two threads ends the process
 
     # ----- in the main thread
@@ -90,11 +90,9 @@ class _Line(threading.Thread):
 
     def first(self, text: str) -> tuple[int, str]:
         with self._changed:
-            self._text = None
             self._hub.send(f"text {json.dumps(text)}")
-            self._changed.wait_for(lambda: self._text is not None)
-            assert self._text is not None
-            return self._text
+            self._changed.wait_for(lambda: self._texts)
+            return self._texts.pop()
 
     def wait_for_order(self) -> None:
         """Ends the process where the hub tells it to, within some seconds."""
@@ -160,7 +158,7 @@ class _Line(threading.Thread):
                     self._held, self._until = False, int(details)
                 case "text":
                     process, _, text = details.partition(" ")
-                    self._text = int(process), json.loads(text)
+                    self._texts.append((int(process), json.loads(text)))
                 case "stop" if self._bye is None:
                     self._take(_Order(time.monotonic() + END_SECONDS, STOPPED, "stopped; the same command goes on"))
                     signals.interrupt()
