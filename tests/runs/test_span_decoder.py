@@ -21,7 +21,9 @@ from tests.support import runs
 FIELDS: dict[str, Any] = {
     "model__decoder_layers": 1,
     "masking__collapse_spans": True,
+    "data__lengths": 1,
     "train__only": "decoder",
+    "train__eval_blocks": 32,
     "train__steps": 4,
     "train__log_every": 1,
     "train__eval_every": 2,

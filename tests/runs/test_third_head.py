@@ -52,7 +52,9 @@ def test_a_third_head_is_one_row_in_one_place(
     fields = {
         "corpus__files": topics,
         "data__dir": finished[0] / "data",
+        "data__lengths": 1,
         "train__steps": 2,
+        "train__eval_blocks": 32,
         "optimizer__warmup_steps": 1,
     }
     fields |= {f"train__{name}": value for name, value in every.items()}

@@ -3,7 +3,9 @@
 This is plain Python with random numbers of its own, written from the definition without the implementation under test.
 """
 
+import bisect
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -110,12 +112,14 @@ def geometric_draws(
     length: int, rng: np.random.Generator, p: float = 0.2, limit: int = 10
 ) -> Callable[[], tuple[int, int]]:
     """A `draw` by the paper's law: geometric, renormalised on 1 .. limit words; anchors uniform over the pieces."""
-    weights = np.array([p * (1 - p) ** (words - 1) for words in range(1, limit + 1)])
-    cumulative = np.cumsum(weights / weights.sum()).tolist()
+    weights = [p * (1 - p) ** (words - 1) for words in range(1, limit + 1)]
+    cumulative = [share / sum(weights) for share in itertools.accumulate(weights)]
+    cumulative[-1] = 1.0
+    uniform = itertools.chain.from_iterable(iter(lambda: rng.random((32, 2)).tolist(), None))  # 32 draws a call
 
     def draw() -> tuple[int, int]:
-        u, v = rng.random(2).tolist()
-        return next(i for i, c in enumerate(cumulative, 1) if u < c or i == limit), int(v * length)
+        u, v = next(uniform)
+        return bisect.bisect_right(cumulative, u) + 1, int(v * length)
 
     return draw
 
