@@ -3,6 +3,7 @@
 import functools
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -122,7 +123,7 @@ def test_an_imported_file_gives_the_mlm_and_sbo_logits_of_the_original(
         "span_right": rng.integers(positions + 1, lengths[:, None]).astype(np.int32),
         "span_offset": rng.integers(0, TARGETS, (3, slots)).astype(np.int32),
     }
-    logits = apply(pretraining_model(Config(model=model), vocab_size, "cpu"), params, batch)
+    logits = jax.jit(apply, static_argnums=0)(pretraining_model(Config(model=model), vocab_size, "cpu"), params, batch)
     reference = Reference(tensors)
     for row, length in enumerate(lengths):
         hidden = reference.hidden(batch["input_ids"][row, :length])

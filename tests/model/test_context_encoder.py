@@ -7,6 +7,7 @@ import pytest
 
 from spanbert_jax.config import ModelConfig
 from spanbert_jax.model.context_encoder import ContextEncoder
+from tests.support.quick_keys import quick_key
 
 EMBED, LENGTH = 8, 13
 LENGTHS = np.array([13, 6, 1])
@@ -40,14 +41,15 @@ def test_states_are_those_of_a_loop_and_padding_changes_none(kind: str) -> None:
     rng = np.random.default_rng(0)
     module = ContextEncoder(ModelConfig(embed=EMBED, heads=2, context_encoder=kind), jnp.dtype("float32"))
     x = rng.normal(size=(3, LENGTH, EMBED)).astype(np.float32)
-    params = module.init(jax.random.key(0), x, x, LENGTHS)["params"]
+    params = jax.eval_shape(lambda: module.init(jax.random.key(0), x, x, LENGTHS))["params"]
     params = jax.tree.map(lambda leaf: rng.normal(0, 0.5, leaf.shape).astype(np.float32), params)
-    found = np.asarray(module.apply({"params": params}, x, LENGTHS, method="recur"))
+    recur = jax.jit(lambda x: module.apply({"params": params}, x, LENGTHS, method="recur"))
+    found = np.asarray(recur(x))
     for row, valid in enumerate(LENGTHS):
         expected = states(kind, params, x[row].astype(np.float64), valid)
         np.testing.assert_allclose(found[row, :valid], expected, atol=2e-6)
     other = np.where((np.arange(LENGTH) < LENGTHS[:, None])[..., None], x, 1e3).astype(np.float32)
-    padded = np.asarray(module.apply({"params": params}, other, LENGTHS, method="recur"))
+    padded = np.asarray(recur(other))
     for row, valid in enumerate(LENGTHS):
         assert np.array_equal(padded[row, :valid], found[row, :valid])
 
@@ -57,8 +59,8 @@ def test_the_parallel_scan_of_accelerators_gives_the_states_of_the_loop(monkeypa
     module = ContextEncoder(ModelConfig(embed=EMBED, heads=2, context_encoder="mingru"), jnp.dtype("float32"))
     x = rng.normal(size=(3, 64, EMBED)).astype(np.float32)
     lengths = np.array([64, 40, 7])
-    params = module.init(jax.random.key(0), x, x, lengths)
-    loop = module.apply(params, x, lengths, method="recur")
+    params = jax.jit(lambda: module.init(quick_key(0), x, x, lengths))()
+    loop = jax.jit(lambda: module.apply(params, x, lengths, method="recur"))()
     monkeypatch.setattr(jax.lax, "platform_dependent", lambda *arrays, cpu, default: default(*arrays))
-    parallel = module.apply(params, x, lengths, method="recur")
+    parallel = jax.jit(lambda: module.apply(params, x, lengths, method="recur"))()
     np.testing.assert_allclose(loop, parallel, atol=2e-6)

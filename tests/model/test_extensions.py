@@ -21,6 +21,7 @@ from spanbert_jax.model.families import FAMILIES, family_of
 from spanbert_jax.model.linear_heads import init_params, task_model
 from spanbert_jax.model.parameters import parameter_axes
 from spanbert_jax.training.muon import dimension_numbers
+from tests.support.quick_keys import quick_key
 
 SMALL = ModelConfig(layers=1, embed=16, heads=2, mlp=24, max_length=24, dropout=0.0, attention_dropout=0.0)
 MODERN = dataclasses.replace(SMALL, family="modern", layers=2, pre_norm=True, gated_mlp=True, window=4, full_every=2)
@@ -45,7 +46,7 @@ TAGS[0, [2, 5, 6, 7, 8, 9]], TAGS[1, [9, 10]] = (3, 5, 4, 4, 3, 2), (3, 2)
 
 
 def encoder(model: ModelConfig) -> Encoder:
-    """An encoder of unrolled layers, whose operations run one by one without a compilation of the whole."""
+    """An encoder of unrolled layers."""
     config = Config(model=model, compute=ComputeConfig(dtype="float32", unroll=True))
     return task_model("question_answering", config, 60, 2, "cpu")
 
@@ -76,29 +77,18 @@ def test_every_combination_of_extensions_starts_at_the_identity_and_leaves_it(
     base: ModelConfig, combinations: list[dict[str, Any]]
 ) -> None:
     bare = encoder(base)
-    params = init_params(bare, jax.random.key(0))
+    params = drawn(bare)
     trained = moved(params)  # as an imported checkpoint's: no norm's scale is 1, no bias 0
-    hidden = encode(bare, trained, IDS, LENGTHS)
+    hidden = jax.jit(lambda params: encode(bare, params, IDS, LENGTHS))(trained)
     for fields in combinations:
         model = dataclasses.replace(base, **fields)
-        extended = encoder(model)
-        fresh = init_params(extended, jax.random.key(0))
+        differentiated = fields in ALONE or fields == EVERYTHING  # the others would only take time
+        fresh, states, gradient = started(encoder(model), trained, differentiated)
         plain, without = extensions.without(fresh, model)
         assert without == base
         assert jax.tree.all(jax.tree.map(np.array_equal, plain, params)), fields  # the same draws as without
-        fresh = with_leaves(fresh, extensions.paths(trained))
-
-        def loss(params: Any, module: Encoder = extended) -> tuple[jax.Array, jax.Array]:
-            states = encode(module, params, IDS, LENGTHS, span_tags=TAGS)
-            return jnp.sum(jnp.sin(states) * VALID[..., None]), states
-
-        rows = extensions.chosen(model)
-        differentiated = fields in ALONE or fields == EVERYTHING  # the others would only take time
-        (_, states), gradient = (
-            jax.value_and_grad(loss, has_aux=True)(fresh) if differentiated else (loss(fresh), fresh)
-        )
         assert np.abs(states - hidden)[VALID].max() <= 1e-6, fields
-        for name, row in rows.items():
+        for name, row in extensions.chosen(model).items():
             mine = {path: leaf for path, leaf in extensions.paths(fresh).items() if row.owns(path)}
             zeros = [path for path in mine if re.fullmatch(row.zero, path)]
             assert zeros and not any(np.any(mine[path]) for path in zeros)
@@ -107,6 +97,31 @@ def test_every_combination_of_extensions_starts_at_the_identity_and_leaves_it(
             for path, leaf in mine.items():
                 assert len(parameter_axes(path, base.family)) == leaf.ndim
                 dimension_numbers(path, leaf.ndim)  # one row says whether Muon takes the parameter
+
+
+def drawn(module: Encoder) -> Any:
+    """Fresh parameters."""
+    return jax.jit(lambda: init_params(module, quick_key(0)))()
+
+
+def started(module: Encoder, trained: Any, differentiated: bool) -> tuple[Any, Any, Any]:
+    """Fresh parameters; the hidden states with `trained` in the places of those that it has; and the gradient of a sum
+    over the valid positions by all of them, None without `differentiated`. One program computes the three."""
+
+    def loss(params: Any) -> tuple[jax.Array, jax.Array]:
+        states = encode(module, params, IDS, LENGTHS, span_tags=TAGS)
+        return jnp.sum(jnp.sin(states) * VALID[..., None]), states
+
+    @jax.jit
+    def compute(trained: Any) -> tuple[Any, Any, Any]:
+        fresh = init_params(module, quick_key(0))
+        params = with_leaves(fresh, extensions.paths(trained))
+        if not differentiated:
+            return fresh, loss(params)[1], None
+        (_, states), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+        return fresh, states, gradient
+
+    return jax.tree.map(np.asarray, compute(trained))
 
 
 @pytest.mark.parametrize("fields", ALONE, ids=lambda fields: "-".join(map(str, fields.values())))
@@ -158,7 +173,8 @@ def test_every_parameter_belongs_to_one_extension_or_to_none() -> None:
 @pytest.mark.parametrize("name", list(VALUES))
 def test_an_extension_that_has_left_the_identity_is_not_taken_away(name: str) -> None:
     model = dataclasses.replace(SMALL, **{name: VALUES[name][-1]})
-    params = moved(init_params(encoder(model), jax.random.key(0)))
+    shapes = jax.eval_shape(lambda: init_params(encoder(model), jax.random.key(0)))
+    params = moved(jax.tree.map(lambda leaf: np.zeros(leaf.shape), shapes))
     with pytest.raises(UserError, match=f"model.{name} is .* is not 0 any more"):
         extensions.without(params, model)
 

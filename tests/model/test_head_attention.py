@@ -1,6 +1,8 @@
 """Head scales and composition against explicit formulas in NumPy."""
 
 import dataclasses
+import functools
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -22,6 +24,14 @@ def softmax(x: np.ndarray) -> np.ndarray:
     return shifted / shifted.sum(-1, keepdims=True)
 
 
+@functools.cache
+def scaled(window: int) -> Callable[..., jax.Array]:
+    """The compiled module with full scales: (parameters, x, qkv, lengths) -> what its attention gives."""
+    model = ModelConfig(embed=EMBED, heads=HEADS, head_scales="full", attention_dropout=0.0)
+    module = HeadAttention(model, ComputeConfig(dtype="float32", attention="xla"), window)
+    return jax.jit(lambda params, *inputs: module.apply({"params": params}, *inputs, None))
+
+
 @settings(max_examples=15, deadline=None, derandomize=True)
 @given(seed=st.integers(0, 1000), valid=st.integers(1, 7), window=st.sampled_from([0, 2]))
 def test_full_scales_multiply_scores_and_probabilities_by_those_of_query_and_key(
@@ -30,10 +40,8 @@ def test_full_scales_multiply_scores_and_probabilities_by_those_of_query_and_key
     rng, length = np.random.default_rng(seed), 7
     x, qkv = rng.normal(size=(1, length, EMBED)), rng.normal(size=(1, length, 3, HEADS, DIM))
     kernel, bias = rng.normal(size=(EMBED, 4, HEADS)), rng.normal(size=(4, HEADS))
-    model = ModelConfig(embed=EMBED, heads=HEADS, head_scales="full", attention_dropout=0.0)
-    module = HeadAttention(model, ComputeConfig(dtype="float32", attention="xla"), window)
     params = {"scales": {"kernel": kernel.astype(np.float32), "bias": bias.astype(np.float32)}}
-    found = module.apply({"params": params}, x.astype(np.float32), qkv.astype(np.float32), np.array([valid]), None)
+    found = scaled(window)(params, x.astype(np.float32), qkv.astype(np.float32), np.array([valid]))
 
     query, key, value, result = np.moveaxis(2 / (1 + np.exp(-(np.einsum("le,eph->lph", x[0], kernel) + bias))), 1, 0)
     for head in range(HEADS):
@@ -70,7 +78,7 @@ def test_composition_mixes_scores_and_probabilities_pair_by_pair(
     qkv = rng.normal(size=(2, length, 3, HEADS, DIM))
     queries, keys = mixing(rng, length, 2), mixing(rng, length, 2)
     arrays = jax.tree.map(lambda x: x.astype(np.float32), (qkv, queries, keys))
-    found = np.asarray(composed_attention(*arrays, lengths, None, 0.0, window))
+    found = np.asarray(jax.jit(lambda *arrays: composed_attention(*arrays, lengths, None, 0.0, window))(*arrays))
     for row, valid in enumerate(lengths):
         query, key, value = np.moveaxis(qkv[row], (1, 2), (0, 1))  # [heads, length, head_dim] each
         scores = mixed(query @ np.swapaxes(key, 1, 2) / 2, queries, keys, row, 0)
@@ -87,8 +95,8 @@ def test_composition_drops_the_probabilities_that_the_dense_kernel_drops(monkeyp
     qkv = rng.normal(size=(2, length, 3, HEADS, DIM)).astype(np.float32)
     none = Mixing(*(np.zeros_like(part, np.float32) for part in mixing(rng, length, 2)))
     seeds, lengths = rng.integers(0, 2**32, (2, 2), dtype=np.uint32), np.array([10, 7])
-    found = composed_attention(qkv, none, none, lengths, seeds, 0.3, 0)
-    expected = dense_attention(*np.moveaxis(qkv, 2, 0), lengths, seeds, 0.3, 0)
+    found = jax.jit(lambda qkv: composed_attention(qkv, none, none, lengths, seeds, 0.3, 0))(qkv)
+    expected = jax.jit(lambda *three: dense_attention(*three, lengths, seeds, 0.3, 0))(*np.moveaxis(qkv, 2, 0))
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 

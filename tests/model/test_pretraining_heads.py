@@ -98,7 +98,8 @@ def test_both_heads_and_both_loss_sums_against_a_float64_grid_of_pairs(
     model: PretrainingModel, params: dict[str, Any], batch: dict[str, np.ndarray]
 ) -> None:
     """The oracle walks over the spans and 15 offsets each, as the authors' code lays pairs out (pairs x 15)."""
-    hidden = np.asarray(encode(model, params, batch["input_ids"], batch["lengths"])).astype(np.float64)
+    hidden = jax.jit(encode, static_argnums=0)(model, params, batch["input_ids"], batch["lengths"])
+    hidden = np.asarray(hidden).astype(np.float64)
     wide = jax.tree.map(lambda x: x.astype(np.float64), params)
     logits = jax.tree.map(np.asarray, jax.jit(lambda p, b: apply(model, p, b))(params, batch))
     assert logits["mlm"].shape == logits["sbo"].shape == (4, 24, 256) and logits["mlm"].dtype == np.float32

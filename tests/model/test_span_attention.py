@@ -66,9 +66,10 @@ def test_a_span_attends_to_pieces_and_writes_to_its_own(scope: str) -> None:
     rng, length = np.random.default_rng(1), 11  # the last span reaches into the padding by one piece
     module = SpanAttention(dataclasses.replace(MODEL, span_attention=scope), jnp.dtype("float32"))
     hidden, tags = rng.normal(size=(1, LENGTH, EMBED)).astype(np.float32), tags_of(SPANS[:3])
-    params = module.init(jax.random.key(0), hidden, tags, np.array([length]))["params"]
+    params = jax.eval_shape(lambda: module.init(jax.random.key(0), hidden, tags, np.array([length])))["params"]
     params = jax.tree.map(lambda leaf: rng.normal(0, 0.5, leaf.shape).astype(np.float32), params)
-    found = np.asarray(module.apply({"params": params}, hidden, tags, np.array([length])))[0]
+    run = jax.jit(lambda hidden: module.apply({"params": params}, hidden, tags, np.array([length])))
+    found = np.asarray(run(hidden))[0]
 
     h = hidden[0].astype(np.float64)
     expected = h.copy()

@@ -13,6 +13,7 @@ from spanbert_jax.model import pretraining_heads, span_decoder
 from spanbert_jax.model.encoder import encode
 from spanbert_jax.model.pretraining_heads import DECODER, SBO
 from spanbert_jax.training import flops
+from tests.support.quick_keys import quick_key
 from tests.support.small_decoder import LENGTHS, SPANS, batch_of, decoder_config, losses_of, random_model
 from tests.support.synthetic import random_batch, small_config
 
@@ -90,9 +91,10 @@ def nats64(params: Any, hidden: np.ndarray, at: int, string: tuple[int, ...], he
 def test_the_losses_of_two_spans_a_row_equal_a_float64_walk_over_each_span() -> None:
     model, params = random_model(VOCAB)
     wide = jax.tree.map(lambda x: x.astype(np.float64), params)
+    encoded = jax.jit(encode, static_argnums=0)
     for row, strings in ((0, ((5, 6, 5), (6,))), (1, ((6,), (5, 5, 6, 6)))):
         batch = batch_of([strings], row, VOCAB)
-        hidden = np.asarray(encode(model, params, jnp.asarray(batch["input_ids"]), jnp.asarray(batch["lengths"])))
+        hidden = np.asarray(encoded(model, params, batch["input_ids"], batch["lengths"]))
         hidden = hidden[0, : LENGTHS[row]].astype(np.float64)
         expected = [
             nats for at, one in zip(SPANS[row], strings, strict=True) for nats in nats64(wide, hidden, at, one, 2)
@@ -105,7 +107,7 @@ def test_a_fresh_decoder_scores_each_piece_as_sbo_does_and_every_parameter_learn
     config = decoder_config()
     model = pretraining_heads.pretraining_model(config, 131, "cpu")
     batch = {name: jnp.asarray(value) for name, value in random_batch(config, 0).items()}
-    params = pretraining_heads.init_params(model, jax.random.key(0))
+    params = jax.jit(lambda: pretraining_heads.init_params(model, quick_key(0)))()
     params["sbo"]["bias"] = params["sbo"]["bias"].at[:131].set(np.random.default_rng(0).normal(0, 1, 131))
     both = jax.jit(lambda params: pretraining_heads.losses(model, params, batch, heads=(SBO, DECODER)))(params)
     np.testing.assert_allclose(both["decoder"].loss, both["sbo"].loss, atol=1e-5)

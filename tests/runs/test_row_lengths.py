@@ -17,6 +17,7 @@ from spanbert_jax.runs.start_from import StartingWeights
 from spanbert_jax.tasks.pretraining_loss import objective
 from spanbert_jax.training import loop
 from tests.support.fake_blocks import TOKENIZER, FakeBlocks, block_ids, one_device
+from tests.support.quick_keys import quick_key
 from tests.support.synthetic import small_config
 
 BLOCKS = FakeBlocks(96)
@@ -31,7 +32,7 @@ def losses_of_blocks(lengths: int) -> dict[int, tuple[float, float]]:
     """Block -> the sums of its MLM and SBO losses, over an epoch of rows padded to so many lengths."""
     config = config_of(lengths)
     model = pretraining_heads.pretraining_model(config, TOKENIZER.vocab_size, "cpu")
-    params = pretraining_heads.init_params(model, jax.random.key(0))
+    params = jax.jit(lambda: pretraining_heads.init_params(model, quick_key(0)))()
     loss = objective(model, 5).loss
     of_row = jax.jit(lambda row: loss(params, row, (1.0, 1.0), None, None)[1])
     found = {}

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -56,7 +57,8 @@ def nats(ids: list[int], position: int, string: list[int]) -> tuple[float, list[
     }
     arrays = {name: jnp.array([list(values)], jnp.int32) for name, values in batch.items()}
     arrays["lengths"] = jnp.array([len(ids)], jnp.int32)
-    lost = pretraining_heads.losses(model, params_of(WEIGHTS), arrays, heads=heads[1:])["decoder"]
+    losses = jax.jit(lambda params, batch: pretraining_heads.losses(model, params, batch, heads=heads[1:]))
+    lost = losses(params_of(WEIGHTS), arrays)["decoder"]
     return float(jnp.sum(lost.loss + lost.further["end"])), np.asarray(lost.loss[0]).tolist()
 
 

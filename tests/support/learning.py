@@ -11,6 +11,7 @@ import optax
 from spanbert_jax.tasks.finetuning import FineTuning, Prediction
 from spanbert_jax.tasks.rows import make_rows
 from spanbert_jax.text.tokenizer import SPECIALS, Tokenizer, wordpiece_from_vocab
+from tests.support.quick_keys import quick_key
 
 
 def tokenizer_of_texts(vocab: Path, texts: Sequence[str]) -> Tokenizer:
@@ -29,7 +30,7 @@ def learn_by_heart(task: FineTuning, examples: Sequence[Any], rate: float, steps
     rows = make_rows(task.featuriser("train")(examples))
     batch = rows.collate(np.arange(len(rows)), task.config.data.block_length, task.padding)
     model = task.model("cpu")
-    params = task.init_params(model, jax.random.key(0))
+    params = jax.jit(lambda: task.init_params(model, quick_key(0)))()
     goal, optimizer = task.objective(model), optax.adam(optax.linear_schedule(rate, 0.0, steps))
 
     @jax.jit

@@ -85,7 +85,8 @@ def test_next_sentence_prediction_is_a_mean_over_the_rows_that_are_there() -> No
     config = model.config
     batch = random_batch(config, 3)
     scores = jax.jit(pretraining_heads.apply, static_argnums=0)(model, params, batch)
-    states = np.asarray(encode(model, params, batch["input_ids"], batch["lengths"], batch["token_type_ids"]))
+    inputs = (batch[name] for name in ("input_ids", "lengths", "token_type_ids"))
+    states = np.asarray(jax.jit(encode, static_argnums=0)(model, params, *inputs))
     pooled = np.tanh(states[:, 0] @ params["pooler"]["kernel"] + params["pooler"]["bias"])
     expected = pooled @ params["nsp"]["kernel"] + params["nsp"]["bias"]
     np.testing.assert_allclose(scores["nsp"], expected, atol=1e-5)

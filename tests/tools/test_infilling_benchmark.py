@@ -15,6 +15,7 @@ from spanbert_jax.runs.held_out_spans import HeldOutSpan
 from spanbert_jax.serving.decoding import Query
 from spanbert_jax.serving.weights import open_weights
 from tests.support.pretrained import write_pretrained
+from tests.support.quick_keys import quick_key
 from tests.support.runs import here
 
 
@@ -44,7 +45,7 @@ def with_decoder(run: Path, workdir: Path) -> Path:
     model = dataclasses.replace(weights.config.model, decoder_layers=1)
     config = dataclasses.replace(weights.config, model=model)
     whole = pretraining_model(config, weights.tokenizer.vocab_size, "cpu", (SBO, DECODER))
-    params |= {"decoder": jax.device_get(init_params(whole, jax.random.key(0))["decoder"])}
+    params |= {"decoder": jax.device_get(jax.jit(lambda: init_params(whole, quick_key(0))["decoder"])())}
     metadata = dataclasses.replace(weights.metadata, config=config)
     coverage = Coverage(tuple(params), (), ())
     write_pretrained(workdir, dataclasses.replace(weights, load=lambda: (params, coverage), metadata=metadata))

@@ -18,6 +18,7 @@ from spanbert_jax.tasks.text_classification.files import LabelledText
 from spanbert_jax.tasks.text_classification.task import SequenceClassification
 from spanbert_jax.text.tokenizer import SPECIALS, Tokenizer
 from tests.support.learning import learn_by_heart, tokenizer_of_texts
+from tests.support.quick_keys import quick_key
 from tests.support.synthetic import small_config
 
 WORDS = [f"w{i}" for i in range(20)]
@@ -87,7 +88,7 @@ def test_the_loss_is_the_mean_over_the_rows_that_are_not_empty() -> None:
     task = make(SequenceClassification, config, TOKENIZER, examples)
     rows = make_rows(task.featuriser("train")(examples))
     model = task.model("cpu")
-    params = task.init_params(model, jax.random.key(1))
+    params = jax.jit(lambda: task.init_params(model, quick_key(1)))()
     goal = task.objective(model)
     full, padded = (rows.collate(indices, 96, {}) for indices in (np.arange(5), np.array([0, -1, 1, 2, -1, 3, 4])))
     loss = jax.jit(lambda params, batch: goal.loss(params, batch, goal.totals(batch), None, None)[0])
