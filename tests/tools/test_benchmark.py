@@ -42,7 +42,7 @@ def blocks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("corpus")
     (folder / "text").mkdir()
     for number, text in enumerate(list(pydoc_data.topics.topics.values())[:8]):
-        (folder / "text" / f"{number}.txt").write_text(text)
+        (folder / "text" / f"{number}.txt").write_text(text[:1500])
     letters = [chr(code) for code in range(33, 127)]
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
     (folder / "vocab.txt").write_text("\n".join(pieces) + "\n")

@@ -24,7 +24,7 @@ from spanbert_jax.training.checkpoint import (
 )
 from spanbert_jax.training.metadata import Metadata
 from tests.support.damage import DAMAGE, damage
-from tests.support.recipes import recipe_of
+from tests.support.recipes import config_of, recipe_of
 from tests.support.synthetic import small_config
 
 
@@ -116,7 +116,7 @@ def scored(config: Any, values: list[float]) -> loop.Recipe:
 
 
 def test_the_best_evaluation_is_kept_and_one_that_is_no_number_never_is(tmp_path: Path) -> None:
-    config = small_config(train={"steps": 5, "eval_every": 1, "checkpoint_every": 100})
+    config = config_of(steps=5, eval_every=1, checkpoint_every=100)
     recipe = scored(config, [1.0, math.nan, 3.0, 2.0, math.nan])
     assert loop.run(config, recipe, epath.Path(tmp_path)).finished
     best = find_checkpoint(epath.Path(tmp_path))
@@ -128,7 +128,7 @@ def test_the_best_evaluation_is_kept_and_one_that_is_no_number_never_is(tmp_path
 def saved_twice(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workdir with the checkpoints 1 and 2 of a run that ended, of which 1 was best."""
     workdir = tmp_path_factory.mktemp("run")
-    config = small_config(train={"steps": 2, "eval_every": 1, "checkpoint_every": 1})
+    config = config_of(steps=2, eval_every=1, checkpoint_every=1)
     assert loop.run(config, scored(config, [2.0, 1.0]), epath.Path(workdir)).finished
     return workdir
 
@@ -140,7 +140,7 @@ def test_a_run_goes_on_from_the_newest_checkpoint_that_is_whole(
     workdir, asked = tmp_path / "run", list[int]()
     shutil.copytree(saved_twice, workdir)
     damage(workdir / "checkpoints" / "2", *DAMAGE[kind])
-    config = small_config(train={"steps": 2, "checkpoint_every": 1})
+    config = config_of(steps=2, checkpoint_every=1)
     assert loop.run(config, recipe_of(config, asked), epath.Path(workdir)).finished
     said = capsys.readouterr().err
     assert asked == [1] and said.count("\n") == 1
@@ -159,7 +159,7 @@ def test_damage_that_only_another_process_finds_counts_for_all(
     (workdir / "checkpoints" / "2.damaged").mkdir()  # of an earlier time
     found = iter(["a file is cut", ""])  # of checkpoint 2 and of checkpoint 1
     monkeypatch.setattr(checkpoints, "first_text", lambda text: next(found))
-    config = small_config(train={"steps": 2, "checkpoint_every": 1})
+    config = config_of(steps=2, checkpoint_every=1)
     assert loop.run(config, recipe_of(config, asked), epath.Path(workdir)).finished
     line = f"warning: {workdir}/checkpoints/2 is damaged (a file is cut): kept as 2.damaged+; going on from 1\n"
     assert asked == [1] and capsys.readouterr().err == line
@@ -172,7 +172,7 @@ def test_a_damaged_best_checkpoint_is_set_aside_and_the_next_evaluation_makes_a_
     workdir = tmp_path / "run"
     shutil.copytree(saved_twice, workdir)
     damage(workdir / "best" / "1", *DAMAGE[kind])
-    config = small_config(train={"steps": 2, "eval_every": 1, "checkpoint_every": 1})
+    config = config_of(steps=2, eval_every=1, checkpoint_every=1)
     assert loop.run(config, scored(config, [0.5]), epath.Path(workdir)).finished
     said = capsys.readouterr().err
     assert said.startswith(f"warning: {workdir}/best/1 is damaged (") and said.count("\n") == 1
@@ -188,7 +188,7 @@ def test_where_every_checkpoint_is_damaged_nothing_is_touched_and_the_user_decid
     shutil.copytree(saved_twice, workdir)
     for step in "12":
         damage(workdir / "checkpoints" / step, *DAMAGE["no state"])
-    config = small_config(train={"steps": 2, "checkpoint_every": 1})
+    config = config_of(steps=2, checkpoint_every=1)
     with pytest.raises(UserError, match=r"checkpoints: every checkpoint there is damaged \(2: .*; 1: .*move them away"):
         loop.run(config, recipe_of(config, []), epath.Path(workdir))
     assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["1", "2"]
@@ -204,7 +204,7 @@ def test_a_damaged_checkpoint_that_cannot_be_renamed_stops_the_run_with_one_line
     shutil.copytree(saved_twice, workdir)
     damage(workdir / "checkpoints" / "2", *DAMAGE["no state"])
     monkeypatch.setattr(checkpoints, "move_directory", refuse)
-    config = small_config(train={"steps": 2, "checkpoint_every": 1})
+    config = config_of(steps=2, checkpoint_every=1)
     with pytest.raises(UserError, match=r"checkpoints/2: .* cannot be renamed to 2.damaged \(Permission denied\)"):
         loop.run(config, recipe_of(config, []), epath.Path(workdir))
 

@@ -20,7 +20,7 @@ from spanbert_jax.training.checkpoint import find_checkpoint
 from spanbert_jax.training.window import SPEEDS
 from tests.support import forked
 from tests.support.recipes import config_of, recipe_of
-from tests.support.synthetic import random_batch, small_config
+from tests.support.synthetic import random_batch
 
 
 def rows(workdir: Path) -> list[dict[str, float]]:
@@ -95,7 +95,7 @@ def test_the_time_left_counts_neither_compiling_nor_the_wait_for_the_first_batch
 
     A window is shown three steps after its last step, so the first estimate is twice what the run takes.
     """
-    config, now = small_config(train={"steps": 20, "log_every": 2}), 0.0
+    config, now = config_of(steps=20, log_every=2), 0.0
     for module in (loop, progress):
         monkeypatch.setattr(module, "time", types.SimpleNamespace(monotonic=lambda: now, time=time.time))
     recipe = recipe_of(config, [])
