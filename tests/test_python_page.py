@@ -76,7 +76,7 @@ def learnt(weights: Weights) -> Weights:
         (params, _), losses = jax.lax.scan(step, (params, optimizer.init(params)), None, length=70)
         return params, losses
 
-    params, losses = train(pretraining_heads.init_params(model, jax.random.key(0)))
+    params, losses = train(jax.jit(lambda: pretraining_heads.init_params(model, jax.random.key(0)))())
     assert losses[-1] < 1 < losses[0]
     params = jax.tree.map(np.asarray, params)
     coverage = weights.load()[1]

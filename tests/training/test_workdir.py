@@ -36,7 +36,7 @@ def test_a_claimed_workdir_takes_changes_of_where_and_how_fast_but_not_of_what(t
 
 def wsd(steps: int, decay_steps: int) -> Config:
     """A run of Muon with a stable learning rate and a decay."""
-    train = {"steps": steps, "checkpoint_every": 2, "keep_checkpoints": 9}
+    train = {"steps": steps, "checkpoint_every": 2, "keep_checkpoints": 9, "sbo_weight": 0.0}
     return small_config(train=train, optimizer={"name": "muon", "schedule": "wsd", "decay_steps": decay_steps})
 
 
