@@ -1,6 +1,7 @@
 """Hash dropout: its rate, its independence, its backward pass, and the same mask however a batch is divided."""
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -133,7 +134,8 @@ def test_the_backward_pass_uses_the_mask_of_the_forward_pass() -> None:
     rng, shape = np.random.default_rng(0), (3, 40, 24)
     x, weights = (jnp.asarray(rng.normal(size=shape), jnp.float32) for _ in range(2))
     kept = keep_mask(site_seeds(state(3, 3), 1, hashing.MLP_OUTPUT), shape, 0.3)
-    gradient = jax.grad(lambda x: jnp.sum(weights * dropout(x, 0.3, state(3, 3), 1, hashing.MLP_OUTPUT)))(x)
+    loss = lambda x: jnp.sum(weights * dropout(x, 0.3, state(3, 3), 1, hashing.MLP_OUTPUT))  # noqa: E731
+    gradient = jax.jit(jax.grad(loss))(x)
     np.testing.assert_allclose(gradient, np.where(kept, weights / 0.7, 0), rtol=1e-6)
     assert 0.2 < np.mean(~np.asarray(kept)) < 0.4
 
@@ -151,10 +153,18 @@ def test_attention_drops_probabilities_and_its_gradient_is_that_of_the_explicit_
         logits = jnp.where(jnp.arange(24) < lengths[:, None, None, None], logits, -1e30)
         return jnp.einsum("bhqk,bkhd->bqhd", jnp.where(kept, jax.nn.softmax(logits) / 0.8, 0), value)
 
-    np.testing.assert_allclose(attention(qkv, lengths, seeds, 0.2), explicit(qkv), rtol=0, atol=1e-5)
-    ours = jax.grad(lambda qkv: jnp.sum(weights * attention(qkv, lengths, seeds, 0.2)))(qkv)
-    theirs = jax.grad(lambda qkv: jnp.sum(weights * explicit(qkv)))(qkv)
-    np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-5)
+    def value_and_gradient(function: Callable[[jax.Array], jax.Array]) -> tuple[jax.Array, jax.Array]:
+        def loss(qkv: jax.Array) -> tuple[jax.Array, jax.Array]:
+            value = function(qkv)
+            return jnp.sum(weights * value), value
+
+        gradient, value = jax.jit(jax.grad(loss, has_aux=True))(qkv)
+        return value, gradient
+
+    ours = value_and_gradient(lambda qkv: attention(qkv, lengths, seeds, 0.2))
+    theirs = value_and_gradient(explicit)
+    np.testing.assert_allclose(ours[0], theirs[0], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(ours[1], theirs[1], rtol=0, atol=2e-5)
 
 
 def test_microbatches_see_the_masks_of_their_rows_in_the_full_batch() -> None:

@@ -217,8 +217,8 @@ def test_attention_has_the_gradient_of_the_plain_formula() -> None:
         mask = jnp.arange(11) < lengths[:, None, None, None]
         return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(jnp.where(mask, logits, -1e30)), value)
 
-    ours = jax.grad(lambda qkv: jnp.sum(weights * attention(qkv, lengths)))(qkv)
-    theirs = jax.grad(lambda qkv: jnp.sum(weights * plain(qkv)))(qkv)
+    ours = jax.jit(jax.grad(lambda qkv: jnp.sum(weights * attention(qkv, lengths))))(qkv)
+    theirs = jax.jit(jax.grad(lambda qkv: jnp.sum(weights * plain(qkv))))(qkv)
     np.testing.assert_allclose(ours[:2], theirs[:2], rtol=0, atol=1e-5)
     assert np.isfinite(ours).all()
 

@@ -38,12 +38,12 @@ def part_gradients(dtype: Any, together: bool) -> Any:
         with summed_over("data", dtype, together):
             return jax.grad(loss)(arrays(0), x)
 
-    return jax.vmap(of_part, axis_name="data")(jax.random.normal(jax.random.key(1), (PARTS, 5, 6)))
+    return jax.jit(jax.vmap(of_part, axis_name="data"))(jax.random.normal(jax.random.key(1), (PARTS, 5, 6)))
 
 
 @pytest.mark.parametrize("together", [False, True])
 def test_every_part_has_the_gradient_of_all(together: bool) -> None:
-    whole = jax.grad(loss)(arrays(0), jax.random.normal(jax.random.key(1), (PARTS, 5, 6)))
+    whole = jax.jit(jax.grad(loss))(arrays(0), jax.random.normal(jax.random.key(1), (PARTS, 5, 6)))
     for name, got in part_gradients(jnp.float32, together).items():
         for part in got:
             np.testing.assert_allclose(part, whole[name], rtol=1e-5, atol=1e-6)
