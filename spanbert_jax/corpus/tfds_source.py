@@ -31,6 +31,7 @@ BUCKET = "gs://tfds-data/datasets"
 STORAGE_URL = "https://storage.googleapis.com"
 _TIMEOUT_SECONDS = 8
 _INSTEAD = "Name text files instead: --config.corpus.files='data/*.txt'"
+_MOST_LABELS = 1_000_000
 _READ_AHEAD = 256  # records of a TFRecord file
 # Of a TFRecord: the length (uint64) and its checksum (4 bytes), the bytes of the record, and their checksum (4 bytes).
 _LENGTH, _FRAME = struct.Struct("<Q"), 8 + 4 + 4
@@ -195,6 +196,22 @@ def _check_files(builder: tfds.core.DatasetBuilder) -> None:
             raise UserError(f"{builder.data_dir}/dataset_info.json: split {name!r} has a negative number of records")
 
 
+def _check_labels(builder: tfds.core.DatasetBuilder) -> None:
+    """Raises UserError where features.json claims more labels than a task has: TFDS makes a name for each."""
+    features = [builder.info.features]
+    while features:
+        one = features.pop()
+        if isinstance(one, tfds.features.FeaturesDict):
+            features += one.values()
+        elif isinstance(one, tfds.features.Sequence):
+            features.append(one.feature)
+        elif isinstance(one, tfds.features.ClassLabel) and (one.num_classes or 0) > _MOST_LABELS:
+            raise UserError(
+                f"{builder.data_dir}/features.json: a feature has {one.num_classes:,} labels; at most "
+                f"{_MOST_LABELS:,} are supported"
+            )
+
+
 def _short(error: BaseException) -> str:
     """The type of a library's error and the beginning of its message, on one line, without TensorFlow's op names."""
     said = re.sub(r"\{\{[^}]*\}\}|\[Op:\w+\] name:", "", str(error))
@@ -220,6 +237,7 @@ def find_builder(name: str, data_dir: str, asked: str, instead: str = "") -> tfd
                 builder = tfds.builder(name, data_dir=place or None)
                 if builder.is_prepared():
                     _check_files(builder)
+                    _check_labels(builder)
                     return builder
             tried.append(f"{builder.data_dir} (not there)")
         except tfds.core.registered.DatasetNotFoundError:

@@ -124,6 +124,16 @@ def test_a_class_that_is_no_feature_of_tfds_is_refused_by_name_and_not_imported(
     assert "tensorflow_datasets.scripts.cli.main" not in sys.modules
 
 
+def test_labels_that_no_memory_has_are_refused(prepared: dict[str, Path], tmp_path: Path) -> None:
+    data_dir = Path(shutil.copytree(prepared["tfrecord"], tmp_path / "tfds"))
+    own = "tensorflow_datasets.core.features"
+    labels = {"pythonClassName": f"{own}.class_label_feature.ClassLabel", "classLabel": {"numClasses": "9000000000"}}
+    listed = {"pythonClassName": f"{own}.sequence_feature.Sequence", "sequence": {"feature": labels, "length": "-1"}}
+    path = data_dir / "prose/1.0.0/features.json"
+    edit(path, lambda fields: fields["featuresDict"]["features"].update(tags=listed))
+    refused(data_dir, f"{path}: a feature has 9,000,000,000 labels")
+
+
 def test_the_dataset_of_a_community_whose_code_would_run_is_refused() -> None:
     with pytest.raises(UserError, match="'huggingface:glue' is a dataset of a community"):
         tfds_source.read_tfds("huggingface:glue", "")
