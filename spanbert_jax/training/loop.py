@@ -128,7 +128,7 @@ def _run(config: Config, recipe: Recipe, workdir: epath.Path) -> Result:
             stop = signals.asked or stop_at(step)
             is_due = step > first and (is_due or step % config.train.checkpoint_every == 0 or stop or at_end)
             if stop:
-                log.say(f"Asked to stop: saving step {step:,}")
+                log.say(f"Asked to stop: ending at step {step:,}")
             if is_due:
                 watchdog.leave()
                 log.skipped(skips.finish())

@@ -65,7 +65,7 @@ def test_a_run_that_is_stopped_in_every_phase_ends_as_one_that_is_not_and_runs_a
     stopped(workdir, fields, "compiling", signal.SIGINT)
     printed = stopped(workdir, fields, "mlm_loss", signal.SIGTERM)  # the first step is done
     (saved,) = [int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()]
-    assert f"Asked to stop: saving step {saved}\n" in printed and 0 < saved < 60
+    assert f"Asked to stop: ending at step {saved}\n" in printed and 0 < saved < 60
     assert f"Stopped at step {saved} of 60; the same command goes on." in printed
     runs.call(workdir, **fields)
     ours, theirs = (runs.params(place, 60) for place in (workdir, uninterrupted))
