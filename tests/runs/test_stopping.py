@@ -25,8 +25,8 @@ def stopped(
     """
     process = runs.start(runs.command(workdir, **fields))
     metrics = workdir / "metrics.jsonl"
-    while said not in process.so_far() + (metrics.read_text() if metrics.exists() else ""):
-        assert process.poll() is None, process.so_far()
+    while said not in process.output.read_text() + (metrics.read_text() if metrics.exists() else ""):
+        assert process.poll() is None, process.output.read_text()
         time.sleep(0.01)
     process.send_signal(signal.SIGSTOP)
     meanwhile(process.pid)

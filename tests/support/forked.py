@@ -53,10 +53,6 @@ class Forked:
             time.sleep(0.05)
         return self.output.read_text(), None
 
-    def so_far(self) -> str:
-        """The text that the process has printed so far."""
-        return self._output.read_text()
-
     def send_signal(self, number: int) -> None:
         """Sends the signal, unless the process has ended."""
         if self.poll() is None:
