@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import types
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -24,6 +25,7 @@ from spanbert_jax.errors import UserError
 _Task = TypeVar("_Task")
 _Result = TypeVar("_Result")
 AHEAD = 3  # the most tasks under way, for each process
+_SIGNAL_SECONDS = 1.0
 # Multiprocessing's process that removes the semaphores of a process that ended at once does so with a warning.
 _NO_LEAKS = "ignore:resource_tracker"
 
@@ -70,6 +72,8 @@ class Workers:
             while under_way:
                 yield under_way.popleft().result()
         except BrokenProcessPool as error:
+            # A launcher's SIGTERM to every process of a job may end a worker before this process has got it.
+            time.sleep(_SIGNAL_SECONDS)
             raise UserError(
                 f"one of the {self.count} processes that tokenise was killed, most likely for want of memory; "
                 "try fewer: --config.corpus.workers=1"

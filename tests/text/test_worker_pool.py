@@ -64,8 +64,9 @@ def test_processes_end_with_a_killed_parent() -> None:
     pids.wait_for_the_end_of([int(parent.stdout)])
 
 
-def test_ctrl_c_while_processes_start_ends_them_and_their_parent_in_one_line() -> None:
-    """Ctrl-C is sent to the group, to processes too that have not come to this program's code yet."""
+def ended(*numbers: tuple[signal.Signals, bool]) -> tuple[int, str]:
+    """(exit status, errors) of a program that starts two worker processes and gets the signals: by itself with its
+    group, where True, or only its workers. Checks that no process is left."""
     program = (
         "import signal, time; from spanbert_jax import cli; from spanbert_jax.text.worker_pool import Workers\n"
         "def work():\n"
@@ -83,9 +84,25 @@ def test_ctrl_c_while_processes_start_ends_them_and_their_parent_in_one_line() -
         start_new_session=True,
     ) as parent:
         assert parent.stdout and parent.stdout.readline() == "starting\n"
-        while len(started := pids.children(parent.pid)) < 3:  # multiprocessing's own and two workers
+        while len(started := pids.children(parent.pid)) < 3:  # multiprocessing's own, which ignores signals, and two
             time.sleep(0.001)
-        os.killpg(parent.pid, signal.SIGINT)
+        for number, to_the_group in numbers:
+            if to_the_group:
+                os.killpg(parent.pid, number)
+            else:
+                while os.getpgid(started[-1]) == parent.pid:  # a process that still starts keeps the signal for later
+                    time.sleep(0.001)
+                os.kill(started[-1], number)
+                time.sleep(0.2)
         said = parent.communicate(timeout=60)[1]
-    assert (parent.returncode, said) == (75, "stopped; the same command goes on\n")
     pids.wait_for_the_end_of(started)
+    return parent.returncode, said
+
+
+def test_ctrl_c_while_processes_start_ends_them_and_their_parent_in_one_line() -> None:
+    """Ctrl-C is sent to the group, to processes too that have not come to this program's code yet."""
+    assert ended((signal.SIGINT, True)) == (75, "stopped; the same command goes on\n")
+
+
+def test_a_signal_to_every_process_of_a_job_that_ends_a_worker_first_is_no_lack_of_memory() -> None:
+    assert ended((signal.SIGTERM, False), (signal.SIGTERM, True)) == (75, "stopped; the same command goes on\n")
