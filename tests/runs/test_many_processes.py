@@ -49,9 +49,9 @@ def assert_equal_runs(workdir: Path, reference: Path, first: int = 0) -> None:
 
 @pytest.fixture(scope="module")
 def on_meshes(one: Path, topics: Path, once_a_session: Callable) -> Path:
-    """Runs "2x1x2" (data x fsdp x model) and so on. Four processes build vocabulary and blocks of their own, and divide
-    the moments. Two of two devices each go on from what one device wrote, in microbatches, and from what four processes
-    wrote; the newest checkpoint is damaged."""
+    """Runs "4x1x2" (data x fsdp x model) and so on. Four processes of two devices each build vocabulary and blocks of
+    their own, divide the moments, and go on from their step 2 on another mesh. Two such processes go on from what one
+    device wrote, in microbatches, and from what the four wrote; the newest checkpoint is damaged."""
 
     def train(folder: Path) -> None:
         def planned(mesh: tuple[int, int, int], go_on: Path | None = None, **more: Any) -> list[Any]:
@@ -63,15 +63,20 @@ def on_meshes(one: Path, topics: Path, once_a_session: Callable) -> Path:
             text = {"corpus.files": str(topics), "data.dir": str(folder / "data")}
             return [str(workdir), STEPS | text | where | more]
 
-        runs.run_together([planned((2, 1, 2), **{"mesh.shard_optimizer": True})], 4, devices=1)
+        four = planned((4, 1, 2), **{"mesh.shard_optimizer": True})
+        runs.run_together([four, [*planned((2, 4, 1)), [str(folder / "4x1x2"), 2]]], 4, devices=2)
         two = [planned((1, 4, 1), go_on=one, **{"train.accumulation": 2})]
-        runs.run_together([*two, planned((1, 2, 2), go_on=folder / "2x1x2")], 2, devices=2)
+        runs.run_together([*two, planned((1, 2, 2), go_on=folder / "4x1x2")], 2, devices=2)
 
     return once_a_session("meshes", train)[0]
 
 
 def test_four_processes_have_the_batches_and_losses_of_one_device(one: Path, on_meshes: Path) -> None:
-    assert_equal_runs(on_meshes / "2x1x2", one)
+    assert_equal_runs(on_meshes / "4x1x2", one)
+
+
+def test_four_processes_go_on_from_four_processes_checkpoint_on_another_mesh(one: Path, on_meshes: Path) -> None:
+    assert_equal_runs(on_meshes / "2x4x1", one, first=2)
 
 
 @pytest.mark.parametrize("mesh", BROKEN)
@@ -83,7 +88,7 @@ def test_a_mesh_goes_on_from_another_ones_newest_sound_checkpoint(mesh: str, one
 def test_one_device_goes_on_from_four_processes_checkpoint(
     one: Path, topics: Path, on_meshes: Path, tmp_path: Path
 ) -> None:
-    workdir = runs.half_way(on_meshes / "2x1x2", tmp_path / "run", step=2)
+    workdir = runs.half_way(on_meshes / "4x1x2", tmp_path / "run", step=2)
     fields = {name.replace(".", "__"): value for name, value in STEPS.items()}
     runs.call(workdir, corpus__files=topics, data__dir=on_meshes / "data", **fields)
     assert_equal_runs(workdir, one, first=2)
