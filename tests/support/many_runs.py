@@ -24,8 +24,6 @@ from tests.support.runs import SMALL, half_way
 
 def main(plan: dict, process: int) -> int:
     jax.config.update("jax_num_cpu_devices", plan["devices"])
-    # Process 0 compiles for all. Otherwise each compiles, and Gloo gives up where one takes 30 seconds longer.
-    jax.config.update("jax_share_binary_between_hosts", True)
     if plan["count"] > 1:
         processes.start(plan["coordinator"], plan["count"], process, 120, print, {})
     for workdir, fields, *go_on in plan["runs"]:
