@@ -24,10 +24,12 @@ from typing import IO, Any, NamedTuple
 from spanbert_jax.errors import UserError
 
 LINE_CHARS = 2**28  # of a line that is given whole. TACRED's training set, a list in one line, has about 1.5e8.
-# A compressed file with whole lines gives so many times its size, or so many bytes, whichever is more. Text takes
-# a third to a tenth of its size in gzip. A file of repetitions alone, made to fill the memory, takes a thousandth.
+# A compressed file with whole lines gives so many times its size, or so many bytes, whichever is more. Text takes a
+# third to a tenth of its size in gzip. A file of repetitions alone, made to fill the memory, takes a thousandth.
+# For the same reason it has fewer lines than bytes, or so many lines: columns of words and tags take 3 bytes a line.
 MOST_TIMES = 40
 MOST_UNPACKED = 2**26
+MOST_LINES = 2**20
 _XZ_MEMORY = 2**28  # bytes that a decompressor of xz may take; files of xz -9 need 2**26
 
 _BUFFER = 2**16  # bytes; so many at a file's start decide what the file is
@@ -134,12 +136,7 @@ class _Unpacked(_Counted):
     def readinto(self, buffer: Any) -> int:
         count = super().readinto(buffer)
         if self.size > max(MOST_UNPACKED, MOST_TIMES * self._packed.size):
-            kind, command = self._compression.name, f"{self._compression.command} {shlex.quote(str(self._path))}"
-            raise UserError(
-                f"{self._path}: {self._packed.size:,} bytes of {kind} give over {self.size - 1:,} bytes of text; the "
-                f"most is {MOST_TIMES} times the size, or {MOST_UNPACKED:,} bytes. If the text is right, give it "
-                f"decompressed: {command} > FILE"
-            )
+            raise _too_much(self._path, self._compression, self._packed.size, f"{self.size - 1:,} bytes of text")
         return count
 
 
@@ -203,11 +200,11 @@ def numbered_lines(
       raw: the bytes; closed when the lines end.
       universal: LF, CRLF and CR all end a line, and are given as LF.
       limit: the most characters that are given at once; a longer line comes in several parts with the same number.
-        -1: each line is given whole. A line then has `LINE_CHARS` at most, and a compressed file is refused that gives
-        more than `MOST_TIMES` its size and `MOST_UNPACKED` bytes.
+        -1: each line is given whole. A line then has `LINE_CHARS` at most, and a compressed file gives no more than its
+        size allows (`MOST_TIMES`).
       whole: all of the bytes, where there is no file that could be read again for an error message (standard input).
     """
-    number, ended, compression = 0, True, None
+    number, ended, compression, is_bounded = 0, True, None, False
     try:
         with contextlib.ExitStack() as opened:
             packed = _Counted(raw)
@@ -217,7 +214,8 @@ def numbered_lines(
                 (compression for magic, compression in _COMPRESSIONS.items() if head.startswith(magic)), None
             )
             if compression:
-                unpacked = _Unpacked(packed, stream, compression, path) if limit < 0 else compression.open(stream)
+                is_bounded = limit < 0
+                unpacked = _Unpacked(packed, stream, compression, path) if is_bounded else compression.open(stream)
                 stream = opened.enter_context(io.BufferedReader(unpacked, _BUFFER))
                 head = stream.peek(_BUFFER)
             _refuse(path, head, compression)
@@ -230,6 +228,8 @@ def numbered_lines(
                         f"{path}, line {number}: is longer than {LINE_CHARS:,} characters, the most that a line may "
                         "have; cut it into lines"
                     )
+                if is_bounded and number > max(MOST_LINES, packed.size):
+                    raise _too_much(path, compression, packed.size, f"{number - 1:,} lines")
                 yield number, line
     except UnicodeDecodeError as error:
         raise UserError(_undecodable(path, whole, compression, error)) from error
@@ -238,6 +238,16 @@ def numbered_lines(
             raise UserError(f"cannot read {path} after line {number}: {error.strerror}") from error
         name = compression.name if compression else "file"
         raise UserError(f"{path}, after line {number}: broken {name} ({error}); copy the file again") from error
+
+
+def _too_much(path: Path | str, compression: _Compression | None, packed: int, what: str) -> UserError:
+    """The error of a compressed file whose first `packed` bytes give more than `what`."""
+    assert compression is not None
+    return UserError(
+        f"{path}: its first {packed:,} bytes of {compression.name} give over {what}; the most is {MOST_TIMES} times "
+        f"the size, or {MOST_UNPACKED:,} bytes, and a line a byte, or {MOST_LINES:,}. If the text is right, give it "
+        f"decompressed: {compression.command} {shlex.quote(str(path))} > FILE"
+    )
 
 
 def _refuse(path: Path | str, head: bytes, compression: _Compression | None) -> None:

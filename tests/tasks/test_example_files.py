@@ -4,12 +4,15 @@ import bz2
 import gzip
 import json
 import lzma
+import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from spanbert_jax.errors import UserError
+from spanbert_jax.tasks.entities import files as entities
 from spanbert_jax.tasks.example_files import (
     Contents,
     Warnings,
@@ -19,7 +22,15 @@ from spanbert_jax.tasks.example_files import (
     read_records,
     warn_of_one_type,
 )
+from spanbert_jax.tasks.question_answering import files as question_answering
+from spanbert_jax.tasks.text_classification import files as text_classification
 
+READERS: dict[str, tuple[Callable[[str], object], bytes]] = {  # the beginning of a file for each
+    "a.jsonl.gz": (text_classification.read, b'{"label": "x", "text": "'),
+    "a.tsv.gz": (text_classification.read, b"label\ttext\nx\t"),
+    "a.json.gz": (question_answering.read, b'{"data": [{"paragraphs": [{"context": "'),
+    "a.conll.gz": (entities.read, b"a O\nb"),
+}
 PACKINGS: dict[str, Any] = {"plain": bytes, "gzip": gzip.compress, "bzip2": bz2.compress, "xz": lzma.compress}
 
 
@@ -93,3 +104,16 @@ def test_warnings_are_one_line_a_kind_with_count_and_first_place() -> None:
     for i in range(1200):
         warnings.add("odd one(s)" if i % 2 else "even one(s)", f"line {i}")
     assert warnings.lines() == ["600 even one(s); the first: line 0", "600 odd one(s); the first: line 1"]
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_two_megabytes_that_unpack_to_two_gigabytes_take_little_memory(name: str, tmp_path: Path) -> None:
+    read, begins = READERS[name]
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(begins) + gzip.compress(b"a" * 2**20) * 2000)
+    tracemalloc.start()
+    with pytest.raises(UserError, match=rf"{name}: its first [\d,]+ bytes of gzip give over 67,\d+,\d+ bytes of text"):
+        read(str(path))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 200_000_000

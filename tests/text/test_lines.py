@@ -122,7 +122,7 @@ def test_a_file_of_repetitions_is_refused_before_it_fills_the_memory(
     path.write_bytes(pack(b"a" * 2**20) * 1000)  # 1 GB, in one line
     tracemalloc.start()
     with pytest.raises(
-        UserError, match=r"a.jsonl: [\d,]+ bytes of .* give over 4,\d+,\d+ bytes of text; .*-dc .*a.jsonl > F"
+        UserError, match=r"a.jsonl: its first [\d,]+ bytes of .* give over 4,\d+,\d+ bytes of text; .*-dc .*a.jsonl > F"
     ):
         list(read_lines(path))
     peak = tracemalloc.get_traced_memory()[1]
@@ -135,13 +135,26 @@ def test_a_file_of_repetitions_is_refused_before_it_fills_the_memory(
 
 def test_text_compresses_too_little_to_be_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, rng = tmp_path / "a.gz", random.Random(1)
-    path.write_bytes(gzip.compress(b"a\n" * 10**6))  # repetitions, and few bytes
-    assert len(list(read_lines(path))) == 10**6
+    path.write_bytes(gzip.compress(b"a\n" * 10**5))  # repetitions, and few bytes
+    assert len(list(read_lines(path))) == 10**5
+    monkeypatch.setattr(lines, "MOST_LINES", 10)
     monkeypatch.setattr(lines, "MOST_UNPACKED", 1000)
     records = "".join(f'{{"id": {i}, "label": "yes", "text": "{rng.choice("abcdef") * 3}"}}\n' for i in range(9999))
     for pack in PACKINGS[1:]:
         path.write_bytes(pack(records.encode()))
         assert "".join(line for _, line in read_lines(path)) == records
+
+
+def test_a_file_of_tiny_lines_is_refused_where_it_has_more_of_them_than_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lines, "MOST_LINES", 1000)
+    path = tmp_path / "a.gz"
+    path.write_bytes(gzip.compress(b"a O\n" * 999))
+    assert len(list(read_lines(path))) == 999
+    path.write_bytes(gzip.compress(b"a O\n" * 10**5))  # about 500 bytes
+    with pytest.raises(UserError, match=r"a.gz: its first \d+ bytes of gzip give over 1,000 lines; .*gzip -dc"):
+        list(read_lines(path))
 
 
 def test_a_line_has_a_limit_where_lines_are_given_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
