@@ -14,7 +14,7 @@ from typing import Any
 from etils import epath
 
 MOST_NESTED = 100  # arrays and objects within one another; SQuAD's files have 7, a tokenizer.json about 10
-MOST_BYTES = 2**28  # of a file; the largest tokenizer.json of a published model has 35 MB
+MOST_BYTES = 2**28  # of a file; the largest tokenizer.json of a published model has 34 MB
 # What code that takes a value apart raises where the value has another shape than the code expects.
 OTHER_SHAPE = (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError)
 
@@ -29,8 +29,8 @@ class NotWhole(ValueError):
 def parse(text: str | bytes) -> Any:
     """The value of a JSON text, which is in UTF-8, with or without a byte order mark.
 
-    Raises ValueError where the text is no JSON or nested too deeply, or has a number of too many digits; of these
-    json.JSONDecodeError where the text breaks JSON's grammar.
+    Raises json.JSONDecodeError, a ValueError, where the text breaks JSON's grammar, and another ValueError where the
+    value is nested too deeply, a number has too many digits, or bytes are not UTF-8.
     """
     if isinstance(text, bytes):
         text = text.removeprefix(codecs.BOM_UTF8).decode("utf-8")
