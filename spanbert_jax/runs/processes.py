@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from spanbert_jax import json_files
 from spanbert_jax.config import Config, flatten
 from spanbert_jax.errors import UserError
 from spanbert_jax.files import is_remote
@@ -154,9 +155,9 @@ class _Meeting:
             self.present = {number: peer for number, peer in self.present.items() if peer.channel is not channel}
         for line in lines or ():
             try:
-                hello = json.loads(line)
+                hello = json_files.parse(line)
                 self._arrive(channel, **hello)
-            except (ValueError, TypeError, AttributeError, RecursionError):
+            except json_files.OTHER_SHAPE:
                 return False
         self.missing = set(range(1, self._count)) - self.present.keys()
         return lines is not None
@@ -285,12 +286,12 @@ def _go(channel: Channel, waiting: _Waiting) -> Peer | None:
             raise _Foreign
         for line in lines:
             try:
-                word = json.loads(line)
+                word = json_files.parse(line)
                 if "problem" in word:
                     raise UserError(word["problem"])
                 waiting.missing = set(word["missing"])
                 name = word["name"]
-            except (ValueError, TypeError, KeyError) as error:
+            except json_files.OTHER_SHAPE as error:
                 raise _Foreign from error
             if not waiting.missing:
                 return Peer(name, channel)

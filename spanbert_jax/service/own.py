@@ -152,7 +152,9 @@ def _finder(rules: str) -> SpanFinder:
 async def find_spans(call: Call, body: SpansFindRequest) -> Reply:
     """The spans that rules find."""
     rules = "; ".join(body.rules)
-    unsafe = [rule.written for rule in parse_rules(rules) if rule.name not in _SAFE_RULES]
+    parsed = parse_rules(rules)
+    call.service.check_count(parsed)
+    unsafe = [rule.written for rule in parsed if rule.name not in _SAFE_RULES]
     if unsafe:
         raise Problem(
             "invalid", f"the rule {unsafe[0][:60]!r} reads files of the server; give {', '.join(_SAFE_RULES)}"

@@ -6,8 +6,6 @@ only by the version of this module that wrote it.
 
 import hashlib
 import json
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -165,10 +163,10 @@ def load_rows(path: Path) -> Rows | None:
     try:
         with path.open("rb") as opened, np.load(opened) as file:  # np.load leaves a damaged file open
             arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
+        if arrays["version"] != VERSION:
+            return None
+        plain = {name.removeprefix("plain/"): values for name, values in arrays.items() if name.startswith("plain/")}
+        names = [name.removeprefix("values/") for name in arrays if name.startswith("values/")]
+        return Rows(plain, {name: (arrays[f"values/{name}"], arrays[f"starts/{name}"]) for name in names})
+    except Exception:  # NumPy and zipfile have no classes of their own for damaged files, and raise many
         return None
-    if "version" not in arrays or arrays["version"] != VERSION:
-        return None
-    names = [name.removeprefix("values/") for name in arrays if name.startswith("values/")]
-    plain = {name.removeprefix("plain/"): values for name, values in arrays.items() if name.startswith("plain/")}
-    return Rows(plain, {name: (arrays[f"values/{name}"], arrays[f"starts/{name}"]) for name in names})

@@ -26,6 +26,7 @@ from tests.support.fake_service import FakeEmbedding, fake_service, hold_device,
 LIMITS = Limits(batch_pieces=64, queued_pieces=64, queued_inputs=8)
 SETTINGS = Settings(max_body_bytes=400, max_inputs=6, deadline=30, limits=LIMITS)
 SECRET = "Xq7"
+FIND = "/spans/find"
 
 
 @pytest.fixture
@@ -85,6 +86,11 @@ CASES: list[tuple[str, str, Callable[[TestClient], Any]]] = [
     ("wrong_method", "GET is not for this path", lambda client: client.get("/v1/embeddings")),
     ("too_large", "the body has more than 400 bytes", post(body(input="x" * 400))),
     ("too_large", "the request has 7 inputs; 6 are the most", post(body(input=["x"] * 7))),
+    (
+        "too_large",
+        "the request has 7 inputs",
+        post(b'{"text": "x", "rules": ["%s"]}' % b"; ".join([b"sentence"] * 7), FIND),
+    ),
     ("no_head", "the checkpoint fake was not fine-tuned; /predict needs one for", post(b'{"inputs": "x"}', "/predict")),
     ("no_head", "/entities needs one for token_class", post(b'{"inputs": ["x"]}', "/entities")),
     ("invalid", "raw_scores", post(b'{"inputs": "x", "raw_scores": 3}', "/predict")),

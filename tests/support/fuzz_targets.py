@@ -146,6 +146,20 @@ def _predictions() -> Target:
     )
 
 
+def _rows() -> Target:
+    """Rows that a run has kept; damaged ones are made again, and nothing is said."""
+    from spanbert_jax.errors import UserError
+    from spanbert_jax.tasks.rows import load_rows, make_rows, save_rows
+
+    save_rows(make_rows([[{"input_ids": [5, 6], "label": 1}], [{"input_ids": [7], "label": 0}]]), Path("rows.npz"))
+
+    def read() -> None:
+        if load_rows(Path("rows.npz")) is None:
+            raise UserError("made again")
+
+    return Target({"rows.npz": Path("rows.npz").read_bytes()}, read)
+
+
 def _span_rules() -> Target:
     from spanbert_jax.text.spans import SpanFinder, spans_of_text
 
@@ -581,6 +595,7 @@ TARGETS: dict[str, Callable[[], Target]] = {
     **_corpora(),
     **_examples(),
     "predictions": _predictions,
+    "rows": _rows,
     "span rules": _span_rules,
     "span file": _span_file,
     "gaps": _gaps,
