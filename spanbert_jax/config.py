@@ -414,7 +414,8 @@ def renamed(field: str) -> str:
 def from_saved(fields: Mapping[str, Any]) -> Config:
     """The Config that this version or an earlier one saved, as nested dicts or as `flatten` makes them.
 
-    Raises UserError for a field that neither this version nor an earlier one had.
+    Raises UserError for a field that neither this version nor an earlier one had, and TypeError for a value that is not
+    of its field's type.
     """
     flat = _flat(fields)
     if flat.get("task") == "pretraining" and "data.lengths" not in flat:
@@ -426,7 +427,13 @@ def from_saved(fields: Mapping[str, Any]) -> Config:
             continue
         section, _, name = RENAMED.get(path, path).rpartition(".")
         (nested.setdefault(section, {}) if section else nested)[name] = value
-    return from_dict(nested)
+    config = from_dict(nested)
+    defaults = flatten(Config())
+    for path, value in flatten(config).items():
+        kind = type(defaults.get(path))
+        if type(value) is not kind and not (type(value) is int and kind is float):
+            raise TypeError(f"config.{path} is {value!r:.100}")
+    return config
 
 
 def flatten(config: Config) -> dict[str, Any]:

@@ -7,12 +7,14 @@ disk ends in a UserError with the path and the free space, never with half a fil
 import contextlib
 import errno
 import fcntl
+import hashlib
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from etils import epath
 
@@ -21,6 +23,7 @@ from spanbert_jax.errors import UserError
 _LONGEST_NAME = 255  # bytes; no file system of Linux takes more
 _CLIENTS = ("tensorflow", "gcsfs", "google", "aiohttp")  # clients of buckets, whose errors need not be OSErrors
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, no quota, over the limit of a file's size
+DIGEST = "sha256"  # the field of a JSON file that holds the digest of the file's other fields
 _AnyPath = TypeVar("_AnyPath", Path, epath.Path)
 
 
@@ -102,6 +105,12 @@ def is_plain_name(name: object) -> bool:
     if not isinstance(name, str) or name in ("", ".", "..") or set(name) & set("/\\\0"):
         return False
     return len(name.encode(errors="surrogatepass")) <= _LONGEST_NAME
+
+
+def json_digest(fields: Mapping[str, Any]) -> str:
+    """sha256, in hex, of a JSON object's fields, whatever their order, without the field `DIGEST` itself."""
+    plain = json.loads(json.dumps({name: value for name, value in fields.items() if name != DIGEST}))
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def is_remote(path: str | os.PathLike[str]) -> bool:

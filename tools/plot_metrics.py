@@ -2,15 +2,16 @@
 
     python tools/plot_metrics.py --workdir runs/tiny --output curve.svg
 
-Invariant: every point is a line of metrics.jsonl. Needs matplotlib (requirements-dev.txt).
+Invariant: every point is a line of metrics.jsonl. Lines that a stopped run left unfinished, or that are damaged, are
+left out. Needs matplotlib (requirements-dev.txt).
 """
 
 import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spanbert_jax import cli, json_files
-from spanbert_jax.errors import UserError, shortened
+from spanbert_jax import cli
+from spanbert_jax.errors import UserError
 from spanbert_jax.files import written_aside
 
 if TYPE_CHECKING:
@@ -21,21 +22,24 @@ _COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:purple")  # of the heads
 
 
 def read(path: Path) -> Series:
-    """The metrics in a metrics.jsonl, by name; raises UserError where the file is missing or damaged."""
+    """The metrics in a metrics.jsonl, by name, of the lines that hold metrics; raises UserError where none does."""
+    from etils import epath
+
+    from spanbert_jax.training.progress import metric_records
+
     series: Series = {}
     try:
-        for line in path.read_text(encoding="utf-8").splitlines():
-            row = json_files.parse(line)
-            for name, value in row.items():
-                steps, values = series.setdefault(name, ([], []))
-                steps.append(row["step"])
-                values.append(value)
+        records = metric_records(epath.Path(path))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); name a run's directory with --workdir") from error
-    except json_files.OTHER_SHAPE as error:
-        raise UserError(
-            f"{path} is damaged ({shortened(repr(error))}); the run repairs the file when it is started again"
-        ) from error
+    if not records:
+        raise UserError(f"{path}: no metrics there; name the directory of a run that has logged some with --workdir")
+    for _, row in records:
+        for name, value in row.items():
+            if type(value) in (int, float):
+                steps, values = series.setdefault(name, ([], []))
+                steps.append(int(row["step"]))
+                values.append(value)
     return series
 
 

@@ -1,7 +1,8 @@
 """Reads blocks from disk by their numbers, and the metadata that says what the blocks were made from.
 
 Invariant: a directory for which `is_built` is true holds a whole TFDS dataset (array_record, splits "train" and
-"held_out"), because its metadata appears last, or together with all other files. This module writes nothing.
+"held_out"), because its metadata appears last, or together with all other files. The metadata has a digest of its own
+fields and of every file that a run reads. This module writes nothing.
 
 A record is a serialised tf.train.Example with an int64 feature, input_ids: the pieces of a block without [CLS] and
 [SEP]. With config.corpus.spans the bytes span_tags have the span tag of each piece (text/span_tags.py). With
@@ -9,9 +10,11 @@ config.corpus.pairs the pieces are those of two texts, A and B, and the int64 fe
 and the label for next-sentence prediction (1: B is of another document; 0: B follows A).
 """
 
+import concurrent.futures
 import dataclasses
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +25,7 @@ from etils import epath
 from spanbert_jax import json_files
 from spanbert_jax.config import Config, CorpusConfig
 from spanbert_jax.errors import UserError, shortened
+from spanbert_jax.files import DIGEST, json_digest
 from spanbert_jax.text.lines import hash_file
 from spanbert_jax.text.packing import FEATURE, SPANS_FEATURE
 from spanbert_jax.text.tokenizer import Tokenizer
@@ -41,6 +45,10 @@ _LATER_FIELDS = ("spans", "pairs")
 FORMAT = 2  # of a directory of blocks. Format 1, up to version 0.1.0, lacks this number and the files' "sha256".
 
 
+FileDigest = dict[str, Any]  # {"bytes": size, "sha256": of the bytes, in hex}
+VerifyProgress = Callable[[float | None, str], None]  # (share done, the state in words)
+
+
 @dataclasses.dataclass(frozen=True)
 class Metadata:
     """What the blocks were made from, and what they hold.
@@ -58,6 +66,8 @@ class Metadata:
       spans: with config.corpus.spans: "kinds" (kind i + 1 is kinds[i]), "counts" (of the spans of each kind),
         "left_out" (sentences too long to be searched), "files" (path -> sha256) and "made_by" (libraries and models);
         None without.
+      files: the name of each file of records or lengths -> its `FileDigest`; empty where an earlier version wrote the
+        blocks.
     """
 
     format: int
@@ -70,6 +80,12 @@ class Metadata:
     piece_counts: np.ndarray
     fingerprint: str
     spans: dict[str, Any] | None = None
+    files: dict[str, FileDigest] = dataclasses.field(default_factory=dict)
+
+    @property
+    def bytes(self) -> int:
+        """The size of all `files`."""
+        return sum(file["bytes"] for file in self.files.values())
 
     @property
     def kinds(self) -> list[str]:
@@ -185,6 +201,8 @@ def read_metadata(directory: Path | epath.Path) -> Metadata:
     again = f"delete {directory}, so that it is built again"
     try:
         fields = json_files.read(path)
+        if fields.get(DIGEST, json_digest(fields)) != json_digest(fields):
+            raise ValueError("its fields are not those that were written, by their digest")
         if fields.get("format", 1) > FORMAT:
             raise UserError(
                 f"{path}: spanbert_jax {fields.get('version')} wrote these blocks, in format {fields['format']}, and "
@@ -226,8 +244,40 @@ def make_fingerprint(tokenizer_fingerprint: str, block_length: int, digests: Map
     return hashlib.sha256("\n".join([tokenizer_fingerprint, str(block_length), *in_order]).encode()).hexdigest()
 
 
+def file_digest(path: Path) -> FileDigest:
+    """The entry of a file in `Metadata.files`; raises OSError."""
+    return {"bytes": path.stat().st_size, "sha256": hash_file(path)}
+
+
+def damaged_files(directory: Path, metadata: Metadata, report: VerifyProgress = lambda *_: None) -> list[str]:
+    """The names of the files that are missing or not as `Metadata.files` has them, in that order.
+
+    Every byte is read: a disk or a copy that changes a byte changes neither a file's size nor its times. Raises OSError
+    where a file cannot be read.
+    """
+
+    def sound(name: str) -> bool:
+        try:
+            size = (directory / name).stat().st_size
+            return size == metadata.files[name]["bytes"] and file_digest(directory / name) == metadata.files[name]
+        except FileNotFoundError:
+            return False
+
+    damaged, done = [], 0
+    pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count())  # a thread that hashes does not hold Python's lock
+    try:
+        for name, is_sound in zip(metadata.files, pool.map(sound, metadata.files), strict=True):
+            damaged += [] if is_sound else [name]
+            done += metadata.files[name]["bytes"]
+            report(done / max(metadata.bytes, 1), f"{done / 1e9:,.2f} of {metadata.bytes / 1e9:,.2f} GB")
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return damaged
+
+
 def check_records(directory: Path, metadata: Metadata) -> None:
-    """Raises UserError where the records are not those from which `Metadata.fingerprint` was made.
+    """Raises UserError where the records are not those from which `Metadata.fingerprint` was made: for blocks of an
+    earlier version, which have no `Metadata.files`.
 
     A build writes the metadata last. So the records are read only where one of their files changed after the metadata
     was written.

@@ -10,18 +10,16 @@ once for each split and serialise every block in one process.
 
 import contextlib
 import dataclasses
-import hashlib
 import heapq
 import json
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from array_record.python.array_record_module import ArrayRecordWriter
 
 from spanbert_jax.batch import specials
 from spanbert_jax.config import Config, CorpusConfig, TokenizerConfig
@@ -31,14 +29,17 @@ from spanbert_jax.corpus.blocks import (
     METADATA_FILE,
     SPLITS,
     Metadata,
+    file_digest,
     lengths_file,
     make_fingerprint,
+    read_metadata,
     source_fields,
 )
+from spanbert_jax.corpus.shards import Shard, SplitWriter, shard_file
 from spanbert_jax.corpus.sources import read_corpus
 from spanbert_jax.corpus.vocabulary_fit import SAMPLE_PIECES, check_fit
 from spanbert_jax.errors import UserError
-from spanbert_jax.files import disk_errors, locked, make_directory
+from spanbert_jax.files import DIGEST, disk_errors, json_digest, locked, make_directory
 from spanbert_jax.text import worker_pool
 from spanbert_jax.text.block_making import BlockMaker, MadeBlocks
 from spanbert_jax.text.documents import Document, hash_text, in_share
@@ -55,14 +56,6 @@ TASK_CHARS = 400_000  # of the documents in one task of a process
 REPORT_SECONDS = 0.5
 
 BuildProgress = Callable[[float | None, int, int], None]  # (share of the corpus read or None, documents, pieces) so far
-
-
-class Shard(NamedTuple):
-    """The content of one file of records, in numbers."""
-
-    num_bytes: int
-    digest: str  # sha256, in hex, of the records one after another
-    lengths: np.ndarray  # int32[records]
 
 
 def sample_sentences(config: Config, report: BuildProgress = lambda *_: None) -> Iterator[str]:
@@ -106,15 +99,42 @@ def build_blocks(
         raise UserError(f"{directory} exists and is not empty; give another with --config.data.dir, or delete it")
     with _built_aside(directory) as build:
         _write(config, tokenizer, build, report)
+        (build / "lock").unlink()
+        build.rename(directory)
 
 
-def _write(config: Config, tokenizer: Tokenizer, build: Path, report: BuildProgress) -> None:
-    """Writes the whole dataset to `build`."""
+def rebuild_files(
+    config: Config, tokenizer: Tokenizer, directory: Path, names: Sequence[str], report: BuildProgress = lambda *_: None
+) -> None:
+    """Builds the named files of `Metadata.files` again and puts them into the place of damaged ones.
+
+    The whole corpus is read and packed, as for a build, but of the shards only the named ones are written. Raises the
+    UserErrors of `build_blocks`, and UserError where the build gives other blocks than the metadata describes; then no
+    file is replaced.
+    """
+    old = read_metadata(directory)
+    with _built_aside(directory) as build:
+        _write(config, tokenizer, build, report, names)
+        if read_metadata(build).fingerprint != old.fingerprint or any(
+            file_digest(build / name) != old.files[name] for name in names
+        ):
+            raise UserError(
+                "the text, a library or this version of the program gives other blocks than those that are there"
+            )
+        for name in names:
+            (build / name).replace(directory / name)
+        shutil.rmtree(build)
+
+
+def _write(
+    config: Config, tokenizer: Tokenizer, build: Path, report: BuildProgress, only: Sequence[str] | None = None
+) -> None:
+    """Writes the whole dataset to `build`. only: the names of the shards that are written; the others stay empty."""
     counts = {split: np.zeros(3, dtype=np.int64) for split in SPLITS}
     piece_counts = np.zeros(tokenizer.vocab_size, dtype=np.int64)
     maker = block_maker(config, tokenizer)
     span_counts = np.zeros(maker.span_counters, dtype=np.int64)
-    writers = {split: _SplitWriter(build, split) for split in SPLITS}
+    writers = {split: SplitWriter(build, split, SHARD_RECORDS, only) for split in SPLITS}
     clock = _Clock(report)
     with worker_pool.Workers(config.corpus.workers, maker) as pool:
         if maker.finder:
@@ -205,69 +225,6 @@ def make_tasks(documents: Iterable[Document], corpus: CorpusConfig, fractions: l
         yield task
 
 
-class ShardWriter:
-    """Writes one file of records."""
-
-    def __init__(self, path: Path) -> None:
-        # With groups of one record, a block is read without decompressing its neighbours.
-        self._writer = ArrayRecordWriter(str(path), "group_size:1")
-        self._digest, self._num_bytes = hashlib.sha256(), 0
-        self._lengths: list[int] = []
-
-    def __len__(self) -> int:
-        return len(self._lengths)
-
-    def write(self, records: Sequence[bytes], lengths: Sequence[int]) -> None:
-        """Appends records, each with the number of pieces in it."""
-        for record in records:
-            self._writer.write(record)
-            self._digest.update(record)
-            self._num_bytes += len(record)
-        self._lengths.extend(lengths)
-
-    def close(self) -> Shard:
-        """Ends the file."""
-        self._writer.close()
-        return Shard(self._num_bytes, self._digest.hexdigest(), np.array(self._lengths, dtype=np.int32))
-
-
-def shard_file(split: str, shard: int, shards: int) -> str:
-    """The name that TFDS gives to file `shard` (from 0) of the `shards` files of a split."""
-    return f"{DATASET}-{split}.array_record-{shard:05d}-of-{shards:05d}"
-
-
-class _SplitWriter:
-    """Writes one split's records to shards, which get their names when the number of shards is known."""
-
-    def __init__(self, directory: Path, split: str) -> None:
-        self._directory, self._split = directory, split
-        self._shards: list[Shard] = []
-        self._writer = self._open()
-
-    def _open(self) -> ShardWriter:
-        return ShardWriter(self._path(len(self._shards)))
-
-    def _path(self, shard: int) -> Path:
-        return self._directory / f"{self._split}-{shard:05d}.partial"
-
-    def write(self, records: Sequence[bytes], lengths: Sequence[int]) -> None:
-        start = 0
-        while start < len(records):
-            if len(self._writer) == SHARD_RECORDS:
-                self._shards.append(self._writer.close())
-                self._writer = self._open()
-            stop = start + SHARD_RECORDS - len(self._writer)
-            self._writer.write(records[start:stop], lengths[start:stop])
-            start = stop
-
-    def close(self) -> list[Shard]:
-        self._shards.append(self._writer.close())
-        for shard in range(len(self._shards)):
-            name = shard_file(self._split, shard, len(self._shards))
-            self._path(shard).rename(self._directory / name)
-        return self._shards
-
-
 def write_metadata(
     config: Config,
     tokenizer: Tokenizer,
@@ -298,6 +255,11 @@ def write_metadata(
     for split in SPLITS:
         np.save(build / lengths_file(split), np.concatenate([shard.lengths for shard in shards[split]]))
     digests = {split: [shard.digest for shard in shards[split]] for split in SPLITS}
+    files = {lengths_file(split): file_digest(build / lengths_file(split)) for split in SPLITS}
+    for split in SPLITS:
+        files |= {
+            shard_file(split, number, len(shards[split])): shard.file for number, shard in enumerate(shards[split])
+        }
     names = ("documents", "sentences", "pieces")
     metadata = Metadata(
         format=FORMAT,
@@ -313,10 +275,12 @@ def write_metadata(
         piece_counts=piece_counts,
         fingerprint=make_fingerprint(tokenizer.fingerprint, config.data.block_length, digests),
         spans=spans,
+        files=files,
     )
     fields = dataclasses.asdict(metadata) | {"piece_counts": piece_counts.tolist()}
     if spans is None:
         del fields["spans"]
+    fields[DIGEST] = json_digest(fields)
     (build / METADATA_FILE).write_text(json.dumps(fields) + "\n", encoding="utf-8")
 
 
@@ -367,7 +331,8 @@ def _write_tfds_metadata(build: Path, corpus: CorpusConfig, shards: Mapping[str,
 
 @contextlib.contextmanager
 def _built_aside(directory: Path) -> Iterator[Path]:
-    """An empty directory beside `directory`, which is renamed to it at the end. Files of a killed build are deleted."""
+    """An empty directory beside `directory`, which no other process uses. It is deleted after an error, and so are the
+    files of a killed build before."""
     build = directory.with_name(directory.name + ".building")
     make_directory(build, "--config.data.dir")
 
@@ -383,8 +348,6 @@ def _built_aside(directory: Path) -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(build, ignore_errors=True)
             raise
-        (build / "lock").unlink()
-        build.rename(directory)
 
 
 class _Clock:

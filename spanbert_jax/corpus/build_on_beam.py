@@ -29,7 +29,7 @@ from spanbert_jax.config import Config, CorpusConfig
 from spanbert_jax.corpus import build as building
 from spanbert_jax.corpus.beam_inputs import Input, find_inputs, read_input
 from spanbert_jax.corpus.blocks import METADATA_FILE, SPLITS, is_block_file, read_metadata
-from spanbert_jax.corpus.build import Shard, ShardWriter
+from spanbert_jax.corpus.shards import Shard, ShardWriter, shard_file
 from spanbert_jax.corpus.sources import check_sides
 from spanbert_jax.corpus.summary import describe_blocks
 from spanbert_jax.corpus.vocabulary_fit import check_fit
@@ -248,7 +248,7 @@ def _write_shard(element: Any, places: Places, directory: str) -> tuple[tuple[in
             writer.write(records, lengths)
         written = writer.close()
         shards = -(-int(places.blocks[split]) // places.shard_records)
-        _put(path, f"{directory}/{building.shard_file(SPLITS[split], shard, shards)}")
+        _put(path, f"{directory}/{shard_file(SPLITS[split], shard, shards)}")
     return (split, shard), written
 
 
@@ -268,7 +268,7 @@ def _finish(
     in_order = {split: [found[key] for key in sorted(found) if key[0] == i] for i, split in enumerate(SPLITS)}
     counts = {split: sums[3 * i : 3 * i + 3] for i, split in enumerate(SPLITS)}
     with tempfile.TemporaryDirectory() as aside:
-        names = [building.shard_file(split, i, len(of)) for split, of in in_order.items() for i in range(len(of))]
+        names = [shard_file(split, i, len(of)) for split, of in in_order.items() for i in range(len(of))]
         for name in names:  # TFDS checks that files of these names are there
             (Path(aside) / name).touch()
         piece_counts, span_counts = np.split(sums[6:], [tokenizer.vocab_size])

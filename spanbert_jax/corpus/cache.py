@@ -17,9 +17,9 @@ from pathlib import Path
 
 from etils import epath
 
-from spanbert_jax.corpus.blocks import METADATA_FILE, SPLITS, Blocks, is_block_file, read_metadata
+from spanbert_jax.corpus.blocks import METADATA_FILE, SPLITS, Blocks, file_digest, is_block_file, read_metadata
 from spanbert_jax.errors import UserError
-from spanbert_jax.files import locked, make_directory, new_directory
+from spanbert_jax.files import disk_errors, locked, make_directory, new_directory
 from spanbert_jax.text.tokenizer import METADATA_FILE as TOKENIZER_FILE
 from spanbert_jax.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -66,6 +66,30 @@ def fetch(data: epath.Path, cache: Path, report: CopyProgress) -> Path:
                 Blocks(partial / "blocks", split, metadata)  # raises UserError where blocks are missing
             load_tokenizer(partial / "tokenizer")
     return target
+
+
+def has_same_metadata(data: epath.Path, copy: Path) -> bool:
+    """Whether the blocks' metadata in `copy` is that of `data`, byte for byte."""
+    return (copy / "blocks" / METADATA_FILE).read_bytes() == (data / "blocks" / METADATA_FILE).read_bytes()
+
+
+def fetch_again(data: epath.Path, copy: Path, names: Sequence[str], report: CopyProgress) -> None:
+    """Copies the named files of the blocks anew, each over the damaged one in `copy` when it is sound.
+
+    Raises UserError where a file in `data` is damaged too.
+    """
+    blocks, metadata = copy / "blocks", read_metadata(data / "blocks")
+    with _locked(copy, report), tempfile.TemporaryDirectory(prefix=".again.", dir=copy) as aside:
+        sources = [data / "blocks" / name for name in names]
+        with disk_errors(blocks):
+            copy_all([(file, epath.Path(aside) / file.name, file.stat().length) for file in sources], report)
+        for name in names:
+            if name in metadata.files and file_digest(Path(aside) / name) != metadata.files[name]:
+                raise UserError(
+                    f"{data / 'blocks' / name} is damaged: it is not as {METADATA_FILE} beside it describes the file; "
+                    "put an undamaged copy in its place, or build in another directory with --config.data.dir"
+                )
+            (Path(aside) / name).replace(blocks / name)
 
 
 def fetch_tokenizer(data: epath.Path) -> Tokenizer:

@@ -1,7 +1,8 @@
 """Finds a run's vocabulary and blocks where an earlier start left them, or makes them.
 
-Invariant: vocabulary and blocks are reused only for the text and the settings that they were made from. Both appear
-under their names when they are complete. With several processes, process 0 does the work.
+Invariant: vocabulary and blocks are reused only for the text and the settings that they were made from, and only where
+every byte is the one that was written. Both appear under their names when they are complete. With several processes,
+process 0 does the work; each process makes and verifies its host's copy of blocks in a bucket.
 """
 
 import concurrent.futures
@@ -9,6 +10,7 @@ import contextlib
 import dataclasses
 import json
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,6 +38,7 @@ from spanbert_jax.training.progress import Stage
 from spanbert_jax.training.together import together
 
 _NOTE = "made_from.json"
+_SECOND_OF_HASHING = 2**30  # bytes
 
 
 def prepare(config: Config, workdir: Path | epath.Path, start: StartingWeights) -> tuple[Tokenizer, Path]:
@@ -65,6 +68,13 @@ def prepare(config: Config, workdir: Path | epath.Path, start: StartingWeights) 
             if not there.is_dir():
                 with Stage(f"Copying {data} to {cache}") as stage:
                     block_cache.fetch(data, cache, stage.update)
+            damaged = _damaged(there / "blocks", block_data.read_metadata(data / "blocks"))
+            if not block_cache.has_same_metadata(data, there):
+                damaged.append(block_data.METADATA_FILE)
+            if damaged:
+                print(f"warning: {_describe(there / 'blocks', damaged)}; copied again from {data}", file=sys.stderr)
+                with Stage(f"Copying {len(damaged)} files of {data}") as stage:
+                    block_cache.fetch_again(data, there, damaged, stage.update)
             return there
 
     task, first = "prepare the data", jax.process_index() == 0
@@ -148,10 +158,10 @@ def _check(
     metadata = block_data.read_metadata(data / "blocks")
     block_data.check_blocks(metadata, config, tokenizer)
     check_kinds(config, metadata.kinds)
-    if not is_remote(data):
-        block_data.check_records(Path(data) / "blocks", metadata)
     built_at = epath.Path(data / "blocks" / block_data.METADATA_FILE).stat().mtime
     changes = changed_sources(metadata.sources, config.corpus, built_at)
+    if not is_remote(data):
+        _check_files(config, tokenizer, Path(data) / "blocks", metadata, changes)
     if not changes:
         return
     found = f"{data}/blocks: since these blocks were built, {changes}"
@@ -160,6 +170,42 @@ def _check(
     else:
         where = "--config.data.dir" if config.data.dir else "--workdir"
         raise UserError(f"{found}; put the files back as they were, or choose another {where} to build new blocks")
+
+
+def _check_files(
+    config: Config, tokenizer: Tokenizer, directory: Path, metadata: block_data.Metadata, changes: str
+) -> None:
+    """Verifies the blocks, and builds damaged files again. changes: how the text has changed since the blocks were
+    built. Raises UserError where a file is damaged and its text is gone or has changed."""
+    if not metadata.files:
+        block_data.check_records(directory, metadata)
+        return
+    damaged = _damaged(directory, metadata)
+    if not damaged:
+        return
+    found = _describe(directory, damaged)
+    try:
+        if changes:
+            raise UserError(f"since the blocks were built, {changes}")
+        with Stage("Building damaged blocks again") as stage:
+            building.rebuild_files(config, tokenizer, directory, damaged, _reporter(stage))
+    except UserError as error:
+        raise UserError(
+            f"{found}, and cannot be built again ({error}); put undamaged copies in their place, or choose another "
+            f"{'--config.data.dir' if config.data.dir else '--workdir'} to build new blocks"
+        ) from error
+    print(f"warning: {found}; built again from the text", file=sys.stderr)
+
+
+def _damaged(directory: Path, metadata: block_data.Metadata) -> list[str]:
+    """`damaged_files`, with a progress display where the files take more than about a second."""
+    with Stage("Verifying blocks", enabled=metadata.bytes > _SECOND_OF_HASHING) as stage:
+        return block_data.damaged_files(directory, metadata, stage.update)
+
+
+def _describe(directory: Path, damaged: list[str]) -> str:
+    others = f" and {len(damaged) - 1} more are" if len(damaged) > 1 else " is"
+    return f"{directory}: {damaged[0]}{others} damaged (not as the build wrote the file)"
 
 
 def _reporter(stage: Stage) -> Callable[[float | None, int, int], None]:
@@ -185,7 +231,7 @@ def _make_tokenizer(config: Config, directory: Path, start: StartingWeights) -> 
         [given.fingerprint] if given else [settings, block_data.source_fields(config.corpus), files], sort_keys=True
     )
     note = directory / _NOTE
-    if note.exists() and note.read_text() == made_from:
+    if note.exists() and note.read_bytes() == made_from.encode():
         return tokenizers.load_tokenizer(directory)
     if directory.exists() and not note.exists():
         raise UserError(
@@ -236,10 +282,10 @@ def _train_tokenizer(config: Config) -> Tokenizer:
 
 
 def _copy_tokenizer(source: Path, target: epath.Path) -> None:
-    described = (source / tokenizers.METADATA_FILE).read_text()
+    described = (source / tokenizers.METADATA_FILE).read_bytes()
     with bucket_errors(target, "--workdir"):
         if (target / tokenizers.METADATA_FILE).exists():
-            if (target / tokenizers.METADATA_FILE).read_text() != described:
+            if (target / tokenizers.METADATA_FILE).read_bytes() != described:
                 raise UserError(
                     f"{target} holds another vocabulary than the blocks in {source.parent}; choose another --workdir"
                 )

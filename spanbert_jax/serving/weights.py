@@ -18,6 +18,7 @@ from spanbert_jax.convert.huggingface import Coverage
 from spanbert_jax.convert.names import Params
 from spanbert_jax.convert.published_weights import open_published_weights
 from spanbert_jax.errors import UserError, shortened
+from spanbert_jax.files import DIGEST
 from spanbert_jax.model import pretraining_heads
 from spanbert_jax.model.parameters import parameter_shapes
 from spanbert_jax.text.tokenizer import Tokenizer, load_tokenizer
@@ -137,7 +138,8 @@ def training_of(weights: Weights) -> dict[str, Any]:
     saved = weights.metadata
     if saved is None:
         return {"step": 0, "imported_from": weights.source}
-    known = {name: value for name, value in saved.to_json().items() if value and name not in ("left_alone", "labels")}
+    of_the_files = ("left_alone", "labels", "checksums", DIGEST)
+    known = {name: value for name, value in saved.to_json().items() if value and name not in of_the_files}
     known["step"] = saved.step
     if saved.imported_from:
         del known["config"]  # apart from the model's sizes, its fields are defaults

@@ -2,11 +2,12 @@
 
 Invariant: a checkpoint named n is the state before batch n. Orbax saves it in the background. A step's directory exists
 only when it is whole: Orbax renames the directory into place, or marks it as complete in a bucket, where nothing can be
-renamed. No damaged checkpoint is deleted: a run renames it to STEP.damaged, and goes on from the newest sound one. All
-processes go on from the same one.
+renamed. Every array that is read has the checksum that was saved with it. No damaged checkpoint is deleted: a run
+renames it to STEP.damaged, and goes on from the newest sound one. All processes go on from the same one.
 """
 
 import contextlib
+import dataclasses
 import functools
 import logging
 import sys
@@ -23,7 +24,8 @@ from orbax.checkpoint.path import atomicity_types
 from spanbert_jax.config import TrainConfig
 from spanbert_jax.errors import UserError
 from spanbert_jax.files import absolute, bucket_errors, disk_errors, move_directory
-from spanbert_jax.training.metadata import Metadata, from_json
+from spanbert_jax.training.checksums import checksums, difference
+from spanbert_jax.training.metadata import Damaged, Metadata, from_json
 from spanbert_jax.training.together import first_text, together
 
 # The parts of a run's directory that make its checkpoints: folders of steps, and the vocabulary of all of them.
@@ -56,8 +58,9 @@ class Checkpoints:
         damaged: dict[int, str] = {}
         for step in sorted(map(int, self._manager.all_steps()), reverse=True):
             read = functools.partial(self._read, step, abstract, check)
-            state, why = together(f"read {self._place(step)}", read)
-            if damage := first_text(why):
+            state, saved, why = together(f"read {self._place(step)}", read)
+            # Where a process could not read its part, no process has a whole state to add up the checksums of.
+            if damage := first_text(why) or first_text(difference(saved, state)):
                 damaged[step] = damage
                 del state  # which a process has where only another one finds damage
                 continue
@@ -77,18 +80,19 @@ class Checkpoints:
     def _place(self, step: int) -> epath.Path:
         return self._manager.directory / str(step)
 
-    def _read(self, step: int, abstract: Any, check: Callable[[Metadata], None]) -> tuple[Any, str]:
-        """(the state, ""); where the checkpoint is damaged, (None, the damage).
+    def _read(self, step: int, abstract: Any, check: Callable[[Metadata], None]) -> tuple[Any, Mapping[str, int], str]:
+        """(the state, its checksums as they were saved, ""); where the checkpoint is damaged, (None, {}, the damage).
 
         No process waits for another here: a checkpoint may be damaged where one process reads, and sound elsewhere.
         """
         checkpoint = self._place(step)
         try:
-            check(read_metadata(checkpoint))
-            return restore_state(checkpoint, abstract), ""
-        except _Damaged as error:
+            metadata = read_metadata(checkpoint)
+            check(metadata)
+            return _restore(checkpoint, abstract), metadata.checksums, ""
+        except Damaged as error:
             self._check_shapes(checkpoint, abstract)
-            return None, error.why
+            return None, {}, error.why
 
     def _check_shapes(self, checkpoint: epath.Path, abstract: Any) -> None:
         """Raises UserError where a checkpoint that could not be restored holds parameters of other names or shapes."""
@@ -117,7 +121,8 @@ class Checkpoints:
 
         Raises UserError where the disk is too full for this save or for the one before.
         """
-        items = {"state": ocp.args.StandardSave(state), "metadata": ocp.args.JsonSave(metadata.to_json())}
+        described = dataclasses.replace(metadata, checksums=checksums(state)).to_json()
+        items = {"state": ocp.args.StandardSave(state), "metadata": ocp.args.JsonSave(described)}
         with disk_errors(self._manager.directory):
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
@@ -197,7 +202,7 @@ def _damage(checkpoint: epath.Path) -> str:
     try:
         read_metadata(checkpoint)
         read_params(checkpoint)
-    except _Damaged as error:
+    except Damaged as error:
         return error.why
     return ""
 
@@ -234,8 +239,16 @@ def read_metadata(checkpoint: epath.Path) -> Metadata:
 def restore_state(checkpoint: epath.Path, abstract: Any) -> Any:
     """The state of a run's checkpoint, laid out as `abstract`: ShapeDtypeStructs with shardings.
 
-    Raises UserError where the files are damaged.
+    Raises UserError where the files are damaged, and where an array is not the one that was saved.
     """
+    state = _restore(checkpoint, abstract)
+    if why := difference(read_metadata(checkpoint).checksums, state):
+        raise Damaged(str(checkpoint), why)
+    return state
+
+
+def _restore(checkpoint: epath.Path, abstract: Any) -> Any:
+    """The state of a checkpoint, whose checksums are not yet compared."""
     with _readable(checkpoint), contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
         return handler.restore(absolute(checkpoint) / _STATE, args=ocp.args.StandardRestore(abstract))
 
@@ -243,7 +256,7 @@ def restore_state(checkpoint: epath.Path, abstract: Any) -> Any:
 def read_params(checkpoint: epath.Path) -> dict[str, Any]:
     """The parameters as NumPy arrays, whatever mesh wrote them; the rest of the state is not read.
 
-    Raises UserError where the files are damaged.
+    Raises UserError where the files are damaged, and where an array is not the one that was saved.
     """
     return read_state(checkpoint, ("params",))["params"]
 
@@ -251,14 +264,18 @@ def read_params(checkpoint: epath.Path) -> dict[str, Any]:
 def read_state(checkpoint: epath.Path, parts: Collection[str] = ("params", "opt_state", "step")) -> dict[str, Any]:
     """The parts of the state that are there, as NumPy arrays, whatever mesh wrote them.
 
-    Raises UserError where the files are damaged.
+    Raises UserError where the files are damaged, and where an array is not the one that was saved.
     """
+    saved = read_metadata(checkpoint).checksums
     state = absolute(checkpoint) / _STATE
     with _readable(checkpoint), contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
         tree = {name: part for name, part in handler.metadata(state).tree.items() if name in parts}
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
         arguments = ocp.args.PyTreeRestore(tree, restore_args=as_numpy, partial_restore=True)
-        return handler.restore(state, args=arguments)
+        found: dict[str, Any] = handler.restore(state, args=arguments)
+    if why := difference(saved, found):
+        raise Damaged(str(checkpoint), why)
+    return found
 
 
 def read_shapes(checkpoint: epath.Path) -> dict[str, Any]:
@@ -287,17 +304,8 @@ def write_params(directory: epath.Path, params: Mapping[str, Any], metadata: Met
             if old >= metadata.step:
                 manager.delete(old)
         state = ocp.args.PyTreeSave({"params": params}, save_args={"params": chunks}, ocdbt_target_data_file_size=2**24)
-        manager.save(
-            metadata.step, args=ocp.args.Composite(state=state, metadata=ocp.args.JsonSave(metadata.to_json()))
-        )
-
-
-class _Damaged(UserError):
-    """A file of a checkpoint is missing, cut off, or not as it was written. why: this in one line."""
-
-    def __init__(self, checkpoint: epath.Path, why: str):
-        super().__init__(f"{checkpoint}: this checkpoint is damaged ({why}); name another, or move it away")
-        self.why = why
+        described = dataclasses.replace(metadata, checksums=checksums({"params": params})).to_json()
+        manager.save(metadata.step, args=ocp.args.Composite(state=state, metadata=ocp.args.JsonSave(described)))
 
 
 # Errors of reads that nobody waits for any more, by words of Orbax, asyncio and tensorstore.
@@ -321,7 +329,7 @@ def _is_no_late_read(record: logging.LogRecord) -> bool:
 
 @contextlib.contextmanager
 def _readable(checkpoint: epath.Path) -> Iterator[None]:
-    """Turns the many exceptions that Orbax raises over a damaged checkpoint into _Damaged.
+    """Turns the many exceptions that Orbax raises over a damaged checkpoint into Damaged.
 
     Errors of the network and of permissions become a UserError that speaks of no damage. A lack of memory passes.
     """
@@ -341,5 +349,5 @@ def _readable(checkpoint: epath.Path) -> Iterator[None]:
             raise UserError(
                 f"{checkpoint}: cannot be read ({why}); check this machine's rights and its connection, and start again"
             ) from error
-        raise _Damaged(checkpoint, why) from error
+        raise Damaged(str(checkpoint), why) from error
     sys.unraisablehook = hook  # only after success: late reads may come at any time

@@ -2,18 +2,22 @@
 
 Invariant: no other module writes or reads the text of these two files. Each file names the version of spanbert_jax that
 wrote it. A file of an earlier version opens with the fields that it has. A file that cannot be opened is refused with
-its name, the version that wrote it, this version, and the cure.
+its name, the version that wrote it, this version, and the cure. A checkpoint's JSON that is not as it was written is
+damage, which a run survives.
 """
 
+import collections.abc
 import dataclasses
 import importlib.metadata
 import json
+import typing
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from spanbert_jax import json_files
 from spanbert_jax.config import Config, flatten, from_saved
 from spanbert_jax.errors import UserError, quoted, shortened
+from spanbert_jax.files import DIGEST, json_digest
 from spanbert_jax.version import VERSION
 
 FORMAT = (
@@ -46,6 +50,7 @@ class Metadata:
     evaluation_is_due: bool = False  # the evaluation of this step was cut off, and the run begins with it
     imported_from: str = ""  # the path of the published weights that were imported
     left_alone: tuple[str, ...] = ()  # tensors of those weights that were not taken
+    checksums: Mapping[str, int] = dataclasses.field(default_factory=dict)  # of the arrays (training/checksums.py)
     versions: Mapping[str, str] = dataclasses.field(default_factory=_library_versions)
     written_by: str = VERSION
     format: int = FORMAT
@@ -56,59 +61,70 @@ class Metadata:
         return {name: getattr(self, name) for name in ("data_fingerprint", "tokenizer_fingerprint")}
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as plain JSON; the configuration flat, {"model.layers": 12, ...}."""
+        """The fields as plain JSON, with a digest of them; the configuration flat, {"model.layers": 12, ...}."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return fields | {
+        fields |= {
             "config": flatten(self.config),
             "labels": list(self.labels),
             "left_alone": list(self.left_alone),
         }
+        return fields | {DIGEST: json_digest(fields)}
+
+
+class Damaged(UserError):
+    """A file of a checkpoint is missing, cut off, or not as it was written. why: this in one line."""
+
+    def __init__(self, checkpoint: str, why: str):
+        super().__init__(f"{checkpoint}: this checkpoint is damaged ({why}); name another, or move it away")
+        self.why = why
 
 
 def from_json(fields: Any, source: str) -> Metadata:
     """The metadata whose JSON is `fields`, written by this version or an earlier one.
 
-    source: the checkpoint, for the message. Raises UserError where the format is newer than FORMAT, a field that every
-    checkpoint has is missing, or a field is not as it was written.
+    source: the checkpoint, for the message. Raises Damaged where the JSON is not as it was written, as its digest or,
+    in what an earlier version wrote, a missing field or a type shows. Raises UserError where the format is newer than
+    FORMAT, and where a later version wrote a field of this format in another way.
     """
     if not isinstance(fields, Mapping):
-        raise UserError(f"{source}: its metadata is not a JSON object but {type(fields).__name__}; name another one")
+        raise Damaged(source, f"its metadata is not a JSON object but {type(fields).__name__}")
+    if fields.get(DIGEST, json_digest(fields)) != json_digest(fields):
+        raise Damaged(source, "its metadata is not as it was written, by its digest")
     writer, number = str(fields.get("written_by", "")), fields.get("format", 1)
-    if not isinstance(number, int) or number > FORMAT:
+    if isinstance(number, int) and number > FORMAT:
         cure = "install that version, or a later one"
         _refuse(source, writer, f"it has format {quoted(number)}, and the newest known here is {FORMAT}", cure)
     known = {field.name: fields[field.name] for field in dataclasses.fields(Metadata) if field.name in fields}
     known |= {"written_by": writer, "format": number, "versions": fields.get("versions", {})}
     try:
-        known["config"] = from_saved(fields["config"])
-        for name in ("labels", "left_alone"):
-            known[name] = tuple(fields.get(name, ()))
+        for name, hint in typing.get_type_hints(Metadata).items():
+            if name in known and not _is(known[name], hint):
+                raise TypeError(f"{name} is {known[name]!r:.100}")
         special = dict(fields.get("special", {}))
         nested = special.pop("nested", 0)  # where format 1 had it
         known |= {"special": special, "nested": bool(fields.get("nested", nested))}
-        _check_types(known)
-        return Metadata(**known)
+        known |= {name: tuple(fields.get(name, ())) for name in ("labels", "left_alone")}
+        return Metadata(**known | {"config": from_saved(fields["config"])})
     except json_files.OTHER_SHAPE as error:
-        _refuse(
-            source,
-            writer,
-            f"its metadata is not as it was written: {shortened(repr(error))}",
-            "restore it, or name another one",
-        )
+        if DIGEST not in fields:
+            raise Damaged(source, f"its metadata is not as it was written: {shortened(repr(error))}") from error
+        why = f"it has fields of another kind: {shortened(repr(error))}"
+        _refuse(source, writer, why, "open it with the version that wrote it")
     except UserError as error:
         _refuse(source, writer, str(error), "open it with the version that wrote it")
 
 
-def _check_types(known: Mapping[str, Any]) -> None:
-    """Raises TypeError where a field has another type than it is written with."""
-    texts = ("task", "tokenizer_fingerprint", "data_fingerprint", "imported_from")
-    wrong = [name for name in texts if not isinstance(known.get(name, ""), str)]
-    wrong += [name for name in ("step", "vocab_size") if type(known.get(name, 0)) is not int]
-    wrong += [name for name in ("labels", "left_alone") if not all(isinstance(one, str) for one in known[name])]
-    for name, kind in (("special", int), ("evaluation", int | float)):
-        wrong += [] if all(isinstance(one, kind) for one in known.get(name, {}).values()) else [name]
-    if wrong:
-        raise TypeError(f"{wrong[0]} is {quoted(known[wrong[0]])}")
+def _is(value: Any, hint: Any) -> bool:
+    """Whether a value that JSON holds is of a type that a field of `Metadata` declares."""
+    kind, inside = typing.get_origin(hint) or hint, typing.get_args(hint)
+    if kind is Any:
+        return True
+    in_json = {tuple: list, collections.abc.Mapping: dict, Config: dict, float: (int, float)}.get(kind, kind)
+    if not isinstance(value, in_json) or (isinstance(value, bool) and kind is not bool):
+        return False
+    if kind is tuple:
+        return all(_is(part, inside[0]) for part in value)
+    return kind is not collections.abc.Mapping or all(_is(part, inside[1]) for part in value.values())
 
 
 def config_to_json(config: Config) -> str:
@@ -131,7 +147,7 @@ def config_from_json(text: str | bytes, source: str) -> Config:
     writer = str(fields.pop(_WRITER, ""))
     try:
         return from_saved(fields)
-    except (TypeError, UserError) as error:
+    except (AttributeError, TypeError, ValueError, UserError) as error:
         _refuse(source, writer, str(error), "use the version that wrote it, or choose another --workdir")
 
 

@@ -96,14 +96,15 @@ class Stage:
 def metric_records(file: epath.Path) -> list[tuple[str, dict[str, float]]]:
     """The lines of a metrics.jsonl, each with the object that it holds; none where there is no file.
 
-    Lines that hold none are left out: half a line, of a run that was killed while writing, and other damage.
+    Lines that hold no object with a step are left out: half a line, of a run that was killed while writing, and other
+    damage.
     """
     found = []
-    for line in file.read_bytes().decode(errors="replace").splitlines() if file.exists() else ():
+    for line in file.read_bytes().split(b"\n") if file.exists() else ():
         with contextlib.suppress(ValueError):
             record = json_files.parse(line)
-            if isinstance(record, dict) and isinstance(record.get("step"), int):
-                found.append((line, record))
+            if isinstance(record, dict) and type(record.get("step")) is int:
+                found.append((line.decode(), record))
     return found
 
 

@@ -23,14 +23,16 @@ from tensorflow.core.example import example_pb2
 
 import spanbert_jax
 from spanbert_jax.config import Config, CorpusConfig, DataConfig, TokenizerConfig
-from spanbert_jax.corpus import blocks, tfds_source
+from spanbert_jax.corpus import blocks, shards, tfds_source
 from spanbert_jax.corpus import build as building
 from spanbert_jax.corpus.blocks import Metadata, check_blocks, is_built, open_blocks, read_metadata
 from spanbert_jax.corpus.build import build_blocks, sample_sentences
 from spanbert_jax.errors import UserError
+from spanbert_jax.files import DIGEST
 from spanbert_jax.text.documents import hash_text, in_share
 from spanbert_jax.text.packing import pack
 from spanbert_jax.text.tokenizer import Tokenizer, wordpiece_from_vocab
+from tests.support.damage import flipped
 from tests.support.small_corpus import PIECES, document, files_of
 
 BLOCK_LENGTH = 20
@@ -306,10 +308,12 @@ def test_blocks_of_format_1_open_and_those_of_a_newer_format_are_refused(built: 
     fields = json.loads(path.read_text())
     assert (fields["format"], fields["version"]) == (blocks.FORMAT, spanbert_jax.__version__)
     before = all_ids(built, "train")
-    old = {name: value for name, value in fields.items() if name not in ("format", "version")}
+    del fields[DIGEST]  # as earlier versions wrote no digests
+    old = {name: value for name, value in fields.items() if name not in ("format", "version", "files")}
     path.write_text(json.dumps(old))
     metadata = read_metadata(built)
-    assert (metadata.format, metadata.version) == (1, "") and all_ids(built, "train") == before
+    assert (metadata.format, metadata.version, metadata.files) == (1, "", {})
+    assert all_ids(built, "train") == before and blocks.damaged_files(built, metadata) == []
     path.write_text(json.dumps(fields | {"format": blocks.FORMAT + 1, "version": "9.1", "shape": [1]}))
     with pytest.raises(
         UserError, match=rf"metadata.json: spanbert_jax 9.1 wrote .* this is {spanbert_jax.__version__},"
@@ -318,6 +322,74 @@ def test_blocks_of_format_1_open_and_those_of_a_newer_format_are_refused(built: 
     path.write_text(json.dumps(fields | {"piece_counts": [count + 1 for count in fields["piece_counts"]]}))
     with pytest.raises(UserError, match=r"metadata.json is damaged .*do not add up"):
         read_metadata(built)
+
+
+def test_no_change_of_the_metadata_is_read(built: Path) -> None:
+    """Bits are flipped at random places. Where the name of the digest's field is hit, all other fields are as they were
+    written."""
+    path, rng = built / "metadata.json", np.random.default_rng(0)
+    whole, size = dataclasses.asdict(read_metadata(built)), path.stat().st_size
+    refused = 0
+    for place in rng.integers(size, size=150):
+        with flipped(path, place, rng.integers(8)):
+            try:
+                read = dataclasses.asdict(read_metadata(built))
+            except UserError as error:
+                refused += 1
+                assert str(error).startswith(f"{path}") and "\n" not in str(error)
+            else:
+                assert repr(read) == repr(whole)
+    assert refused > 140
+    for text in ("[" * 100_000, "[]", '"metadata"', ""):
+        path.write_text(text)
+        with pytest.raises(UserError, match=r"metadata.json is damaged"):
+            read_metadata(built)
+
+
+def test_every_damaged_lost_or_swapped_file_is_named(built: Path) -> None:
+    metadata = read_metadata(built)
+    reports: list[float | None] = []
+    assert blocks.damaged_files(built, metadata, lambda share, words: reports.append(share)) == []
+    assert len(reports) == len(metadata.files) == 4 and reports[-1] == 1.0
+    for name in metadata.files:
+        for place in (0, metadata.files[name]["bytes"] - 1):
+            with flipped(built / name, place):
+                assert blocks.damaged_files(built, metadata) == [name]
+    one, other = (built / name for name in metadata.files if "record" in name)
+    one.rename(built / "aside")
+    assert blocks.damaged_files(built, metadata) == [one.name]
+    other.rename(one)
+    (built / "aside").rename(other)
+    assert blocks.damaged_files(built, metadata) == [one.name, other.name]
+
+
+def test_damaged_files_are_built_again_alone_or_not_at_all(
+    config: Config, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(building, "SHARD_RECORDS", 37)
+    directory, opened = tmp_path / "blocks", list[str]()
+    build_blocks(config, tokenizer, directory)
+    whole, inodes = files_of(directory), {path.name: path.stat().st_ino for path in directory.iterdir()}
+    shard = next(name for name in whole if "train.array_record-00001" in name)
+    damaged = [shard, "lengths-held_out.npy"]
+    for name in damaged:
+        (directory / name).write_bytes(b"another file")
+
+    def writer(path: str, options: str) -> ArrayRecordWriter:
+        opened.append(Path(path).name)
+        return ArrayRecordWriter(path, options)
+
+    monkeypatch.setattr(shards, "ArrayRecordWriter", writer)
+    building.rebuild_files(config, tokenizer, directory, damaged)
+    assert files_of(directory) == whole and opened == ["train-00001.partial"]
+    same = [name for name in whole if (directory / name).stat().st_ino == inodes[name]]
+    assert set(whole) - set(same) == set(damaged)
+    (directory / shard).write_bytes(b"another file")
+    (tmp_path / "a.txt").write_text("\n\n".join(map(document, range(59))))
+    with pytest.raises(UserError, match="gives other blocks than those that are there"):
+        building.rebuild_files(config, tokenizer, directory, [shard])
+    assert files_of(directory) == whole | {shard: b"another file"}
+    assert not (tmp_path / "blocks.building").exists()
 
 
 def test_records_that_are_not_those_of_the_fingerprint_are_refused(

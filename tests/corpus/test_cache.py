@@ -171,9 +171,30 @@ def test_a_run_builds_in_the_bucket_and_another_machine_copies_it(
     assert "Copying" in capfd.readouterr().out
     again = prepare(config, epath.Path("gs://bucket/run"), StartingWeights(config))[1]
     assert again == local and "Copying" not in capfd.readouterr().out
+    _check_that_damage_is_copied_again(config, bucket, local, capfd)
     elsewhere = dataclasses.replace(config, data=dataclasses.replace(config.data, cache_dir=str(tmp_path / "second")))
     copy = prepare(elsewhere, epath.Path("gs://bucket/run"), StartingWeights(elsewhere))[1]
     assert copy.parent == tmp_path / "second" and files_of(copy / "blocks") == files_of(local / "blocks")
     longer = dataclasses.replace(elsewhere, data=dataclasses.replace(elsewhere.data, block_length=32))
     with pytest.raises(UserError, match=r"blocks in gs://bucket/data were made otherwise: data.block_length is 32"):
         prepare(longer, epath.Path("gs://bucket/run"), StartingWeights(longer))
+
+
+def _check_that_damage_is_copied_again(
+    config: Config, bucket: Path, local: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    whole = files_of(local / "blocks")
+    shard = next(name for name in whole if "train.array_record" in name)
+    for name in (shard, "metadata.json"):
+        (local / "blocks" / name).write_bytes(whole[name][:-9] + b"123456789")
+    prepare(config, epath.Path("gs://bucket/run"), StartingWeights(config))
+    assert files_of(local / "blocks") == whole
+    said = f"{local}/blocks: {shard} and 1 more are damaged (not as the build wrote the file); copied again from {DATA}"
+    assert said in capfd.readouterr().err
+    for folder in (local, bucket / "data"):
+        (folder / "blocks" / shard).write_bytes(b"damaged")
+    with pytest.raises(UserError, match=rf"{DATA}/blocks/{shard} is damaged: .*put an undamaged copy in its place"):
+        prepare(config, epath.Path("gs://bucket/run"), StartingWeights(config))
+    (bucket / "data" / "blocks" / shard).write_bytes(whole[shard])
+    prepare(config, epath.Path("gs://bucket/run"), StartingWeights(config))
+    assert files_of(local / "blocks") == whole

@@ -1,17 +1,20 @@
 """A run finds the blocks of its own text, or is told; one that began with them goes on."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
 from etils import epath
 
 from spanbert_jax.config import Config, CorpusConfig, DataConfig, TokenizerConfig
+from spanbert_jax.corpus import blocks as block_data
 from spanbert_jax.corpus.blocks import read_metadata
 from spanbert_jax.errors import UserError
-from spanbert_jax.files import locked
+from spanbert_jax.files import DIGEST, locked
 from spanbert_jax.runs.prepare import prepare
 from spanbert_jax.runs.start_from import StartingWeights
+from tests.support.small_corpus import files_of
 
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
@@ -86,3 +89,41 @@ def test_a_corpus_of_one_document_is_refused_before_any_work(config: Config, tmp
     with pytest.raises(UserError, match="has one document"):
         prepared(config, epath.Path(tmp_path / "run"))
     assert not list((tmp_path / "run" / "data").iterdir())
+
+
+def test_damaged_blocks_are_named_and_built_again_where_their_text_is_there(
+    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workdir = epath.Path(tmp_path / "run")
+    workdir.mkdir()
+    blocks = prepared(config, workdir) / "blocks"
+    whole, metadata = files_of(blocks), read_metadata(blocks)
+    shard = next(name for name in metadata.files if "train.array_record" in name)
+    (blocks / shard).write_bytes(whole[shard][:-1] + b"x")
+    capsys.readouterr()
+    assert prepared(config, workdir) / "blocks" == blocks and files_of(blocks) == whole
+    said = f"{blocks}: {shard} is damaged (not as the build wrote the file)"
+    assert capsys.readouterr().err == f"warning: {said}; built again from the text\n"
+
+    (blocks / shard).unlink()
+    (tmp_path / "text" / "1.txt").rename(tmp_path / "text of once")
+    cannot = rf"blocks: {shard} is damaged .*, and cannot be built again \(.*text/\* matches no file.*\); put undamaged"
+    with pytest.raises(UserError, match=cannot):
+        prepared(config, workdir)
+    (tmp_path / "text" / "1.txt").write_text("b b " * 40)
+    with pytest.raises(UserError, match=r"cannot be built again \(since the blocks were built, one file was rewritten"):
+        prepared(config, workdir)
+    assert files_of(blocks) == {name: data for name, data in whole.items() if name != shard}
+
+
+def test_blocks_of_an_earlier_version_are_checked_by_their_fingerprint(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workdir, checked = epath.Path(tmp_path / "run"), list[Path]()
+    workdir.mkdir()
+    built = prepared(config, workdir)
+    path = built / "blocks" / "metadata.json"
+    fields = {name: value for name, value in json.loads(path.read_text()).items() if name not in ("files", DIGEST)}
+    path.write_text(json.dumps(fields))
+    monkeypatch.setattr(block_data, "check_records", lambda directory, metadata: checked.append(directory))
+    assert prepared(config, workdir) == built and checked == [built / "blocks"]

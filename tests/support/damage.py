@@ -1,7 +1,9 @@
-"""What a broken copy or a full disk does to a checkpoint."""
+"""What a broken copy, a full disk or a failing one does to a checkpoint."""
 
+import contextlib
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 # kind -> (a pattern of files in the checkpoint, whether the largest of them is cut in half; otherwise it is missing)
@@ -23,3 +25,16 @@ def damage(checkpoint: Path, files: str, cut: bool) -> None:
         shutil.rmtree(largest)
     else:
         largest.unlink()
+
+
+@contextlib.contextmanager
+def flipped(file: Path, place: int, bit: int = 6) -> Iterator[None]:
+    """Flips a bit of the byte at `place` while the block runs."""
+    data = bytearray(whole := file.read_bytes())
+    data[place] ^= 1 << bit
+    file.write_bytes(data)
+    try:
+        yield
+    finally:
+        if file.exists():
+            file.write_bytes(whole)

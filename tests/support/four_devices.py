@@ -11,6 +11,7 @@ from spanbert_jax.config import Config
 from spanbert_jax.model import pretraining_heads
 from spanbert_jax.tasks.pretraining_loss import objective
 from spanbert_jax.training import sharding
+from spanbert_jax.training.checksums import checksums
 from spanbert_jax.training.optimizer import make_optimizer
 from spanbert_jax.training.step import abstract_state, init_state, make_train_step
 from tests.support.small_decoder import decoder_config
@@ -80,8 +81,8 @@ def decoder(mesh: dict[str, Any]) -> dict[str, Any]:
 
 
 def steps_of(config: Config, mesh: dict[str, Any]) -> dict[str, Any]:
-    """The sums of each step, with their names, the last parameters, the program's collectives, and the numbers of
-    moments, in all and on the first device.
+    """The sums of each step, with their names, the last parameters, the program's collectives, the numbers of moments,
+    in all and on the first device, and, with fsdp, the state's checksums on the devices and on the host.
 
     config: its eps is large, so that an update follows its gradient. With a small eps, rounding would decide the sign
     of Adam's update for a tiny gradient.
@@ -100,12 +101,15 @@ def steps_of(config: Config, mesh: dict[str, Any]) -> dict[str, Any]:
             state, sums = step(state, batch)
             names = sorted(sums)
             losses.append([float(sums[name]) for name in names])
+        whole = jax.tree.map(np.asarray, state)
+        sums_of_bits = [checksums(state), checksums(whole)] if config.mesh.fsdp > 1 else []
     moments = [leaf for leaf in jax.tree.leaves(state["opt_state"]) if leaf.ndim]
     return {
         "sums": names,
         "losses": losses,
         "params": [np.asarray(leaf).ravel().tolist() for leaf in jax.tree.leaves(state["params"])],
         "collectives": collectives(step.as_text()),
+        "checksums": sums_of_bits,
         "moments": sum(leaf.size for leaf in moments),
         "moments_held": sum(leaf.addressable_shards[0].data.size for leaf in moments),
     }

@@ -1,11 +1,11 @@
 """tools/plot_metrics.py: the curves of a run."""
 
 import json
-import resource
 from pathlib import Path
 
 import pytest
 
+from tests.support.file_limit import file_limit
 from tools import plot_metrics
 
 
@@ -36,14 +36,20 @@ def test_every_head_is_drawn_by_its_accuracy_on_mask_beside_the_guesses(tmp_path
     assert "</svg>" in (tmp_path / "curve.svg").read_text()
 
 
-def test_missing_and_damaged_metrics_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damaged_lines_are_left_out_and_missing_metrics_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     command = [f"--workdir={tmp_path}", f"--output={tmp_path}/curve.svg"]
-    assert plot_metrics.main(command) == 1
-    assert "metrics.jsonl: cannot be read" in capsys.readouterr().err
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"st')
-    assert plot_metrics.main(command) == 1
-    assert "is damaged" in capsys.readouterr().err
+    for damaged in (None, b"", b'{"st', b"\xff", b"[" * 100_000, b'[3]\n{"step": "1"}'):
+        if damaged is not None:
+            (tmp_path / "metrics.jsonl").write_bytes(damaged)
+        assert plot_metrics.main(command) == 1
+        said = capsys.readouterr().err
+        assert "metrics.jsonl: no metrics there" in said and said.count("\n") == 1
     assert not (tmp_path / "curve.svg").exists()
+    whole = b'{"step": 1, "train/a": 2.5, "note": "text"}\n'
+    (tmp_path / "metrics.jsonl").write_bytes(b"\xff\n" + whole + b'[1]\n{"st')
+    assert plot_metrics.read(tmp_path / "metrics.jsonl") == {"step": ([1], [1]), "train/a": ([1], [2.5])}
 
 
 def test_a_full_disk_and_an_unknown_kind_of_file_are_one_line_and_leave_nothing(
@@ -52,11 +58,7 @@ def test_a_full_disk_and_an_unknown_kind_of_file_are_one_line_and_leave_nothing(
     write(tmp_path / "metrics.jsonl", [{"step": 1, "held_out/mlm_loss": 3.0, "held_out/mlm_accuracy_mask": 0.1}])
     assert plot_metrics.main([f"--workdir={tmp_path}", f"--output={tmp_path}/curve.mp3"]) == 1
     assert "name a .svg or .png file" in capsys.readouterr().err
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, limits[1]))  # stands for the disk
-    try:
+    with file_limit(1024):
         assert plot_metrics.main([f"--workdir={tmp_path}", f"--output={tmp_path}/curve.svg"]) == 1
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert f"{tmp_path}/curve.svg: cannot be written (File too large; " in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]

@@ -1,5 +1,6 @@
 """The loop where a test can see it: what a request to stop and a full disk do, and what the display says."""
 
+import itertools
 import json
 import os
 import re
@@ -131,3 +132,19 @@ def test_a_full_disk_is_one_line_with_the_path_and_the_same_run_goes_on_when_the
     config = config_of(checkpoint_every=1, log_every=1)
     assert loop.run(config, recipe_of(config, []), epath.Path(tmp_path)).finished
     assert find_checkpoint(epath.Path(tmp_path)).name == "4"
+
+
+def test_a_clock_that_jumps_by_days_breaks_no_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each reading of the clock is days before or after the one before."""
+    seconds, jumps = time.time, itertools.cycle([0, 3, -9, 400, 1])  # days
+
+    def jumping() -> float:
+        return seconds() + 86_400 * next(jumps)
+
+    monkeypatch.setattr(time, "time", jumping)
+    monkeypatch.setattr(time, "time_ns", lambda: int(1e9 * jumping()))
+    config = config_of(checkpoint_every=1)
+    assert loop.run(config, recipe_of(config, []), epath.Path(tmp_path)).finished
+    asked: list[int] = []
+    assert loop.run(config_of(checkpoint_every=1), recipe_of(config, asked), epath.Path(tmp_path)).finished
+    assert asked == [] and find_checkpoint(epath.Path(tmp_path)).name == "4"

@@ -80,3 +80,9 @@ def test_a_bfloat16_reduction_stays_within_its_rounding(cases: dict[str, Any]) -
     one, narrow = cases["one"], cases["bfloat16"]
     np.testing.assert_allclose(narrow["losses"], one["losses"], rtol=2e-3)
     assert 1e-6 < largest_difference(narrow, one) < len(one["losses"]) * 1e-2 * 2**-4
+
+
+def test_the_checksums_of_a_divided_state_are_those_of_whole_arrays(cases: dict[str, Any]) -> None:
+    on_the_devices, on_the_host = cases["fsdp"]["checksums"]
+    assert on_the_devices == on_the_host and len(set(on_the_host.values())) > 60
+    assert {name.split("/")[0] for name in on_the_host} == {"params", "opt_state", "step"}

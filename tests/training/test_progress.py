@@ -61,3 +61,31 @@ def test_a_kill_after_a_save_loses_no_step_before_it_and_repeats_none_after_it(t
     lines = [json.loads(line) for line in (killed / "metrics.jsonl").read_text().splitlines()]
     assert lines == [{"step": step, "train/loss": 1 / step} for step in range(1, 51)]
     assert steps_shown(killed) == list(range(1, 51))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b'{"step": 3, "l',
+        b"\xff\xfe{",
+        b'{"step": 2, "\xe4": 1}',
+        b"[" * 100_000,
+        b"[1, 2]",
+        b"null",
+        b"\0" * 4096,
+        b'{"step": "2"}',
+        b'{"step": true}',
+        b'{"loss": 1}',
+        b'{"step": ' + b"9" * 5000 + b"}",
+        b"",
+    ],
+    ids=lambda damage: repr(damage[:12]),
+)
+def test_damaged_lines_of_metrics_are_dropped_and_the_others_kept(damage: bytes, tmp_path: Path) -> None:
+    path = epath.Path(tmp_path / "metrics.jsonl")
+    kept = ['{"step": 1, "loss": 3.5}', '{"step": 2, "loss": NaN, "blocks": [1]}']
+    path.write_bytes(b"\n".join([kept[0].encode(), damage, kept[1].encode(), b'{"step": 9}', damage]))
+    writer = progress.MetricsWriter(epath.Path(tmp_path), 2)
+    writer.write(3, {"loss": 2.0})
+    writer.close()
+    assert path.read_text().splitlines() == [*kept, '{"step": 3, "loss": 2.0}']
