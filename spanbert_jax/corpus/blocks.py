@@ -12,6 +12,7 @@ and the label for next-sentence prediction (1: B is of another document; 0: B fo
 
 import concurrent.futures
 import dataclasses
+import errno
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -83,7 +84,7 @@ class Metadata:
     files: dict[str, FileDigest] = dataclasses.field(default_factory=dict)
 
     @property
-    def bytes(self) -> int:
+    def num_bytes(self) -> int:
         """The size of all `files`."""
         return sum(file["bytes"] for file in self.files.values())
 
@@ -252,24 +253,27 @@ def file_digest(path: Path) -> FileDigest:
 def damaged_files(directory: Path, metadata: Metadata, report: VerifyProgress = lambda *_: None) -> list[str]:
     """The names of the files that are missing or not as `Metadata.files` has them, in that order.
 
-    Every byte is read: a disk or a copy that changes a byte changes neither a file's size nor its times. Raises OSError
-    where a file cannot be read.
+    Every byte is read: a disk or a copy that changes a byte changes neither a file's size nor its times. Raises UserError
+    where a file may not be read.
     """
 
     def sound(name: str) -> bool:
         try:
             size = (directory / name).stat().st_size
             return size == metadata.files[name]["bytes"] and file_digest(directory / name) == metadata.files[name]
-        except FileNotFoundError:
-            return False
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.EIO):  # lost, or on a bad part of the disk
+                return False
+            raise UserError(f"cannot read {directory / name}: {error.strerror}; make it readable") from error
 
-    damaged, done = [], 0
+    damaged: list[str] = []
+    done = 0
     pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count())  # a thread that hashes does not hold Python's lock
     try:
         for name, is_sound in zip(metadata.files, pool.map(sound, metadata.files), strict=True):
             damaged += [] if is_sound else [name]
             done += metadata.files[name]["bytes"]
-            report(done / max(metadata.bytes, 1), f"{done / 1e9:,.2f} of {metadata.bytes / 1e9:,.2f} GB")
+            report(done / max(metadata.num_bytes, 1), f"{done / 1e9:,.2f} of {metadata.num_bytes / 1e9:,.2f} GB")
     finally:
         pool.shutdown(cancel_futures=True)
     return damaged

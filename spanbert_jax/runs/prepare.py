@@ -199,7 +199,7 @@ def _check_files(
 
 def _damaged(directory: Path, metadata: block_data.Metadata) -> list[str]:
     """`damaged_files`, with a progress display where the files take more than about a second."""
-    with Stage("Verifying blocks", enabled=metadata.bytes > _SECOND_OF_HASHING) as stage:
+    with Stage("Verifying blocks", enabled=metadata.num_bytes > _SECOND_OF_HASHING) as stage:
         return block_data.damaged_files(directory, metadata, stage.update)
 
 
