@@ -11,6 +11,8 @@ import dataclasses
 import functools
 import logging
 import sys
+import time
+import types
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
@@ -31,6 +33,15 @@ from spanbert_jax.training.together import first_text, together
 # The parts of a run's directory that make its checkpoints: folders of steps, and the vocabulary of all of them.
 CHECKPOINTS, BEST, TOKENIZER = "checkpoints", "best", "tokenizer"
 _STATE, _METADATA = "state", "metadata"  # the parts of a step: arrays, and JSON that says what they are
+
+
+# Orbax takes the wall clock to measure how long it has waited for a save. A wall clock that jumps ahead by more than
+# the timeout, 5 to 20 minutes, would fail a sound save. In the modules that compare a time with a timeout, this object
+# stands for the module `time`, and its clock does not jump. A test shows that the modules are still these ones.
+_STEADY = types.SimpleNamespace(time=time.monotonic, perf_counter=time.perf_counter)
+for _name in ("futures.future", "futures.signaling_client", "checkpointers.async_checkpointer"):
+    if _module := sys.modules.get(f"orbax.checkpoint._src.{_name}"):
+        vars(_module)["time"] = _STEADY
 
 
 class Checkpoints:

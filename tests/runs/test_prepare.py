@@ -107,7 +107,9 @@ def test_damaged_blocks_are_named_and_built_again_where_their_text_is_there(
 
     (blocks / shard).unlink()
     (tmp_path / "text" / "1.txt").rename(tmp_path / "text of once")
-    cannot = rf"blocks: {shard} is damaged .*, and cannot be built again \(.*text/\* matches no file.*\); put undamaged"
+    cannot = (
+        rf"blocks: {shard} is damaged .*, and cannot be built again \(.*text/\*' matches no file.*\); put undamaged"
+    )
     with pytest.raises(UserError, match=cannot):
         prepared(config, workdir)
     (tmp_path / "text" / "1.txt").write_text("b b " * 40)

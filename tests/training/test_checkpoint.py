@@ -161,7 +161,7 @@ def test_damage_that_only_another_process_finds_counts_for_all(
     workdir, asked = tmp_path / "run", list[int]()
     shutil.copytree(saved_twice, workdir)
     (workdir / "checkpoints" / "2.damaged").mkdir()  # of an earlier time
-    found = iter(["a file is cut", ""])  # of checkpoint 2 and of checkpoint 1
+    found = iter(["a file is cut", "", ""])  # of checkpoint 2; of the files and the checksums of checkpoint 1
     monkeypatch.setattr(checkpoints, "first_text", lambda text: next(found))
     config = config_of(steps=2, checkpoint_every=1)
     assert loop.run(config, recipe_of(config, asked), epath.Path(workdir)).finished
