@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from spanbert_jax.errors import UserError, quoted, shortened
-from spanbert_jax.files import written_aside
+from spanbert_jax.files import disk_errors, written_aside
 from spanbert_jax.tasks.example_files import field, read_lines, read_records
 from spanbert_jax.tasks.finetuning import ExampleT, FineTuning, Identified, ModelT, Prediction
 
@@ -25,8 +25,14 @@ def write_jsonl(predictions: Sequence[Prediction], path: Path) -> None:
 def write_for_scorer(
     task: FineTuning[ExampleT, ModelT], examples: Sequence[ExampleT], predictions: Sequence[Prediction], output: Path
 ) -> None:
-    """Writes the official scorer's file as `output`, and its companions (SQuAD 2.0's null_odds.json) beside it."""
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
+    """Writes the official scorer's file as `output`, and its companions (SQuAD 2.0's null_odds.json) beside it.
+
+    Raises UserError where the disk is full.
+    """
+    with (
+        disk_errors(output),
+        tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder,
+    ):
         written = task.write(examples, predictions, Path(folder))
         for path in Path(folder).iterdir():
             path.replace(output if path == written else output.with_name(path.name))

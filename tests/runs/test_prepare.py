@@ -14,6 +14,7 @@ from spanbert_jax.errors import UserError
 from spanbert_jax.files import DIGEST, locked
 from spanbert_jax.runs.prepare import prepare
 from spanbert_jax.runs.start_from import StartingWeights
+from tests.support.file_limit import file_limit
 from tests.support.small_corpus import files_of
 
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -129,3 +130,25 @@ def test_blocks_of_an_earlier_version_are_checked_by_their_fingerprint(
     path.write_text(json.dumps(fields))
     monkeypatch.setattr(block_data, "check_records", lambda directory, metadata: checked.append(directory))
     assert prepared(config, workdir) == built and checked == [built / "blocks"]
+
+
+@pytest.mark.parametrize(("limit", "what"), [(30, "tokenizer"), (1000, "blocks")])
+def test_a_full_disk_is_one_line_with_the_path_and_the_same_run_goes_on_when_there_is_room(
+    limit: int, what: str, config: Config, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    workdir = epath.Path(tmp_path / "run")
+    workdir.mkdir()
+    told = (
+        rf"^{workdir}/data/{what}\S*: cannot be written \(File too large; [\d.,]+ GB are free in {workdir}/data\); make"
+    )
+    with file_limit(limit), pytest.raises(UserError, match=told):
+        prepared(config, workdir)
+    assert not (workdir / "data" / what).exists() and not list((workdir / "data").glob(".*"))
+    assert not capfd.readouterr().err
+    blocks = prepared(config, workdir) / "blocks"
+    shard = next(path for path in blocks.iterdir() if "train.array_record" in path.name)
+    whole = shard.read_bytes()
+    shard.write_bytes(b"damaged")
+    with file_limit(limit), pytest.raises(UserError, match=r"cannot be built again \(.*cannot be written"):
+        prepared(config, workdir)
+    assert prepared(config, workdir) and shard.read_bytes() == whole

@@ -82,7 +82,8 @@ def decoder(mesh: dict[str, Any]) -> dict[str, Any]:
 
 def steps_of(config: Config, mesh: dict[str, Any]) -> dict[str, Any]:
     """The sums of each step, with their names, the last parameters, the program's collectives, the numbers of moments,
-    in all and on the first device, and, with fsdp, the state's checksums on the devices and on the host.
+    in all and on the first device, and, with fsdp and shard_optimizer, the state's checksums on the devices and on the
+    host.
 
     config: its eps is large, so that an update follows its gradient. With a small eps, rounding would decide the sign
     of Adam's update for a tiny gradient.
@@ -102,7 +103,9 @@ def steps_of(config: Config, mesh: dict[str, Any]) -> dict[str, Any]:
             names = sorted(sums)
             losses.append([float(sums[name]) for name in names])
         whole = jax.tree.map(np.asarray, state)
-        sums_of_bits = [checksums(state), checksums(whole)] if config.mesh.fsdp > 1 else []
+        sums_of_bits = (
+            [checksums(state), checksums(whole)] if config.mesh.fsdp > 1 and config.mesh.shard_optimizer else []
+        )
     moments = [leaf for leaf in jax.tree.leaves(state["opt_state"]) if leaf.ndim]
     return {
         "sums": names,
