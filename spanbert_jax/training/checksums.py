@@ -26,7 +26,7 @@ def checksums(tree: Any) -> dict[str, int]:
     tree: its leaves are jax.Arrays, whose checksums are computed where they lie, or NumPy arrays. Where arrays are
     spread over several processes, every process must call this function with the same tree.
     """
-    # Each sum is waited for: programs that exchange data must run in the same order on all devices, and on CPUs programs
+    # Each sum is waited for: programs that exchange data must run in one order on all devices, and on CPUs programs
     # overlap that do not depend on each other.
     return {
         path_name(path): int(_on_devices(leaf)) if isinstance(leaf, jax.Array) else _on_the_host(np.asarray(leaf))
