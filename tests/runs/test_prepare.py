@@ -134,7 +134,7 @@ def test_blocks_of_an_earlier_version_are_checked_by_their_fingerprint(
 
 @pytest.mark.parametrize(("limit", "what"), [(30, "tokenizer"), (1000, "blocks")])
 def test_a_full_disk_is_one_line_with_the_path_and_the_same_run_goes_on_when_there_is_room(
-    limit: int, what: str, config: Config, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    limit: int, what: str, config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     workdir = epath.Path(tmp_path / "run")
     workdir.mkdir()
@@ -144,11 +144,11 @@ def test_a_full_disk_is_one_line_with_the_path_and_the_same_run_goes_on_when_the
     with file_limit(limit), pytest.raises(UserError, match=told):
         prepared(config, workdir)
     assert not (workdir / "data" / what).exists() and not list((workdir / "data").glob(".*"))
-    assert not capfd.readouterr().err
+    assert not capsys.readouterr().err
     blocks = prepared(config, workdir) / "blocks"
     shard = next(path for path in blocks.iterdir() if "train.array_record" in path.name)
     whole = shard.read_bytes()
     shard.write_bytes(b"damaged")
-    with file_limit(limit), pytest.raises(UserError, match=r"cannot be built again \(.*cannot be written"):
+    with file_limit(1000), pytest.raises(UserError, match=r"cannot be built again \(.*cannot be written"):
         prepared(config, workdir)
     assert prepared(config, workdir) and shard.read_bytes() == whole

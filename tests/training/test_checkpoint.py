@@ -20,6 +20,7 @@ from spanbert_jax.training.checkpoint import (
     read_metadata,
     read_params,
     read_shapes,
+    read_state,
     whole_steps,
     write_params,
 )
@@ -230,6 +231,7 @@ def arrays_file(checkpoint: Path) -> Path:
 def test_a_flipped_bit_in_an_array_is_never_read(saved_twice: Path, tmp_path: Path) -> None:
     """Orbax's own checks find it where it breaks the compression. Elsewhere it would be another number."""
     shutil.copytree(saved_twice / "checkpoints" / "2", tmp_path / "2")
+    assert set(read_state(epath.Path(tmp_path / "2"))) == {"params", "opt_state", "step"}  # all as they were saved
     sound, file = read_params(epath.Path(tmp_path / "2")), arrays_file(tmp_path / "2")
     size, said = file.stat().st_size, list[str]()
     for place in range(0, size, size // 40):
