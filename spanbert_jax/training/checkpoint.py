@@ -244,7 +244,7 @@ def read_metadata(checkpoint: epath.Path) -> Metadata:
             saved = ocp.JsonCheckpointHandler().restore(absolute(checkpoint) / _METADATA)
         except ValueError as error:
             raise ValueError(f"{_METADATA}: {error}") from error
-    return from_json(saved, str(checkpoint))
+        return from_json(saved, str(checkpoint))
 
 
 def restore_state(checkpoint: epath.Path, abstract: Any) -> Any:

@@ -99,7 +99,7 @@ def from_json(fields: Any, source: str) -> Metadata:
     try:
         for name, hint in typing.get_type_hints(Metadata).items():
             if name in known and not _is(known[name], hint):
-                raise TypeError(f"{name} is {known[name]!r:.100}")
+                raise TypeError(f"{name} is {quoted(known[name])}")
         special = dict(fields.get("special", {}))
         nested = special.pop("nested", 0)  # where format 1 had it
         known |= {"special": special, "nested": bool(fields.get("nested", nested))}
@@ -147,7 +147,7 @@ def config_from_json(text: str | bytes, source: str) -> Config:
     writer = str(fields.pop(_WRITER, ""))
     try:
         return from_saved(fields)
-    except (AttributeError, TypeError, ValueError, UserError) as error:
+    except (TypeError, UserError) as error:
         _refuse(source, writer, str(error), "use the version that wrote it, or choose another --workdir")
 
 

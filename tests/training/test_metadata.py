@@ -104,8 +104,6 @@ def test_any_changed_field_is_damage() -> None:
         {"format": None},
         {"versions": 2},
         {"config": 3},
-        {"config": {"model.layers": "12"}},
-        {"config": {"model": 12}},
     ],
     ids=str,
 )
