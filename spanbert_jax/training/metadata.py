@@ -119,7 +119,8 @@ def _is(value: Any, hint: Any) -> bool:
     kind, inside = typing.get_origin(hint) or hint, typing.get_args(hint)
     if kind is Any:
         return True
-    in_json = {tuple: list, collections.abc.Mapping: dict, Config: dict, float: (int, float)}.get(kind, kind)
+    stored: dict[Any, Any] = {tuple: list, collections.abc.Mapping: dict, Config: dict, float: (int, float)}
+    in_json = stored.get(kind, kind)
     if not isinstance(value, in_json) or (isinstance(value, bool) and kind is not bool):
         return False
     if kind is tuple:
