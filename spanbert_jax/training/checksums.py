@@ -17,7 +17,7 @@ from spanbert_jax.training.sharding import path_name
 _GOLDEN = 0x9E3779B1  # odd, near 2**32 divided by the golden ratio, so that the places' offsets are far apart
 # The finaliser of MurmurHash3 (Austin Appleby, in the public domain), a bijection of 32-bit words: shifts and factors.
 _FIRST, _SECOND = 0x85EBCA6B, 0xC2B2AE35
-_CHUNK = 2**18  # words that are hashed at a time on the host, so that the temporaries stay in the processor's cache
+CHUNK = 2**18  # words that are hashed at a time on the host, so that the temporaries stay in the processor's cache
 
 
 def checksums(tree: Any) -> dict[str, int]:
@@ -73,8 +73,8 @@ def _on_the_host(array: np.ndarray) -> int:
     flat = np.ascontiguousarray(array).reshape(-1)
     words = flat.view(f"uint{8 * min(array.dtype.itemsize, 4)}")
     total = 0
-    for start in range(0, len(words), _CHUNK):
-        chunk = words[start : start + _CHUNK].astype(np.uint32)
+    for start in range(0, len(words), CHUNK):
+        chunk = words[start : start + CHUNK].astype(np.uint32)
         places = np.arange(start, start + len(chunk), dtype=np.uint64).astype(np.uint32)
         total += int(_mixed(chunk, places).sum(dtype=np.uint64))
     return total % 2**32
