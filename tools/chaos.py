@@ -29,6 +29,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+import spanbert_jax.tensorflow_settings  # noqa: F401  # TensorBoard, which reads events at the end, imports TensorFlow
 from spanbert_jax import cli
 from spanbert_jax.errors import UserError
 from spanbert_jax.files import make_directory

@@ -101,8 +101,9 @@ def _events(place: Path) -> Check:
 
     wanted: dict[str, list[int]] = {}
     for _, record in metric_records(epath.Path(place / "metrics.jsonl")):
-        for name in record.keys() - {"step"}:
-            wanted.setdefault(name, []).append(int(record["step"]))
+        for name, value in record.items():
+            if name != "step" and isinstance(value, int | float):  # and no list of events
+                wanted.setdefault(name, []).append(int(record["step"]))
     logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it warns of each restart
     events = EventAccumulator(str(place / "tensorboard"), {SCALARS: 0})  # 0: all, and no sample
     events.Reload()
