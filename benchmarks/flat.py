@@ -4,14 +4,18 @@
 
 The run is a process of its own, `python -m spanbert_jax.main`, on the topics of Python's documentation, which every
 Python has. It saves every 50 steps and evaluates every 100. With each new line of its metrics.jsonl, Linux's /proc
-gives the run's resident memory, open files and threads. The time of a step is the line's own.
+gives the run's resident memory without mapped files, its open files and threads, and its CPU time since the last line,
+which other load on the machine changes less than the time on the clock.
+
+glibc is told to use no huge pages, and to give memory back when it is freed. Otherwise resident memory follows the gaps
+in glibc's heaps, which grow and are given back by tens of MB, and not the memory that the program holds.
 
 Growth and noise: the first quarter of the run warms up allocators and thread pools, and is left out. The rest is cut
-into 15 parts, of which the medians count: an evaluation or a save that is under way in some samples does not move
-them, and neighbouring medians no longer depend on each other as samples do. Theil and Sen's slope of the medians, the
-median of the slopes between all pairs of them, has a 95% interval that supposes no distribution. A quantity is flat if
-the whole interval is below the quantity's bound. It grows if the whole interval is above 0. Otherwise the measurement
-is too noisy. Exit status 1: some quantity is not flat.
+into parts of 100 steps, so that each part has as many saves and evaluations. Of memory, files and threads the least
+value of a part counts: what a save or an evaluation holds only while it is under way is no growth. Of CPU time the
+mean counts. Theil and Sen's slope, the median of the slopes between all pairs of parts, has a 95% interval that
+supposes no distribution. A quantity is flat if the whole interval is below the quantity's bound. It grows if the whole
+interval is above 0. Otherwise the measurement is too noisy. Exit status 1: some quantity is not flat.
 
 Invariant: the numbers are of the real program, and nothing is measured inside it.
 """
@@ -21,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,7 +56,8 @@ FIELDS: dict[str, object] = {
     "train.eval_blocks": 64,
     "train.checkpoint_every": 50,
 }
-PARTS = 15
+_MALLOC = {"hugetlb": 0, "arena_max": 2, "mmap_threshold": 65536, "trim_threshold": 65536}
+PART = 100  # steps: an evaluation and two saves
 WARM_UP = 0.25  # of the steps
 
 
@@ -61,24 +66,25 @@ class Quantity(NamedTuple):
 
     title: str
     unit: str
-    bound: float  # of its growth in 1,000 steps, in `unit`; of the step time, a share of its median
+    bound: float  # of its growth in 1,000 steps, in `unit`; of the CPU time, a share of its value after the warm-up
     reason: str
+    of: Callable[[np.ndarray], float] = np.min  # the samples of a part -> its value
 
 
 # A batch has 30 kB and the training state 1 MB: a run that kept each batch would grow by 30 MB in 1,000 steps, and one
 # that kept the state of each save by 20 MB.
 QUANTITIES = {
     "memory": Quantity("resident memory", "MB", 4.0, "a fifth of the states that 1,000 steps save"),
-    "files": Quantity("open files", "", 1.0, "one in 1,000 steps, where 20 saves and 10 evaluations open some"),
-    "threads": Quantity("threads", "", 1.0, "one in 1,000 steps"),
-    "time": Quantity("time of a step", "ms", 0.05, "5% of the median"),
+    "files": Quantity("open files", "", 1.0, "one, where 20 saves and 10 evaluations open some"),
+    "threads": Quantity("threads", "", 3.0, "of a library's pool; 20 saves and 10 evaluations start more"),
+    "time": Quantity("CPU time of a step", "ms", 0.1, "10%; other load on the machine makes some of it", np.mean),
 }
 
 
 class Trend(NamedTuple):
     """The growth of a quantity in 1,000 steps after the warm-up: Theil and Sen's slope and its 95% interval."""
 
-    first: float  # the median of the first part
+    first: float  # the value of the first part
     last: float  # of the last part
     slope: float
     low: float
@@ -91,21 +97,20 @@ class Trend(NamedTuple):
         return "grows" if self.low > 0 else "too noisy to tell"
 
 
-def trend(steps: Sequence[float], values: Sequence[float]) -> Trend:
-    """The trend of samples, of which there is at least one in each part."""
+def trend(steps: Sequence[float], values: Sequence[float], of: Callable[[np.ndarray], float]) -> Trend:
+    """The trend of samples. of: as in Quantity."""
     from scipy.stats import theilslopes
 
-    x, y = np.asarray(steps, float), np.asarray(values, float)
-    kept = x > WARM_UP * x[-1]
-    at, medians = (
-        np.array([np.median(part) for part in np.array_split(array[kept], PARTS)]) for array in (x / 1000, y)
-    )
-    slope, _, low, high = theilslopes(medians, at, alpha=0.95)
-    return Trend(float(medians[0]), float(medians[-1]), float(slope), float(low), float(high))
+    at, samples = np.asarray(steps, float), np.asarray(values, float)
+    part = np.ceil(at / PART).astype(int)
+    kept = np.unique(part[at > WARM_UP * at[-1]])
+    of_parts = [of(samples[part == number]) for number in kept]
+    slope, _, low, high = theilslopes(of_parts, kept * PART / 1000, alpha=0.95)
+    return Trend(float(of_parts[0]), float(of_parts[-1]), float(slope), float(low), float(high))
 
 
 class Sample(NamedTuple):
-    """The run at a step: memory in MB, the mean time of a step since the last sample in ms."""
+    """The run at a step: memory in MB, the mean CPU time of the steps since the last sample in ms."""
 
     step: int
     memory: float
@@ -116,16 +121,19 @@ class Sample(NamedTuple):
 
 def samples(workdir: Path, process: "subprocess.Popen[bytes]") -> Iterator[Sample]:
     """A sample with each new line of training metrics, until the process has ended."""
-    seen, place = 0, Path("/proc") / str(process.pid)
+    place = Path("/proc") / str(process.pid)
+    step, spent, tick = 0, 0, os.sysconf("SC_CLK_TCK")
     while process.poll() is None:
-        records = metric_records(epath.Path(workdir / "metrics.jsonl"))
-        for _, record in records[seen:]:
-            if "train/seconds_per_step" in record:
-                status = dict(line.split(":", 1) for line in (place / "status").read_text().splitlines())
-                memory, threads = int(status["VmRSS"].split()[0]) / 1024, int(status["Threads"])
-                files = len(os.listdir(place / "fd"))
-                yield Sample(int(record["step"]), memory, files, threads, 1000 * record["train/seconds_per_step"])
-        seen = len(records)
+        records = [record for _, record in metric_records(epath.Path(workdir / "metrics.jsonl"))]
+        newest = max((int(record["step"]) for record in records), default=0)
+        if newest > step:
+            status = dict(line.split(":", 1) for line in (place / "status").read_text().splitlines())
+            memory, threads = int(status["RssAnon"].split()[0]) / 1024, int(status["Threads"])
+            before, spent = spent, sum(map(int, (place / "stat").read_text().rpartition(")")[2].split()[11:13]))
+            if step > 1:  # the first step compiles
+                cpu = 1000 * (spent - before) / tick / (newest - step)
+                yield Sample(newest, memory, len(os.listdir(place / "fd")), threads, cpu)
+            step = newest
         time.sleep(0.02)
 
 
@@ -146,11 +154,15 @@ def measured(steps: int, folder: Path) -> list[Sample]:
         str(folder / "run"),
     ]
     command += [f"--config.{name}={value}" for name, value in fields.items()]
+    environment = {
+        **os.environ,
+        "GLIBC_TUNABLES": ":".join(f"glibc.malloc.{name}={value}" for name, value in _MALLOC.items()),
+    }
     found: list[Sample] = []
     with (
         Stage("Training") as stage,
         (folder / "log").open("w") as log,
-        subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log) as process,
+        subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log) as process,
     ):
         try:
             for sample in samples(folder / "run", process):
@@ -158,7 +170,7 @@ def measured(steps: int, folder: Path) -> list[Sample]:
                 stage.update(sample.step / steps, f"step {sample.step:,}, {sample.memory:,.0f} MB")
         finally:
             process.kill()
-    if process.returncode or len(found) < 3 * PARTS:
+    if process.returncode or len(found) < steps // 20:
         words = (folder / "log").read_text().splitlines()[-1:]
         raise UserError(f"the run ended with status {process.returncode} and {len(found)} samples: {words}")
     return found
@@ -167,7 +179,7 @@ def measured(steps: int, folder: Path) -> list[Sample]:
 def trends_of(found: list[Sample]) -> dict[str, Trend]:
     """The trend of each quantity."""
     steps = [sample.step for sample in found]
-    return {name: trend(steps, [getattr(sample, name) for sample in found]) for name in QUANTITIES}
+    return {name: trend(steps, [getattr(one, name) for one in found], each.of) for name, each in QUANTITIES.items()}
 
 
 def bound_of(name: str, found: Trend) -> float:
