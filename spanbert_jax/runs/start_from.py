@@ -108,8 +108,8 @@ def _check_finite(params: Params, source: str) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if bad := int(np.count_nonzero(~np.isfinite(leaf))):
             raise UserError(
-                f"{source}: {path_name(path)} has {bad:,} values that are not finite; name an earlier checkpoint, "
-                "whose values are"
+                f"{source}: {path_name(path)} has {bad:,} values that are not finite; name a checkpoint "
+                "from before they arose"
             )
 
 
