@@ -89,10 +89,22 @@ def _stable_adamw(config: OptimizerConfig, decay: optax.GradientTransformation) 
     return optax.GradientTransformation(lambda params: (adam.init(params), decay.init(params)), update)
 
 
-def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+def _clip(config: OptimizerConfig) -> optax.GradientTransformationExtraArgs:
+    """`optax.clip_by_global_norm`, which takes the norm of the undivided gradients where the caller knows it."""
+
+    def update(grads: Any, state: Any, params: Any = None, *, norm: jax.Array | None = None, **_: Any) -> Any:
+        known = norm if norm is not None and config.gradient_divisor == 1 else optax.tree.norm(grads)
+        largest = config.clip_norm
+        return jax.tree.map(lambda x: jax.lax.select(known < largest, x, (x / known) * largest), grads), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+
+
+def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformationExtraArgs:
     """The chain of transformations: divide, clip, the named optimizer with decoupled weight decay, learning rate.
 
-    steps: of the run, for the schedule. The last state of the chain is the schedule's count of updates.
+    steps: of the run, for the schedule. The last state of the chain is the schedule's count of updates. `update` takes
+    the keyword `norm`, the gradients' global norm, which it otherwise computes.
     """
 
     def matrices(params: Any) -> Any:
@@ -104,9 +116,10 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
         "muon": lambda: (muon(config, _adam(config)), decay),
         "stable_adamw": lambda: (_stable_adamw(config, decay),),
     }
-    return optax.chain(
+    chain = optax.chain(
         optax.scale(1 / config.gradient_divisor),
-        optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
+        _clip(config) if config.clip_norm else optax.identity(),
         *decayed_updates[config.name](),
         optax.scale_by_learning_rate(learning_rate(config, steps)),
     )
+    return optax.with_extra_args_support(chain)

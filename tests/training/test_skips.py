@@ -22,7 +22,7 @@ from spanbert_jax.training.checkpoint import read_params
 from spanbert_jax.training.loop import Recipe
 from spanbert_jax.training.optimizer import learning_rate, make_optimizer
 from spanbert_jax.training.skips import Skips
-from spanbert_jax.training.step import abstract_state, init_state, make_train_step, skip_reason
+from spanbert_jax.training.step import abstract_state, choice, init_state, make_train_step, skip_reason
 from spanbert_jax.training.window import STEPS_AHEAD
 from tests.support import spoilt_objective
 from tests.support.recipes import config_of, recipe_of
@@ -83,6 +83,21 @@ def test_a_skipped_step_keeps_parameters_and_moments_and_only_the_step_and_its_l
                     jax.tree.map(np.testing.assert_array_equal, *kept)
                 reasons.append(skip_reason(float(sums["skipped_for"]), abstract["params"]))
     assert reasons == ["the loss", "the gradient of mlm/bias"]
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_what_is_not_chosen_leaves_no_trace_whatever_it_holds(platform: str) -> None:
+    arrays = {"a": jnp.arange(3.0), "b": jnp.arange(4)}
+
+    def spoil(tree: Any) -> Any:
+        return {"a": tree["a"] / 0, "b": tree["b"] + 1}
+
+    def same(tree: Any) -> Any:
+        return tree
+
+    chosen = jax.jit(lambda first: choice(platform, first, spoil, same, arrays))
+    jax.tree.map(np.testing.assert_array_equal, chosen(False), arrays)
+    jax.tree.map(np.testing.assert_array_equal, chosen(True), spoil(arrays))
 
 
 def test_a_skipped_step_is_counted_left_out_of_the_means_and_not_saved(
