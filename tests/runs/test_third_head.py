@@ -56,6 +56,7 @@ def test_a_third_head_is_one_row_in_one_place(
         "train__steps": 2,
         "train__eval_blocks": 32,
         "optimizer__name": "adamw",  # its step compiles faster than Muon's
+        "compute__dtype": "bfloat16",  # in which this run evaluates, saves and goes on, too
         "optimizer__warmup_steps": 1,
     }
     fields |= {f"train__{name}": value for name, value in every.items()}
