@@ -189,11 +189,11 @@ def test_the_gradient_of_a_step_with_dropout_is_the_derivative_of_its_loss() -> 
     def loss(params: dict[str, Any]) -> jax.Array:
         return sum(jax.nn.log_softmax(x)[..., 5].mean() for x in apply(model, params, inputs, jnp.uint32(3)).values())
 
-    gradient, size = jax.jit(jax.grad(loss))(params), 1e-2
+    params, gradient = jax.tree.map(np.asarray, (params, jax.jit(jax.grad(loss))(params)))
+    size = 1e-2
     norm = np.sqrt(sum(np.sum(np.square(x)) for x in jax.tree.leaves(gradient)))
-    ahead, behind = (
-        loss(jax.tree.map(lambda p, g, sign=sign: p + sign * size / norm * g, params, gradient)) for sign in (1, -1)
-    )
+    moved = np.float32(size / norm)
+    ahead, behind = (loss(jax.tree.map(lambda p, g, by=by: p + by * g, params, gradient)) for by in (moved, -moved))
     np.testing.assert_allclose((ahead - behind) / (2 * size), norm, rtol=2e-2)
 
 

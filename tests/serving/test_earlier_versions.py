@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from etils import epath
@@ -39,7 +40,8 @@ def test_hidden_states_and_the_head_s_logits_are_those_of_the_version_that_wrote
     made = functions(weights.config, params, weights.tokenizer.vocab_size, len(weights.labels))
     ids, lengths = np.array(then["input_ids"], np.int32), np.array([12, 7], np.int32)
     inside = np.arange(12) < lengths[:, None]
-    hidden, head = (np.asarray(made[name](params, ids, lengths, np.zeros_like(ids))) for name in ("encode", "predict"))
+    compiled = (jax.jit(made[name]) for name in ("encode", "predict"))
+    hidden, head = (np.asarray(function(params, ids, lengths, np.zeros_like(ids))) for function in compiled)
     np.testing.assert_allclose(hidden[inside], np.array(then["encode"])[inside], rtol=0, atol=1e-5)
     if model == "pretrained":  # of MLM: the highest logit of each position
         head, expected = head.max(-1)[inside], np.array(then["predict"])[inside]
