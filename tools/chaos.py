@@ -169,8 +169,12 @@ class Seen:
     def began(self) -> int | None:
         """The step from which this start trains; None where it does not train yet. Once this step is known,
         metrics.jsonl holds no line of a later step that an earlier start wrote."""
-        found = re.findall(r"^Step ([\d,]+) of ", self._printed(), flags=re.MULTILINE)  # a line for each trial
-        return sum(int(step.replace(",", "")) for step in found) if found else None
+        found = re.findall(
+            r"^Step ([\d,]+) of ([\d,]*\d)", self._printed(), flags=re.MULTILINE
+        )  # a line for each trial
+        if not found or (found[-1][0] == found[-1][1] and len(found) < self._facts.trials):  # a finished trial's line
+            return None
+        return sum(int(step.replace(",", "")) for step, _ in found)
 
     def reached(self) -> int:
         """The newest step in metrics.jsonl, or of a save that began."""

@@ -12,7 +12,7 @@ from spanbert_jax.errors import UserError
 from spanbert_jax.runs.comparison import compare
 from tests.support import forked, runs
 from tools import chaos
-from tools.chaos import Facts, Kill, Moment, moments_of
+from tools.chaos import Facts, Kill, Moment, Seen, moments_of
 
 FACTS = Facts(60, 1, frozenset({20, 40, 60}), ("vocabulary", "blocks", "compiling", "step", "save", "evaluation"), 10)
 
@@ -100,3 +100,17 @@ def test_flags_and_folders_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     for given, words in ((["--workdir=x"], "leave the flag out"), ([], "killed exists; move it away")):
         done = runs.here(lambda given=given: chaos.main(["--work", str(tmp_path), "--", *given]), expect=1)
         assert done.stderr.startswith("error: ") and words in done.stderr
+
+
+def test_a_start_trains_once_it_has_passed_the_trials_that_are_finished(tmp_path: Path) -> None:
+    output, seen = tmp_path / "log", Seen(tmp_path, tmp_path / "log", FACTS._replace(trials=2))
+    for printed, began in (
+        ("Training ...\n", None),
+        ("Step 60 of 60, 1 x cpu; compiling\nStep 60, held out: accuracy 1.00\n", None),
+        ("Step 60 of 60, 1 x cpu; compiling\nStep 22 of 60, 1 x cpu; compiling\n", 82),
+        ("Step 43 of 60, 1 x cpu; compiling\nStep 50, held out: accuracy 1.00\n", 43),
+        ("Step 60 of 60, 1 x cpu; compiling\nStep 60 of 60, 1 x cpu; compiling\n", 120),
+        ("Step 1,043 of 2,000, 1 x cpu; compiling\n", 1043),
+    ):
+        output.write_text(printed)
+        assert seen.began() == began, printed
