@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 
-_CLOSED_SECONDS = 5.0  # that JAX does not hear of the end
+CLOSED_SECONDS = 5.0  # that JAX does not hear of the end
 
 
 def relay(host: str, port: int) -> str:
@@ -25,15 +25,20 @@ def relay(host: str, port: int) -> str:
 def _accept(server: socket.socket, address: tuple[str, int]) -> None:
     while True:
         client, _ = server.accept()
-        try:
-            coordinator = socket.create_connection(address)
-        except OSError:  # it does not listen yet: the client tries again
-            client.close()
-            continue
+        threading.Thread(target=_carry, args=(client, address), name="relay", daemon=True).start()
+
+
+def _carry(client: socket.socket, address: tuple[str, int]) -> None:
+    """Carries one connection. A coordinator that does not listen yet ends it, and JAX's client tries again."""
+    with contextlib.suppress(OSError), client, socket.create_connection(address) as coordinator:
         for end in (client, coordinator):
             end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        for source, target, seconds in ((client, coordinator, 0.0), (coordinator, client, _CLOSED_SECONDS)):
-            threading.Thread(target=_pass_on, args=(source, target, seconds), name="relay", daemon=True).start()
+        back = threading.Thread(
+            target=_pass_on, args=(coordinator, client, CLOSED_SECONDS), name="relay back", daemon=True
+        )
+        back.start()
+        _pass_on(client, coordinator, 0.0)
+        back.join()
 
 
 def _pass_on(source: socket.socket, target: socket.socket, seconds: float) -> None:
