@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from spanbert_jax.training import checksums as module
-from spanbert_jax.training.checksums import checksums, difference
+from spanbert_jax.training.checksums import checksums, difference, on_devices
 
 
 def in_plain_integers(array: np.ndarray) -> int:
@@ -40,6 +40,7 @@ def test_the_checksum_is_the_same_in_plain_integers_on_the_host_and_on_a_device(
     array = random_array(dtype, *shape)
     expected = {"a/b": in_plain_integers(array)}
     assert checksums({"a": {"b": array}}) == expected == checksums({"a": {"b": jnp.asarray(array)}})
+    assert int(on_devices(jnp.asarray(array))) == expected["a/b"]
 
 
 def test_an_array_of_8_byte_elements_counts_as_two_words_each() -> None:
