@@ -28,6 +28,7 @@ from spanbert_jax.errors import UserError
 from spanbert_jax.files import absolute, bucket_errors, disk_errors, move_directory
 from spanbert_jax.training.checksums import checksums, difference
 from spanbert_jax.training.metadata import Damaged, Metadata, from_json
+from spanbert_jax.training.step import all_finite
 from spanbert_jax.training.together import first_text, together
 
 # The parts of a run's directory that make its checkpoints: folders of steps, and the vocabulary of all of them.
@@ -71,7 +72,7 @@ class Checkpoints:
             read = functools.partial(self._read, step, abstract, check)
             state, saved, why = together(f"read {self._place(step)}", read)
             # Where a process could not read its part, no process has a whole state to add up the checksums of.
-            if damage := first_text(why) or first_text(difference(saved, state)):
+            if damage := first_text(why) or first_text(difference(saved, state)) or _flaw(state):
                 damaged[step] = damage
                 del state  # which a process has where only another one finds damage
                 continue
@@ -150,6 +151,11 @@ class Checkpoints:
         """Waits for the save under way, and releases what Orbax holds."""
         self.wait()
         self._manager.close()
+
+
+def _flaw(state: Any) -> str:
+    """ "" where a run can go on from the state. (Earlier versions saved what no later step could mend.)"""
+    return "" if all_finite(state["params"]) else "its parameters are not finite"
 
 
 def is_run(path: epath.Path) -> bool:

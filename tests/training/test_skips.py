@@ -18,14 +18,16 @@ from etils import epath
 
 from spanbert_jax.errors import UserError
 from spanbert_jax.training import loop, sharding
-from spanbert_jax.training.checkpoint import read_params
+from spanbert_jax.training.checkpoint import Checkpoints, read_params
 from spanbert_jax.training.loop import Recipe
+from spanbert_jax.training.metadata import Metadata
 from spanbert_jax.training.optimizer import learning_rate, make_optimizer
 from spanbert_jax.training.skips import Skips
 from spanbert_jax.training.step import abstract_state, choice, init_state, make_train_step, skip_reason
 from spanbert_jax.training.window import STEPS_AHEAD
 from tests.support import spoilt_objective
 from tests.support.recipes import config_of, recipe_of
+from tests.support.steps import training_of
 from tests.support.synthetic import random_batch, small_config
 
 
@@ -163,6 +165,23 @@ def test_parameters_that_are_not_finite_are_neither_saved_nor_kept_as_best(tmp_p
     with pytest.raises(UserError, match=r"4 steps in a row were skipped; .* there is no checkpoint"):
         loop.run(config, recipe, epath.Path(tmp_path))
     assert saved(tmp_path) == [] and not (tmp_path / "best").exists()
+
+
+def test_a_run_goes_on_from_the_newest_checkpoint_whose_parameters_are_finite(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, asked = config_of(checkpoint_every=2, steps=2), list[int]()
+    assert loop.run(config, recipe_of(config, asked), epath.Path(tmp_path)).saved == 2
+    config = config_of()
+    state = training_of(config).first()
+    norm = state["params"]["embeddings"]["norm"]
+    norm["bias"] = norm["bias"].at[3].set(jnp.nan)
+    checkpoints = Checkpoints(epath.Path(tmp_path / "checkpoints"), config.train)
+    checkpoints.save(3, state, Metadata("synthetic", 3, config))
+    checkpoints.close()
+    assert loop.run(config, recipe_of(config, asked), epath.Path(tmp_path)).finished and asked == [0, 1, 2, 3]
+    said = f"warning: {tmp_path}/checkpoints/3 is damaged (its parameters are not finite): kept as 3.damaged; "
+    assert capsys.readouterr().err == f"{said}going on from 2\n"
 
 
 def test_flags_are_read_of_finished_steps_and_too_many_are_those_in_a_row() -> None:
