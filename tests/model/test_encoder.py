@@ -119,13 +119,14 @@ def random_inputs(vocab_size: int, lengths: tuple[int, ...], masked: int, seed: 
 
 
 def loss_and_gradient(model: Any, params: dict[str, Any], inputs: dict[str, Any], key: int) -> tuple[Any, Any, Any]:
-    """A loss of both heads with dropout, its gradient, and the logits."""
+    """A loss of both heads with dropout, its gradient, and the logits, in NumPy."""
 
     def loss(params: dict[str, Any]) -> tuple[Any, Any]:
         logits = apply(model, params, inputs, jnp.uint32(key))
         return sum(jax.nn.log_softmax(x)[..., 3].sum() for x in logits.values()), logits
 
-    (value, logits), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+    found = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+    (value, logits), gradient = jax.tree.map(np.asarray, found)
     return value, gradient, logits
 
 
