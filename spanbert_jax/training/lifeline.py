@@ -102,13 +102,16 @@ class _Line(threading.Thread):
             self._end(self._order)
 
     def leave(self, status: int) -> None:
-        """Tells the hub that this process ends by itself. Ends it here where the status is not 0."""
+        """Tells the hub that this process ends by itself. Ends it here where the status is not 0. Process 0 waits for
+        the others, which would take its end for its loss."""
         if status:
             self.farewell(status)
             os._exit(status)
         with self._changed:
             self._bye = 0
         self._hub.send("bye 0")
+        if self._own:
+            self._own.others_done.wait(END_SECONDS)
 
     # ----- in the thread of the signals, or the main thread
 

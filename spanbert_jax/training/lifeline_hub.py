@@ -22,6 +22,7 @@ class Hub(threading.Thread):
 
     def __init__(self, peers: Mapping[int, Peer]):
         super().__init__(daemon=True, name="lifeline hub")
+        self.others_done = threading.Event()  # each has ended by itself, or is lost
         self.others_gone = threading.Event()
         self._peers = peers
         self._connected = set(peers)
@@ -103,6 +104,7 @@ class Hub(threading.Thread):
 
     def _leave(self, number: int, status: int) -> None:
         self._byes[number] = status
+        self._look_round()
         if status == STOPPED:
             why = f"{self._place(number)} was stopped; every process ends; the same command goes on"
             self._tell(f"end {STOPPED} {END_SECONDS} {why}")
@@ -111,10 +113,16 @@ class Hub(threading.Thread):
             self._tell(f"end {status} {END_SECONDS} error: {why}")
         self._decide()
 
-    def _lose(self, number: int) -> None:
-        self._connected.discard(number)
+    def _look_round(self) -> None:
+        """Sets the events."""
         if self._connected <= {0}:
             self.others_gone.set()
+        if self._connected <= {0, *self._byes}:
+            self.others_done.set()
+
+    def _lose(self, number: int) -> None:
+        self._connected.discard(number)
+        self._look_round()
         if number not in self._byes:
             why = f"{self._place(number)} was lost; every process ends; the same command goes on"
             self._tell(f"end {STOPPED} 0 {why}")

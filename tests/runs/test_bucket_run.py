@@ -25,7 +25,7 @@ def test_a_run_in_a_bucket_is_the_run_on_this_disk_and_goes_on_from_its_newest_s
     # Checkpoint 12 is as a run leaves it that is killed while it saves.
     broken = [(str(checkpoints / "12"), "commit_success.txt", False), (str(checkpoints / "8"), *DAMAGE["a cut array"])]
     with fake_bucket.served(tmp_path / "buckets") as variables:
-        twice = [["gs://bucket/run", fields], ["gs://bucket/run", fields, broken]]
+        twice = [["gs://bucket/run", fields], ["gs://bucket/run", fields, {"damage": broken}]]
         plan = json.dumps({"count": 1, "devices": 1, "runs": twice})
         process = forked.start(
             "tests.support.fake_bucket", str(tmp_path / "buckets"), "tests.support.many_runs", plan, "0", **variables

@@ -64,7 +64,7 @@ def on_meshes(one: Path, topics: Path, once_a_session: Callable) -> Path:
             return [str(workdir), STEPS | text | where | more]
 
         four = planned((4, 1, 2), **{"mesh.shard_optimizer": True})
-        runs.run_together([four, [*planned((2, 4, 1)), [str(folder / "4x1x2"), 2]]], 4, devices=2)
+        runs.run_together([four, [*planned((2, 4, 1)), {"go_on": [str(folder / "4x1x2"), 2]}]], 4, devices=2)
         two = [planned((1, 4, 1), go_on=one, **{"train.accumulation": 2})]
         runs.run_together([*two, planned((1, 2, 2), go_on=folder / "4x1x2")], 2, devices=2)
 
