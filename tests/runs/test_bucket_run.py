@@ -41,7 +41,7 @@ def test_a_run_in_a_bucket_is_the_run_on_this_disk_and_goes_on_from_its_newest_s
     assert {path.name for path in checkpoints.iterdir()} == {"4", "8", "12", "8.damaged"}
     whole, cut = (size(checkpoints / step) for step in ("8", "8.damaged"))
     assert whole / 2 < cut < whole  # kept as it was found: with half of its largest file
-    assert set(runs.metrics(workdir, "train/mlm_loss")) == {1, 4, 5, 6, 8, 12}  # 5: the first step after the start
+    assert set(runs.metrics(workdir, "train/mlm_loss")) == {1, 4, 6, 8, 12}
     compared = {"train/mlm_loss": (1, 4, 8, 12), "train/sbo_loss": (1, 4, 8, 12), "held_out/mlm_loss": (6, 12)}
     for name, steps in compared.items():
         ours, theirs = runs.metrics(workdir, name), runs.metrics(here, name)
