@@ -113,6 +113,12 @@ def json_digest(fields: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
+def has_its_digest(fields: Mapping[str, Any]) -> bool:
+    """Whether a JSON object's `DIGEST` is that of its other fields. True where it has none, as in files of earlier
+    versions."""
+    return DIGEST not in fields or bool(fields[DIGEST] == json_digest(fields))
+
+
 def is_remote(path: str | os.PathLike[str]) -> bool:
     """Whether a path is in a bucket, where nothing can be appended to and no directory renamed."""
     return "://" in os.fspath(path)

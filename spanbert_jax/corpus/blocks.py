@@ -26,7 +26,7 @@ from etils import epath
 from spanbert_jax import json_files
 from spanbert_jax.config import Config, CorpusConfig
 from spanbert_jax.errors import UserError, shortened
-from spanbert_jax.files import DIGEST, json_digest
+from spanbert_jax.files import has_its_digest
 from spanbert_jax.text.lines import hash_file
 from spanbert_jax.text.packing import FEATURE, SPANS_FEATURE
 from spanbert_jax.text.tokenizer import Tokenizer
@@ -202,7 +202,7 @@ def read_metadata(directory: Path | epath.Path) -> Metadata:
     again = f"delete {directory}, so that it is built again"
     try:
         fields = json_files.read(path)
-        if fields.get(DIGEST, json_digest(fields)) != json_digest(fields):
+        if not has_its_digest(fields):
             raise ValueError("its fields are not those that were written, by their digest")
         if fields.get("format", 1) > FORMAT:
             raise UserError(

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from spanbert_jax import json_files
 from spanbert_jax.config import Config, flatten, from_saved
 from spanbert_jax.errors import UserError, quoted, shortened
-from spanbert_jax.files import DIGEST, json_digest
+from spanbert_jax.files import DIGEST, has_its_digest, json_digest
 from spanbert_jax.version import VERSION
 
 FORMAT = (
@@ -88,7 +88,7 @@ def from_json(fields: Any, source: str) -> Metadata:
     """
     if not isinstance(fields, Mapping):
         raise Damaged(source, f"its metadata is not a JSON object but {type(fields).__name__}")
-    if fields.get(DIGEST, json_digest(fields)) != json_digest(fields):
+    if not has_its_digest(fields):
         raise Damaged(source, "its metadata is not as it was written, by its digest")
     writer, number = str(fields.get("written_by", "")), fields.get("format", 1)
     if isinstance(number, int) and number > FORMAT:
