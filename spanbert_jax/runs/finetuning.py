@@ -17,6 +17,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import NamedSharding
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from spanbert_jax.batch import Batch
@@ -39,6 +40,8 @@ from spanbert_jax.training.metadata import Metadata
 from spanbert_jax.training.together import decided, together
 from spanbert_jax.training.workdir import claim_workdir, open_workdir
 from spanbert_jax.training.workdir_lock import running_alone
+
+_WIDEST = 10_000  # characters of a line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +73,7 @@ def run(kind: type[FineTuning[ExampleT, ModelT]], config: Config, path: str) -> 
             claim_workdir(config, workdir)
             results = _train(config, workdir, tokenizer, data, start)
             if results and jax.process_index() == 0:
-                _report(data.task, results, data.baseline, Path(workdir))
+                report(data.task.best, results, data.baseline, Path(workdir))
     return bool(results)
 
 
@@ -253,26 +256,29 @@ def _predict(config: Config, data: Data[ExampleT, ModelT], place: Path) -> dict[
     return data.task.metrics(data.examples, predictions)
 
 
-def _report(
-    task: FineTuning[ExampleT, ModelT], results: list[dict[str, float]], baseline: dict[str, float], workdir: Path
-) -> None:
+def report(best: str, results: list[dict[str, float]], baseline: dict[str, float], workdir: Path) -> None:
     """Writes the metrics of every trial as results.json, whose presence means that the run is finished, and prints
-    them."""
+    them. best: the metric by which checkpoints are kept. baseline: the metrics of a guess without a model."""
     with written_aside(workdir / "results.json") as aside:
-        aside.write_text(json.dumps({"best": task.best, "trials": results, "baseline": baseline}, indent=2) + "\n")
-    table = Table("metric", *([f"trial {i}" for i in range(len(results))] if len(results) > 1 else ["dev"]), box=None)
-    if len(results) > 1:
-        table.add_column("mean")
-        table.add_column("deviation")
-    table.add_column("a guess without a model")
-    for name in results[0]:
-        values = [result[name] for result in results]
-        more = [f"{np.mean(values):.2f}", f"{np.std(values, ddof=1):.2f}"] if len(values) > 1 else []
-        guess = f"{baseline[name]:.2f}" if name in baseline else ""
-        cells = [*(f"{value:.2f}" for value in values), *more, guess]
-        table.add_row(name, *cells, style="bold" if name == task.best else None)
+        aside.write_text(json.dumps({"best": best, "trials": results, "baseline": baseline}, indent=2) + "\n")
     print()
-    Console(highlight=False, soft_wrap=True).print(table)
-    best = max(range(len(results)), key=lambda trial: results[trial][task.best])
-    place = shlex.quote(str(workdir / f"trial_{best}" if len(results) > 1 else workdir))
+    table, console = _table(results, baseline, best), Console(highlight=False, soft_wrap=True)
+    needed = Measurement.get(console, console.options.update(max_width=_WIDEST), table).maximum
+    console.width = max(console.width, needed)  # a narrower one would cut the names of metrics
+    console.print(table)
+    trial = max(range(len(results)), key=lambda trial: results[trial][best])
+    place = shlex.quote(str(workdir / f"trial_{trial}" if len(results) > 1 else workdir))
     print(f"\nPredict:  python tools/predict.py --checkpoint {place} --input FILE --output predictions.json")
+
+
+def _table(results: list[dict[str, float]], baseline: dict[str, float], best: str) -> Table:
+    """The metrics of every trial, the one by which checkpoints are kept first and in bold."""
+    several = len(results) > 1
+    columns = [*(f"trial {i}" for i in range(len(results))), "mean", "deviation"] if several else ["dev"]
+    table = Table("metric", *columns, "a guess\nwithout\na model", box=None)
+    for name in sorted(results[0], key=lambda name: name != best):
+        values = [result[name] for result in results]
+        more = [np.mean(values), np.std(values, ddof=1)] if several else []
+        guess = f"{baseline[name]:.2f}" if name in baseline else ""
+        table.add_row(name, *(f"{value:.2f}" for value in (*values, *more)), guess, style="bold" * (name == best))
+    return table

@@ -15,6 +15,7 @@ from jax import monitoring
 
 from configs import classify
 from spanbert_jax.batches.lengths import BucketedOrder
+from spanbert_jax.runs.finetuning import report
 from tests.support import runs
 from tools import evaluate, sweep
 
@@ -229,6 +230,16 @@ def test_trials_have_seeds_of_their_own_a_mean_and_a_deviation(trials: tuple[Pat
     assert f"--checkpoint {workdir / f'trial_{best}'} " in printed
     losses = [runs.metrics(workdir / f"trial_{i}", "train/loss")[1] for i in (0, 1)]
     assert losses[0] != losses[1]
+
+
+def test_the_kept_metric_comes_first_and_no_name_is_cut(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = [f"Component-Whole(e2,e1)/{of}" for of in ("precision", "recall", "f1")]
+    results = [dict(zip((*names, "macro_f1"), (60.0 + seed, 50.0, 55.0, 57.5), strict=True)) for seed in range(9)]
+    report("macro_f1", results, {}, tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    (header,) = (i for i, line in enumerate(lines) if line.split()[:1] == ["metric"])
+    assert [line.split()[0] for line in lines[header + 1 : header + 5]] == ["macro_f1", *names]
+    assert lines[header + 2].split()[1:10] == [f"{60 + seed}.00" for seed in range(9)]
 
 
 @pytest.mark.parametrize(
