@@ -1,7 +1,7 @@
 """The paper's tables 6 and 7 in miniature, and what each extension of the encoder is worth.
 
     python -m benchmarks.ablation                                          all cells; started again, it goes on
-    python -m benchmarks.ablation --groups masking --seeds 1 --starts random
+    python -m benchmarks.ablation --groups masking --seeds 1 --starts bert
 
 A cell is one recipe (benchmarks/ablation_grid.py) with one seed: pre-training on Wikipedia, from random weights or from
 a trained BERT, and fine-tuning of the result on SQuAD, WNUT-17, SemEval-2010 and the mentions of LitBank. Each cell is
@@ -67,7 +67,7 @@ class Cell(NamedTuple):
     @property
     def tuning(self) -> Json:
         """The fields of every fine-tuning."""
-        return {**TUNING, "optimizer.learning_rate": STARTS[self.start].learning_rate}
+        return {**TUNING, **STARTS[self.start].tuning}
 
 
 def train(cell: Cell, arguments: argparse.Namespace, core: int, running: dict[Cell, Side]) -> Json:
@@ -224,6 +224,9 @@ def draw(results: Results, start: str, seeds: Sequence[int], steps: int, groups:
 def compare(arguments: argparse.Namespace) -> None:
     """Trains the cells that are not finished, and writes the tables and the pictures."""
     groups, starts = (names_of("groups", arguments.groups, GROUPS), names_of("starts", arguments.starts, STARTS))
+    starts = [start for start in starts if not set(groups).isdisjoint(STARTS[start].groups)]
+    if not starts:
+        raise UserError(f"--groups {arguments.groups}: no start of --starts {arguments.starts} has such recipes")
     seeds, cores = seeds_of(arguments.seeds), cores_of(arguments.cores)
     if not (arguments.data / "litbank").is_dir():
         raise UserError(f"{arguments.data}: no labelled data there; name its directory with --data")
@@ -233,6 +236,7 @@ def compare(arguments: argparse.Namespace) -> None:
     wanted = [
         Cell(row.recipe, start, seed, steps[start])
         for start, seed, group in itertools.product(starts, seeds, groups)
+        if group in STARTS[start].groups
         for row in rows_of(start, group)
     ]
     build(wanted, arguments)
@@ -255,9 +259,10 @@ def compare(arguments: argparse.Namespace) -> None:
     parts = []
     for start in starts:
         parts.append(f"## From {STARTS[start].title}: {steps[start]:,} steps, {len(seeds)} seeds\n")
-        for group in groups:
+        mine = [group for group in groups if group in STARTS[start].groups]
+        for group in mine:
             parts.append(f"### {GROUPS[group]}\n\n{table(results, start, group, seeds, steps[start])}")
-        draw(results, start, seeds, steps[start], groups, arguments.work / f"ablation-{start}.svg")
+        draw(results, start, seeds, steps[start], mine, arguments.work / f"ablation-{start}.svg")
     text = "\n".join([*parts, machine(), ""])
     write(arguments.work / "tables.md", text)
     print(text, f"wrote {arguments.work}/tables.md and ablation-*.svg", sep="\n")
@@ -266,7 +271,7 @@ def compare(arguments: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     parser = cli.parser(__doc__)
     parser.add_argument("--groups", default=",".join(GROUPS), help="default: all, %(default)s")
-    parser.add_argument("--starts", default=",".join(STARTS), help="default: both, %(default)s")
+    parser.add_argument("--starts", default=",".join(STARTS), help="default: all, %(default)s")
     parser.add_argument("--seeds", default="1,2,3", help="default: %(default)s")
     parser.add_argument("--steps", type=int, help="of pre-training; default: those of the start")
     parser.add_argument("--cores", type=int, help="cells that run side by side; default: all that may be used")

@@ -67,15 +67,16 @@ EXTENSIONS: dict[str, Json] = {
 
 @functools.cache
 def controls() -> dict[str, Recipe]:
-    """The control of each extension of the encoder of configs/tiny.py:bert: the encoder whose feed-forward network is
-    wider by as many parameters as the extension has."""
-    config = get_config("bert")
+    """The control of each extension of the encoder of configs/tiny.py: the encoder whose feed-forward network is wider
+    by as many parameters as the extension has."""
+    config = get_config()
     model, vocab_size = ModelConfig(**config.model.to_dict()), config.tokenizer.vocab_size
     bare = count(model, vocab_size)
+    unit = count(dataclasses.replace(model, mlp=model.mlp + 1), vocab_size) - bare
     recipes = {}
     for name, fields in EXTENSIONS.items():
         more = count(dataclasses.replace(model, **fields), vocab_size) - bare
-        wider = model.mlp + round(more / (2 * model.layers * model.embed))
+        wider = model.mlp + round(more / unit)
         recipes[f"control_{name}"] = Recipe(f"mlp {wider}", {**SPANS, "model.mlp": wider})
     return recipes
 
@@ -102,7 +103,7 @@ def rows_of(start: str, group: str) -> list[Row]:
         return [Row("spans", "one_sbo"), Row("one", "one_sbo"), Row("one_sbo", None)]
     rows = [Row("one_sbo", None)]
     for name in EXTENSIONS:
-        if start == "random":
+        if start == "modern":
             rows += [Row(name, f"control_{name}"), Row(f"control_{name}", "one_sbo")]
         else:
             rows.append(Row(name, "one_sbo"))
@@ -167,25 +168,29 @@ TUNING: Json = {
 
 
 class Start(NamedTuple):
-    """Where trainings start. config: a module of configs/ and its argument. learning_rate: of fine-tuning."""
+    """Where trainings start, and for which groups of recipes."""
 
     title: str
-    config: str
+    config: str  # a module of configs/ and its argument
+    groups: tuple[str, ...]
     steps: int
-    learning_rate: float
-    fields: Mapping[str, Any]
+    fields: Mapping[str, Any]  # of the pre-training
+    tuning: Mapping[str, Any]  # of every fine-tuning
 
 
 # The files of text and the weights lie in --data.
 TEXT = "text/enwiki2015/wiki_0*"
 MINILM = "checkpoints/minilm_l6"
+# What Muon pre-trained, Muon fine-tunes: with AdamW such encoders learn little in so few steps (docs/finetuning.md).
+_MUON: Json = {"optimizer.name": "muon", "optimizer.learning_rate": 3e-3}
 STARTS = {
-    "random": Start("random weights, the encoder of configs/tiny.py:bert", "tiny:bert", 500, 5e-4, {}),
+    "bert": Start("random weights, configs/tiny.py:bert", "tiny:bert", ("masking", "objective"), 1_600, {}, _MUON),
+    "modern": Start("random weights, configs/tiny.py", "tiny", ("extension",), 500, {}, _MUON),
     "minilm": Start(
         "MiniLM, 6 layers of 384",
         "base",
+        ("masking", "objective", "extension"),
         60,
-        2e-4,
         {
             "data.block_length": 128,
             "data.lengths": 4,
@@ -195,6 +200,7 @@ STARTS = {
             "optimizer.weight_decay": 0.01,
             "train.batch_size": 32,
         },
+        {"optimizer.learning_rate": 2e-4},
     ),
 }
 LENGTHS = ((1, 1), (2, 2), (3, 3), (4, 5), (6, 10), (11, 128))  # of masked spans, in pieces, for held-out losses
