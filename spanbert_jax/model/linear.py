@@ -1,6 +1,6 @@
 """Linear maps, with their parameters.
 
-Invariant: parameters are float32, kernels drawn as `initializer` says, biases 0.
+Invariant: parameters are float32, kernels drawn as `initializer` says, biases 0 unless the caller says otherwise.
 """
 
 import math
@@ -55,6 +55,7 @@ class Dense(nn.Module):
     dtype: jnp.dtype
     axes: int = 1
     bias: bool = True
+    bias_init: nn.initializers.Initializer = nn.initializers.zeros
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -62,7 +63,7 @@ class Dense(nn.Module):
         kernel = self.param("kernel", self.kernel_init, (*inputs, *self.features))
         y = jnp.tensordot(x.reshape(-1, *inputs), kernel.astype(self.dtype), self.axes)
         if self.bias:
-            bias = self.param("bias", nn.initializers.zeros, self.features)
+            bias = self.param("bias", self.bias_init, self.features)
             if not is_divided("heads"):  # cuBLAS can add a vector to its product, but no matrix
                 y, bias = y.reshape(y.shape[0], -1), bias.reshape(-1)
             y = y + bias.astype(self.dtype)

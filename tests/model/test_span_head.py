@@ -160,6 +160,14 @@ def test_the_largest_scores_of_pieces_overflow_nothing() -> None:
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(loss(params)))
 
 
+def test_a_fresh_head_says_that_nearly_every_span_is_no_entity() -> None:
+    params = jax.jit(lambda: init_params(MODEL, jax.random.key(0)))()
+    batch = batch_of(0)
+    shares = jax.nn.softmax(applied(MODEL, params, batch))
+    valid = np.asarray(valid_spans(batch["first"], batch["starts"], WIDTH))
+    np.testing.assert_allclose(np.asarray(shares)[valid][:, 0], 0.99, atol=0.005)
+
+
 def test_dropout_depends_on_key_and_row_alone() -> None:
     params, batch = sharp_params(), batch_of(2)
     valid = np.asarray(valid_spans(batch["first"], batch["starts"], WIDTH))
