@@ -54,7 +54,7 @@ class StartingWeights(contextlib.AbstractContextManager["StartingWeights"]):
 
 def adopt(config: Config, workdir: epath.Path, start: StartingWeights) -> Config:
     """The configuration with the encoder's sizes and the vocabulary of the weights; unchanged without `init_from`. An
-    extension that the weights lack is that of the configuration.
+    extension that the weights lack is that of the configuration. Rows are pooled by their mean where either says so.
 
     A run that goes on takes both from its own workdir, so the weights may be gone by then. Raises UserError where the
     weights cannot be read, or do not fit the rest of the configuration.
@@ -76,6 +76,7 @@ def adopt(config: Config, workdir: epath.Path, start: StartingWeights) -> Config
                 sep="\n",
             )
     own = {name: getattr(config.model, name) for name in _OWN}
+    own["pooling"] = "mean" if "mean" in (config.model.pooling, known.model.pooling) else "cls"
     own |= extensions.adopted(config.model, known.model, config.init_from)
     corpus = config.corpus
     if reads_spans(known.model):  # the rules decide what the numbers of the kinds mean

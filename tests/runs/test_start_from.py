@@ -1,6 +1,7 @@
 """--config.init_from: runs that start from trained weights, and the parts that read and place them."""
 
 import contextlib
+import dataclasses
 import functools
 import io
 import json
@@ -196,6 +197,24 @@ def test_the_layer_before_a_task_head_is_that_of_the_masked_language_model(
     transform = {part: params["mlm"][part] for part in ("dense", "norm")}
     wanted = {name: params[name] for name in ("embeddings", "encoder", "final_norm")} | {"transform": transform}
     jax.tree.map(np.testing.assert_array_equal, taken, wanted)
+
+
+@pytest.mark.parametrize(("there", "asked"), [("cls", "mean"), ("mean", "cls"), ("cls", "cls")])
+def test_rows_are_pooled_by_their_mean_where_the_weights_or_the_run_say_so(
+    there: str, asked: str, tmp_path: Path
+) -> None:
+    fields = {"family": "modern", "pre_norm": True, "layers": 1, "embed": 24, "heads": 3, "mlp": 40, "max_length": 80}
+    model = ModelConfig(**fields, pooling=there)
+    write_params(
+        epath.Path(tmp_path / "checkpoints"), random_params(model, mlm=0), Metadata("x", 0, Config(model=model))
+    )
+    wordpiece().save(tmp_path / "tokenizer")
+    asking = ModelConfig(family="modern", pooling=asked)
+    config = Config(task="sequence_classification", init_from=str(tmp_path), model=asking)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, block_length=64, train="x", dev="x"))
+    with StartingWeights(config) as start:
+        adopted = adopt(config, epath.Path(tmp_path / "run"), start).model
+    assert adopted.pooling == ("cls" if there == asked == "cls" else "mean") and adopted.embed == 24
 
 
 def assert_padding_is_zero(params: dict[str, np.ndarray]) -> None:
