@@ -31,6 +31,11 @@ def shortened(value: object, most: int = 2 * _QUOTED) -> str:
     return text
 
 
+def reason(error: Exception) -> str:
+    """What an error of Python or a library says, shortened. A KeyError says its key alone, and gets a verb here."""
+    return f"{shortened(error)} is missing" if isinstance(error, KeyError) else shortened(error)
+
+
 def quoted(value: object, most: int = _QUOTED) -> str:
     """`repr` of a value in about `most` characters, without computing the whole of a long one."""
     short = reprlib.Repr()

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from spanbert_jax import json_files
 from spanbert_jax.convert.pytorch_pickle import read_pickle
 from spanbert_jax.convert.tensors import Tensor, Tensors
-from spanbert_jax.errors import UserError, quoted, shortened
+from spanbert_jax.errors import UserError, quoted, reason, shortened
 from spanbert_jax.files import is_plain_name
 
 _INDEX = ".index.json"
@@ -72,6 +72,6 @@ def _read_shards(path: Path) -> Tensors:
         return {name: shards[file][name] for name, file in files.items()}
     except json_files.OTHER_SHAPE as error:
         raise UserError(
-            f"{path}: not an index of shards, or a shard lacks a tensor that it lists ({shortened(repr(error))}); "
+            f"{path}: not an index of shards, or a shard lacks a tensor that it lists ({reason(error)}); "
             "fetch them again"
         ) from error

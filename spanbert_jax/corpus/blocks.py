@@ -25,7 +25,7 @@ from etils import epath
 
 from spanbert_jax import json_files
 from spanbert_jax.config import Config, CorpusConfig
-from spanbert_jax.errors import UserError, shortened
+from spanbert_jax.errors import UserError, reason, shortened
 from spanbert_jax.files import has_its_digest
 from spanbert_jax.text.lines import hash_file
 from spanbert_jax.text.packing import FEATURE, SPANS_FEATURE
@@ -44,6 +44,20 @@ _READ_AHEAD = 1000  # records
 # that do not use the field have the same bytes as before.
 _LATER_FIELDS = ("spans", "pairs")
 FORMAT = 2  # of a directory of blocks. Format 1, up to version 0.1.0, lacks this number and the files' "sha256".
+
+
+class DamagedMetadata(UserError):
+    """The metadata of blocks is not as it was written, so that nothing says what the blocks are.
+
+    Attributes:
+      found: the beginning of the message, without the advice.
+    """
+
+    def __init__(self, path: Path | epath.Path, why: str) -> None:
+        self.found = f"{path} is damaged ({why})"
+        super().__init__(
+            f"{self.found}; put an undamaged copy in its place, or delete {path.parent}, so that it is built again"
+        )
 
 
 FileDigest = dict[str, Any]  # {"bytes": size, "sha256": of the bytes, in hex}
@@ -196,10 +210,10 @@ def is_built(directory: Path | epath.Path) -> bool:
 def read_metadata(directory: Path | epath.Path) -> Metadata:
     """The metadata of built blocks, of this format or an older one.
 
-    Raises UserError where there are no blocks, and where the metadata is damaged or of a newer format.
+    Raises UserError where there are no blocks, and where the metadata is of a newer format or damaged
+    (`DamagedMetadata`).
     """
     path = directory / METADATA_FILE
-    again = f"delete {directory}, so that it is built again"
     try:
         fields = json_files.read(path)
         if not has_its_digest(fields):
@@ -219,7 +233,7 @@ def read_metadata(directory: Path | epath.Path) -> Metadata:
     except FileNotFoundError as error:
         raise UserError(f"{directory} holds no blocks ({METADATA_FILE} is missing); build them first") from error
     except json_files.OTHER_SHAPE as error:
-        raise UserError(f"{path} is damaged ({shortened(repr(error))}); {again}") from error
+        raise DamagedMetadata(path, reason(error)) from error
 
 
 def _check_types(metadata: Metadata) -> None:

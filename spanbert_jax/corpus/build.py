@@ -29,6 +29,7 @@ from spanbert_jax.corpus.blocks import (
     METADATA_FILE,
     SPLITS,
     Metadata,
+    damaged_files,
     file_digest,
     lengths_file,
     make_fingerprint,
@@ -54,6 +55,7 @@ from spanbert_jax.version import VERSION
 SHARD_RECORDS = 262_144  # about 300 MB
 TASK_CHARS = 400_000  # of the documents in one task of a process
 REPORT_SECONDS = 0.5
+_OTHER_BLOCKS = "the text, a library or this version of the program gives other blocks than those that are there"
 
 BuildProgress = Callable[[float | None, int, int], None]  # (share of the corpus read or None, documents, pieces) so far
 
@@ -118,11 +120,26 @@ def rebuild_files(
         if read_metadata(build).fingerprint != old.fingerprint or any(
             file_digest(build / name) != old.files[name] for name in names
         ):
-            raise UserError(
-                "the text, a library or this version of the program gives other blocks than those that are there"
-            )
+            raise UserError(_OTHER_BLOCKS)
         for name in names:
             (build / name).replace(directory / name)
+        shutil.rmtree(build)
+
+
+def rebuild_metadata(
+    config: Config, tokenizer: Tokenizer, directory: Path, report: BuildProgress = lambda *_: None
+) -> None:
+    """Builds everything again beside `directory`, and takes from that build the metadata alone, in the place of damaged
+    metadata.
+
+    Raises the UserErrors of `build_blocks`, and UserError where a file of records or lengths in `directory` is not as
+    the build gives it, since nothing says then which of both was meant; then no file is replaced.
+    """
+    with _built_aside(directory) as build:
+        _write(config, tokenizer, build, report)
+        if damaged_files(directory, read_metadata(build)):
+            raise UserError(_OTHER_BLOCKS)
+        (build / METADATA_FILE).replace(directory / METADATA_FILE)
         shutil.rmtree(build)
 
 

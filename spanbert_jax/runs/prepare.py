@@ -155,7 +155,7 @@ def _check(
     config: Config, tokenizer: Tokenizer, data: Path | epath.Path, resumed: bool, start: StartingWeights
 ) -> None:
     _check_tokenizer(config, tokenizer, data / "tokenizer", start)
-    metadata = block_data.read_metadata(data / "blocks")
+    metadata = _read_metadata(config, tokenizer, data / "blocks")
     block_data.check_blocks(metadata, config, tokenizer)
     check_kinds(config, metadata.kinds)
     built_at = epath.Path(data / "blocks" / block_data.METADATA_FILE).stat().mtime
@@ -170,6 +170,24 @@ def _check(
     else:
         where = "--config.data.dir" if config.data.dir else "--workdir"
         raise UserError(f"{found}; put the files back as they were, or choose another {where} to build new blocks")
+
+
+def _read_metadata(config: Config, tokenizer: Tokenizer, directory: Path | epath.Path) -> block_data.Metadata:
+    """The metadata of the blocks. Where it is damaged, on a disk, it is built again. Raises UserError where that gives
+    other blocks than those that are there."""
+    try:
+        return block_data.read_metadata(directory)
+    except block_data.DamagedMetadata as error:
+        if is_remote(directory):
+            raise
+        found = error.found
+    try:
+        with Stage("Building damaged metadata of the blocks again") as stage:
+            building.rebuild_metadata(config, tokenizer, Path(directory), _reporter(stage))
+    except UserError as error:
+        raise _not_built_again(config, found, error) from error
+    print(f"warning: {found}; built again from the text", file=sys.stderr)
+    return block_data.read_metadata(directory)
 
 
 def _check_files(
@@ -190,11 +208,15 @@ def _check_files(
         with Stage("Building damaged blocks again") as stage:
             building.rebuild_files(config, tokenizer, directory, damaged, _reporter(stage))
     except UserError as error:
-        raise UserError(
-            f"{found}, and cannot be built again ({error}); put undamaged copies in their place, or choose another "
-            f"{'--config.data.dir' if config.data.dir else '--workdir'} to build new blocks"
-        ) from error
+        raise _not_built_again(config, found, error) from error
     print(f"warning: {found}; built again from the text", file=sys.stderr)
+
+
+def _not_built_again(config: Config, found: str, why: UserError) -> UserError:
+    return UserError(
+        f"{found}, and cannot be built again ({why}); put undamaged copies in their place, or choose another "
+        f"{'--config.data.dir' if config.data.dir else '--workdir'} to build new blocks"
+    )
 
 
 def _damaged(directory: Path, metadata: block_data.Metadata) -> list[str]:

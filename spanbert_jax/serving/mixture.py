@@ -15,7 +15,7 @@ from etils import epath
 
 from spanbert_jax import json_files
 from spanbert_jax.config import MaskingConfig
-from spanbert_jax.errors import UserError, quoted, shortened
+from spanbert_jax.errors import UserError, quoted, reason
 from spanbert_jax.files import written_aside
 
 FILE = "infilling.json"  # in the directory of a checkpoint
@@ -98,7 +98,7 @@ def read_mixture(checkpoint: str, made_for: dict[str, Any]) -> Mixture | None:
         if min(lengths) <= 0:
             raise ValueError("a length without a probability")
     except json_files.OTHER_SHAPE as error:
-        raise UserError(f"{path} is damaged ({shortened(repr(error))}); {again}") from error
+        raise UserError(f"{path} is damaged ({reason(error)}); {again}") from error
     differing = [
         f"{name} {quoted(found.get(name))}, not {value!r}"
         for name, value in made_for.items()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from spanbert_jax import json_files
-from spanbert_jax.errors import UserError, quoted, shortened
+from spanbert_jax.errors import UserError, quoted, reason
 from spanbert_jax.text.documents import hash_text
 from spanbert_jax.text.lines import read_lines
 from spanbert_jax.text.span_rules import INSTALL, Document, Rule, Span, flat, widened
@@ -206,6 +206,6 @@ def _parsed(text: str, where: str, kinds: dict[str, int], rule: str) -> tuple[st
     except json_files.OTHER_SHAPE as error:
         raise UserError(
             f'{where}: should be like {{"key": "8c1f3d0a55e0b7e2", "spans": [[0, 12, "PERSON"]]}}, with begin before '
-            f"end ({shortened(repr(error))})"
+            f"end ({reason(error)})"
         ) from error
     return key.lower(), sorted(spans)

@@ -20,7 +20,7 @@ import numpy as np
 import sentencepiece
 
 from spanbert_jax import json_files
-from spanbert_jax.errors import UserError, quoted, shortened
+from spanbert_jax.errors import UserError, quoted, reason
 from spanbert_jax.files import is_plain_name, written_aside
 from spanbert_jax.text import tokenizer_json, wordpiece
 from spanbert_jax.text.tokenizer_json import JsonEngine, JsonSettings
@@ -296,7 +296,7 @@ def load_tokenizer(directory: Path) -> Tokenizer:
         tokenizer = Tokenizer(kind, vocabulary, lowercase, str(directory / name), settings)
     except json_files.OTHER_SHAPE as error:
         raise UserError(
-            f"{path} is not a tokenizer's metadata ({shortened(repr(error))}); restore it or train the tokenizer again"
+            f"{path} is not a tokenizer's metadata ({reason(error)}); restore it, or train the tokenizer again"
         ) from error
     if tokenizer.fingerprint != fingerprint:
         raise UserError(

@@ -14,7 +14,7 @@ from typing import Any
 import tokenizers
 
 from spanbert_jax import json_files
-from spanbert_jax.errors import UserError, quoted, shortened
+from spanbert_jax.errors import UserError, quoted, reason, shortened
 from spanbert_jax.text.tokenizer import SPECIALS, Tokenizer
 from spanbert_jax.text.tokenizer_json import KIND, JsonSettings, read_engine, steps, whole_engine
 from spanbert_jax.text.wordpiece import AddedPiece
@@ -254,7 +254,7 @@ def listed_pieces(described: TokenizerFiles) -> Iterator[tuple[AddedPiece, int |
                 yield _added_piece(fields | {"special": True}), None, SPECIAL_FILE
     except json_files.OTHER_SHAPE as error:
         raise UserError(
-            f"{described.directory}: its files have added pieces that cannot be read ({shortened(repr(error))}); "
+            f"{described.directory}: its files have added pieces that cannot be read ({reason(error)}); "
             "correct them, or give the vocabulary in a directory of its own (--vocab)"
         ) from error
 

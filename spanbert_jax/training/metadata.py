@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from spanbert_jax import json_files
 from spanbert_jax.config import Config, flatten, from_saved
-from spanbert_jax.errors import UserError, quoted, shortened
+from spanbert_jax.errors import UserError, quoted, reason, shortened
 from spanbert_jax.files import DIGEST, has_its_digest, json_digest
 from spanbert_jax.version import VERSION
 
@@ -107,8 +107,8 @@ def from_json(fields: Any, source: str) -> Metadata:
         return Metadata(**known | {"config": from_saved(fields["config"])})
     except json_files.OTHER_SHAPE as error:
         if DIGEST not in fields:
-            raise Damaged(source, f"its metadata is not as it was written: {shortened(repr(error))}") from error
-        why = f"it has fields of another kind: {shortened(repr(error))}"
+            raise Damaged(source, f"its metadata is not as it was written: {reason(error)}") from error
+        why = f"it has fields of another kind: {reason(error)}"
         _refuse(source, writer, why, "open it with the version that wrote it")
     except UserError as error:
         _refuse(source, writer, str(error), "open it with the version that wrote it")

@@ -119,6 +119,34 @@ def test_damaged_blocks_are_named_and_built_again_where_their_text_is_there(
     assert files_of(blocks) == {name: data for name, data in whole.items() if name != shard}
 
 
+def test_damaged_metadata_is_named_and_built_again_where_the_text_still_gives_these_blocks(
+    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workdir = epath.Path(tmp_path / "run")
+    workdir.mkdir()
+    blocks = prepared(config, workdir) / "blocks"
+    whole, path = files_of(blocks), blocks / "metadata.json"
+    changed = whole["metadata.json"].replace(b'"block_length": 16', b'"block_length": 61')
+    for damaged, why in (
+        (changed, "its fields are not those that were written, by their digest"),
+        (b"{}", "'piece_counts' is missing"),
+        (b"", "Expecting value: line 1 column 1 (char 0)"),
+    ):
+        path.write_bytes(damaged)
+        capsys.readouterr()
+        assert prepared(config, workdir) / "blocks" == blocks and files_of(blocks) == whole
+        assert capsys.readouterr().err == f"warning: {path} is damaged ({why}); built again from the text\n"
+    assert not (blocks.parent / "blocks.building").exists()
+
+    path.write_bytes(changed)
+    (tmp_path / "text" / "1.txt").rename(tmp_path / "text of once")
+    for why in (r".*text/\*' matches no file.*", "the text, .* gives other blocks than those that are there"):
+        with pytest.raises(UserError, match=rf"metadata.json is damaged .*, and cannot be built again \({why}\); put"):
+            prepared(config, workdir)
+        assert files_of(blocks) == whole | {"metadata.json": changed}
+        (tmp_path / "text" / "1.txt").write_text("\n\n".join("b a " * i for i in range(1, 30)))
+
+
 def test_blocks_of_an_earlier_version_are_checked_by_their_fingerprint(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -231,19 +231,22 @@ def arrays_file(checkpoint: Path) -> Path:
 def test_a_flipped_bit_in_an_array_is_never_read(saved_twice: Path, tmp_path: Path) -> None:
     """Orbax's own checks find it where it breaks the compression. Elsewhere it would be another number."""
     shutil.copytree(saved_twice / "checkpoints" / "2", tmp_path / "2")
-    assert set(read_state(epath.Path(tmp_path / "2"))) == {"params", "opt_state", "step"}  # all as they were saved
-    sound, file = read_params(epath.Path(tmp_path / "2")), arrays_file(tmp_path / "2")
-    size, said = file.stat().st_size, list[str]()
-    for place in range(0, size, size // 40):
-        with flipped(file, place):
-            try:
-                now = read_params(epath.Path(tmp_path / "2"))
-            except UserError as error:
-                said.append(str(error))
-                assert f"{tmp_path}/2: this checkpoint is damaged (" in said[-1] and "\n" not in said[-1]
-            else:  # the bit is in a moment, which is not read here
-                jax.tree.map(np.testing.assert_array_equal, now, sound)
-    assert any("(array params/" in line and "not as saved)" in line for line in said)
+    checkpoint, file = epath.Path(tmp_path / "2"), arrays_file(tmp_path / "2")
+    assert set(read_state(checkpoint)) == {"params", "opt_state", "step"}  # all as they were saved
+    size = file.stat().st_size
+    for read in (read_state, read_params):
+        sound, said = read(checkpoint), list[str]()
+        for place in range(0, size, size // 40):
+            with flipped(file, place):
+                try:
+                    now = read(checkpoint)
+                except UserError as error:
+                    said.append(str(error))
+                    assert f"{checkpoint}: this checkpoint is damaged (" in said[-1] and "\n" not in said[-1]
+                else:  # the bit is in no array, or in one that is not read
+                    jax.tree.map(np.testing.assert_array_equal, now, sound)
+        if read is read_state:  # which arrays share a file is chance, and so the parameters may be in another
+            assert sum("(array " in line and "not as saved)" in line for line in said) > 10
 
 
 def restored(workdir: Path) -> tuple[int, Any]:
