@@ -25,7 +25,7 @@ from spanbert_jax.model.linear import Dense, LinearParams, initializer
 
 class Rotation(NamedTuple):
     """Factors for packed queries, keys and values: float32 [length, 3, 1, head_dim]. Values are not turned, so their
-    cosines are 1 and their sines 0."""
+    cosines are 1 and their sines 0. The sines of a head's first half have a minus."""
 
     cos: jax.Array
     sin: jax.Array
@@ -46,19 +46,43 @@ def rotations(model: ModelConfig, length: int) -> Rotations:
         half = model.embed // model.heads // 2
         frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
         angle = jnp.tile(jnp.arange(length, dtype=jnp.float32)[:, None] * frequency, 2)  # [length, head_dim]
-        cos, sin, one = jnp.cos(angle), jnp.sin(angle), jnp.ones_like(angle)
+        cos, sin, one = jnp.cos(angle), jnp.sin(angle).at[:, :half].multiply(-1), jnp.ones_like(angle)
         return Rotation(*(jnp.stack(parts, 1)[:, :, None] for parts in ((cos, cos, one), (sin, sin, 0 * one))))
 
     return Rotations(table(model.rope_theta), table(model.local_rope_theta))
 
 
+@jax.custom_vjp
 def rotate(qkv: jax.Array, rotation: Rotation) -> jax.Array:
     """Queries and keys turned by their positions: `qkv` [batch, length, 3, heads, head_dim] in its dtype, computed in
     float32. Number i of a head's first half and number i of its second half are the coordinates of a point in a plane.
     """
-    wide = qkv.astype(jnp.float32)
-    first, second = jnp.split(wide, 2, axis=-1)
-    return (wide * rotation.cos + jnp.concatenate([-second, first], axis=-1) * rotation.sin).astype(qkv.dtype)
+    swapped = jax.lax.platform_dependent(qkv, tpu=swapped_by_product, default=swapped_by_parts)
+    return (qkv.astype(jnp.float32) * rotation.cos + swapped * rotation.sin).astype(qkv.dtype)
+
+
+def swapped_by_parts(qkv: jax.Array) -> jax.Array:
+    """The second half of each head before the first one, float32."""
+    first, second = jnp.split(qkv.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([second, first], axis=-1)
+
+
+def swapped_by_product(qkv: jax.Array) -> jax.Array:
+    """The same by a product with a permutation, which is exact. A TPU writes parts of a vector register to memory, in
+    float32; a product's result goes on in registers. Of seven layers of modern base, rows of 512, a step moves 17.2
+    instead of 21.2 GB (tools/compile_tpu.py, 16 rows on a v5e)."""
+    size = qkv.shape[-1]
+    swap = jnp.roll(jnp.eye(size, dtype=qkv.dtype), size // 2, axis=0)
+    exact = jax.lax.Precision.HIGHEST
+    return jnp.einsum("...d,de->...e", qkv, swap, precision=exact, preferred_element_type=jnp.float32)
+
+
+def _rotate_back(rotation: Rotation, gradient: jax.Array) -> tuple[jax.Array, None]:
+    """Gradients are turned the other way."""
+    return rotate(gradient, Rotation(rotation.cos, -rotation.sin)), None
+
+
+rotate.defvjp(lambda qkv, rotation: (rotate(qkv, rotation), rotation), _rotate_back)
 
 
 class SelfAttention(nn.Module):

@@ -95,6 +95,26 @@ def test_rotary_scores_depend_on_the_distance_alone() -> None:
     np.testing.assert_array_equal(turned[:, 2], np.tile(one[0, :, 2], (600, 1, 1)))  # values are not turned
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_halves_that_a_tpu_swaps_by_a_product_are_the_same_to_the_bit(dtype: str) -> None:
+    qkv = jax.random.normal(jax.random.key(0), (2, 5, 3, 2, 8)).astype(dtype)
+    parts, product = layer_modern.swapped_by_parts(qkv), layer_modern.swapped_by_product(qkv)
+    assert parts.dtype == product.dtype == jnp.float32
+    np.testing.assert_array_equal(parts, product)
+
+
+def test_a_turn_and_its_gradient_are_those_of_complex_numbers() -> None:
+    """A turn multiplies each point by e^(i angle), and its gradient by the conjugate; values stay as they are."""
+    model = ModelConfig(family="modern", embed=16, heads=2, local_rope_theta=100.0)
+    qkv, gradient = (np.random.default_rng(seed).normal(size=(2, 7, 3, 2, 8)).astype(np.float32) for seed in (0, 1))
+    angle = np.arange(7)[:, None, None] * 100.0 ** (-np.arange(4) / 4)  # [length, 1, half]
+    turn = np.exp(1j * np.stack([angle, angle, 0 * angle], axis=1))  # [length, 3, 1, half]
+    turned, back = jax.vjp(lambda x: layer_modern.rotate(x, layer_modern.rotations(model, 7).local), qkv)
+    for found, given, factor in ((turned, qkv, turn), (back(gradient)[0], gradient, turn.conj())):
+        points = (given[..., :4] + 1j * given[..., 4:]) * factor
+        np.testing.assert_allclose(found, np.concatenate([points.real, points.imag], axis=-1), rtol=0, atol=2e-6)
+
+
 def test_fresh_kernels_are_truncated_and_outputs_smaller_as_modernberts() -> None:
     model = small_model({**MODERNBERT, "embed": 96, "mlp": 96})
     params = jax.jit(lambda key: init_params(model, key))(jax.random.key(0))
