@@ -8,6 +8,7 @@ process 0 does the work; each process makes and verifies its host's copy of bloc
 import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import json
 import shutil
 import sys
@@ -181,12 +182,7 @@ def _read_metadata(config: Config, tokenizer: Tokenizer, directory: Path | epath
         if is_remote(directory):
             raise
         found = error.found
-    try:
-        with Stage("Building damaged metadata of the blocks again") as stage:
-            building.rebuild_metadata(config, tokenizer, Path(directory), _reporter(stage))
-    except UserError as error:
-        raise _not_built_again(config, found, error) from error
-    print(f"warning: {found}; built again from the text", file=sys.stderr)
+    _build_again(config, found, "", functools.partial(building.rebuild_metadata, config, tokenizer, Path(directory)))
     return block_data.read_metadata(directory)
 
 
@@ -199,24 +195,25 @@ def _check_files(
         block_data.check_records(directory, metadata)
         return
     damaged = _damaged(directory, metadata)
-    if not damaged:
-        return
-    found = _describe(directory, damaged)
+    if damaged:
+        rebuild = functools.partial(building.rebuild_files, config, tokenizer, directory, damaged)
+        _build_again(config, _describe(directory, damaged), changes, rebuild)
+
+
+def _build_again(config: Config, found: str, changes: str, rebuild: Callable[[building.BuildProgress], None]) -> None:
+    """Calls `rebuild` for the damage that `found` names, and prints a warning. changes: how the text has changed since
+    the blocks were built, where that is known. Raises UserError where nothing can be built from the text."""
     try:
         if changes:
             raise UserError(f"since the blocks were built, {changes}")
         with Stage("Building damaged blocks again") as stage:
-            building.rebuild_files(config, tokenizer, directory, damaged, _reporter(stage))
+            rebuild(_reporter(stage))
     except UserError as error:
-        raise _not_built_again(config, found, error) from error
+        raise UserError(
+            f"{found}, and cannot be built again ({error}); put undamaged copies in their place, or choose another "
+            f"{'--config.data.dir' if config.data.dir else '--workdir'} to build new blocks"
+        ) from error
     print(f"warning: {found}; built again from the text", file=sys.stderr)
-
-
-def _not_built_again(config: Config, found: str, why: UserError) -> UserError:
-    return UserError(
-        f"{found}, and cannot be built again ({why}); put undamaged copies in their place, or choose another "
-        f"{'--config.data.dir' if config.data.dir else '--workdir'} to build new blocks"
-    )
 
 
 def _damaged(directory: Path, metadata: block_data.Metadata) -> list[str]:
