@@ -104,7 +104,9 @@ def composed_attention(
         seen = keys < lengths[:, None, None, None]
         if window:
             seen &= jnp.abs(keys - queries - first) <= window
-        probabilities = jax.nn.softmax(jnp.where(seen, scores, MASKED))
+        scores = jnp.where(seen, scores, MASKED)
+        # Not `softmax`, which rounds otherwise than the dense kernel.
+        probabilities = jnp.exp(scores - jax.nn.logsumexp(scores, axis=-1, keepdims=True))
         probabilities = mixed(probabilities, of_queries, of_keys, 1).astype(value.dtype)
         if seeds is not None:
             probabilities = drop_others(probabilities, _kept(seeds, probabilities.shape, first, length, rate), rate)

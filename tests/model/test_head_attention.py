@@ -100,6 +100,16 @@ def test_composition_drops_the_probabilities_that_the_dense_kernel_drops(monkeyp
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
+def test_composition_begins_at_the_dense_kernel_to_the_bit() -> None:
+    rng, length = np.random.default_rng(3), 16
+    qkv = rng.normal(size=(2, length, 3, HEADS, DIM)).astype(np.float32)
+    none = Mixing(*(np.zeros_like(part, np.float32) for part in mixing(rng, length, 2)))
+    lengths = np.array([16, 7])
+    found = jax.jit(lambda qkv: composed_attention(qkv, none, none, lengths, None, 0.0, 0))(qkv)
+    expected = jax.jit(lambda *three: dense_attention(*three, lengths, None, 0.0, 0))(*np.moveaxis(qkv, 2, 0))
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_half_precision_scales_begin_at_exactly_1() -> None:
     model = ModelConfig(embed=EMBED, heads=HEADS, attention_dropout=0.0)
     compute, rng = ComputeConfig(dtype="bfloat16", attention="xla"), np.random.default_rng(2)
