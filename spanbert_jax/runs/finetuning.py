@@ -22,7 +22,7 @@ from rich.table import Table
 
 from spanbert_jax.batch import Batch
 from spanbert_jax.batches.feed import feed
-from spanbert_jax.config import Config
+from spanbert_jax.config import Config, reads_spans
 from spanbert_jax.errors import UserError
 from spanbert_jax.files import disk_errors, make_directory, new_directory, written_aside
 from spanbert_jax.runs.prepare import given_tokenizer
@@ -31,6 +31,7 @@ from spanbert_jax.serving.answers import TaskPredictor, kept_metrics, rows_of, w
 from spanbert_jax.serving.prediction_files import write_jsonl
 from spanbert_jax.tasks.example_files import Role
 from spanbert_jax.tasks.finetuning import ExampleT, FineTuning, ModelT, TrainBatches
+from spanbert_jax.tasks.row_spans import without_effect
 from spanbert_jax.tasks.rows import Rows, fingerprint
 from spanbert_jax.tasks.settings import declared
 from spanbert_jax.text.tokenizer import Tokenizer, load_tokenizer
@@ -157,6 +158,8 @@ def prepare_data(
     task = kind(config, tokenizer, kind.learn(config, tokenizer, train))
     task.check(dev, config.data.dev)
     first = jax.process_index() == 0
+    for rule in without_effect(config.corpus.spans, tokenizer) if first and reads_spans(config.model) else ():
+        print(f"warning: config.corpus.spans: {rule} finds no span in rows of tasks, which are made from pieces")
     rows = [rows_of(task, read[role][0], getattr(config.data, role), role, cache, first) for role in roles]
     if first:
         for role, built in zip(roles, rows, strict=True):

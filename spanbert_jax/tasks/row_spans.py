@@ -3,7 +3,7 @@
 Invariant: the tags are those that the rules of config.corpus.spans give for the text of a row's pieces, each run of
 pieces between special ones by itself; special pieces lie in no span. The text is put together from the pieces, so every
 task has tags, whatever its rows are made from. Blocks have the tags of the text itself; the two differ where a
-vocabulary changes the text, such as to lower case. Worker processes run this module.
+vocabulary changes the text, such as to lower case (`without_effect`). Worker processes run this module.
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ import numpy as np
 
 from spanbert_jax.tasks.rows import Featurise, Row
 from spanbert_jax.text.sentences import split_sentences
+from spanbert_jax.text.span_syntax import parse_rules
 from spanbert_jax.text.span_tags import piece_tags
 from spanbert_jax.text.spans import SpanFinder
 from spanbert_jax.text.tokenizer import Tokenizer
@@ -76,3 +77,10 @@ class RowsWithSpans(Generic[_ExampleT]):
             at, first = at + len(sentence), stop
         found = self.finder.find(text, sentences)
         return piece_tags(found.sentences, found.spans, offsets)
+
+
+def without_effect(rules: str, tokenizer: Tokenizer) -> list[str]:
+    """The rules of config.corpus.spans that find no span in any row: files of spans, which name a corpus's documents,
+    and `capitals` where the vocabulary has no capital letters."""
+    lost = {"file", "capitals"} if tokenizer.lowercase else {"file"}
+    return [rule.written for rule in parse_rules(rules) if rule.name in lost]
