@@ -105,7 +105,7 @@ def composed_attention(
         if window:
             seen &= jnp.abs(keys - queries - first) <= window
         scores = jnp.where(seen, scores, MASKED)
-        # Not `softmax`, which rounds otherwise than the dense kernel.
+        # As the dense kernel computes them; `softmax` rounds differently.
         probabilities = jnp.exp(scores - jax.nn.logsumexp(scores, axis=-1, keepdims=True))
         probabilities = mixed(probabilities, of_queries, of_keys, 1).astype(value.dtype)
         if seeds is not None:

@@ -159,7 +159,7 @@ def prepare_data(
     task.check(dev, config.data.dev)
     first = jax.process_index() == 0
     for rule in without_effect(config.corpus.spans, tokenizer) if first and reads_spans(config.model) else ():
-        print(f"warning: config.corpus.spans: {rule} finds no span in rows of tasks, which are made from pieces")
+        print(f"warning: config.corpus.spans: {rule} is of no use in rows of tasks, whose text is their pieces")
     rows = [rows_of(task, read[role][0], getattr(config.data, role), role, cache, first) for role in roles]
     if first:
         for role, built in zip(roles, rows, strict=True):

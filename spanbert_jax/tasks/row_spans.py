@@ -80,7 +80,7 @@ class RowsWithSpans(Generic[_ExampleT]):
 
 
 def without_effect(rules: str, tokenizer: Tokenizer) -> list[str]:
-    """The rules of config.corpus.spans that find no span in any row: files of spans, which name a corpus's documents,
-    and `capitals` where the vocabulary has no capital letters."""
+    """The rules of config.corpus.spans that are of no use for rows: files of spans, which know whole documents alone,
+    and `capitals` where the tokenizer lowercases text."""
     lost = {"file", "capitals"} if tokenizer.lowercase else {"file"}
     return [rule.written for rule in parse_rules(rules) if rule.name in lost]
