@@ -110,5 +110,9 @@ def test_an_export_has_the_same_tensors(now: Runs, tmp_path: Path) -> None:
     assert {name: list(array.shape) for name, array in tensors.items()} == {
         n: s for n, (s, _) in THEN["export"].items()
     }
-    norms = {name: float(np.linalg.norm(array)) for name, array in tensors.items()}
-    assert norms == pytest.approx({name: norm for name, (_, norm) in THEN["export"].items()}, rel=1e-4, abs=1e-5)
+    # A key's bias adds the same to all scores of a query, so its gradient is 0 but for rounding, which AdamW scales up
+    # to whole updates: its values are the CPU's.
+    norms = {name: float(np.linalg.norm(array)) for name, array in tensors.items() if ".key.bias" not in name}
+    then = {name: THEN["export"][name][1] for name in norms}
+    assert len(then) == len(THEN["export"]) - now.config.model.layers
+    assert norms == pytest.approx(then, rel=1e-4, abs=1e-5)
