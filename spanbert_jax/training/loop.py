@@ -190,12 +190,12 @@ class _Steps:
             self._sizes[shapes] = size
             self._window.skip(time.monotonic() - began)
             self._log.skip(time.monotonic() - asked)  # the first batch waits for its pipeline to start
-            self._log.at(step + 1)
         self._signals.wait_for_saves()
         self._watchdog.doing = "the device"
         self._log.skipped(self._skips.add(step, sums))
         self._watchdog.end()
         self._log.windows(self._window.add(step + 1, sums, size))
+        self._log.at(step + 1)
         return state
 
 
@@ -289,16 +289,19 @@ class _Log(Stage):
         missing = unevaluated and primary and not _is_in_metrics(workdir, first)
         self._evaluated = -1 if missing else first  # the step whose evaluation is in the files
         self._skipped = 0
+        self._of_window = ""  # words about the last window, until an evaluation says more
         self._writer = MetricsWriter(workdir, first) if primary else None
         super().__init__("Training", start=first / last, enabled=primary)
 
-    def at(self, step: int, words: str = "") -> None:
-        """Shows the step, in words what is done at it, and how many steps of this start were skipped."""
+    def at(self, step: int, doing: str = "") -> None:
+        """Shows the step, what is done at it or else the last window's metrics, and how many steps of this start were
+        skipped."""
         skipped = f"{self._skipped:,} skipped" if self._skipped else ""
-        self.update(step / self._last, " · ".join(filter(None, [f"step {step:,}", words, skipped])))
+        words = [f"step {step:,}", doing or self._of_window, skipped]
+        self.update(step / self._last, " · ".join(filter(None, words)))
 
     def windows(self, rows: list[Row]) -> None:
-        """Writes and shows the windows."""
+        """Writes the windows; the last one's metrics are shown from the next step on."""
         for row in rows:
             if self._writer:
                 self._writer.write(row.step, row.metrics, [self._events.record(event) for event in row.events])
@@ -306,7 +309,7 @@ class _Log(Stage):
                     if not event.skipped_for:
                         self.say(self._events.spike(event))
             known = self._recipe.describe(row.metrics) if "train/gradient_norm" in row.metrics else ""
-            self.at(row.step, " · ".join(filter(None, [known, *_speed(row.metrics)])))
+            self._of_window = " · ".join(filter(None, [known, *_speed(row.metrics)]))
 
     def skipped(self, steps: list[Skipped]) -> None:
         """Shows steps that were skipped, as soon as that is known."""
@@ -320,6 +323,7 @@ class _Log(Stage):
         if self._writer and step > self._evaluated:
             self._writer.write(step, metrics)
         self.say(f"Step {step:,}, held out: {self._recipe.describe(metrics)}")
+        self._of_window = ""
         self.at(step)
 
     def flush(self) -> None:

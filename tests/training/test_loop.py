@@ -121,6 +121,27 @@ def test_the_time_left_counts_neither_compiling_nor_the_wait_for_the_first_batch
         assert 60 * minutes + seconds <= 2.5 * 2 * (100 - int(done)), (done, left)
 
 
+def test_slow_steps_are_shown_one_by_one_with_the_metrics_of_the_last_window(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a clock of the test, on which a step takes 10 s."""
+    config, now = config_of(steps=12, log_every=5), 0.0
+    for module in (loop, progress):
+        monkeypatch.setattr(module, "time", types.SimpleNamespace(monotonic=lambda: now, time=time.time))
+
+    def take(step: int) -> None:
+        nonlocal now
+        now += 10
+
+    recipe = recipe_of(config, [], take)
+    loop.run(
+        config, recipe._replace(describe=lambda of: f"gradient {of.get('train/gradient_norm')}"), epath.Path(tmp_path)
+    )
+    shown = re.findall(r"% · step (\d+)(?: · gradient ([\d.]+))? · ", capsys.readouterr().out)
+    norms = [str(row["train/gradient_norm"]) for row in rows(tmp_path)[:2]]  # of the first step, and of steps 2 to 5
+    assert shown == [(str(step), norms[step >= 8]) for step in range(1, 13)]
+
+
 def test_a_full_disk_is_one_line_with_the_path_and_the_same_run_goes_on_when_there_is_room(
     tmp_path: Path,
 ) -> None:
