@@ -82,5 +82,6 @@ class RowsWithSpans(Generic[_ExampleT]):
 def without_effect(rules: str, tokenizer: Tokenizer) -> list[str]:
     """The rules of config.corpus.spans that are of no use for rows: files of spans, which know whole documents alone,
     and `capitals` where the tokenizer lowercases text."""
-    lost = {"file", "capitals"} if tokenizer.lowercase else {"file"}
+    lowercases = tokenizer.decode(tokenizer.tokenize("A")).strip() == "a"  # for a tokenizer.json, nothing else says so
+    lost = {"file", "capitals"} if lowercases else {"file"}
     return [rule.written for rule in parse_rules(rules) if rule.name in lost]

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from tensorflow.core.example import example_pb2
 
+from spanbert_jax.convert.tokenizer_import import read_tokenizer
 from spanbert_jax.tasks.row_spans import RowsWithSpans, without_effect
 from spanbert_jax.text.block_making import BlockMaker
 from spanbert_jax.text.spans import SpanFinder
 from spanbert_jax.text.tokenizer import Tokenizer
+from tests.support.other_tokenizers import write
 from tests.support.texts_and_tokenizers import tokenizer_of
 
 RULES = "regex:AFTER=after [a-z]+; capitals"
@@ -68,10 +70,12 @@ def test_tags_of_no_piece_are_none() -> None:
     assert [key for key, _ in groupby(maker.tags([tokenizer.cls_id, *tokenizer.tokenize("a b")]))] == [0]
 
 
-def test_rules_that_need_the_text_as_it_was_written_are_named() -> None:
+def test_rules_that_need_the_text_as_it_was_written_are_named(tmp_path: Path) -> None:
     rules = "capitals; file:spans.jsonl; sentence"
     uncased, cased = tokenizer_of("uncased"), tokenizer_of("wordpiece")
     assert without_effect(rules, cased) == ["file:spans.jsonl"]
-    assert without_effect(rules, uncased) == ["capitals", "file:spans.jsonl"]
+    write("nfkc", [TEXT] * 4, tmp_path)  # its tokenizer.json has a normalizer for lower case
+    for lowercasing in (uncased, read_tokenizer(tmp_path)[0]):
+        assert without_effect(rules, lowercasing) == ["capitals", "file:spans.jsonl"]
     maker = RowsWithSpans(lambda _: [], uncased, SpanFinder("capitals"), "en", "sentencex")
     assert not any(maker.tags([uncased.cls_id, *uncased.tokenize(TEXT), uncased.sep_id]))
