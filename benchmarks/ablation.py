@@ -105,7 +105,8 @@ def files_of(cell: Cell, arguments: argparse.Namespace) -> Json:
 
 def build(cells: Sequence[Cell], arguments: argparse.Namespace) -> None:
     """Builds the blocks that the cells read, where they are missing: each kind by a run of one step."""
-    for cell in {files_of(cell, arguments)["data.dir"]: cell for cell in cells}.values():
+    of_losses = [cell._replace(recipe="one") for cell in cells]  # all held-out losses are those on single sequences
+    for cell in {files_of(cell, arguments)["data.dir"]: cell for cell in [*of_losses, *cells]}.values():
         fields = {**cell.fields, **files_of(cell, arguments), "train.steps": 1, "optimizer.warmup_steps": 0}
         place = Path(fields["data.dir"])
         if (place / "blocks").is_dir():

@@ -1,6 +1,8 @@
 """benchmarks/ablation.py: the grid, LitBank's mentions, the lengths of masked spans, and the tables."""
 
+import argparse
 import dataclasses
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +91,22 @@ def test_differences_within_noise_are_marked_and_a_stopped_grid_goes_on(
     assert one[2] == "8.000 ± 1.000 (+1.000)" and one_sbo[2] == "7.000 ± 1.000"
     assert spans[4] == "51.7 ± 1.5 (~-0.3)"
     assert (tmp_path / "work" / "ablation-bert.svg").exists()
+
+
+def test_recipes_of_pairs_have_blocks_of_single_sequences_too_for_the_held_out_loss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        Path(command[command.index("--workdir") + 1]).mkdir()
+        (built,) = (flag.partition("=")[2] for flag in command if flag.startswith("--config.data.dir="))
+        assert ("--config.corpus.pairs=True" in command) == built.endswith("pairs")
+        (Path(built) / "blocks").mkdir(parents=True)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(ablation.subprocess, "run", run)
+    cells = [Cell(row.recipe, "bert", 1, 50) for row in rows_of("bert", "masking")]
+    ablation.build(cells, argparse.Namespace(data=tmp_path / "data", work=tmp_path))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data-bert-one", "data-bert-pairs"]
 
 
 @pytest.mark.parametrize(
