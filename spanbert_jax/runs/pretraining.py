@@ -7,7 +7,7 @@ import functools
 import os
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -70,13 +70,14 @@ def make_recipe(
         goal,
         lambda layout: masked_batches.eval_batches(config, held_out, tokenizer, layout, config.train.eval_blocks),
         lambda totals: metrics(totals, config),
+        rows=min(config.train.eval_blocks or len(held_out), len(held_out)),
     )
     order = functools.cache(lambda: masked_batches.train_order(config, train))
     guessed = functools.cache(lambda: neighbour_metrics(config, tokenizer, train, held_out))  # the masks never change
 
-    def evaluate(params: Any, layout: jax.sharding.NamedSharding) -> dict[str, float]:
+    def evaluate(params: Any, layout: jax.sharding.NamedSharding, show: Callable[[float], None]) -> dict[str, float]:
         beside = guessed() if jax.process_index() == 0 else {}  # only process 0 reports
-        return summed(params, layout) | {f"held_out/{name}": value for name, value in beside.items()}
+        return summed(params, layout, show) | {f"held_out/{name}": value for name, value in beside.items()}
 
     return loop.Recipe(
         init=lambda key: pretraining_heads.init_params(model, key),

@@ -52,7 +52,8 @@ class Recipe(NamedTuple):
     init: Callable[[jax.Array], Any]  # key -> params
     objective: Objective
     train_batches: Callable[[NamedSharding, int, int], Iterator[Batch]]  # (layout, first step, last step)
-    evaluate: Callable[[Any, NamedSharding], dict[str, float]]  # (params, layout) -> "held_out/..." metrics
+    # (params, layout, a function that takes the fraction that is done, for the display) -> "held_out/..." metrics
+    evaluate: Callable[[Any, NamedSharding, Callable[[float], None]], dict[str, float]]
     metrics: Callable[[Mapping[str, float]], dict[str, float]]  # the sums of a window's steps, added up -> metrics
     describe: Callable[[Mapping[str, float]], str]  # metrics -> a few words for the progress display
     batch_size: Callable[[Batch], BatchSize]
@@ -118,8 +119,9 @@ def _run(config: Config, recipe: Recipe, workdir: epath.Path) -> Result:
             if unevaluated:
                 watchdog.leave()
                 log.windows(window.finish(step))
-                log.at(step, "evaluating on held-out blocks")
-                found = signals.unless_asked(functools.partial(recipe.evaluate, state["params"], layout))
+                show = functools.partial(log.evaluating, step)
+                show(0.0)
+                found = signals.unless_asked(functools.partial(recipe.evaluate, state["params"], layout, show))
                 if found is not None:
                     evaluation, unevaluated = found, False
                     best.keep(step, state["params"], evaluation, checkpoints)
@@ -318,6 +320,10 @@ class _Log(Stage):
             for step in steps:
                 self.say(self._events.skipped(step))
 
+    def evaluating(self, step: int, done: float) -> None:
+        """Shows the fraction of an evaluation that is done."""
+        self.at(step, f"evaluating, {done:.0%} done")
+
     def evaluation(self, step: int, metrics: dict[str, float]) -> None:
         """Writes and shows an evaluation's metrics. A finished run that is started again has written them already."""
         if self._writer and step > self._evaluated:
@@ -341,17 +347,22 @@ def summed_evaluation(
     objective: Objective,
     batches: Callable[[NamedSharding], Iterator[Batch]],
     metrics: Callable[[Mapping[str, float]], dict[str, float]],
-) -> Callable[[Any, NamedSharding], dict[str, float]]:
-    """An evaluation that adds up the objective's sums over all batches and takes `metrics` of them."""
+    rows: int,
+) -> Callable[[Any, NamedSharding, Callable[[float], None]], dict[str, float]]:
+    """An evaluation that adds up the objective's sums over all batches and takes `metrics` of them. rows: the number in
+    all batches, for the display; empty ones do not count."""
     step = functools.cache(lambda mesh: make_eval_step(objective, mesh))
 
-    def evaluate(params: Any, layout: NamedSharding) -> dict[str, float]:
+    def evaluate(params: Any, layout: NamedSharding, show: Callable[[float], None]) -> dict[str, float]:
         totals: collections.Counter[str] = collections.Counter()
         pending: collections.deque[Sums] = collections.deque()
+        seen = 0
         for batch in batches(layout):
             pending.append(step(layout.mesh)(params, batch))
             if len(pending) > STEPS_AHEAD:
                 add_sums(totals, pending.popleft())
+            seen += len(batch["input_ids"])
+            show(min(seen / rows, 1.0))
         for sums in pending:
             add_sums(totals, sums)
         return {f"held_out/{name}": value for name, value in metrics(totals).items()}

@@ -40,7 +40,7 @@ def recipe_of(config: Config, asked: list[int], before: Callable[[int], None] = 
         init=lambda key: pretraining_heads.init_params(model, key),
         objective=objective(model, commonest=7),
         train_batches=batches,
-        evaluate=lambda params, layout: {},
+        evaluate=lambda params, layout, show: {},
         metrics=lambda totals: {},
         describe=lambda values: "",
         batch_size=lambda batch: BatchSize(1, 1.0, ""),

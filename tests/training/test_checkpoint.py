@@ -117,7 +117,7 @@ def scored(config: Any, values: list[float]) -> loop.Recipe:
     """A recipe whose evaluations give these values, one after another."""
     left = iter(values)
     recipe = recipe_of(config, [])
-    return recipe._replace(evaluate=lambda params, layout: {"held_out/score": next(left)}, best="held_out/score")
+    return recipe._replace(evaluate=lambda params, layout, show: {"held_out/score": next(left)}, best="held_out/score")
 
 
 def test_the_best_evaluation_is_kept_and_one_that_is_no_number_never_is(tmp_path: Path) -> None:

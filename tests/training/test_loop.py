@@ -7,7 +7,7 @@ import re
 import signal
 import time
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,7 @@ def test_a_request_ends_an_evaluation_and_the_next_start_makes_up_for_it(tmp_pat
     def run(workdir: Path, step: int, evaluation: int) -> tuple[int, bool]:
         """A start that is asked to stop in the step and the evaluation of these numbers."""
 
-        def evaluate(params: Any, layout: Any) -> dict[str, float]:
+        def evaluate(params: Any, layout: Any, show: Any) -> dict[str, float]:
             nonlocal evaluated
             evaluated += 1
             stop(evaluated == evaluation)
@@ -121,25 +121,33 @@ def test_the_time_left_counts_neither_compiling_nor_the_wait_for_the_first_batch
         assert 60 * minutes + seconds <= 2.5 * 2 * (100 - int(done)), (done, left)
 
 
-def test_slow_steps_are_shown_one_by_one_with_the_metrics_of_the_last_window(
+def test_slow_steps_and_evaluations_are_shown_as_they_go_on_with_the_metrics_of_the_last_window(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """On a clock of the test, on which a step takes 10 s."""
+    """On a clock of the test, on which a step takes 10 s, and half an evaluation too."""
     config, now = config_of(steps=12, log_every=5), 0.0
     for module in (loop, progress):
         monkeypatch.setattr(module, "time", types.SimpleNamespace(monotonic=lambda: now, time=time.time))
 
-    def take(step: int) -> None:
+    def wait(step: int) -> None:
         nonlocal now
         now += 10
 
-    recipe = recipe_of(config, [], take)
-    loop.run(
-        config, recipe._replace(describe=lambda of: f"gradient {of.get('train/gradient_norm')}"), epath.Path(tmp_path)
+    def evaluate(params: Any, layout: Any, show: Callable[[float], None]) -> dict[str, float]:
+        for half in (1, 2):
+            wait(12)
+            show(half / 2)
+        return {}
+
+    recipe = recipe_of(config, [], wait)._replace(
+        evaluate=evaluate, describe=lambda metrics: f"gradient {metrics.get('train/gradient_norm')}"
     )
-    shown = re.findall(r"% · step (\d+)(?: · gradient ([\d.]+))? · ", capsys.readouterr().out)
+    loop.run(config, recipe, epath.Path(tmp_path))
+    said = capsys.readouterr().out
     norms = [str(row["train/gradient_norm"]) for row in rows(tmp_path)[:2]]  # of the first step, and of steps 2 to 5
-    assert shown == [(str(step), norms[step >= 8]) for step in range(1, 13)]
+    shown = re.findall(r"% · step (\d+)(?: · gradient ([\d.]+))? · ", said)
+    assert shown[:12] == [(str(step), norms[step >= 8]) for step in range(1, 13)]
+    assert re.findall(r"step 12 · evaluating, (\d+)% done", said) == ["50", "100"]
 
 
 def test_a_full_disk_is_one_line_with_the_path_and_the_same_run_goes_on_when_there_is_room(

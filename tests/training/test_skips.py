@@ -159,7 +159,7 @@ def test_parameters_that_are_not_finite_are_neither_saved_nor_kept_as_best(tmp_p
     bias[3] = np.inf
     recipe = recipe._replace(
         initial_params=lambda: {"embeddings": {"norm": {"bias": bias}}},
-        evaluate=lambda params, layout: {"held_out/score": 1.0},
+        evaluate=lambda params, layout, show: {"held_out/score": 1.0},
         best="held_out/score",
     )
     with pytest.raises(UserError, match=r"4 steps in a row were skipped; .* there is no checkpoint"):
