@@ -16,8 +16,8 @@ side does not have, is stated apart, and is cold in every cell. A cell has one c
 of which PyTorch has one a core, wait in loops that count as CPU seconds. On a busy machine all CPU seconds are higher:
 compare sides that ran under the same load.
 
-Continued pre-training on spans of raw text, whose result --init takes, costs about 6 CPU seconds a step, and so 25
-minutes on two cores. It keeps no pooler: tasks that have one begin with a fresh one.
+Continued pre-training on spans of raw text, whose result --init takes, costs 6 to 12 CPU seconds a step, and so 15 to
+30 minutes on two cores. It keeps no pooler: tasks that have one begin with a fresh one.
 
     python -m spanbert_jax.main --config configs/base.py --workdir runs/continued \\
         --config.init_from=../shared/data/checkpoints/minilm_l6 \\
@@ -25,8 +25,8 @@ minutes on two cores. It keeps no pooler: tasks that have one begin with a fresh
         --config.data.block_length=128 --config.data.lengths=4 \\
         --config.model.dropout=0 --config.model.attention_dropout=0 \\
         --config.optimizer.learning_rate=2e-4 --config.optimizer.warmup_steps=50 \\
-        --config.optimizer.weight_decay=0.01 --config.train.batch_size=32 --config.train.steps=500 \\
-        --config.train.eval_every=250 --config.train.checkpoint_every=250
+        --config.optimizer.weight_decay=0.01 --config.train.batch_size=32 --config.train.steps=300 \\
+        --config.train.eval_every=150 --config.train.checkpoint_every=50
     python -m benchmarks.finetuning_peer --init runs/continued --sides ours
 
 Invariant: a line of cells.jsonl is used again only for the settings that it was made with.
