@@ -84,17 +84,17 @@ def eval_batches(
     and weights are 0.
     """
     where = sharding if sharding.num_devices > 1 else None
-    dataset = _eval_dataset(config, blocks, tokenizer, _evaluated(blocks, limit), where)
+    dataset = _eval_dataset(config, blocks, tokenizer, evaluated_rows(blocks, limit), where)
     return feed(dataset.as_numpy_iterator(), sharding, HeldRows(sharding))
 
 
 def local_eval_batches(config: Config, blocks: Blocks, tokenizer: Tokenizer, limit: int) -> Iterator[NumpyBatch]:
     """The batches of `eval_batches` on one device, in NumPy."""
-    return _eval_dataset(config, blocks, tokenizer, _evaluated(blocks, limit), None).as_numpy_iterator()
+    return _eval_dataset(config, blocks, tokenizer, evaluated_rows(blocks, limit), None).as_numpy_iterator()
 
 
-def _evaluated(blocks: Blocks, limit: int) -> int:
-    """The number of blocks that `limit` means, so that two limits of the same blocks share a dataset."""
+def evaluated_rows(blocks: Blocks, limit: int) -> int:
+    """The number of rows of `eval_batches` that are not empty. Limits with the same number share a dataset."""
     return min(limit or len(blocks), len(blocks))
 
 

@@ -38,7 +38,7 @@ from spanbert_jax.text.tokenizer import Tokenizer, load_tokenizer
 from spanbert_jax.training import loop, sharding
 from spanbert_jax.training.checkpoint import find_checkpoint, read_metadata, read_params
 from spanbert_jax.training.metadata import Metadata
-from spanbert_jax.training.progress import Stage
+from spanbert_jax.training.progress import Show
 from spanbert_jax.training.together import decided, together
 from spanbert_jax.training.workdir import claim_workdir, open_workdir
 from spanbert_jax.training.workdir_lock import running_alone
@@ -201,7 +201,7 @@ def _recipe(
     def train_batches(layout: NamedSharding, first: int, last: int) -> Iterator[Batch]:
         return feed((batches.batch(step) for step in range(first, last)), layout)
 
-    def evaluate(params: Any, layout: NamedSharding, show: Callable[[float], None]) -> dict[str, float]:
+    def evaluate(params: Any, layout: NamedSharding, show: Show) -> dict[str, float]:
         if layout not in predictors:
             predictors[layout] = TaskPredictor(task, layout)
         predictions = predictors[layout].predictions(params, data.examples, data.dev, {}, show)
@@ -248,10 +248,8 @@ def _predict(config: Config, data: Data[ExampleT, ModelT], place: Path) -> dict[
     checkpoint = epath.Path(decided("find a checkpoint", lambda: str(find_checkpoint(epath.Path(place)))))
     tuned = kept_metrics(read_metadata(checkpoint))
     predictor = TaskPredictor(data.task, sharding.batch_sharding(sharding.mesh_of(config)))
-    params, rows = predictor.place(read_params(checkpoint)), len(data.dev)
-    with Stage("Predicting", enabled=jax.process_index() == 0) as stage:
-        show = lambda done: stage.update(done, f"{done * rows:,.0f} rows")  # noqa: E731
-        predictions = predictor.predictions(params, data.examples, data.dev, tuned, show)
+    params, first = predictor.place(read_params(checkpoint)), jax.process_index() == 0
+    predictions = predictor.shown(params, data.examples, data.dev, tuned, first)
 
     def write() -> None:
         write_jsonl(predictions, place / "predictions.jsonl")

@@ -7,7 +7,7 @@ import functools
 import os
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -26,6 +26,7 @@ from spanbert_jax.tasks.pretraining_loss import describe, metrics, objective
 from spanbert_jax.text.tokenizer import Tokenizer
 from spanbert_jax.training import flops, loop, sharding
 from spanbert_jax.training.metadata import Metadata
+from spanbert_jax.training.progress import Show
 from spanbert_jax.training.step import Batch, BatchSize
 from spanbert_jax.training.workdir import claim_workdir, open_workdir
 from spanbert_jax.training.workdir_lock import running_alone
@@ -70,12 +71,12 @@ def make_recipe(
         goal,
         lambda layout: masked_batches.eval_batches(config, held_out, tokenizer, layout, config.train.eval_blocks),
         lambda totals: metrics(totals, config),
-        rows=min(config.train.eval_blocks or len(held_out), len(held_out)),
+        rows=masked_batches.evaluated_rows(held_out, config.train.eval_blocks),
     )
     order = functools.cache(lambda: masked_batches.train_order(config, train))
     guessed = functools.cache(lambda: neighbour_metrics(config, tokenizer, train, held_out))  # the masks never change
 
-    def evaluate(params: Any, layout: jax.sharding.NamedSharding, show: Callable[[float], None]) -> dict[str, float]:
+    def evaluate(params: Any, layout: jax.sharding.NamedSharding, show: Show) -> dict[str, float]:
         beside = guessed() if jax.process_index() == 0 else {}  # only process 0 reports
         return summed(params, layout, show) | {f"held_out/{name}": value for name, value in beside.items()}
 

@@ -15,7 +15,7 @@ import jax
 from jax.sharding import NamedSharding
 
 from spanbert_jax.config import Config, reads_spans
-from spanbert_jax.serving.predictor import Params, Predictor, Show, quiet
+from spanbert_jax.serving.predictor import Params, Predictor
 from spanbert_jax.serving.weights import Weights
 from spanbert_jax.tasks.example_files import Record, Role, Source
 from spanbert_jax.tasks.finetuning import ExampleT, FineTuning, Identified, Learnt, ModelT, Prediction
@@ -24,7 +24,7 @@ from spanbert_jax.tasks.rows import Rows, build_rows, fingerprint, load_rows, sa
 from spanbert_jax.tasks.settings import values
 from spanbert_jax.training import sharding
 from spanbert_jax.training.metadata import Metadata
-from spanbert_jax.training.progress import Stage
+from spanbert_jax.training.progress import Show, Stage, quiet
 
 
 def trained_task(weights: Weights) -> AnyTask:
@@ -67,6 +67,15 @@ class TaskPredictor(Generic[ExampleT, ModelT]):
             return []
         batches = self._task.eval_batches(rows, self._predictor.multiple)
         return self._task.decode(examples, rows, self._predictor.outputs(params, batches, len(rows), show), tuned)
+
+    def shown(
+        self, params: Params, examples: Sequence[ExampleT], rows: Rows, tuned: Mapping[str, float], enabled: bool
+    ) -> list[Prediction]:
+        """`predictions`, with a progress display where `enabled`."""
+        with Stage("Predicting", enabled=enabled) as stage:
+            return self.predictions(
+                params, examples, rows, tuned, lambda done: stage.update(done, f"{done * len(rows):,.0f} rows")
+            )
 
 
 class Answerer:
@@ -113,14 +122,7 @@ class Answerer:
         progress."""
         rows = rows_of(self.task, examples, source, role, None, enabled)
         warn_of_cuts(rows, examples, source)
-        with Stage("Predicting", enabled=enabled) as stage:
-            return self._predictor.predictions(
-                self._params,
-                examples,
-                rows,
-                self._tuned,
-                lambda done: stage.update(done, f"{done * len(rows):,.0f} rows"),
-            )
+        return self._predictor.shown(self._params, examples, rows, self._tuned, enabled)
 
 
 def open_answerer(weights: Weights) -> Answerer:

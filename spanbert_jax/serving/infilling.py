@@ -23,12 +23,13 @@ from spanbert_jax.serving.decoding import ORDERS, Candidate, Choice, Query, Scor
 from spanbert_jax.serving.gap_lengths import Found, Solution, search
 from spanbert_jax.serving.gaps import GappedText, Span, Words, piece_classes, read_gaps
 from spanbert_jax.serving.mixture import BUCKETS, Mixture, default_mixture, read_mixture
-from spanbert_jax.serving.predictor import Params, Show, quiet
+from spanbert_jax.serving.predictor import Params
 from spanbert_jax.serving.slot_scores import BEST, SlotScorer
 from spanbert_jax.serving.span_writer import SpanWriter
 from spanbert_jax.serving.weights import Weights
 from spanbert_jax.text.tokenizer import Tokenizer
 from spanbert_jax.text.wordpiece import CONTINUES
+from spanbert_jax.training.progress import Show, quiet
 
 WORDS = (1, 4)  # fewest and most words of a gap of open length
 ORDER, BEAM, ALTERNATIVES = "confidence", 5, 5

@@ -13,19 +13,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from spanbert_jax.batch import Batch, NumpyBatch
 from spanbert_jax.batches.feed import to_global
+from spanbert_jax.training.progress import Show, quiet
 
 Params = dict[str, Any]
 Compute = Callable[[Params, Batch], dict[str, jax.Array]]
 Batches = Iterable[tuple[np.ndarray, NumpyBatch]]  # (int [batch] row numbers, -1 for an empty row; the batch)
 AbstractBatch = Mapping[str, jax.ShapeDtypeStruct]
 Outputs = list[dict[str, np.ndarray]]  # one dict for each row
-Show = Callable[[float], None]  # shows progress: takes the fraction that is done
 
 _ShapeKey = tuple[tuple[str, tuple[int, ...]], ...]  # the sorted (name, shape) of a batch's arrays
-
-
-def quiet(_: float) -> None:
-    """Shows nothing."""
 
 
 class Predictor:

@@ -25,8 +25,9 @@ from spanbert_jax.serving.decoding import Query, Scores
 from spanbert_jax.serving.functions import EXACT
 from spanbert_jax.serving.gaps import CONTINUES, JOINED, SPACED
 from spanbert_jax.serving.mixture import Mixture
-from spanbert_jax.serving.predictor import AbstractBatch, Params, Predictor, Show, quiet
+from spanbert_jax.serving.predictor import AbstractBatch, Params, Predictor
 from spanbert_jax.serving.weights import Weights
+from spanbert_jax.training.progress import Show, quiet
 
 BEST = 10  # the pieces of each class that are returned, which is the widest beam and the most alternatives
 _SLOTS = (8, 32, 128)  # masked positions of a row, padded to one of these

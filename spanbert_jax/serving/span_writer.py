@@ -19,9 +19,10 @@ from spanbert_jax.errors import UserError
 from spanbert_jax.model.encoder import table_rows
 from spanbert_jax.model.pretraining_heads import DECODER, SBO, losses, pretraining_model
 from spanbert_jax.serving.functions import EXACT
-from spanbert_jax.serving.predictor import AbstractBatch, Params, Predictor, Show, quiet
+from spanbert_jax.serving.predictor import AbstractBatch, Params, Predictor
 from spanbert_jax.serving.span_beam import span_strings
 from spanbert_jax.serving.weights import Weights
+from spanbert_jax.training.progress import Show, quiet
 
 _ROWS = 16  # of the largest batch: each string of a beam takes the scores of a vocabulary twice
 

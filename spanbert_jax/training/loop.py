@@ -25,7 +25,7 @@ from spanbert_jax.training import lifeline, sharding
 from spanbert_jax.training.checkpoint import BEST, CHECKPOINTS, Checkpoints, newest_sound, read_metadata, write_params
 from spanbert_jax.training.events import Events
 from spanbert_jax.training.metadata import Metadata
-from spanbert_jax.training.progress import MetricsWriter, Stage, metric_records
+from spanbert_jax.training.progress import MetricsWriter, Show, Stage, metric_records
 from spanbert_jax.training.skips import Skipped, Skips
 from spanbert_jax.training.step import (
     BatchSize,
@@ -53,7 +53,7 @@ class Recipe(NamedTuple):
     objective: Objective
     train_batches: Callable[[NamedSharding, int, int], Iterator[Batch]]  # (layout, first step, last step)
     # (params, layout, a function that takes the fraction that is done, for the display) -> "held_out/..." metrics
-    evaluate: Callable[[Any, NamedSharding, Callable[[float], None]], dict[str, float]]
+    evaluate: Callable[[Any, NamedSharding, Show], dict[str, float]]
     metrics: Callable[[Mapping[str, float]], dict[str, float]]  # the sums of a window's steps, added up -> metrics
     describe: Callable[[Mapping[str, float]], str]  # metrics -> a few words for the progress display
     batch_size: Callable[[Batch], BatchSize]
@@ -348,12 +348,12 @@ def summed_evaluation(
     batches: Callable[[NamedSharding], Iterator[Batch]],
     metrics: Callable[[Mapping[str, float]], dict[str, float]],
     rows: int,
-) -> Callable[[Any, NamedSharding, Callable[[float], None]], dict[str, float]]:
+) -> Callable[[Any, NamedSharding, Show], dict[str, float]]:
     """An evaluation that adds up the objective's sums over all batches and takes `metrics` of them. rows: the number in
     all batches, for the display; empty ones do not count."""
     step = functools.cache(lambda mesh: make_eval_step(objective, mesh))
 
-    def evaluate(params: Any, layout: NamedSharding, show: Callable[[float], None]) -> dict[str, float]:
+    def evaluate(params: Any, layout: NamedSharding, show: Show) -> dict[str, float]:
         totals: collections.Counter[str] = collections.Counter()
         pending: collections.deque[Sums] = collections.deque()
         seen = 0

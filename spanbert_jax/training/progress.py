@@ -7,7 +7,7 @@ import contextlib
 import json
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -19,7 +19,12 @@ from spanbert_jax import json_files
 from spanbert_jax.files import disk_errors, is_remote, written_aside
 
 _SECONDS_BETWEEN_LINES = 10.0
+Show = Callable[[float], None]  # shows progress: takes the fraction that is done
 SECONDS_BETWEEN_COPIES = 1.0  # to a bucket: Google Cloud Storage accepts one write of an object a second
+
+
+def quiet(_: float) -> None:
+    """Shows nothing."""
 
 
 def clock(seconds: float) -> str:
