@@ -107,7 +107,7 @@ def rows_of(start: str, group: str) -> list[Row]:
     rows = [Row("one_sbo", None)]
     for name in EXTENSIONS:
         control = f"control_{name}"
-        if start == "modern" and control in controls():
+        if start == "random" and control in controls():
             rows += [Row(name, control), Row(control, "one_sbo")]
         else:
             rows.append(Row(name, "one_sbo"))
@@ -140,24 +140,24 @@ TASKS = {
         "squad",
         "squad/train-v1.1-subset.json",
         "squad/dev-v1.1.json",
-        2_000,
-        500,
+        800,
+        300,
         1.0,
         {"train.batch_size": 16, "question_answering.stride": 64, "question_answering.max_question": 32},
     ),
     "wnut17": Task(
-        "WNUT-17, F1", "ner", "wnut17/wnut17train.conll", "wnut17/emerging.dev.conll", None, None, 3.0, _SPAN_HEAD
+        "WNUT-17, F1", "ner", "wnut17/wnut17train.conll", "wnut17/emerging.dev.conll", 1_500, 400, 3.0, _SPAN_HEAD
     ),
     "semeval": Task(
         "SemEval-2010, F1",
         "relation:semeval",
         "semeval2010_task8/TRAIN_FILE.TXT",
         "semeval2010_task8/TEST_FILE_FULL.TXT",
-        4_000,
-        1_500,
+        2_400,
+        800,
         2.0,
     ),
-    "litbank": Task("LitBank mentions, F1", "ner", "train.jsonl", "dev.jsonl", 2_000, 800, 2.0, _SPAN_HEAD),
+    "litbank": Task("LitBank mentions, F1", "ner", "train.jsonl", "dev.jsonl", 1_000, 400, 2.0, _SPAN_HEAD),
 }
 # Fields of every fine-tuning.
 TUNING: Json = {
@@ -172,11 +172,10 @@ TUNING: Json = {
 
 
 class Start(NamedTuple):
-    """Where trainings start, and for which groups of recipes."""
+    """Where trainings start."""
 
     title: str
     config: str  # a module of configs/ and its argument
-    groups: tuple[str, ...]
     steps: int
     fields: Mapping[str, Any]  # of the pre-training
     tuning: Mapping[str, Any]  # of every fine-tuning
@@ -188,13 +187,12 @@ MINILM = "checkpoints/minilm_l6"
 # What Muon pre-trained, Muon fine-tunes: with AdamW such encoders learn little in so few steps (docs/finetuning.md).
 _MUON: Json = {"optimizer.name": "muon", "optimizer.learning_rate": 3e-3}
 STARTS = {
-    "bert": Start("random weights, configs/tiny.py:bert", "tiny:bert", ("masking", "objective"), 1_600, {}, _MUON),
-    "modern": Start("random weights, configs/tiny.py", "tiny", ("extension",), 500, {}, _MUON),
+    # Encoders with learned positions (configs/tiny.py:bert) are still behind counting neighbours after so many steps.
+    "random": Start("random weights, configs/tiny.py", "tiny", 500, {}, _MUON),
     "minilm": Start(
         "MiniLM, 6 layers of 384",
         "base",
-        ("masking", "objective", "extension"),
-        60,
+        300,
         {
             "data.block_length": 128,
             "data.lengths": 4,
@@ -202,7 +200,7 @@ STARTS = {
             "model.attention_dropout": 0.0,
             "optimizer.learning_rate": 2e-4,
             "optimizer.weight_decay": 0.01,
-            "train.batch_size": 32,
+            "train.batch_size": 8,
         },
         {"optimizer.learning_rate": 2e-4},
     ),

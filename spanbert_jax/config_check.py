@@ -344,12 +344,7 @@ def _check_pairs(config: Config) -> None:
             f"config.train.nsp_weight is {weight:g}, and config.corpus.pairs is False, so no row has a second text to "
             "predict; set --config.corpus.pairs=True, or --config.train.nsp_weight=0"
         )
-    if config.corpus.pairs and model.family == "modern":
-        raise UserError(
-            "config.corpus.pairs is True, and config.model.family is 'modern', which has no token types to tell the "
-            "two texts of a row apart; set --config.corpus.pairs=False, or --config.model.family=bert"
-        )
-    if config.corpus.pairs and model.token_types < 2:
+    if config.corpus.pairs and model.family == "bert" and model.token_types < 2:
         raise UserError(
             f"config.corpus.pairs is True, and config.model.token_types is {model.token_types}, and pairs need 2, one "
             "for each text of a row; set --config.corpus.pairs=False, or more token types"

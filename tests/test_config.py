@@ -117,7 +117,6 @@ def test_the_modern_models_have_the_published_shapes() -> None:
         ({"train__sbo_weight": float("nan")}, "config.train.sbo_weight is nan"),
         ({"train__nsp_weight": -1.0}, "config.train.nsp_weight is -1.0; it must not be negative"),
         ({"train__nsp_weight": 1.0}, "config.train.nsp_weight is 1, and config.corpus.pairs is False"),
-        ({"corpus__pairs": True}, "config.corpus.pairs is True, and config.model.family is 'modern', which has no"),
         ({**PAPERS, "corpus__pairs": True, "model__token_types": 1}, "config.model.token_types is 1, and pairs need 2"),
         ({"optimizer__warmup_steps": 5000}, "warmup_steps 5000 is over config.train.steps 1600"),
         ({"optimizer__eps_placement": "before"}, "must be one of 'corrected', 'uncorrected'"),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from spanbert_jax.batch import KEPT, MASK, RANDOM
+from spanbert_jax.config import FAMILIES
 from spanbert_jax.model import pretraining_heads
 from spanbert_jax.model.encoder import encode
 from spanbert_jax.tasks.pretraining_loss import describe, metrics, objective
@@ -35,9 +36,10 @@ def scores(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     }
 
 
-def model_and_params(**train: Any) -> tuple[pretraining_heads.PretrainingModel, Any]:
+def model_and_params(family: str = "bert", **train: Any) -> tuple[pretraining_heads.PretrainingModel, Any]:
     pairs = {"pairs": bool(train.get("nsp_weight"))}
-    model = pretraining_heads.pretraining_model(small_config(train=train, corpus=pairs), VOCAB, "cpu")
+    config = small_config(train=train, corpus=pairs, model={"family": family})
+    model = pretraining_heads.pretraining_model(config, VOCAB, "cpu")
     shapes = jax.eval_shape(lambda: pretraining_heads.init_params(model, jax.random.key(0)))
     rng = np.random.default_rng(0)
 
@@ -80,8 +82,9 @@ def test_accuracies_by_what_replaced_the_piece_equal_a_walk_over_the_slots(
     assert found == pytest.approx(expected, rel=1e-5)
 
 
-def test_next_sentence_prediction_is_a_mean_over_the_rows_that_are_there() -> None:
-    model, params = model_and_params(nsp_weight=0.5)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_next_sentence_prediction_is_a_mean_over_the_rows_that_are_there(family: str) -> None:
+    model, params = model_and_params(family, nsp_weight=0.5)
     config = model.config
     batch = random_batch(config, 3)
     scores = jax.jit(pretraining_heads.apply, static_argnums=0)(model, params, batch)
