@@ -117,6 +117,7 @@ def _run(config: Config, recipe: Recipe, workdir: epath.Path) -> Result:
             at_end = step == last
             unevaluated |= at_end or (step % config.train.eval_every == 0 and step > first)
             if unevaluated:
+                began = time.monotonic()
                 watchdog.leave()
                 log.windows(window.finish(step))
                 show = functools.partial(log.evaluating, step)
@@ -126,6 +127,8 @@ def _run(config: Config, recipe: Recipe, workdir: epath.Path) -> Result:
                     evaluation, unevaluated = found, False
                     best.keep(step, state["params"], evaluation, checkpoints)
                     log.evaluation(step, evaluation)
+                if step == first:
+                    log.skip(time.monotonic() - began)  # made up for an earlier start
                 window.start()
             stop = signals.asked or stop_at(step)
             is_due = step > first and (is_due or step % config.train.checkpoint_every == 0 or stop or at_end)

@@ -121,6 +121,37 @@ def test_the_time_left_counts_neither_compiling_nor_the_wait_for_the_first_batch
         assert 60 * minutes + seconds <= 2.5 * 2 * (100 - int(done)), (done, left)
 
 
+def test_the_time_left_does_not_count_an_evaluation_that_an_earlier_start_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a clock of the test: a step takes 10 s, and an evaluation an hour. A request to stop comes before the one of
+    step 10."""
+    config, now = config_of(steps=20, log_every=2, eval_every=10, checkpoint_every=100), 0.0
+    for module in (loop, progress):
+        monkeypatch.setattr(module, "time", types.SimpleNamespace(monotonic=lambda: now, time=time.time))
+
+    def wait(step: int) -> None:
+        nonlocal now
+        now += 10
+        if step == 9 and now < 3600:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def evaluate(params: Any, layout: Any, show: Any) -> dict[str, float]:
+        nonlocal now
+        now += 3600
+        return {}
+
+    recipe = recipe_of(config, [], wait)._replace(evaluate=evaluate)
+    assert loop.run(config, recipe, epath.Path(tmp_path))[:2] == (10, False)
+    capsys.readouterr()
+    assert loop.run(config, recipe, epath.Path(tmp_path))[:2] == (20, True)
+    shown = re.findall(r"step (1[1-9]) .* ([\d:]+) left", capsys.readouterr().out)
+    assert len(shown) > 5
+    for step, left in shown:
+        minutes, seconds = map(int, left.split(":"))  # no hours
+        assert 60 * minutes + seconds <= 2 * 10 * (20 - int(step)), (step, left)
+
+
 def test_slow_steps_and_evaluations_are_shown_as_they_go_on_with_the_metrics_of_the_last_window(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
