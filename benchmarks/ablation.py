@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.ablation_grid import LENGTHS, MINILM, RULES, STARTS, TASKS, TEXT, TUNING, recipes, rows_of
+from benchmarks.ablation_grid import GUESS, LENGTHS, MINILM, RULES, STARTS, TASKS, TEXT, TUNING, recipes, rows_of
 from benchmarks.cells import mean, names_of, run_cells, seeds_of
 from benchmarks.measure import ROOT, Side, cores_of
 from benchmarks.report import machine, write
@@ -45,12 +45,17 @@ GROUPS = {
 
 
 class Cell(NamedTuple):
-    """A recipe from a start with a seed."""
+    """A recipe from a start with a seed; or the guess, which has neither steps nor seeds."""
 
     recipe: str
     start: str
     seed: int
     steps: int
+
+    @classmethod
+    def of_guess(cls, start: str) -> "Cell":
+        """The guess on the held-out blocks of a start."""
+        return cls(GUESS, start, 1, 1)
 
     @property
     def fields(self) -> Json:
@@ -78,12 +83,14 @@ def train(cell: Cell, arguments: argparse.Namespace, core: int, running: dict[Ce
     if cell.start == "minilm":
         fields["init_from"] = str(data / MINILM)
     tasks = {}
-    for name, task in TASKS.items():
+    for name, task in TASKS.items() if cell.recipe != GUESS else ():
         folder = work / "litbank" if name == "litbank" else data
         spec = {"train": str(folder / task.train), "dev": str(folder / task.dev), "seed": cell.seed}
         spec |= {"train_examples": task.train_examples, "dev_examples": task.dev_examples, "config": task.config}
         tasks[name] = {**spec, "fields": {**cell.tuning, **task.fields, "finetuning.epochs": task.epochs}}
-    spec = {"config": STARTS[cell.start].config, "fields": fields, "workdir": str(workdir), "tasks": tasks}
+    spec = {"config": STARTS[cell.start].config, "fields": fields, "tasks": tasks}
+    if tasks:
+        spec["workdir"] = str(workdir)
     spec["held_out"] = str(work / f"data-{cell.start}-one" / "blocks")
     cache = {"JAX_COMPILATION_CACHE_DIR": str(work / "compiled"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1"}
     with Side("ablation_cell", spec, (core,), {"JAX_PLATFORMS": "cpu", **cache}) as side:
@@ -92,7 +99,8 @@ def train(cell: Cell, arguments: argparse.Namespace, core: int, running: dict[Ce
             found = side.ready().ask({})
         finally:
             running.pop(cell, None)
-    shutil.rmtree(workdir)
+    if tasks:
+        shutil.rmtree(workdir)
     return found
 
 
@@ -168,14 +176,16 @@ def table(results: Results, start: str, group: str, seeds: Sequence[int], steps:
         *(task.title for task in TASKS.values()),
     ]
     lines = [head, ["---"] * len(head)]
-    for name, reference in rows_of(start, group):
+    rows = rows_of(start, group)
+    for name, reference in rows:
         mine, other = (measures(results, one, start, seeds, steps) for one in (name, reference))
         pairs = enumerate(itertools.zip_longest(mine, other))
         cells = [shown(values, compared, 1 if place else 3) for place, (values, compared) in pairs]
         beside = f" (beside {reference})" if reference else ""
         lines.append([f"{name}: {recipes()[name].title}{beside}", *cells])
-    guess = next(iter(results.values()))["guess"]
-    lines.append(["without a model", "", "", *(f"{guess[name]:.1f}" for name in TASKS)])
+    guess, of_tasks = results[Cell.of_guess(start)], results[Cell(rows[0].recipe, start, seeds[0], steps)]["guess"]
+    cells = [f"{guess['loss'][0]:.3f}", f"{guess['accuracy'][0]:.1f}", *(f"{of_tasks[name]:.1f}" for name in TASKS)]
+    lines.append([recipes()[GUESS].title, *cells])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
@@ -213,6 +223,7 @@ def draw(results: Results, start: str, seeds: Sequence[int], steps: int, groups:
             if not name.startswith("control_"):
                 losses = [results[Cell(name, start, seed, steps)]["loss"][1:] for seed in seeds]
                 axis.plot(names, np.mean(losses, 0), "o-", ms=3, lw=1, label=name)
+        axis.plot(names, results[Cell.of_guess(start)]["loss"][1:], color="grey", ls="-.", label=GUESS)
         axis.set_title(GROUPS[group], fontsize=8)
         axis.set_xlabel("pieces in the masked span")
         axis.legend(fontsize=6)
@@ -231,7 +242,8 @@ def compare(arguments: argparse.Namespace) -> None:
     make_directory(arguments.work, "--work")
     litbank(arguments.data / "litbank" / "conll", arguments.work / "litbank")
     steps = {start: arguments.steps or STARTS[start].steps for start in starts}
-    wanted = [
+    wanted = [Cell.of_guess(start) for start in starts]
+    wanted += [
         Cell(row.recipe, start, seed, steps[start])
         for start, seed, group in itertools.product(starts, seeds, groups)
         for row in rows_of(start, group)

@@ -22,6 +22,7 @@ from configs.tiny import get_config
 from spanbert_jax.config import ModelConfig
 from spanbert_jax.model.parameters import parameter_shapes
 
+GUESS = "neighbours"  # the guess of spanbert_jax/corpus/neighbours.py, in the place of a recipe
 RULES = "capitals; pos:NP=D?[AC]*N+"  # named entities and noun phrases
 PAIRS: Json = {"corpus.pairs": True, "train.nsp_weight": 1.0, "train.sbo_weight": 0.0}
 SPANS: Json = {"masking.scheme": "span"}
@@ -85,8 +86,8 @@ def controls() -> dict[str, Recipe]:
 
 
 def recipes() -> dict[str, Recipe]:
-    """All recipes."""
-    extended = {}
+    """All recipes, and the guess."""
+    extended = {GUESS: Recipe("without a model", {})}
     for name, fields in EXTENSIONS.items():
         shown = ", ".join(f"{field}={value}" for field, value in fields.items())
         extended[name] = Recipe(shown, {**SPANS, **{f"model.{field}": value for field, value in fields.items()}})

@@ -8,14 +8,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.sparse
 
-from benchmarks import ablation
+from benchmarks import ablation, ablation_cell
 from benchmarks.ablation import Cell, sentences_with_mentions
 from benchmarks.ablation_cell import run_lengths
-from benchmarks.ablation_grid import EXTENSIONS, LENGTHS, STARTS, TASKS, count, recipes, rows_of
+from benchmarks.ablation_grid import EXTENSIONS, GUESS, LENGTHS, STARTS, TASKS, count, recipes, rows_of
 from benchmarks.finetuning_material import made_config
 from configs.tiny import get_config
-from spanbert_jax.config import ModelConfig
+from spanbert_jax.batch import KEPT, MASK
+from spanbert_jax.config import ModelConfig, from_dict
+from spanbert_jax.corpus.neighbours import Neighbours
 
 
 @pytest.mark.parametrize("start", STARTS)
@@ -59,6 +62,40 @@ def test_a_slot_s_span_is_as_long_as_its_run_of_positions() -> None:
     assert found[0, :6].tolist() == [2, 2, 1, 3, 3, 3] and found[1, :4].tolist() == [4] * 4
 
 
+def test_the_guess_of_a_length_is_the_mean_over_the_pieces_of_spans_of_this_length(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A span of each length, of which one piece was kept."""
+    rng = np.random.default_rng(0)
+    ends = np.cumsum([1 + first for first, _ in LENGTHS])  # a visible piece lies before each span
+    places = np.concatenate([np.arange(end - first, end) for (first, _), end in zip(LENGTHS, ends, strict=True)])
+    batch = {
+        "input_ids": rng.integers(5, 20, (1, ends[-1] + 1)),
+        "masked_positions": places[None],
+        "masked_ids": rng.integers(5, 20, (1, len(places))),
+        "masked_weights": np.ones((1, len(places)), np.float32),
+        "replacement": np.where(places == 4, KEPT, MASK)[None],
+    }
+    neighbours = Neighbours(scipy.sparse.csr_array(rng.integers(0, 9, (20, 20))), rng.integers(1, 9, 20))
+    for name, value in {"load_tokenizer": None, "open_blocks": None, "count_neighbours": neighbours}.items():
+        monkeypatch.setattr(ablation_cell, name, lambda *_, value=value: value)
+    monkeypatch.setattr(ablation_cell, "local_eval_batches", lambda *_: [batch])
+    found = ablation_cell.guessed(from_dict(get_config().to_dict()), Path("blocks"))
+    lengths: list[list[tuple[float, bool]]] = []  # (nats, right) of each piece
+    for (first, _), end in zip(LENGTHS, ends, strict=True):
+        lengths.append([])
+        for place in set(range(end - first, end)) - {4}:
+            left = batch["input_ids"][0, place - 1] if place == end - first else -1
+            right = batch["input_ids"][0, place + 1] if place == end - 1 else -1
+            piece = batch["masked_ids"][0, list(places).index(place)]
+            guess = neighbours.guess(np.array([left]), np.array([right]), np.array([piece]))
+            lengths[-1].append((-np.log(guess.probability[0]), guess.right[0]))
+    for place, of in enumerate([[one for length in lengths for one in length], *lengths]):
+        nats, right = np.mean(of, axis=0)
+        assert found["loss"][place] == pytest.approx(nats) and found["accuracy"][place] == pytest.approx(100 * right)
+        assert found["pieces"][place] == len(of)
+
+
 def test_differences_within_noise_are_marked_and_a_stopped_grid_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -66,6 +103,9 @@ def test_differences_within_noise_are_marked_and_a_stopped_grid_goes_on(
 
     def train(cell: Cell, *_: Any) -> dict[str, Any]:
         trained.append(cell)
+        if cell.recipe == GUESS:
+            values = [6.0] * (1 + len(LENGTHS))
+            return {"loss": values, "accuracy": values, "metrics": {}, "guess": {}, "cpu_seconds": 1.0}
         better = 1.0 if cell.recipe == "one" else 0.0
         noise = (-1) ** cell.seed if cell.recipe == "spans" else 0.0
         values = [5.0 + cell.seed + better] + [4.0] * len(LENGTHS)
@@ -86,13 +126,14 @@ def test_differences_within_noise_are_marked_and_a_stopped_grid_goes_on(
     arguments += ["--data", str(tmp_path / "data"), "--work", str(tmp_path / "work")]
     for _ in range(2):
         assert ablation.main(arguments) == 0
-    assert len(trained) == len(set(trained)) == 9
+    assert len(trained) == len(set(trained)) == 10  # three recipes with three seeds, and the guess
     lines = [[cell.strip() for cell in line.split("|")] for line in capsys.readouterr().out.splitlines() if "|" in line]
     spans, one, one_sbo = (
         next(line for line in lines if line[1].startswith(f"{name}:")) for name in ("spans", "one", "one_sbo")
     )
     assert one[2] == "8.000 ± 1.000 (+1.000)" and one_sbo[2] == "7.000 ± 1.000"
     assert spans[4] == "51.7 ± 1.5 (~-0.3)"
+    assert lines[-1][1:5] == ["without a model", "6.000", "6.0", "1.0"]
     assert (tmp_path / "work" / "ablation-random.svg").exists()
 
 
