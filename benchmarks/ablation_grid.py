@@ -189,7 +189,7 @@ MINILM = "checkpoints/minilm_l6"
 _MUON: Json = {"optimizer.name": "muon", "optimizer.learning_rate": 3e-3}
 STARTS = {
     # Encoders with learned positions (configs/tiny.py:bert) are still behind counting neighbours after so many steps.
-    "random": Start("random weights, configs/tiny.py", "tiny", 500, {}, _MUON),
+    "random": Start("random weights, configs/tiny.py", "tiny", 1_000, {}, _MUON),
     "minilm": Start(
         "MiniLM, 6 layers of 384",
         "base",
