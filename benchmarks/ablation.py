@@ -256,8 +256,8 @@ def compare(arguments: argparse.Namespace) -> None:
             side.close()
 
     def told(cell: Cell, record: Json) -> str:
-        tasks = ", ".join(f"{name} {value:.1f}" for name, value in record["metrics"].items())
-        what = f"{cell.recipe}, {cell.start}, seed {cell.seed}: {record['loss'][0]:.3f} nats, {tasks}"
+        tasks = "".join(f", {name} {value:.1f}" for name, value in record["metrics"].items())
+        what = f"{cell.recipe}, {cell.start}, seed {cell.seed}: {record['loss'][0]:.3f} nats{tasks}"
         return f"{what}; {record['cpu_seconds']:.0f} CPU s"
 
     def one(cell: Cell, core: int) -> Json:
