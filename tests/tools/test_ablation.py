@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import json
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from benchmarks import ablation, ablation_cell
 from benchmarks.ablation import Cell, sentences_with_mentions
 from benchmarks.ablation_cell import run_lengths
 from benchmarks.ablation_grid import EXTENSIONS, GUESS, LENGTHS, STARTS, TASKS, count, recipes, rows_of
+from benchmarks.cells import read_records
 from benchmarks.finetuning_material import made_config
+from benchmarks.measure import ROOT
 from configs.tiny import get_config
 from spanbert_jax.batch import KEPT, MASK
 from spanbert_jax.config import ModelConfig, from_dict
@@ -28,6 +31,17 @@ def test_every_recipe_is_a_configuration_of_the_same_steps_and_rows(start: str) 
     configs = [made_config(STARTS[start].config, Cell(name, start, 1, 50).fields) for name in named]
     sizes = {(c.train.steps, c.train.batch_size, c.data.block_length, c.corpus.spans, c.model.embed) for c in configs}
     assert len(sizes) == 1
+
+
+def test_the_finished_cells_beside_the_page_are_cells_of_the_grid() -> None:
+    records = read_records(ROOT / "docs" / "ablation.jsonl")
+    settings = [record["settings"] for record in records]
+    cells = [Cell(*(one[field] for field in Cell._fields)) for one in settings]
+    assert cells and len(set(cells)) == len(cells)
+    assert [json.loads(json.dumps(cell.settings())) for cell in cells] == settings
+    titles = [task.title for task in TASKS.values()]
+    page = (ROOT / "docs" / "ablation.md").read_text(encoding="utf-8")
+    assert " | ".join(titles) in page
 
 
 def test_a_control_has_as_many_parameters_as_its_extension() -> None:
