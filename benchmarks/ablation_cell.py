@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import io
 import os
-import resource
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import numpy as np
 
 from benchmarks.ablation_grid import LENGTHS
 from benchmarks.finetuning_material import made_config, prepare
-from benchmarks.finetuning_side import train
+from benchmarks.finetuning_side import cpu_seconds, train
 from benchmarks.worker import Handler, Json
 from spanbert_jax.batch import MASK
 from spanbert_jax.config import Config, MaskingConfig
@@ -54,12 +53,6 @@ def start(spec: Json) -> tuple[Json, Handler]:
         return {**found, "metrics": metrics, "guess": guesses, "cpu_seconds": cpu_seconds()}
 
     return {"process": os.getpid()}, run
-
-
-def cpu_seconds() -> float:
-    """CPU seconds of this process, user and system."""
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
 
 
 def held_out(workdir: Path, blocks: Path) -> Json:

@@ -188,7 +188,7 @@ MINILM = "checkpoints/minilm_l6"
 # What Muon pre-trained, Muon fine-tunes: with AdamW such encoders learn little in so few steps (docs/finetuning.md).
 _MUON: Json = {"optimizer.name": "muon", "optimizer.learning_rate": 3e-3}
 STARTS = {
-    # Encoders with learned positions (configs/tiny.py:bert) are still behind counting neighbours after so many steps.
+    # configs/tiny.py:bert learns later: after 800 steps of 16 rows it has 6.32 nats, the neighbours' guess 6.01.
     "random": Start("random weights, configs/tiny.py", "tiny", 1_000, {}, _MUON),
     "minilm": Start(
         "MiniLM, 6 layers of 384",

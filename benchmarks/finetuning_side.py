@@ -107,12 +107,12 @@ def results(material: Material, trained: Trained) -> Json:
             "compile": trained.compile_seconds,
             "steps": trained.step_seconds,
             "evaluation": evaluation,
-            "process": _cpu_seconds(),
+            "process": cpu_seconds(),
         },
     }
 
 
-def _cpu_seconds() -> float:
+def cpu_seconds() -> float:
     """CPU seconds, user and system, of this process and of the processes that it has waited for."""
     uses = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(use.ru_utime + use.ru_stime for use in uses)
