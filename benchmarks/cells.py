@@ -7,8 +7,9 @@ grid that is started again goes on.
 import json
 import queue
 import threading
+import time
 from collections.abc import Callable, Collection, Hashable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -16,7 +17,7 @@ import numpy as np
 
 from benchmarks.worker import Json
 from spanbert_jax.errors import UserError
-from spanbert_jax.training.progress import Stage
+from spanbert_jax.training.progress import Stage, clock
 
 
 def names_of(option: str, given: str, known: Collection[str]) -> list[str]:
@@ -87,11 +88,16 @@ def run_cells(
     for core in cores:
         free.put(core)
 
+    began: dict[C, float] = {}  # of the cells that are being trained
+    took: list[float] = []  # seconds, of those that were trained
+
     def one(cell: C) -> None:
         core = free.get()
         try:
             if stopped.is_set():
                 return
+            with lock:
+                began[cell] = time.monotonic()
             record = {"settings": cell.settings(), **train(cell, core)}
         except BaseException:
             stopped.set()
@@ -102,15 +108,40 @@ def run_cells(
             with kept.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
             found[cell] = record
+            took.append(time.monotonic() - began.pop(cell))
             stage.say(told(cell, record))
-            stage.update(len(found) / len(wanted), f"{len(wanted) - len(found)} cells are left")
+
+    def show() -> None:
+        with lock:
+            running = [time.monotonic() - start for start in began.values()]
+            waiting = len(wanted) - len(found) - len(running)
+            seconds = time_left(took, running, waiting, len(cores))
+        left = "" if seconds is None else f" · {clock(seconds)} left"
+        stage.update(None, f"{len(found)} of {len(wanted)} cells{left}")
 
     pool = ThreadPoolExecutor(len(cores))
     try:
-        for future in [pool.submit(one, cell) for cell in left]:
-            future.result()
+        pending = {pool.submit(one, cell) for cell in left}
+        while pending:
+            done, pending = wait(pending, timeout=1, return_when=FIRST_COMPLETED)
+            for future in done:
+                future.result()
+            show()
     finally:
         stopped.set()
         cancel()
         pool.shutdown(cancel_futures=True)
     return found
+
+
+def time_left(took: Sequence[float], running: Sequence[float], waiting: int, cores: int) -> float | None:
+    """Seconds until all cells are trained, if each takes as long as the mean of those before it; None before the first.
+
+    took: seconds of the cells that were trained. running: seconds since each of the others began. waiting: how many
+    have not begun.
+    """
+    if not took:
+        return None
+    each = sum(took) / len(took)
+    rest = [max(each - seconds, 0.0) for seconds in running]
+    return max((sum(rest) + waiting * each) / cores, *rest, 0.0)

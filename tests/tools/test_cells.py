@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from benchmarks.cells import read_records, run_cells
+from benchmarks.cells import read_records, run_cells, time_left
 from spanbert_jax.errors import UserError
 from spanbert_jax.training.progress import Stage
 
@@ -49,7 +49,7 @@ def test_the_first_cell_that_fails_ends_the_others(tmp_path: Path) -> None:
         assert cancelled.wait(timeout=10)
         raise UserError("ended")
 
-    cells = [Cell(name, 1) for name in ("fails", "long", "later")]
+    cells = [Cell(name, 1) for name in ("long", "fails", "later")]
     with Stage("Cells") as stage, pytest.raises(UserError, match="no memory"):
         run_cells(cells, tmp_path / "cells.jsonl", (0, 1), train, cancelled.set, stage, lambda *_: "")
     assert set(trained) == {"fails", "long"}
@@ -61,3 +61,10 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
     kept.write_text('{"settings": {}}\n{}\n')
     with pytest.raises(UserError, match=r"cells\.jsonl, line 2: no line of a finished cell; delete the line"):
         read_records(kept)
+
+
+def test_the_time_left_counts_what_running_cells_have_done() -> None:
+    assert time_left([], [50.0], 3, 2) is None
+    assert time_left([90.0, 110.0], [100.0, 40.0], 0, 2) == 60.0  # of the last cell, beside which a core is idle
+    assert time_left([90.0, 110.0], [20.0, 40.0], 4, 2) == (80.0 + 60.0 + 400.0) / 2
+    assert time_left([100.0], [130.0, 120.0], 0, 2) == 0.0  # slower than those before
