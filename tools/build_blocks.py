@@ -9,9 +9,11 @@ environment of its own with requirements-beam.txt alone.
 Invariant: the files in OUT are byte for byte those that a run builds.
 """
 
+import itertools
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from typing import NoReturn
 
 from spanbert_jax import cli
@@ -25,10 +27,24 @@ def main() -> NoReturn:
     parser.add_argument("--config", required=True, help="the experiment: a file in configs/")
     parser.add_argument("--data-dir", required=True, help="where tokenizer/ and blocks/ go; a bucket works")
     given, others = parser.parse_known_args()
-    fields = [argument for argument in others if argument.startswith("--config.")]
-    beam_arguments = [argument for argument in others if argument not in fields]
+    fields, beam_arguments = fields_and_others(others)
     sys.argv = [sys.argv[0], f"--config={given.config}", *fields, f"--config.data.dir={given.data_dir}"]
     run_app(lambda config, _: build(config, beam_arguments))
+
+
+def fields_and_others(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(the flags of config fields, the other flags), each with its value where the value is an argument of its own.
+    Raises UserError for a field without a value."""
+    fields: list[str] = []
+    others: list[str] = []
+    found = others
+    for argument, following in itertools.pairwise([*arguments, "--"]):
+        if argument.startswith("--"):
+            found = fields if argument.startswith("--config.") else others
+            if found is fields and "=" not in argument and following.startswith("--"):
+                raise UserError(f"{argument} has no value; give it as {argument}=VALUE")
+        found.append(argument)
+    return fields, others
 
 
 def build(config: Config, beam_arguments: list[str]) -> int:

@@ -8,11 +8,13 @@ runs/<the config's name>) lacks the tokenizer or the blocks, the tool makes them
 
 import dataclasses
 import html
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from absl import flags
+from etils import epath
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -78,7 +80,7 @@ def main(config: Config, workdir: str) -> int:
     from spanbert_jax.corpus.blocks import open_blocks
     from spanbert_jax.corpus.masked_batches import described_batches
     from spanbert_jax.runs.prepare import prepare
-    from spanbert_jax.runs.start_from import StartingWeights
+    from spanbert_jax.runs.start_from import StartingWeights, adopt
 
     if HTML.value and STATISTICS.value:
         raise UserError("--html shows blocks and --statistics numbers; give one of the two")
@@ -87,21 +89,21 @@ def main(config: Config, workdir: str) -> int:
             f"--html {HTML.value}: there is no directory {Path(HTML.value).absolute().parent}; make it first"
         )
     with StartingWeights(config) as start:
-        tokenizer, data = prepare(config, Path(workdir), start)
+        config = adopt(config, epath.Path(workdir), start)
+        tokenizer, data = prepare(config, epath.Path(workdir), start)
     blocks = open_blocks(data / "blocks", "train")
     wanted = STATISTICS_BLOCKS if STATISTICS.value else ROWS.value
-    steps = -(-wanted // config.train.batch_size)
     if STATISTICS.value:  # rows of one length can be concatenated; masks are the same
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, lengths=1))
     # A collapsed row has the same masks, and would not show the pieces of a span in their places.
     config = dataclasses.replace(config, masking=dataclasses.replace(config.masking, collapse_spans=False))
-    batches = described_batches(config, blocks, tokenizer, 0, steps)
+    batches = described_batches(config, blocks, tokenizer, 0, wanted)  # each has a row at least
     console = Console(highlight=False)
     if STATISTICS.value:
-        rows = collect(batches, steps)
+        rows = collect(batches, wanted)
         console.print(statistics_table(config, rows, blocks.metadata.piece_counts, blocks.metadata.kinds))
         return 0
-    shown = [describe_row(tokenizer, row, blocks.metadata.kinds) for row in first_rows(batches, ROWS.value)]
+    shown = [describe_row(tokenizer, row, blocks.metadata.kinds) for row in first_rows(batches, wanted)]
     if HTML.value:
         with written_aside(Path(HTML.value)) as aside:
             aside.write_text(page(shown, workdir), encoding="utf-8")
@@ -112,11 +114,10 @@ def main(config: Config, workdir: str) -> int:
 
 
 def first_rows(batches: Iterator[dict[str, np.ndarray]], count: int) -> Iterator[dict[str, np.ndarray]]:
-    """The first `count` rows of the batches, one by one."""
-    for batch in batches:
-        for row in range(min(count, len(batch["lengths"]))):
-            yield {name: value[row] for name, value in batch.items()}
-        count -= len(batch["lengths"])
+    """The first `count` rows of the batches, one by one, without the empty ones that fill batches up."""
+    rows = ((batch, row) for batch in batches for row in np.flatnonzero(batch["lengths"]))
+    for batch, row in itertools.islice(rows, count):
+        yield {name: value[row] for name, value in batch.items()}
 
 
 def describe_row(
@@ -220,16 +221,20 @@ def page(rows: list[tuple[str, list[Segment]]], workdir: str) -> str:
     )
 
 
-def collect(batches: Iterator[dict[str, np.ndarray]], steps: int) -> dict[str, np.ndarray]:
-    """The arrays of all batches, concatenated along the rows; shows a progress bar."""
+def collect(batches: Iterator[dict[str, np.ndarray]], count: int) -> dict[str, np.ndarray]:
+    """The arrays of the first `count` rows, without the empty ones; shows a progress bar."""
     from spanbert_jax.training.progress import Stage
 
     parts: list[dict[str, np.ndarray]] = []
+    rows = 0
     with Stage("Masking blocks") as stage:
-        for batch in batches:
-            parts.append(batch)
-            stage.update(len(parts) / steps, f"{len(parts) * len(batch['lengths']):,} blocks")
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        while rows < count:
+            batch = next(batches)
+            used = batch["lengths"] > 0
+            parts.append({name: value[used] for name, value in batch.items()})
+            rows += int(used.sum())
+            stage.update(min(rows / count, 1.0), f"{rows:,} blocks")
+    return {name: np.concatenate([part[name] for part in parts])[:count] for name in parts[0]}
 
 
 def statistics_table(

@@ -36,6 +36,7 @@ from spanbert_jax.corpus.vocabulary_fit import check_fit
 from spanbert_jax.errors import UserError
 from spanbert_jax.text.block_making import BlockMaker
 from spanbert_jax.text.documents import Document
+from spanbert_jax.text.spans import SpanFinder
 from spanbert_jax.text.tokenizer import METADATA_FILE as TOKENIZER_METADATA
 from spanbert_jax.text.tokenizer import VOCABULARY_FILES, Tokenizer, load_tokenizer
 
@@ -88,14 +89,21 @@ def build_with_beam(config: Config, arguments: list[str]) -> list[str]:
 
 
 def _check_sample(config: Config, tokenizer: Tokenizer, inputs: list[Input]) -> None:
-    """Raises UserError, before any machine starts, where the first documents show that the vocabulary does not fit, or
-    where no document would be held out."""
-    documents = itertools.chain.from_iterable(read_input(file, config.corpus.document_break, []) for file in inputs)
+    """Raises UserError, before any machine starts, where the first documents show that the vocabulary does not fit,
+    where no document would be held out, or where a file of spans does not fit the corpus."""
+
+    def read() -> Iterator[Document]:
+        for file in inputs:
+            yield from read_input(file, config.corpus.document_break, [])
+
+    documents = read()
     sample: list[Document] = []
     while sum(len(document.text) for document in sample) < _SAMPLE_CHARS and (document := next(documents, None)):
         sample.append(document)
     check_sides(config.corpus, itertools.chain(sample, documents))
     maker = building.block_maker(config, tokenizer)
+    if maker.finder is not None:
+        maker.finder.check_documents(lambda: (document.text for document in read()))
     counts = [maker(task).piece_counts for task in building.make_tasks(sample, config.corpus, [])]
     check_fit(config, tokenizer, np.sum(counts, axis=0))
 
@@ -145,6 +153,7 @@ def _describe(
             beam.pvalue.AsList(read.contents),
             config,
             tokenizer,
+            maker.finder,
             sources,
             directory,
         )
@@ -259,6 +268,7 @@ def _finish(
     contents: list[tuple[int, str]],
     config: Config,
     tokenizer: Tokenizer,
+    finder: SpanFinder | None,
     sources: list[dict[str, Any]],
     directory: str,
 ) -> None:
@@ -272,7 +282,7 @@ def _finish(
         for name in names:  # TFDS checks that files of these names are there
             (Path(aside) / name).touch()
         piece_counts, span_counts = np.split(sums[6:], [tokenizer.vocab_size])
-        spans = building.describe_spans(building.span_finder(config.corpus), span_counts)
+        spans = building.describe_spans(finder, span_counts)
         building.write_metadata(config, tokenizer, Path(aside), sources, in_order, counts, piece_counts, spans)
         for path in sorted(Path(aside).iterdir(), key=lambda path: path.name == METADATA_FILE):
             if path.name not in names:
@@ -333,7 +343,7 @@ def _tokenizer(config: Config) -> Tokenizer:
             )
         given.save(Path(aside) / "new")
         if "://" not in directory:
-            Path(directory).mkdir(parents=True)
+            Path(directory).mkdir(parents=True, exist_ok=True)
         for path in sorted((Path(aside) / "new").iterdir(), key=lambda path: path.name == _TOKENIZER_FILES[0]):
             _put(path, f"{directory}/{path.name}")
         return given

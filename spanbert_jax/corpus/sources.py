@@ -1,7 +1,7 @@
 """The sources of a corpus's documents, and whether the sources have changed since blocks were made from them.
 
 Invariant: the documents and their order depend on config.corpus and on the sources' contents alone. The description of
-the sources has the size and the hash of every file, so that other text is never taken for the same.
+the sources has the size and the hash of every file, by which other text is told from the same.
 """
 
 import dataclasses
@@ -127,18 +127,20 @@ def _how_to_split(corpus: CorpusConfig) -> str:
     return "name more files with --config.corpus.files"
 
 
-def changed_sources(sources: list[dict[str, Any]], corpus: CorpusConfig, built_at: float) -> str:
+def changed_sources(sources: list[dict[str, Any]], corpus: CorpusConfig, read_at: float) -> str:
     """How the files of a corpus differ from those that blocks were made from; "" where they are the same, or all gone.
 
     Where all files are gone, the blocks were brought to a machine without them. Sizes are always compared. A hash in
-    `sources` is compared only where the file was touched after `built_at` (seconds since 1970). No change escapes this,
-    because users can set back a file's time of modification, but not that of the last change of its status (ctime).
+    `sources` is compared only where the file was touched after `read_at`, the time at which the build began to read
+    (seconds since 1970). Users can set back a file's time of modification, but not that of the last change of its
+    status (ctime). So a change of equal size escapes only where `read_at` is too late: in a copy of the blocks that did
+    not keep their times (`cp -r`; `cp -a` keeps the times).
     """
     recorded = {source["file"]: source for source in sources if "file" in source}
     found = [str(path) for path in match_files(corpus.files)] if recorded else []
     if not recorded or not any(path in recorded for path in found):
         return ""
-    rewritten = [path for path in found if path in recorded and _is_rewritten(recorded[path], built_at)]
+    rewritten = [path for path in found if path in recorded and _is_rewritten(recorded[path], read_at)]
     changes = {
         "added": [path for path in found if path not in recorded],
         "removed": [path for path in recorded if path not in found],
@@ -153,13 +155,13 @@ def _describe_change(how: str, paths: list[str]) -> str:
     return f"{len(paths):,} files were {how} ({paths[0]}, ...)"
 
 
-def _is_rewritten(source: dict[str, Any], built_at: float) -> bool:
+def _is_rewritten(source: dict[str, Any], read_at: float) -> bool:
     path = Path(source["file"])
     try:
         status = os.stat(path)
         if status.st_size != source["bytes"]:
             return True
-        touched = max(status.st_mtime, status.st_ctime) > built_at - _CLOCK_SECONDS
+        touched = max(status.st_mtime, status.st_ctime) > read_at - _CLOCK_SECONDS
         return touched and "sha256" in source and hash_file(path) != source["sha256"]
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; make it readable or leave it out") from error

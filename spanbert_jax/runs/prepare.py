@@ -94,7 +94,7 @@ def _has_checkpoint(workdir: epath.Path) -> bool:
 def _prepare(config: Config, data: Path, resumed: bool, start: StartingWeights) -> None:
     make_directory(data, "--config.data.dir")
     if not block_data.is_built(data / "blocks"):
-        with _making_alone(config, data):
+        with _making_alone(data):
             if not block_data.is_built(data / "blocks"):
                 _make(config, data, start)
                 return
@@ -103,17 +103,17 @@ def _prepare(config: Config, data: Path, resumed: bool, start: StartingWeights) 
 
 
 @contextlib.contextmanager
-def _making_alone(config: Config, data: Path) -> Iterator[None]:
-    """Lets one run at a time make vocabulary and blocks in a directory that runs share; a workdir has its own lock.
-    Raises UserError where another run is at it, which might otherwise lose its vocabulary to this one."""
+def _making_alone(data: Path) -> Iterator[None]:
+    """Lets one process at a time make vocabulary and blocks in a directory. Raises UserError where another one is at
+    it, a run or tools/show_masking.py, which might otherwise lose its vocabulary to this one."""
 
     def busy() -> None:
         raise UserError(
             f"{data}: another run makes the vocabulary and the blocks there; wait for it, or give another "
-            "--config.data.dir"
+            "--config.data.dir or --workdir"
         )
 
-    with locked(data / "lock", busy) if config.data.dir else contextlib.nullcontext():
+    with locked(data / "lock", busy):
         yield
 
 
@@ -159,8 +159,10 @@ def _check(
     metadata = _read_metadata(config, tokenizer, data / "blocks")
     block_data.check_blocks(metadata, config, tokenizer)
     check_kinds(config, metadata.kinds)
-    built_at = epath.Path(data / "blocks" / block_data.METADATA_FILE).stat().mtime
-    changes = changed_sources(metadata.sources, config.corpus, built_at)
+    # The note stands beside the vocabulary before the text is read for the blocks.
+    marks = (epath.Path(data / "tokenizer" / _NOTE), epath.Path(data / "blocks" / block_data.METADATA_FILE))
+    read_at = min(mark.stat().mtime for mark in marks if mark.exists())
+    changes = changed_sources(metadata.sources, config.corpus, read_at)
     if not is_remote(data):
         _check_files(config, tokenizer, Path(data) / "blocks", metadata, changes)
     if not changes:
@@ -245,7 +247,8 @@ def _make_tokenizer(config: Config, directory: Path, start: StartingWeights) -> 
     """The tokenizer of an unfinished build, where that build had the same text and settings; otherwise a new one."""
     settings = {**dataclasses.asdict(config.tokenizer), "vocab_file": ""}
     given = given_tokenizer(config, start)
-    files = [(str(path), path.stat().st_size) for path in match_files(config.corpus.files)]
+    paths = [(str(path), path.stat()) for path in match_files(config.corpus.files)]
+    files = [(path, status.st_size, status.st_mtime_ns) for path, status in paths]
     made_from = json.dumps(
         [given.fingerprint] if given else [settings, block_data.source_fields(config.corpus), files], sort_keys=True
     )

@@ -3,6 +3,7 @@
 Invariant: as in `span_rules`.
 """
 
+import collections
 import functools
 import importlib.metadata
 import importlib.util
@@ -126,9 +127,10 @@ class SpanFile(Rule):
         {"key": "8c1f3d0a55e0b7e2", "spans": [[0, 12, "PERSON"], [22, 28, "PLACE"]]}
 
     "key" is `hash_text` of the document, in hex. A span is [begin, end, kind] in characters (code points) of the
-    document's text without the white space around the text. `tools/find_spans.py --json` writes such a file. A span is
-    widened to whole words where it ends at a mark inside a word, as at a hyphen, and cut where a sentence ends. The
-    kinds are those of the file, in the order in which they come.
+    document's text without the white space around the text. `tools/find_spans.py --json` writes such a file, with
+    equal lines for documents with the same text. A span is widened to whole words where it ends at a mark inside a
+    word, as at a hyphen, and cut where a sentence ends. The kinds are those of the file, in the order in which they
+    come.
     """
 
     def __init__(self, path: str, rule: str) -> None:
@@ -139,9 +141,9 @@ class SpanFile(Rule):
         for line, text in read_lines(Path(path)):
             if text.strip():
                 key, spans = _parsed(text, f"{path}, line {line}", kinds, rule)
-                if key in self._spans:
-                    raise UserError(f"{path}, line {line}: line {self._spans[key][0]} has the same key; join the two")
-                self._spans[key] = line, spans
+                first, others = self._spans.setdefault(key, (line, spans))
+                if spans != others:
+                    raise UserError(f"{path}, line {line}: line {first} has the same key and other spans; join the two")
         self.kinds = tuple(kinds)
         if not kinds:
             raise UserError(f"rule {quoted(rule)}: {path} holds no span; tools/find_spans.py --json writes such files")
@@ -151,9 +153,14 @@ class SpanFile(Rule):
         found: list[list[Span]] = [[] for _ in document.sentences]
         key = self.check(document.text)
         place, text = 0, document.text.strip()
+        coming = collections.deque(self._spans[key][1] if key else ())
+        touching: list[Span] = []  # those of the document that may touch the sentence
         for number, sentence in enumerate(document.sentences if key else ()):
             place, places, length = text.index(sentence.text, place), sentence.places(), len(sentence.text)
-            inside = ((begin - place, end - place, self.numbers[kind]) for begin, end, kind in self._spans[key][1])
+            while coming and coming[0][0] < place + length:
+                touching.append(coming.popleft())
+            touching = [span for span in touching if span[1] > place]
+            inside = ((begin - place, end - place, self.numbers[kind]) for begin, end, kind in touching)
             found[number] = flat([widened(max(b, 0), min(e, length), places, kind) for b, e, kind in inside])
             place += length
         return found
@@ -161,12 +168,15 @@ class SpanFile(Rule):
     def check(self, text: str) -> str:
         """The key of a document with this text, "" where the file has no spans for the document.
 
-        Raises UserError, naming file and line, for a span outside the text or with an end inside a word.
+        Raises UserError, naming file and line, for a span outside the text or with an end inside a word. The rules'
+        words may end between letters, as "do" of "don't" and single Chinese characters do; spans may end there too.
         """
         key, text = hash_text(text).hex(), text.strip()
         if key not in self._spans:
             return ""
         line, spans = self._spans[key]
+        inside = {place for span in spans for place in span[:2] if is_inside_word(text, place)}
+        inside.difference_update(*(split_words(text).places() if inside else ()))
         for begin, end, _ in spans:
             where = f"{self._path}, line {line}: the span {quoted(begin)} to {quoted(end)}"
             if end > len(text):
@@ -175,7 +185,7 @@ class SpanFile(Rule):
                     "text without the white space around it"
                 )
             for place in (begin, end):
-                if is_inside_word(text, place):
+                if place in inside:
                     what = "a character" if unicodedata.combining(text[place]) else "a word"
                     parts = f"{text[max(0, place - 12) : place]!r} + {text[place : place + 12]!r}"
                     raise UserError(f"{where} has an end inside {what}, {parts}; give whole words")
@@ -208,4 +218,4 @@ def _parsed(text: str, where: str, kinds: dict[str, int], rule: str) -> tuple[st
             f'{where}: should be like {{"key": "8c1f3d0a55e0b7e2", "spans": [[0, 12, "PERSON"]]}}, with begin before '
             f"end ({reason(error)})"
         ) from error
-    return key.lower(), sorted(spans)
+    return key.lower(), sorted(spans, key=lambda span: (span[0], -span[1]))  # of two that begin alike the longer one

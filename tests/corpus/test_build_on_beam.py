@@ -113,6 +113,12 @@ def test_what_a_stopped_pipeline_left_is_replaced_and_other_things_are_not(confi
     assert (blocks / "thesis.tex").exists() and (blocks / "features.json").exists()
 
 
+def test_a_file_of_spans_is_compared_with_the_corpus_before_the_build(config: Config, tmp_path: Path) -> None:
+    (tmp_path / "spans.jsonl").write_text('{"key": "0011223344556677", "spans": [[0, 3, "NAME"]]}\n')
+    done = by_tool(config, f"--config.corpus.spans=file:{tmp_path}/spans.jsonl")
+    assert done.returncode == 1 and "spans.jsonl, line 1: the corpus has no document with the key" in done.stderr
+
+
 def test_a_mistake_that_a_worker_finds_ends_in_its_line_and_no_blocks(config: Config, tmp_path: Path) -> None:
     (tmp_path / "d.txt").write_bytes(b"fine\n\xff\n")
     corpus = dataclasses.replace(config.corpus, files=f"{tmp_path}/[ad].txt")

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -63,15 +65,33 @@ def test_other_text_is_refused_and_a_run_that_began_goes_on(
     assert prepared(shared, epath.Path(tmp_path / "second")) == built and not capsys.readouterr().out
 
 
-def test_a_directory_that_another_run_fills_is_refused_and_left_alone(config: Config, tmp_path: Path) -> None:
-    data = tmp_path / "shared"
-    data.mkdir()
-    shared = dataclasses.replace(config, data=dataclasses.replace(config.data, dir=str(data)))
-    (tmp_path / "run").mkdir()
+@pytest.mark.parametrize("shared", ["shared", ""])
+def test_a_directory_that_another_process_fills_is_refused_and_left_alone(
+    config: Config, shared: str, tmp_path: Path
+) -> None:
+    data = tmp_path / (shared or "run/data")
+    data.mkdir(parents=True)
+    (tmp_path / "run").mkdir(exist_ok=True)
+    if shared:
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, dir=str(data)))
     with locked(data / "lock", pytest.fail), pytest.raises(UserError, match="another run makes the vocabulary and"):
-        prepared(shared, epath.Path(tmp_path / "run"))
+        prepared(config, epath.Path(tmp_path / "run"))
     assert [path.name for path in data.iterdir()] == ["lock"]
-    assert prepared(shared, epath.Path(tmp_path / "run")) == data
+    assert prepared(config, epath.Path(tmp_path / "run")) == data
+
+
+def test_a_file_that_was_edited_while_the_blocks_were_built_is_noticed(config: Config, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    built = prepared(config, epath.Path(tmp_path / "run"))
+    text = tmp_path / "text" / "1.txt"
+    text.write_text(text.read_text().replace("a", "b", 1))  # of the same size
+    hour = 3600
+    changed, began, ended = (time.time() + hour * number for number in (2, 1, 3))
+    os.utime(text, (changed, changed))
+    os.utime(built / "tokenizer" / "made_from.json", (began, began))
+    os.utime(built / "blocks" / "metadata.json", (ended, ended))
+    with pytest.raises(UserError, match=r"one file was rewritten \(.*1.txt\)"):
+        prepared(config, epath.Path(tmp_path / "run"))
 
 
 def test_the_advice_for_other_text_works(config: Config, tmp_path: Path) -> None:
@@ -89,7 +109,7 @@ def test_a_corpus_of_one_document_is_refused_before_any_work(config: Config, tmp
     (tmp_path / "run").mkdir()
     with pytest.raises(UserError, match="has one document"):
         prepared(config, epath.Path(tmp_path / "run"))
-    assert not list((tmp_path / "run" / "data").iterdir())
+    assert [path.name for path in (tmp_path / "run" / "data").iterdir()] == ["lock"]
 
 
 def test_damaged_blocks_are_named_and_built_again_where_their_text_is_there(

