@@ -20,6 +20,8 @@ from spanbert_jax.config import default_config
 
 def get_config(text: str = "uncased") -> ConfigDict:
     """The paper's recipe, with 20 lengths of rows. text: "uncased" or "cased", as the vocabulary is."""
+    if text not in ("uncased", "cased"):
+        raise ValueError(f"unknown kind of text {text!r}; it is one of uncased, cased")
     config = default_config()
     config.corpus.pairs = True
     config.tokenizer.update(kind="wordpiece", vocab_file="vocab.txt", lowercase=text == "uncased")

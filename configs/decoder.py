@@ -13,6 +13,7 @@ Recipe:    two causal layers over the span, with attention to the row. The encod
 """
 
 import importlib
+from pathlib import Path
 
 from ml_collections import ConfigDict
 
@@ -20,7 +21,12 @@ from ml_collections import ConfigDict
 def get_config(run: str = "tiny") -> ConfigDict:
     """The decoder alone. run: the configuration of the run that the decoder starts from, a file beside this one, which
     says what the rows are."""
+    names = sorted(path.stem for path in Path(__file__).parent.glob("*.py"))
+    if run not in names:
+        raise ValueError(f"there is no configs/{run}.py, only {', '.join(names)}; name one of pre-training")
     config: ConfigDict = importlib.import_module(f"configs.{run}").get_config()
+    if config.task != "pretraining":
+        raise ValueError(f"configs/{run}.py is for {config.task}; name a configuration of pre-training, such as tiny")
     config.init_from = f"runs/{run}"
     config.masking.collapse_spans = True
     config.model.update(decoder_layers=2, dropout=0.0, attention_dropout=0.0)

@@ -3,7 +3,8 @@
 Command:   python -m spanbert_jax.main --config configs/ner.py --config.init_from=runs/base
            --config.data.train=train.conll --config.data.dev=dev.conll --workdir runs/ner
            --config.tagging.head=span scores spans instead of words. --config.tagging.document_context=True adds the
-           sentences around to a row. --config.data.train=conll2003 --config.data.dev=conll2003 reads TFDS's set.
+           sentences around to a row, and needs files: TFDS keeps neither the order of sentences nor documents. Without
+           it, --config.data.train=conll2003 --config.data.dev=conll2003 reads TFDS's set.
            tools/predict.py takes such columns too, or plain text in a .txt with a sentence on each line.
 Recipe:    the fine-tuning of the SpanBERT paper's appendix B: AdamW without bias correction, 10% warm-up, linear decay.
 Hardware:  for BERT-base one GPU of 16 GB: minutes for CoNLL-2003. CPU cores alone take hours.

@@ -17,6 +17,8 @@ from spanbert_jax.config import default_config
 def get_config(architecture: str = "modern") -> ConfigDict:
     """Three layers of width 128, rows of up to 128 pieces; no dropout, since a block comes once or twice. architecture:
     "modern" or "bert"."""
+    if architecture not in ("modern", "bert"):
+        raise ValueError(f"unknown architecture {architecture!r}; it is one of modern, bert")
     config = default_config()
     config.corpus.name = "docstrings"
     config.corpus.held_out = 0.02

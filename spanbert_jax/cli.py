@@ -5,6 +5,7 @@ that asks the program to stop ends in one line and STOPPED_EARLY (signals.py). T
 """
 
 import argparse
+import io
 import logging as python_logging
 import os
 import signal
@@ -20,6 +21,7 @@ from spanbert_jax import signals
 from spanbert_jax.errors import UserError
 from spanbert_jax.files import full_disk
 from spanbert_jax.signals import STOPPED_EARLY as STOPPED_EARLY
+from spanbert_jax.text.lines import numbered_lines
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
@@ -76,12 +78,12 @@ def _is_interrupt(error: BaseException | None) -> bool:
 
 
 def lines_of_standard_input() -> list[str]:
-    """The lines of standard input that are not blank; raises UserError where it is not UTF-8."""
-    try:
-        text = sys.stdin.buffer.read().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"standard input is not UTF-8 ({error}); give text in UTF-8") from error
-    return [line for line in text.splitlines() if line.strip()]
+    """The lines of standard input that are not blank, without their ends (LF or CRLF). Raises UserError, naming the
+    line, where it is not UTF-8, as `text.lines.numbered_lines`."""
+    data = sys.stdin.buffer.read()
+    raw: Any = io.BytesIO(data)
+    lines = numbered_lines("standard input", raw, whole=data)
+    return [line.rstrip("\r\n") for _, line in lines if line.strip()]
 
 
 def two_numbers(option: str, given: str, between: str) -> tuple[int, int]:

@@ -3,6 +3,8 @@
 Invariant: every check that needs no data is made here, before anything else is done, and its message has the numbers.
 """
 
+import math
+
 from spanbert_jax.config import (
     ATTENTION_KERNELS,
     DROPPING_KERNELS,
@@ -15,6 +17,7 @@ from spanbert_jax.config import (
     OptimizerConfig,
     flatten,
     reads_spans,
+    trained_groups,
 )
 from spanbert_jax.errors import UserError
 from spanbert_jax.text.span_syntax import parse_rules
@@ -73,6 +76,7 @@ _POSITIVE = (
     "train.eval_every",
     "train.checkpoint_every",
     "train.keep_checkpoints",
+    "optimizer.eps",
     "optimizer.gradient_divisor",
     "optimizer.muon_rms",
     "finetuning.epochs",
@@ -98,7 +102,6 @@ _NOT_NEGATIVE = (
     "optimizer.warmup_steps",
     "optimizer.decay_steps",
     "optimizer.weight_decay",
-    "optimizer.eps",
     "optimizer.clip_norm",
     "train.sbo_weight",
     "train.eval_blocks",
@@ -145,6 +148,9 @@ def check(config: Config) -> None:
     for name, choices in {"task": ("pretraining", *FINETUNING), **_CHOICES}.items():
         if flat[name] not in choices:
             raise UserError(f"config.{name} is {flat[name]!r}; it must be one of {', '.join(map(repr, choices))}")
+    for name, value in flat.items():
+        if isinstance(value, float) and math.isinf(value):
+            raise UserError(f"config.{name} is {value}; it must be finite")
     for name in _POSITIVE:
         if not flat[name] > 0:  # also refuses NaN
             raise UserError(f"config.{name} is {flat[name]}; it must be greater than 0")
@@ -391,6 +397,10 @@ def _check_train(config: Config) -> None:
     train = config.train
     if not 0 <= train.seed < 2**31:
         raise UserError(f"config.train.seed is {train.seed}; it must lie between 0 and {2**31 - 1}")
+    if train.only and not trained_groups(train):
+        raise UserError(
+            f"config.train.only is {train.only!r}, and names no group of parameters; name one, or leave it empty"
+        )
     if train.only and not config.init_from:
         raise UserError(
             f"config.train.only is {train.only!r}, and config.init_from is empty, so all other parameters would stay "
@@ -413,13 +423,8 @@ def _check_optimizer(config: Config) -> None:
             f"config.optimizer.decay_from {optimizer.decay_from!r} is for the schedule 'linear'; the schedule 'wsd' "
             "decays over the last decay_steps steps: leave decay_from 'start'"
         )
-    if optimizer.name == "stable_adamw":
-        if not optimizer.bias_correction or optimizer.eps_placement != "corrected":
-            raise UserError(
-                f"config.optimizer.bias_correction is {optimizer.bias_correction} and eps_placement "
-                f"{optimizer.eps_placement!r}; 'stable_adamw' has True and 'corrected' alone"
-            )
-        if not optimizer.eps:
-            raise UserError(
-                "config.optimizer.eps is 0, by which 'stable_adamw' divides where gradients were 0; use 1e-8 or 1e-6"
-            )
+    if optimizer.name == "stable_adamw" and (not optimizer.bias_correction or optimizer.eps_placement != "corrected"):
+        raise UserError(
+            f"config.optimizer.bias_correction is {optimizer.bias_correction} and eps_placement "
+            f"{optimizer.eps_placement!r}; 'stable_adamw' has True and 'corrected' alone"
+        )

@@ -35,6 +35,8 @@ PROCESSES = flags.DEFINE_integer("processes", None, "--distributed: the number o
 PROCESS = flags.DEFINE_integer("process", None, "--distributed: the number of this process, from 0.")
 WAIT = flags.DEFINE_float("wait", 300, "--distributed: seconds to wait for the other processes.")
 
+_TRACEBACK = "Error whilst parsing config file:"  # ml_collections puts a traceback of get_config after these words
+
 
 def run_app(main: Callable[[Config, str], int]) -> NoReturn:
     """Parses the flags, calls `main(config, workdir)` and exits with the status that `main` returns."""
@@ -78,7 +80,10 @@ def _parse(argv: list[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
     except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-        message = str(error.args[0] if error.args else error).replace("\\n", " ").replace("\\", "")
+        message, _, trace = str(error.args[0] if error.args else error).partition(_TRACEBACK)
+        if trace:  # its last line is the mistake
+            message += trace.strip().splitlines()[-1].removeprefix("ValueError: ")
+        message = message.replace("\\n", " ").replace("\\", "")
         fields = [match[1] for match in map(re.compile(r"--?config\.([\w.]+)").match, argv) if match]
         gone = [f"unknown field config.{field}; {renamed(field)}" for field in fields if renamed(field)]
         print(f"error: {'; '.join(gone) or ' '.join(message.split())}", file=sys.stderr)

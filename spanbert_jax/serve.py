@@ -13,6 +13,7 @@ import argparse
 import importlib.util
 import re
 import sys
+import threading
 from pathlib import Path
 
 from spanbert_jax import cli
@@ -36,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--port", type=int, default=8000, help="0: a free one")
     add("--api-key-file", type=Path, help="keys, one a line; a request must send one of them as Authorization: Bearer")
     add("--max-inputs", type=_positive, default=32, help="inputs in a request")
-    add("--max-input-pieces", type=_positive, default=512, help="pieces of a text to embed")
+    add("--max-input-pieces", type=_pieces, default=512, help="pieces of a text to embed")
     add("--max-body-bytes", type=_positive, default=2_000_000)
     add("--max-batch-pieces", type=_positive, default=8192, help="rows x length of a batch")
     add(
@@ -47,8 +48,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     add("--max-queued-inputs", type=_positive, default=4096, help="in flight; more gets status 429")
     add("--overflow", choices=("truncate", "error"), default="truncate", help="for texts that are too long")
-    add("--deadline", type=float, default=30.0, help="seconds that a request may take")
-    add("--drain-seconds", type=float, default=30.0, help="that requests in flight have after SIGTERM")
+    add("--deadline", type=_seconds, default=30.0, help="seconds that a request may take")
+    add("--drain-seconds", type=_seconds, default=30.0, help="that requests in flight have after SIGTERM")
     add("--warmup", choices=("small", "all"), default="small", help="the programs that are compiled before serving")
     add("--deterministic", action="store_true", help="bitwise equal answers in any company; slower under load")
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="in which texts are encoded")
@@ -61,6 +62,20 @@ def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} is not 1 or more")
+    return number
+
+
+def _pieces(text: str) -> int:
+    number = _positive(text)
+    if number < 3:
+        raise argparse.ArgumentTypeError(f"{number} leaves no room for text beside [CLS] and [SEP]; give 3 or more")
+    return number
+
+
+def _seconds(text: str) -> float:
+    number = float(text)
+    if not 0 <= number <= threading.TIMEOUT_MAX:  # nor is NaN
+        raise argparse.ArgumentTypeError(f"{text} is not from 0 to {threading.TIMEOUT_MAX:,.0f} seconds")
     return number
 
 

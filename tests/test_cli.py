@@ -2,11 +2,13 @@
 
 import ast
 import errno
+import io
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -40,6 +42,15 @@ def test_ctrl_c_ends_with_the_status_that_a_launcher_restarts_on(capsys: pytest.
 def test_work_without_a_status_of_its_own_succeeded() -> None:
     assert cli.status(lambda: None) == 0
     assert cli.status(lambda: 3) == 3
+
+
+def test_lines_of_standard_input_end_at_lf_or_crlf_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = "\ufeffa\u2028b\fc\n \r\nd\r\n\x85e".encode()
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(given)))
+    assert cli.lines_of_standard_input() == ["a\u2028b\fc", "d", "\x85e"]
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(b"a\n\xe9\n")))
+    with pytest.raises(UserError, match=r"^standard input, line 2: byte 2 \(0xe9\) is not UTF-8; convert it"):
+        cli.lines_of_standard_input()
 
 
 def test_a_reader_that_goes_away_is_no_mistake() -> None:

@@ -22,7 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "config_check": {"config", "errors", "text"},
     "files": {"errors"},
     "signals": set(),
-    "cli": {"errors", "files", "signals"},
+    "cli": {"errors", "files", "signals", "text"},
     "tensorflow_settings": set(),
     "text": {"errors", "config", "files", "json_files", "signals"},
     "metrics": {"errors"},

@@ -56,6 +56,23 @@ def test_mistakes_end_in_one_line(
     assert "pip install -r requirements-serve.txt" in failed(capsys, *absent)
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--drain-seconds", "inf", "inf is not from 0 to"),
+        ("--drain-seconds", "nan", "nan is not from 0 to"),
+        ("--deadline", "1e300", "1e300 is not from 0 to"),
+        ("--max-input-pieces", "2", "2 leaves no room for text beside [CLS] and [SEP]; give 3 or more"),
+    ],
+)
+def test_numbers_without_use_are_refused_before_anything_is_opened(
+    option: str, value: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        serve.main(["--checkpoint", "absent", option, value])
+    assert f"error: argument {option}: {message}" in capsys.readouterr().err.splitlines()[-1]
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint(tmp_path_factory.mktemp("served"), "labels")

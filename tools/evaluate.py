@@ -14,8 +14,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spanbert_jax import cli
-from spanbert_jax.errors import UserError
+from spanbert_jax import cli, json_files
+from spanbert_jax.errors import UserError, shortened
 
 if TYPE_CHECKING:
     from spanbert_jax.tasks.finetuning import Identified
@@ -44,8 +44,11 @@ def evaluate(
     made = read_predictions(predictions, examples, may_lack=qa)
     try:
         return task, examples, task.metrics(examples, made)
-    except (KeyError, ValueError) as error:
-        raise UserError(f"{predictions} lacks the fields that predict.py writes for {task.task} ({error!r})") from error
+    except json_files.OTHER_SHAPE as error:
+        raise UserError(
+            f"{predictions}: fields are missing or wrong for {task.task} ({shortened(repr(error))}); give the file "
+            "that tools/predict.py wrote"
+        ) from error
 
 
 def main(argv: list[str] | None = None) -> int:

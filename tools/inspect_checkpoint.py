@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from spanbert_jax import cli
 from spanbert_jax.config import Config, flatten
@@ -96,24 +97,26 @@ def show(source: Path, vocab: Path | None, console: Console) -> None:
         params, report = weights.load()
     tokenizer, metadata = weights.tokenizer, weights.metadata
     size = _size(params)
-    console.print(f"[bold]{weights.source}[/]: {weights.kind}, step {weights.step:,}")
-    console.print(f"{size:,} parameters ({size * 4 / 2**20:,.1f} MiB in float32): {', '.join(report.taken)}")
+    lines = [f"{size:,} parameters ({size * 4 / 2**20:,.1f} MiB in float32): {', '.join(report.taken)}"]
     if metadata and metadata.imported_from:
-        console.print(f"Imported from {metadata.imported_from}; {len(metadata.left_alone)} tensors left alone there")
+        lines.append(f"Imported from {metadata.imported_from}; {len(metadata.left_alone)} tensors left alone there")
     casing = "; lowercases" if tokenizer.lowercase else ""
-    console.print(f"Tokenizer: {tokenizer.kind}, {tokenizer.vocab_size:,} pieces, {tokenizer.fingerprint[:16]}{casing}")
-    console.print(*weights.notes, sep="\n", end="\n" if weights.notes else "")
+    lines.append(f"Tokenizer: {tokenizer.kind}, {tokenizer.vocab_size:,} pieces, {tokenizer.fingerprint[:16]}{casing}")
+    lines += weights.notes
     if weights.labels:
-        console.print(f"Labels: {', '.join(weights.labels)}")
+        lines.append(f"Labels: {', '.join(weights.labels)}")
     if metadata:
         writers = {"spanbert_jax": metadata.written_by or "before 0.2.0", **metadata.versions}
-        console.print("Written by " + ", ".join(f"{name} {version}" for name, version in writers.items()))
+        lines.append("Written by " + ", ".join(f"{name} {version}" for name, version in writers.items()))
     default = flatten(Config())
     changed = [f"{k}={v!r}" for k, v in flatten(weights.config).items() if v != default[k]]
-    console.print("Configuration, where it differs from the defaults:", *changed, sep="\n  ")
+    lines.append("\n  ".join(["Configuration, where it differs from the defaults:", *changed]))
+    # In a plain string rich would take a user's label such as "[b]" for markup. A Text is printed as it is.
+    console.print(Text.assemble((weights.source, "bold"), f": {weights.kind}, step {weights.step:,}"))
+    console.print(Text("\n".join(lines)))
     console.print()
     console.print(parameter_table(params, weights.config.model.family))
-    console.print(*token_type_note(params, weights), sep="\n")
+    console.print(Text("\n".join(token_type_note(params, weights))))
 
 
 def main(argv: list[str] | None = None) -> int:

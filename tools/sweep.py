@@ -6,11 +6,13 @@
 The flags after -- go to every run. The paper's grids: learning rates 5e-6 to 5e-5, batches of 16 and 32.
 
 Invariant: every run has a directory of its own, named by its point of the grid. A sweep that was stopped goes on with
-the same command.
+the same command. All runs of a workdir have the same --config and flags, which its sweep.json holds; the grid may grow.
 """
 
 import argparse
 import itertools
+import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +23,7 @@ from rich.table import Table
 
 from spanbert_jax import cli, json_files, signals
 from spanbert_jax.errors import UserError, shortened
+from spanbert_jax.files import make_directory, written_aside
 
 
 def command(config: str, place: Path, rate: str, batch: str, seed: str, rest: list[str]) -> list[str]:
@@ -41,6 +44,31 @@ def run_to_its_end(command: list[str]) -> int:
         except KeyboardInterrupt:
             process.terminate()
             return process.wait()
+
+
+def check_the_same(workdir: Path, config: str, rest: list[str]) -> None:
+    """Keeps --config and the flags of all runs in sweep.json at the first start, and compares them later.
+
+    The runs of a sweep of an earlier version, which has no sweep.json, are not compared. Raises UserError where a flag
+    differs, or where the file is damaged.
+    """
+    file, given = workdir / "sweep.json", [f"--config={config}", *rest]
+    if not file.exists():
+        if not any(workdir.glob("rate_*")):
+            make_directory(workdir, "--workdir")
+            with written_aside(file) as aside:
+                aside.write_text(json.dumps(given, indent=2) + "\n", encoding="utf-8")
+        return
+    try:
+        kept = [str(flag) for flag in json_files.read(file)]
+    except json_files.OTHER_SHAPE as error:
+        raise UserError(f"{file} is damaged ({shortened(repr(error))}); choose another --workdir") from error
+    if kept != given:
+        before, now = [flag for flag in kept if flag not in given], [flag for flag in given if flag not in kept]
+        raise UserError(
+            f"{file}: the runs there have {shlex.join(before or kept)}, and this command has "
+            f"{shlex.join(now or given)}; give the flags of the first start in their order, or another --workdir"
+        )
 
 
 def table_of(results: dict[tuple[str, str], list[float]], metric: str) -> Table:
@@ -76,6 +104,7 @@ def sweep(arguments: argparse.Namespace) -> int:
     grid = list(itertools.product(*lists))
     results: dict[tuple[str, str], list[float]] = {}
     metric = ""
+    check_the_same(arguments.workdir.resolve(), arguments.config, arguments.rest)
     for number, (rate, batch, seed) in enumerate(grid, start=1):
         place = arguments.workdir.resolve() / f"rate_{rate}-batch_{batch}-seed_{seed}"
         file = place / "results.json"

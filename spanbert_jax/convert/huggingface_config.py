@@ -4,6 +4,7 @@ Invariant: a configuration that our encoder does not compute is refused, never a
 file of its own: `bert_config.py`, `modernbert_config.py`.
 """
 
+import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ _READERS: Mapping[str, Callable[[Mapping[str, Any], str], ModelConfig]] = {  # b
 }
 
 MASKED_LM = "masked_lm"
+_REGRESSION = ("score",)  # the only label of a model that gives a number, such as STS-B's
 
 
 class Architecture(NamedTuple):
@@ -30,8 +32,8 @@ class Architecture(NamedTuple):
     heads: tuple[str, ...]  # the model's groups of parameters that the class has beside the encoder
 
 
-# By `config.model.family`: transformers' classes with the heads that each needs. The first class whose heads a model of
-# ours has is taken.
+# By `config.model.family`: transformers' classes with the heads that each needs. `architecture` chooses among those
+# whose heads a model of ours has.
 _CLASSES = {
     "bert": (
         Architecture("BertForQuestionAnswering", "question_answering", ("qa_outputs",)),
@@ -85,17 +87,15 @@ def class_of(fields: Mapping[str, Any]) -> str:
 
 
 def task_of(name: str) -> str:
-    """The `task` of the Architecture of transformers' class `name`, where another class has the same heads; elsewhere
-    "", since the heads tell the task."""
-    for rows in _CLASSES.values():
-        for row in rows:
-            if row.name == name and sum(other.heads == row.heads for other in rows) > 1:
-                return row.task
-    return ""
+    """The `task` of the Architecture of transformers' class `name` where the class has a classifier, since the heads do
+    not tell one of tokens from one of rows. Elsewhere "", since the heads tell the task."""
+    classes = itertools.chain.from_iterable(_CLASSES.values())
+    return next((row.task for row in classes if row.name == name and "classifier" in row.heads), "")
 
 
 def labels_of(fields: Mapping[str, Any], count: int, source: str) -> tuple[str, ...]:
     """The names of a classifier's `count` labels, in order; without a name they are "LABEL_0", ..., as in transformers.
+    The label of a regression is "score".
 
     Raises UserError where id2label is no mapping of numbers to names.
     """
@@ -103,20 +103,22 @@ def labels_of(fields: Mapping[str, Any], count: int, source: str) -> tuple[str, 
         names = {int(number): str(name) for number, name in (fields.get("id2label") or {}).items()}
     except json_files.OTHER_SHAPE as error:
         raise UserError(f'{source}: id2label is {quoted(fields["id2label"])}; expected {{"0": NAME, ...}}') from error
+    if count == 1 and fields.get("problem_type") == "regression":
+        return _REGRESSION
     return tuple(names.get(i, f"LABEL_{i}") for i in range(count))
 
 
 def architecture(heads: Collection[str], family: str, task: str) -> Architecture:
     """transformers' class for a model of ours with `heads`.
 
-    family: `config.model.family`. task: `config.task` of the model's run; where a classifier of tokens and one of rows
-    have the same heads, the task tells them apart.
+    family: `config.model.family`. task: `config.task` of the model's run, which tells a classifier of tokens from one
+    of rows. A pooler does not tell them apart: older files of `BertForTokenClassification` have one. For any other task
+    the first class in the table whose heads are there is taken.
     """
     # Beside "spans", the classifier classifies spans and not tokens.
     known = set(heads) - ({"classifier"} if "spans" in heads else set())
     rows = [row for row in _CLASSES[family] if set(row.heads) <= known]
-    alike = [row for row in rows if row.heads == rows[0].heads]
-    found = next((row for row in alike if row.task == task), alike[0])
+    found = next((row for row in rows if row.task == task and "classifier" in row.heads), rows[0])
     return found._replace(heads=("pooler",)) if found.name == "BertModel" and "pooler" in heads else found
 
 
@@ -137,6 +139,9 @@ def to_fields(
         "tie_word_embeddings": True,
         "dtype": dtype,
     }
+    if tuple(labels) == _REGRESSION and name.endswith("ForSequenceClassification"):
+        # Without this field the pipeline of transformers applies a sigmoid to the number.
+        fields["problem_type"] = "regression"
     if labels:
         fields["id2label"] = {str(i): label for i, label in enumerate(labels)}
         fields["label2id"] = {label: i for i, label in enumerate(labels)}

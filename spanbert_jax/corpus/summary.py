@@ -6,7 +6,7 @@ Invariant: every warning says what to change.
 from spanbert_jax.config import Config
 from spanbert_jax.corpus.blocks import Metadata
 from spanbert_jax.corpus.vocabulary_fit import WARNED_SHARE, advice, describe_share, unknown_share
-from spanbert_jax.text.span_rules import MAX_WORDS
+from spanbert_jax.text.span_rules import MAX_CHARACTERS, MAX_WORDS
 from spanbert_jax.text.tokenizer import Tokenizer
 
 _FEW_DOCUMENTS = 5  # With fewer held-out documents, a single one can turn the metrics.
@@ -23,7 +23,8 @@ def describe_blocks(config: Config, tokenizer: Tokenizer, metadata: Metadata) ->
     if metadata.spans:
         counts, left_out = metadata.spans["counts"], metadata.spans["left_out"]
         found = ", ".join(f"{count:,} {kind}" for kind, count in counts.items())
-        left = f"; {left_out:,} sentences of more than {MAX_WORDS:,} words were not searched" if left_out else ""
+        limits = f"{MAX_WORDS:,} words or {MAX_CHARACTERS:,} characters"
+        left = f"; {left_out:,} sentences of more than {limits} were not searched" if left_out else ""
         lines.append(f"Spans: {found}{left}")
         if not any(counts.values()):
             lines.append(

@@ -6,6 +6,7 @@ Invariant: as in pre-training, a batch is a pure function of (seed, step), and a
 import dataclasses
 import functools
 import json
+import math
 import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -19,12 +20,14 @@ from jax.sharding import NamedSharding
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
 
 from spanbert_jax.batch import Batch
 from spanbert_jax.batches.feed import feed
 from spanbert_jax.config import Config, reads_spans
 from spanbert_jax.errors import UserError
 from spanbert_jax.files import disk_errors, make_directory, new_directory, written_aside
+from spanbert_jax.runs.devices import check_devices
 from spanbert_jax.runs.prepare import given_tokenizer
 from spanbert_jax.runs.start_from import StartingWeights, adopt, initial_params
 from spanbert_jax.serving.answers import TaskPredictor, kept_metrics, rows_of, warn_of_cuts
@@ -66,29 +69,34 @@ def run(kind: type[FineTuning[ExampleT, ModelT]], config: Config, path: str) -> 
     """
     with StartingWeights(config) as start:
         config = adopt(config, epath.Path(path), start)
-        sharding.mesh_of(config)
+        check_devices(config)
         workdir = open_workdir(config, path)
         with running_alone(workdir):
             tokenizer = task_tokenizer(kind, config, Path(workdir), start)
             prepare = functools.partial(prepare_data, kind, config, tokenizer, Path(workdir) / "rows")
             data = together("prepare the data", prepare)
-            claim_workdir(config, workdir)
-            results = _train(config, workdir, tokenizer, data, start)
+            claim = functools.partial(claim_workdir, config, workdir)
+            results = _train(config, workdir, tokenizer, data, start, claim)
             if results and jax.process_index() == 0:
                 report(data.task.best, results, data.baseline, Path(workdir))
     return bool(results)
 
 
 def _train(
-    config: Config, workdir: epath.Path, tokenizer: Tokenizer, data: Data[ExampleT, ModelT], start: StartingWeights
+    config: Config,
+    workdir: epath.Path,
+    tokenizer: Tokenizer,
+    data: Data[ExampleT, ModelT],
+    start: StartingWeights,
+    claim: Callable[[], None],
 ) -> list[dict[str, float]]:
-    """Runs every trial; returns the metrics of each, or [] where the run was asked to stop."""
+    """Runs every trial; returns the metrics of each, or [] where the run was asked to stop. claim: as of `loop.run`."""
     results = []
     for trial in range(config.trials):
         place = workdir / f"trial_{trial}" if config.trials > 1 else workdir
         make_directory(place, "--workdir")
         one, recipe = trial_recipe(config, data, tokenizer, start, trial)
-        if not loop.run(one, recipe, place).finished:
+        if not loop.run(one, recipe, place, claim).finished:
             if jax.process_index() == 0:
                 print("\nStopped; the same command goes on.")
             return []
@@ -123,19 +131,24 @@ def task_tokenizer(
     """The vocabulary of the weights in `init_from`, or the given one, copied into the workdir.
 
     For a task that reads words, the copy has a prefix space, unless the configuration wants none. A run that goes on
-    reads the copy. A copy that was left by a start that failed before it claimed the workdir is replaced.
+    reads the copy. A copy that was left by a start that failed before it claimed the workdir is replaced. Raises
+    UserError where the file in `tokenizer.vocab_file` is there and holds another vocabulary than a run's copy.
     """
-    kept = workdir / "tokenizer"
+    kept, file = workdir / "tokenizer", config.tokenizer.vocab_file
+
+    def given() -> Tokenizer:
+        tokenizer = given_tokenizer(config, start)
+        assert tokenizer is not None  # config_check requires one
+        return tokenizer.with_prefix_space() if kind.reads_words and config.tokenizer.add_prefix_space else tokenizer
 
     def copy() -> None:
         if not (kept.exists() and (workdir / "config.json").exists()):
-            tokenizer = given_tokenizer(config, start)
-            assert tokenizer is not None  # config_check requires one
-            if kind.reads_words and config.tokenizer.add_prefix_space:
-                tokenizer = tokenizer.with_prefix_space()
+            tokenizer = given()
             shutil.rmtree(kept, ignore_errors=True)
             with new_directory(kept, "--workdir") as aside:
                 tokenizer.save(aside)
+        elif not config.init_from and Path(file).exists() and given().fingerprint != load_tokenizer(kept).fingerprint:
+            raise UserError(f"{kept} holds another vocabulary than {file}; choose another --workdir")
 
     together("copy the vocabulary", copy, jax.process_index() == 0)
     return load_tokenizer(kept)
@@ -271,7 +284,8 @@ def report(best: str, results: list[dict[str, float]], baseline: dict[str, float
     needed = Measurement.get(console, console.options.update(max_width=_WIDEST), table).maximum
     console.width = max(console.width, needed)  # a narrower one would cut the names of metrics
     console.print(table)
-    trial = max(range(len(results)), key=lambda trial: results[trial][best])
+    values = [-math.inf if math.isnan(result[best]) else result[best] for result in results]
+    trial = values.index(max(values))
     place = shlex.quote(str(workdir / f"trial_{trial}" if len(results) > 1 else workdir))
     print(f"\nPredict:  python tools/predict.py --checkpoint {place} --input FILE --output predictions.json")
 
@@ -285,5 +299,5 @@ def _table(results: list[dict[str, float]], baseline: dict[str, float], best: st
         values = [result[name] for result in results]
         more = [np.mean(values), np.std(values, ddof=1)] if several else []
         guess = f"{baseline[name]:.2f}" if name in baseline else ""
-        table.add_row(name, *(f"{value:.2f}" for value in (*values, *more)), guess, style="bold" * (name == best))
+        table.add_row(Text(name), *(f"{value:.2f}" for value in (*values, *more)), guess, style="bold" * (name == best))
     return table

@@ -88,12 +88,12 @@ def prepare(config: Config, workdir: Path | epath.Path, start: StartingWeights) 
 def _has_checkpoint(workdir: epath.Path) -> bool:
     checkpoints = workdir / "checkpoints"
     with bucket_errors(workdir, "--workdir"):
-        return checkpoints.is_dir() and any(path.name.isdigit() for path in checkpoints.iterdir())
+        return checkpoints.is_dir() and any(path.name.isdecimal() for path in checkpoints.iterdir())
 
 
 def _prepare(config: Config, data: Path, resumed: bool, start: StartingWeights) -> None:
-    make_directory(data, "--config.data.dir")
     if not block_data.is_built(data / "blocks"):
+        make_directory(data, "--config.data.dir")
         with _making_alone(data):
             if not block_data.is_built(data / "blocks"):
                 _make(config, data, start)

@@ -20,11 +20,12 @@ from spanbert_jax.corpus import masked_batches
 from spanbert_jax.corpus.blocks import Blocks
 from spanbert_jax.corpus.neighbours import count_neighbours, evaluated_blocks, guess_masked
 from spanbert_jax.model import pretraining_heads
+from spanbert_jax.runs.devices import check_devices
 from spanbert_jax.runs.prepare import prepare
 from spanbert_jax.runs.start_from import StartingWeights, adopt, initial_params
 from spanbert_jax.tasks.pretraining_loss import describe, metrics, objective
 from spanbert_jax.text.tokenizer import Tokenizer
-from spanbert_jax.training import flops, loop, sharding
+from spanbert_jax.training import flops, loop
 from spanbert_jax.training.metadata import Metadata
 from spanbert_jax.training.progress import Show
 from spanbert_jax.training.step import Batch, BatchSize
@@ -41,14 +42,13 @@ def run(config: Config, path: str, arguments: str) -> bool:
     """
     with StartingWeights(config) as start:
         config = adopt(config, epath.Path(path), start)
-        sharding.mesh_of(config)  # so a mesh that does not fit fails before hours of preparation
+        check_devices(config)  # before hours of preparation
         workdir = open_workdir(config, path)
         with running_alone(workdir):
             tokenizer, data = prepare(config, workdir, start)
-            claim_workdir(config, workdir)
             train, held_out = (block_data.open_blocks(data / "blocks", split) for split in ("train", "held_out"))
             recipe = make_recipe(config, tokenizer, train, held_out, start)
-            result = loop.run(config, recipe, workdir)
+            result = loop.run(config, recipe, workdir, functools.partial(claim_workdir, config, workdir))
     if jax.process_index() == 0:
         print(report(config, workdir, arguments, result))
     return result.finished

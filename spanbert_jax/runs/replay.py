@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 
 from spanbert_jax.config import Config
-from spanbert_jax.corpus.blocks import Blocks, open_blocks, parse_records
+from spanbert_jax.corpus.blocks import Blocks, is_built, open_blocks, parse_records
 from spanbert_jax.errors import UserError
 from spanbert_jax.runs import finetuning, pretraining
 from spanbert_jax.runs.prepare import prepare
@@ -51,6 +51,9 @@ def opened_run(workdir: epath.Path) -> Iterator[OpenedRun]:
 
 
 def _pretraining(config: Config, workdir: epath.Path, start: StartingWeights, trial: int) -> OpenedRun:
+    data = epath.Path(config.data.dir) if config.data.dir else workdir / "data"
+    if not is_built(data / "blocks"):
+        raise UserError(f"{data}/blocks: the run's blocks are not there; bring them back to replay a step")
     tokenizer, data = prepare(config, workdir, start)
     train, held_out = (open_blocks(data / "blocks", split) for split in ("train", "held_out"))
     recipe = pretraining.make_recipe(config, tokenizer, train, held_out, start)
@@ -64,6 +67,8 @@ def _block_text(blocks: Blocks, tokenizer: Tokenizer, number: int) -> str:
 
 def _finetuning(config: Config, workdir: epath.Path, start: StartingWeights, trial: int) -> OpenedRun:
     kind, path = finetuning_task(config.task, config), Path(workdir)
+    if not (path / "tokenizer").is_dir():
+        raise UserError(f"{path}/tokenizer: the run's vocabulary is not there; bring it back to replay a step")
     tokenizer = finetuning.task_tokenizer(kind, config, path, start)
     data = finetuning.prepare_data(kind, config, tokenizer, path / "rows")
     one, recipe = finetuning.trial_recipe(config, data, tokenizer, start, trial)

@@ -25,7 +25,7 @@ from spanbert_jax.service.binary_tensors import HEADER, split_body
 from spanbert_jax.service.keys import check_key
 from spanbert_jax.service.openapi import document
 from spanbert_jax.service.problems import Form, Problem, problem_of, retry_after, where
-from spanbert_jax.service.routes import Body, Call, Nothing, Reply, Route
+from spanbert_jax.service.routes import TRUNCATED, Body, Call, Nothing, Reply, Route
 from spanbert_jax.service.service import Service
 
 _ID = re.compile(r"[\x21-\x7e]{1,128}")
@@ -151,7 +151,7 @@ def _of_engine(reply: Reply, total: float) -> dict[str, str]:
     phases = reply.answered.seconds if reply.answered else {}
     timing = ", ".join(f"{phase};dur={1000 * seconds:.3f}" for phase, seconds in (*phases.items(), ("total", total)))
     cut = ",".join(map(str, reply.answered.cut)) if reply.answered else ""
-    return {"Server-Timing": timing} | ({"X-Truncated-Inputs": cut} if cut else {})
+    return {"Server-Timing": timing} | ({TRUNCATED: cut} if cut else {})
 
 
 def _response(id: str, result: Reply | Problem, form: Form, headers: dict[str, str]) -> Response:

@@ -9,7 +9,9 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+from spanbert_jax.serving.engine import NOT_FINITE, ModelFailed
 from spanbert_jax.serving.scheduler import Overloaded
+from spanbert_jax.serving.slot_scores import NotFinite
 
 _T = TypeVar("_T")
 
@@ -24,7 +26,8 @@ class Aside:
         self._seconds = 1.0  # that the last call took
 
     async def run(self, function: Callable[[], _T]) -> _T:
-        """The result of the function; raises `Overloaded` where too many calls are waiting."""
+        """The result of the function. Raises `Overloaded` where too many calls are waiting, and `ModelFailed`, as the
+        engine does, where the function's error is `NotFinite`."""
         if self._count >= self._most:
             raise Overloaded(
                 f"{self._count} requests are waiting; {self._most} are the most", self._count * self._seconds
@@ -35,6 +38,8 @@ class Aside:
             begun = time.monotonic()
             try:
                 return function()
+            except NotFinite as error:  # it is no mistake of the request, and its message has a path of this machine
+                raise ModelFailed(NOT_FINITE) from error
             finally:
                 self._seconds = time.monotonic() - begun
 

@@ -12,7 +12,7 @@ import msgspec
 from spanbert_jax.service.offsets import Offsets, Span, Unit
 from spanbert_jax.service.own import RelationRequest, record_of
 from spanbert_jax.service.problems import Problem
-from spanbert_jax.service.routes import COMPUTES, Body, Call, Reply, Route
+from spanbert_jax.service.routes import COMPUTES, TRUNCATED, Body, Call, Reply, Route
 from spanbert_jax.service.service import Checkpoint
 from spanbert_jax.serving.explaining import Explanation
 from spanbert_jax.serving.infilling import ALTERNATIVES, BEAM, MIXTURE, ORDER, WORDS, Infilled
@@ -118,10 +118,12 @@ async def explain(call: Call, body: ExplainRequest) -> Reply:
         record = record_of(msgspec.convert(record, RelationRequest))
     arguments = (record, body.target, body.method, body.steps, body.spans)
     found = (await _aside(call, lambda: one.loaded.explain(*arguments))).to_json()
+    cut = [0] if found["cut"] else []
+    call.service.check_cut(cut)
     by_field = {field: Offsets(text, body.offsets) for field, text in found["texts"].items()}
     for token in found["tokens"]:
         token["start"], token["end"] = by_field[token["field"]].show((token["start"], token["end"]))
-    return Reply(found)
+    return Reply(found, headers={TRUNCATED: "0"} if cut else {})
 
 
 _PROBLEMS = (*COMPUTES, "no_model", "no_head")

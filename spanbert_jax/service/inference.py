@@ -4,6 +4,7 @@ Invariant: a text is a BYTES tensor of [n] or [n, 1]. Tensors go over the wire f
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -15,6 +16,7 @@ from spanbert_jax.service.problems import Problem
 from spanbert_jax.service.routes import COMPUTES, Body, Call, Nothing, Reply, Route
 from spanbert_jax.service.service import Checkpoint
 from spanbert_jax.service.tei import CLASSIFIER, labels_of
+from spanbert_jax.serving.engine import Answered
 from spanbert_jax.serving.served_models import Text
 from spanbert_jax.version import VERSION
 
@@ -101,14 +103,15 @@ async def infer(call: Call, body: InferRequest) -> Reply:
     if unknown:
         raise Problem("invalid", f"there is no output {unknown[0][:60]!r}; the model has {', '.join(known)}", "outputs")
     values: dict[str, Any] = {}
-    answered = None
+    parts: list[Answered] = []
     if "embedding" in names:
         items = [Text(text, truncate=service.settings.truncate) for text in texts]
-        answered = await service.answer(one.models.embed, items, call.seconds)
-        values["embedding"] = np.concatenate(answered.answers)
+        parts.append(await service.answer(one.models.embed, items, call.seconds))
+        values["embedding"] = np.concatenate(parts[-1].answers)
     if one.models.task is not None and {"label", "score"} & set(names):
-        answered = await service.answer(one.models.task, texts, call.seconds)
-        best = [labels_of(one.models.task, found)[0] for found in answered.answers]
+        parts.append(await service.answer(one.models.task, texts, call.seconds))
+        service.check_cut(parts[-1].cut)
+        best = [labels_of(one.models.task, found)[0] for found in parts[-1].answers]
         values |= {"label": [of.label for of in best], "score": [of.score for of in best]}
     binary = [wanted.name for wanted in body.outputs if wanted.parameters.get("binary_data")]
     binary += names if not body.outputs and body.parameters.get("binary_data_output") else []
@@ -121,12 +124,20 @@ async def infer(call: Call, body: InferRequest) -> Reply:
         else:
             output["data"] = values[name]
         outputs.append(output)
-    reply = Reply({"model_name": one.name, "outputs": outputs, **({"id": body.id} if body.id else {})}, answered)
+    reply = Reply({"model_name": one.name, "outputs": outputs, **({"id": body.id} if body.id else {})}, _joined(parts))
     if binary:
         head = reply.content()
         reply.value, reply.media_type = b"".join([head, *tail]), "application/octet-stream"
         reply.headers[HEADER] = str(len(head))
     return reply
+
+
+def _joined(parts: Sequence[Answered]) -> Answered:
+    """What the headers tell of a request that asked several models: all inputs that one of them cut, and each phase's
+    seconds in all of them."""
+    cut = sorted({item for part in parts for item in part.cut})
+    seconds = {phase: sum(part.seconds[phase] for part in parts) for phase in parts[0].seconds}
+    return Answered([], sum(part.pieces for part in parts), cut, seconds)
 
 
 def _texts(inputs: list[Tensor], binary: bytes) -> list[str]:

@@ -14,7 +14,7 @@ import numpy as np
 from spanbert_jax.errors import UserError
 from spanbert_jax.service.offsets import Offsets, Span, Unit
 from spanbert_jax.service.problems import Problem
-from spanbert_jax.service.routes import COMPUTES, Body, Call, Reply, Route
+from spanbert_jax.service.routes import COMPUTES, WAITS, Body, Call, Reply, Route
 from spanbert_jax.service.tei import Label, labels_of
 from spanbert_jax.serving.served_models import TextWithSpans
 from spanbert_jax.text.span_syntax import parse_rules
@@ -134,6 +134,7 @@ async def embed_spans(call: Call, body: SpansEmbedRequest) -> Reply:
         spans = [offsets.read(span, f"inputs[{number}].spans[{i}]") for i, span in enumerate(one.spans)]
         items.append(TextWithSpans(one.text, spans, body.pooling))
     answered = await call.service.answer(model, items, call.seconds)
+    call.service.check_cut(answered.cut)
     found = [
         [
             {"start": start, "end": end, "embedding": np.ascontiguousarray(vector)}
@@ -172,6 +173,7 @@ async def entities(call: Call, body: EntitiesRequest) -> Reply:
     """The entities of each text."""
     model = call.service.task(body.model, "/entities", "token_classification")
     answered = await call.service.answer(model, body.inputs, call.seconds)
+    call.service.check_cut(answered.cut)
     found = []
     for text, one in zip(body.inputs, answered.answers, strict=True):
         offsets = Offsets(text, body.offsets)
@@ -202,6 +204,7 @@ async def answer(call: Call, body: AnswerRequest) -> Reply:
         raise Problem("invalid", f"top_k is {body.top_k}; expected 1 to {most}", "top_k")
     record = {"question": body.question, "context": body.context}
     answered = await call.service.answer(model, [record], call.seconds)
+    call.service.check_cut(answered.cut)
     prediction, offsets = answered.answers[0].prediction, Offsets(body.context, body.offsets)
     entries = prediction["n_best"]
     found = [
@@ -217,6 +220,7 @@ async def relation(call: Call, body: RelationRequest) -> Reply:
     """Every relation with its probability, the most probable first."""
     model = call.service.task(body.model, "/relation", "relation_extraction")
     answered = await call.service.answer(model, [record_of(body)], call.seconds)
+    call.service.check_cut(answered.cut)
     return Reply(labels_of(model, answered.answers[0]), answered)
 
 
@@ -272,7 +276,7 @@ ROUTES = (
         find_spans,
         SpansFindRequest,
         list[FoundSpan],
-        ("malformed", "too_large", "invalid", "overloaded", "failed", "late"),
+        WAITS,
     ),
     Route("POST", "/entities", "Entities of texts", entities, EntitiesRequest, list[list[Entity]], _HEAD),
     Route("POST", "/answer", "The answers to a question about a text", answer, AnswerRequest, AnswerResponse, _HEAD),

@@ -71,5 +71,7 @@ class Route(NamedTuple):
     is_public: bool = False  # whether it answers without a key
 
 
-# Problems of every route that takes a body and asks the engine.
-COMPUTES = ("malformed", "too_large", "invalid", "overloaded", "failed", "not_serving", "late")
+# Problems of every route that takes a body and waits: for a thread, or (COMPUTES) for the engine.
+WAITS = ("malformed", "too_large", "invalid", "overloaded", "failed", "late")
+COMPUTES = (*WAITS, "not_serving")
+TRUNCATED = "X-Truncated-Inputs"  # the header with the indices of the inputs that were cut

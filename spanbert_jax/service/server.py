@@ -72,7 +72,8 @@ def run(service: Service, listening: socket.socket, everything: bool, drain_seco
             service.warm_up(everything)
         except Exception as error:
             failures.append(error)
-            print(f"error: a program cannot be compiled\n{where(error)}", file=sys.stderr, flush=True)
+            told = str(error) if isinstance(error, UserError) else f"a program cannot be compiled\n{where(error)}"
+            print(f"error: {told}", file=sys.stderr, flush=True)
             server.should_exit = True
         else:
             if service.engine.is_ready:

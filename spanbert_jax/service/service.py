@@ -108,6 +108,15 @@ class Service:
         if len(items) > most:
             raise Problem("too_large", f"the request has {len(items):,} inputs; {most:,} are the most")
 
+    def check_cut(self, cut: Sequence[int], given: bool | None = None) -> None:
+        """Raises Problem where inputs were cut and may not be. cut: their indices. given: as for `truncates`."""
+        if cut and not self.truncates(given):
+            raise Problem(
+                "invalid",
+                f"inputs[{cut[0]}] is longer than a row, and texts are not cut; give less text, or set truncate where "
+                "the route has it",
+            )
+
     async def answer(self, model: Any, items: Sequence[Any], seconds: float) -> Answered:
         """The engine's answers; raises Problem where the items are none, or more than a request may have."""
         if not items:
@@ -144,6 +153,8 @@ def open_service(sources: Mapping[str, Path], settings: Settings) -> Service:
         try:
             loaded = Loaded(path)
             models = loaded.served(name, settings.max_input_pieces, settings.deterministic, settings.dtype)
+            if loaded.piece_heads:  # otherwise a damaged infilling.json would be found only while programs are compiled
+                _ = loaded.infiller
         except UserError as error:
             raise UserError(f"--checkpoint {name}={path}: {error}") from error
         found[name] = Checkpoint(name, loaded, models)

@@ -3,6 +3,7 @@
 Invariant: the first checkpoint that can answer does. Errors have the form {"error", "error_type"}.
 """
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import msgspec
@@ -10,7 +11,7 @@ import numpy as np
 
 from spanbert_jax.service.openai import Inputs, texts_of
 from spanbert_jax.service.problems import Problem
-from spanbert_jax.service.routes import COMPUTES, Body, Call, Nothing, Reply, Route
+from spanbert_jax.service.routes import COMPUTES, WAITS, Body, Call, Nothing, Reply, Route
 from spanbert_jax.serving.served_models import Predicted, TaskModel, Text
 from spanbert_jax.tasks.text_classification.files import columns_of
 from spanbert_jax.version import VERSION
@@ -39,11 +40,12 @@ class EmbedAllRequest(Body):
 
 
 class PredictRequest(Body):
-    """A text, a pair of texts ["a", "b"], or a list of either in lists: [["text"], ["a", "b"]]."""
+    """A text, a pair of texts ["a", "b"], or a list of either in lists: [["text"], ["a", "b"]]. "model" is our own."""
 
     inputs: str | list[str | list[str]]
     raw_scores: bool = False
     truncate: bool | None = None
+    model: str | None = None
 
 
 class TokenizeRequest(Body):
@@ -112,7 +114,7 @@ async def embed_all(call: Call, body: EmbedAllRequest) -> Reply:
 
 async def predict(call: Call, body: PredictRequest) -> Reply:
     """Every label of each text, or pair of texts, with its probability."""
-    model = call.service.task(None, "/predict", CLASSIFIER)
+    model = call.service.task(body.model, "/predict", CLASSIFIER)
     if body.raw_scores:
         raise Problem("invalid", "raw_scores is true; this server gives probabilities alone", "raw_scores")
     inputs = body.inputs
@@ -122,8 +124,7 @@ async def predict(call: Call, body: PredictRequest) -> Reply:
     groups: list[Any] = inputs if many else [[inputs] if isinstance(inputs, str) else inputs]  # type: ignore[assignment]
     records = [_record(model, i, group) for i, group in enumerate(groups)]
     answered = await call.service.answer(model, records, call.seconds)
-    if answered.cut and not call.service.truncates(body.truncate):
-        raise Problem("invalid", f"inputs[{answered.cut[0]}] is longer than a row; give less text, or set truncate")
+    call.service.check_cut(answered.cut, body.truncate)
     found = [labels_of(model, one) for one in answered.answers]
     return Reply(found if many else found[0], answered)
 
@@ -143,15 +144,23 @@ async def tokenize(call: Call, body: TokenizeRequest) -> Reply:
     tokenizer = call.service.checkpoint(None).loaded.tokenizer
     texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
     call.service.check_count(texts)
-    found = []
-    for text in texts:
+
+    def tokens(text: str) -> Iterator[Token]:
         ids, offsets = tokenizer.tokenize_with_offsets(text)
-        tokens = [Token(i, tokenizer.piece(i), False, a, b) for i, (a, b) in zip(ids, offsets, strict=True)]
         if body.add_special_tokens:
-            first, last = (Token(i, tokenizer.piece(i), True, None, None) for i in (tokenizer.cls_id, tokenizer.sep_id))
-            tokens = [first, *tokens, last]
-        found.append(tokens)
-    return Reply(found)
+            yield Token(tokenizer.cls_id, tokenizer.piece(tokenizer.cls_id), True, None, None)
+        for id, (start, end) in zip(ids, offsets, strict=True):
+            yield Token(id, tokenizer.piece(id), False, start, end)
+        if body.add_special_tokens:
+            yield Token(tokenizer.sep_id, tokenizer.piece(tokenizer.sep_id), True, None, None)
+
+    def written() -> bytes:
+        # Tokens are encoded one by one, because a thread that encodes a long list keeps all other threads waiting.
+        encode = msgspec.json.Encoder().encode
+        found = (b"[%b]" % b",".join([encode(token) for token in tokens(text)]) for text in texts)
+        return b"[%b]" % b",".join(found)
+
+    return Reply(await call.service.finding.run(written))
 
 
 async def info(call: Call, _: Nothing) -> Reply:
@@ -210,7 +219,7 @@ ROUTES = tuple(
             predict,
             PredictRequest,
             list[Label | list[Label]],
-            (*COMPUTES, "no_head"),
+            (*COMPUTES, "no_model", "no_head"),
         ),
         (
             "POST",
@@ -219,7 +228,7 @@ ROUTES = tuple(
             tokenize,
             TokenizeRequest,
             list[list[Token]],
-            ("malformed", "too_large", "invalid"),
+            WAITS,
         ),
         ("GET", "/info", "the checkpoints and the limits", info, Nothing, Info, ()),
     )

@@ -93,14 +93,15 @@ class Answerer:
         its compilation."""
         self._predictor.warm_up(self._params, show)
 
-    def answer(self, records: Sequence[Record]) -> list[Prediction]:
+    def answer(self, records: Sequence[Record], warns: bool = True) -> list[Prediction]:
         """One prediction for each record, in their order. The id of a record without "id" is its index, from 0.
 
         records: texts, where the task reads texts, or objects with the task's fields: {"question": ..., "context":
-        ...}, {"words": [...]}, ... Raises UserError, naming records[i], where the task cannot read a record.
+        ...}, {"words": [...]}, ... warns: as for `answer_examples`. Raises UserError, naming records[i], where the task
+        cannot read a record.
         """
         examples = [self.task.parse(record, f"records[{i}]", str(i)) for i, record in enumerate(records)]
-        return self.answer_examples(examples, "the records", "predict", False)
+        return self.answer_examples(examples, "the records", "predict", False, warns)
 
     def answer_source(self, source: Source, role: Role, enabled: bool) -> tuple[list[Identified], list[Prediction]]:
         """(examples, one prediction for each example) of a file, of a file's contents, or of a TFDS name.
@@ -116,12 +117,13 @@ class Answerer:
         return examples, self.answer_examples(examples, str(source), role, enabled)
 
     def answer_examples(
-        self, examples: Sequence[Identified], source: str, role: Role, enabled: bool
+        self, examples: Sequence[Identified], source: str, role: Role, enabled: bool, warns: bool = True
     ) -> list[Prediction]:
         """One prediction for each example. source: the name of the data in warnings. enabled: whether to show
-        progress."""
+        progress. warns: whether to say on stderr which examples were cut."""
         rows = rows_of(self.task, examples, source, role, None, enabled)
-        warn_of_cuts(rows, examples, source)
+        if warns:
+            warn_of_cuts(rows, examples, source)
         return self._predictor.shown(self._params, examples, rows, self._tuned, enabled)
 
 

@@ -24,6 +24,7 @@ from spanbert_jax.errors import UserError
 from spanbert_jax.serving.counters import Counters
 from spanbert_jax.serving.scheduler import Batch, Expired, Limits, Model, NotServing, Refused, Request, Scheduler
 
+NOT_FINITE = "the model's numbers are not finite"
 _IN_FLIGHT = 2  # batches: one is computed, and one waits on the device
 
 
@@ -65,6 +66,7 @@ class Engine:
         self._scheduler = Scheduler(limits)
         self._changed = threading.Condition()  # over the scheduler and everything below
         self._is_closed = False
+        self._awaits_everything = False  # whether the engine is ready only after every program
         self._last_finished = 0.0
         self._in_flight = threading.Semaphore(_IN_FLIGHT)
         self._started: queue.SimpleQueue[tuple[Batch, Any] | None] = queue.SimpleQueue()
@@ -80,9 +82,11 @@ class Engine:
         """Compiles the programs that requests need.
 
         The smallest program of every length of the first models is compiled before the call returns, the shortest
-        length first. The others follow in a thread, the smallest ones before the larger ones, or, with `everything`,
-        before the call returns too. afterwards: is called after all of them.
+        length first. The others follow in a thread, the smallest ones before the larger ones. With `everything` the
+        others are compiled before the call returns too, and the engine is ready only then. afterwards: is called after
+        all of them.
         """
+        self._awaits_everything = everything
         smallest: list[tuple[Model, Shape]] = []
         larger: list[tuple[Model, Shape]] = []
         for model in sorted(self.models, key=lambda model: not model.is_first):
@@ -101,6 +105,7 @@ class Engine:
         self._prepare([one for one in smallest if one[0].is_first])
         if everything:
             compile_rest()
+            self._awaits_everything = False
         else:
             self._threads.append(threading.Thread(target=compile_rest, name="warm up", daemon=True))
             self._threads[-1].start()
@@ -118,10 +123,11 @@ class Engine:
 
     @property
     def is_ready(self) -> bool:
-        """Whether requests to the first models are taken."""
+        """Whether the programs that `warm_up` waits for are compiled, and requests to the first models are taken."""
         first = [model for model in self.models if model.is_first]
         longest = [(max(s.length for s in model.table), {s.length for s in model.ready}) for model in first]
-        return not self.is_draining and all(length in ready for length, ready in longest)
+        waits = self.is_draining or self._awaits_everything
+        return not waits and all(length in ready for length, ready in longest)
 
     def submit(self, model: Model, items: Sequence[Any], seconds: float) -> "Future[Answered]":
         """The answers to the items, in their order, within so many seconds.
@@ -236,7 +242,7 @@ class Engine:
         now = self._clock()
         broken = {entry.request: None for entry, fine in zip(batch.entries, is_finite, strict=False) if not fine}
         for request in broken:
-            self._end(request, ModelFailed("the model's numbers are not finite"))
+            self._end(request, ModelFailed(NOT_FINITE))
         with self._changed:
             self._count_batch(batch, now)
             for place, entry in enumerate(batch.entries):

@@ -91,6 +91,7 @@ def masked_case(tokenizer: Tokenizer, longest: int, record: Record, target: Any)
     positions = np.zeros(1 << (len(hidden) - 1).bit_length(), np.int32)
     positions[: len(hidden)] = np.array(hidden) + 1
     row: Row = {"input_ids": pieces, "token_type_ids": [0] * len(pieces), "masked_positions": positions}
+    row["cut"] = int(len(ids) > len(places))
     row["cells"] = _column([slot * tokenizer.vocab_size + ids[number] for slot, number in enumerate(hidden)], row)
     seen: Places = [None if number in hidden else place for number, place in enumerate(places)]
     words = [Place("text", *word) for word in find_words(text)]

@@ -12,6 +12,7 @@ place of the word's pieces.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -60,6 +61,7 @@ class Explanation:
     gap: float | None  # score - baseline - the sum of the attributions; None of occlusion
     texts: dict[str, str]  # field -> the text that offsets refer to
     tokens: list[Token]  # of the explained row, in its order
+    cut: bool  # whether that row lacks text of the record, which was too long
 
     def to_json(self) -> dict[str, Any]:
         """The same as plain JSON."""
@@ -182,7 +184,7 @@ class Explainer:
         if spans is not None and method != "occlusion":
             raise UserError(f"spans are masked by method='occlusion'; {method} attributes to every piece")
         if self._answerer:
-            answer = self._answerer.answer
+            answer = functools.partial(self._answerer.answer, warns=False)  # the explanation has `cut`
             case = task_case(self._answerer.task, record, target, lambda record: answer([record])[0])
         else:
             case = masked_case(self._tokenizer, self._longest, record, target)
@@ -209,7 +211,7 @@ class Explainer:
             Token(case.texts[place.field][place.start : place.end], *place, float(value))
             for place, value in zip(explained, values, strict=True)
         ]
-        return Explanation(case.target, method, score, baseline, gap, case.texts, tokens)
+        return Explanation(case.target, method, score, baseline, gap, case.texts, tokens, bool(row.get("cut")))
 
 
 def _groups(spans: Sequence[Place], positions: Mapping[int, Place]) -> tuple[list[Place], list[list[int]]]:

@@ -30,6 +30,7 @@ ANY = frozenset(range(CLASSES))
 
 _MARKS = re.compile(rf"_{{3,}}|{re.escape(MARK)}(?:[ \t]*{re.escape(MARK)})*")
 _NO_TEXT = re.compile(r"<0x[0-9A-F]{2}>|\[unused\d+\]|</?s>")  # bytes, and pieces that are reserved or mark ends
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _STAND_INS = "a1A中"  # one of these stands for a gap while the text around the gap is read
 _MOST_PIECES = 2  # for each word, of the lengths that are tried; but at least:
 _PIECES_OF_A_WORD = 3
@@ -96,7 +97,7 @@ def read_gaps(
     no gap, two gaps touch, a gap lies outside of the text or ends inside a word, or the vocabulary does not mark words
     and the number of pieces is open.
     """
-    check_text(text)
+    text = read_text(text)
     found = _marked(text) if spans is None else [(start, end, 0) for start, end in _checked(text, spans)]
     fewest, most = words_of(words)
     _check_apart(text, found)
@@ -122,10 +123,12 @@ def check_pairs(spans: Sequence[Span]) -> None:
             raise UserError(f"{quoted(span)} is no span; give (start, end), two numbers of characters")
 
 
-def check_text(text: str) -> None:
-    """Raises UserError where a text is none."""
+def read_text(text: str) -> str:
+    """The text. Lone surrogates, which no UTF-8 has, become U+FFFD, so that offsets stay. Raises UserError where it is
+    no text."""
     if not isinstance(text, str):
         raise UserError(f"expected a text, found {type(text).__name__} ({str(text)[:40]!r}); give one text")
+    return _LONE_SURROGATE.sub("\ufffd", text)
 
 
 def _marked(text: str) -> list[tuple[int, int, int]]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from spanbert_jax.errors import UserError
 from spanbert_jax.serving.decoding import Query
-from spanbert_jax.serving.gaps import Span, check_pairs, check_text
+from spanbert_jax.serving.gaps import Span, check_pairs, read_text
 from spanbert_jax.serving.mixture import uniform_mixture
 from spanbert_jax.serving.slot_scores import SlotScorer
 from spanbert_jax.text.tokenizer import Tokenizer, word_starts
@@ -69,17 +69,17 @@ class TextScorer:
                 read.append(self._read(text, spans[i] if spans is not None else None))
             except UserError as error:
                 raise UserError(f"texts[{i}]: {error}" if len(texts) > 1 else str(error)) from error
-        queries = [query for ids, _, places in read for query in self._queries(ids, places, rest_of_word)]
-        gold = [[ids[place]] for ids, _, places in read for place in places]
+        queries = [query for _, ids, _, places in read for query in self._queries(ids, places, rest_of_word)]
+        gold = [[ids[place]] for _, ids, _, places in read for place in places]
         found = iter(self._scorer.given(queries, gold, [uniform_mixture(0.0)], True))
         return [
             self._scored(text, ids, offsets, places, [float(next(found).log_probs[0, 0]) for _ in places])
-            for text, (ids, offsets, places) in zip(texts, read, strict=True)
+            for text, ids, offsets, places in read
         ]
 
-    def _read(self, text: str, span: Span | None) -> tuple[list[int], list[Span], list[int]]:
-        """(the ids of a row, the characters of each of its pieces, the positions that are scored)."""
-        check_text(text)
+    def _read(self, text: str, span: Span | None) -> tuple[str, list[int], list[Span], list[int]]:
+        """(the text, the ids of a row, the characters of each of its pieces, the positions that are scored)."""
+        text = read_text(text)
         check_pairs([] if span is None else [span])
         pieces, offsets = self._tokenizer.tokenize_with_offsets(text)
         room = self._scorer.longest - 2
@@ -92,7 +92,7 @@ class TextScorer:
             raise UserError(f"{what} has no piece: the text has {len(text)} characters; give some that are not blank")
         if span is None:
             places = list(range(1, len(pieces) + 1))  # with the pieces that share a character
-        return [self._tokenizer.cls_id, *pieces, self._tokenizer.sep_id], [(0, 0), *offsets, (0, 0)], places
+        return text, [self._tokenizer.cls_id, *pieces, self._tokenizer.sep_id], [(0, 0), *offsets, (0, 0)], places
 
     def _queries(self, ids: list[int], places: Sequence[int], rest_of_word: bool) -> list[Query]:
         starts = np.append(word_starts(self._tokenizer, ids[1:-1]), True)  # of the pieces, and of [SEP]

@@ -35,6 +35,10 @@ _ROWS = 16  # of the largest batch: each slot takes the scores of a vocabulary f
 _NEVER = -1e9  # score of pieces that do not count
 
 
+class NotFinite(UserError):
+    """The heads give numbers that are not finite."""
+
+
 class Given(NamedTuple):
     """The scores of given pieces, each float32 [wanted, mixtures] but the likeliest pieces, which are int32."""
 
@@ -60,6 +64,7 @@ class SlotScorer:
                 f"{weights.source}: has no head that predicts masked pieces, neither MLM nor SBO; name a pre-training "
                 "run, or published weights with a masked-language-model head"
             )
+        self._source = weights.source
         self.heads = tuple(head.name for head in heads)
         self.longest, masking = weights.config.model.max_length, weights.config.masking
         if weights.span_boundary:  # of others' weights, which need not have the configuration's
@@ -96,7 +101,7 @@ class SlotScorer:
         """The BEST pieces of each class at each wanted position of each query.
 
         whole: every piece of the vocabulary counts, and those that are no text are in the class CONTINUES; otherwise
-        those count that can be text.
+        those count that can be text. Raises NotFinite where a class's mass is NaN.
         """
         rows = []
         for query in queries:
@@ -104,10 +109,12 @@ class SlotScorer:
             rows.append(row | {"mix": mixture.weight(row["span_offset"], length) * row["span_weights"]})
         params = self._whole if whole else self._params
         outputs = self._best.outputs(params, self._batches(queries, rows), len(queries))
-        return [
+        found = [
             Scores(*(output[name][: len(query.wanted)] for name in Scores._fields))
             for query, output in zip(queries, outputs, strict=True)
         ]
+        self._check(not any(np.isnan(one.masses).any() for one in found))  # that of a class without pieces is -inf
+        return found
 
     def given(
         self, queries: Sequence[Query], pieces: Sequence[Sequence[int]], mixtures: Sequence[Mixture], whole: bool
@@ -115,7 +122,7 @@ class SlotScorer:
         """For each query the scores of given pieces by each of the mixtures.
 
         pieces: of each query, a piece for each wanted position. whole: whether every piece of the vocabulary counts, or
-        those that can be text.
+        those that can be text. Raises NotFinite where a piece's log-probability is not finite.
         """
         rows = []
         for query, of in zip(queries, pieces, strict=True):
@@ -124,10 +131,18 @@ class SlotScorer:
             rows.append(row | {"masked_ids": np.array(of, np.int32), "mix": mix * row["span_weights"][:, None]})
         params = self._whole if whole else self._params
         outputs = self._given.outputs(params, self._batches(queries, rows), len(queries))
-        return [
+        found = [
             Given(*(output[name][: len(query.wanted)] for name in Given._fields))
             for query, output in zip(queries, outputs, strict=True)
         ]
+        self._check(all(np.isfinite(one.log_probs).all() for one in found))
+        return found
+
+    def _check(self, is_finite: bool) -> None:
+        if not is_finite:
+            raise NotFinite(
+                f"{self._source}: the model's numbers are not finite; name an earlier checkpoint, or other weights"
+            )
 
     def _row(self, query: Query) -> tuple[NumpyBatch, np.ndarray]:
         """(fields of the batch for the wanted positions of a query, each [wanted]; the lengths of their spans).

@@ -188,7 +188,7 @@ class FineTuning(abc.ABC, Generic[ExampleT, ModelT]):
     def batch_size(self, batch: Batch) -> BatchSize:
         """The size of a training batch, which depends on the batch's shapes alone."""
         rows, length = batch["input_ids"].shape
-        return BatchSize(rows, rows * flops.encoder_flops(self.config.model, length), f"rows of {length} pieces")
+        return BatchSize(rows, rows * flops.encoder_flops(self.config, length), f"rows of {length} pieces")
 
     @abc.abstractmethod
     def model(self, platform: str) -> ModelT:

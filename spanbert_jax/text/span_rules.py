@@ -3,11 +3,14 @@
 Invariant: a rule's spans depend on the document and on the rule alone. Within a sentence they ascend and do not
 overlap. A rule can be pickled, and a worker process loads what it needs (a lexicon, a model) when it first uses it.
 
-Patterns are run by RE2, whose time grows with the length of the text alone, so that no pattern hangs. RE2 has neither
-look-around nor back-references. Of the matches that begin at the leftmost place the longest is taken.
+Patterns are run by RE2, which has neither look-around nor back-references. Of the matches that begin at the leftmost
+place the longest is taken. RE2 looks for each match up to the sentence's end, so a sentence with many matches takes the
+square of its length. `MAX_CHARACTERS` and `MOST_STEPS` bound this time: a|a.*b takes 0.15 s for the longest sentence
+of a's, and the slowest patterns take some seconds.
 """
 
 import abc
+import contextlib
 import importlib.util
 import re
 from bisect import bisect_left, bisect_right
@@ -20,7 +23,9 @@ from spanbert_jax.text import tagger
 from spanbert_jax.text.words import Words
 
 # A longer sentence is none. Rules whose time may grow with the square of its length find no spans in it.
-MAX_WORDS = 5000
+MAX_WORDS, MAX_CHARACTERS = 5000, 10_000
+MOST_STEPS = 400  # of a pattern: a|.*c.{100}b has 210, and takes 1.5 s for the longest sentence of random a's and c's
+_MEMORY = 2**25  # bytes of RE2's automaton; with 2**23 it often falls back to a search 30 times slower
 _KEPT_RUNS = 2**16  # in the table of a `pos:` rule, which is emptied when it is full
 INSTALL = "pip install -r requirements-spans.txt"
 
@@ -43,7 +48,7 @@ class Rule(abc.ABC):
     Attributes:
       kinds: the names of its spans' kinds.
       numbers: the number of each of these kinds in its spans; `SpanFinder` sets them.
-      has_limit: whether it gets no sentences of more than `MAX_WORDS` words.
+      has_limit: whether it gets no sentences of more than `MAX_WORDS` words or `MAX_CHARACTERS` characters.
       files: the paths of the files that it was read from.
       made_by: the libraries and models on which its spans depend, with their versions.
     """
@@ -168,18 +173,29 @@ def widened(begin: int, end: int, places: Sequence[tuple[int, int]], kind: int) 
 
 
 def _compiled(pattern: str, rule: str) -> Any:
-    """The pattern in RE2; raises UserError where RE2 cannot read it, or is not installed."""
+    """The pattern in RE2; raises UserError where RE2 cannot read it, it has too many steps, or RE2 is not installed."""
     if importlib.util.find_spec("re2") is None:
         raise UserError(f"the rules 'regex:' and 'pos:' need google-re2, which is not installed: {INSTALL}")
     import re2
 
     options = re2.Options()
-    options.longest_match, options.log_errors = True, False
+    options.longest_match, options.log_errors, options.max_mem = True, False, _MEMORY
     try:
-        return re2.compile(pattern, options)
-    except re2.error as error:
+        made = re2.compile(pattern, options)
+    except (re2.error, UnicodeEncodeError) as error:  # the latter of a lone surrogate
         found = error.args[0].decode(errors="replace") if isinstance(error.args[0], bytes) else error
         raise UserError(
             f"rule {quoted(rule)}: the pattern does not parse: {shortened(found)}; patterns are RE2's, without "
             "look-around and back-references"
         ) from error
+    steps = made.programsize
+    # In UTF-8 a class such as \pL has 1,200 steps for its bytes, of which few count at a time. In Latin-1 it has six.
+    options.encoding = re2.Options.Encoding.LATIN1
+    with contextlib.suppress(re2.error):  # \x{4e2d} is no character of Latin-1
+        steps = re2.compile(re.sub("[^\0-\xff]", "\xff", pattern).encode("latin-1"), options).programsize
+    if steps > MOST_STEPS:
+        raise UserError(
+            f"rule {quoted(rule)}: the pattern has {steps:,} steps, and {MOST_STEPS} are the most; repeat less in it, "
+            "or list words in a file for gazetteer:FILE"
+        )
+    return made

@@ -13,6 +13,7 @@ from spanbert_jax.errors import UserError
 from spanbert_jax.text.lines import hash_file
 from spanbert_jax.text.sentences import split_sentences
 from spanbert_jax.text.span_rules import (
+    MAX_CHARACTERS,
     MAX_WORDS,
     Capitals,
     Document,
@@ -40,7 +41,7 @@ class FoundSpans(NamedTuple):
 
     sentences: list[Words]
     spans: list[list[Span]]  # of each sentence, ascending; kinds from 1, as `SpanFinder.kinds` has them
-    left_out: int  # sentences of more than `MAX_WORDS` words, in which patterns and models look for no spans
+    left_out: int  # sentences of more than `MAX_WORDS` or `MAX_CHARACTERS`, which patterns and models do not search
 
 
 class TextSpans(NamedTuple):
@@ -87,7 +88,7 @@ class SpanFinder:
     def find(self, text: str, sentences: Sequence[str]) -> FoundSpans:
         """The spans of a document, given its sentences, in order."""
         words = [split_words(sentence) for sentence in sentences]
-        long = {i for i, sentence in enumerate(words) if len(sentence.words) > MAX_WORDS}
+        long = {i for i, of in enumerate(words) if len(of.words) > MAX_WORDS or len(of.text) > MAX_CHARACTERS}
         whole = Document(text, words)
         short = Document(text, [_EMPTY if i in long else of for i, of in enumerate(words)]) if long else whole
         by_rule = [rule.find(short if rule.has_limit else whole) for rule in self._rules]

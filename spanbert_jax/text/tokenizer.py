@@ -199,7 +199,8 @@ class Tokenizer:
         if self.kind in _SENTENCEPIECE:
             mapping = self._engine.encode_as_offset_mapping(text)
             return mapping["ids"], [_strip(text, start, end) for start, end in mapping["offsets"]]
-        encoding = self._engine.encode(text, add_special_tokens=False)
+        # A batch, because `encode` holds Python's lock: for a long text, other threads would wait for seconds.
+        (encoding,) = self._engine.encode_batch([text], add_special_tokens=False)
         if self._json:
             return encoding.ids, _disjoint(text, encoding.offsets)
         if not self.settings.added:

@@ -164,7 +164,7 @@ def is_run(path: epath.Path) -> bool:
 
 
 def _is_checkpoint(path: epath.Path) -> bool:
-    return path.name.isdigit() and any((path / part).is_dir() for part in (_STATE, _METADATA))
+    return path.name.isdecimal() and any((path / part).is_dir() for part in (_STATE, _METADATA))
 
 
 def run_of(checkpoint: epath.Path) -> epath.Path:
@@ -196,7 +196,7 @@ def find_checkpoint(path: epath.Path) -> epath.Path:
 
 def whole_steps(folder: epath.Path) -> list[epath.Path]:
     """The checkpoints directly in a folder, the newest first, without those whose save was cut off."""
-    steps = [child for child in (folder.iterdir() if folder.is_dir() else ()) if child.name.isdigit()]
+    steps = [child for child in (folder.iterdir() if folder.is_dir() else ()) if child.name.isdecimal()]
     whole = [step for step in steps if ocp.utils.is_checkpoint_finalized(step)]
     return sorted(whole, key=lambda step: int(step.name), reverse=True)
 

@@ -8,7 +8,7 @@ positions. An encoder that `train.only` leaves out counts 1 x forward.
 from typing import NamedTuple
 
 from spanbert_jax.batch import slots
-from spanbert_jax.config import Config, ModelConfig, is_trained
+from spanbert_jax.config import Config, is_trained
 from spanbert_jax.model import extensions, pretraining_heads
 from spanbert_jax.model.families import family_of
 
@@ -50,9 +50,10 @@ def peak_flops(device_kind: str) -> float | None:
     return _PEAKS.get(device_kind)
 
 
-def encoder_flops(model: ModelConfig, length: int) -> float:
-    """Training FLOPs of the encoder, extensions included, for one row of `length` pieces."""
-    return 3.0 * (family_of(model).flops(model, length) + extensions.flops(model, length))
+def encoder_flops(config: Config, length: int) -> float:
+    """FLOPs of a training step for the encoder, extensions included, and one row of `length` pieces."""
+    model, passes = config.model, 3.0 if is_trained(config.train, "encoder") else 1.0
+    return passes * (family_of(model).flops(model, length) + extensions.flops(model, length))
 
 
 def pretraining_head_flops(config: Config, vocab_size: int, length: int) -> float:
@@ -69,5 +70,4 @@ def pretraining_head_flops(config: Config, vocab_size: int, length: int) -> floa
 
 def pretraining_row_flops(config: Config, vocab_size: int, length: int) -> float:
     """Training FLOPs of the pre-training model for one row of `length` positions."""
-    encoder = encoder_flops(config.model, length) / (1.0 if is_trained(config.train, "encoder") else 3.0)
-    return encoder + pretraining_head_flops(config, vocab_size, length)
+    return encoder_flops(config, length) + pretraining_head_flops(config, vocab_size, length)

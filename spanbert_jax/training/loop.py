@@ -73,15 +73,17 @@ class Result(NamedTuple):
     evaluation: dict[str, float]  # of the last evaluation; empty where there was none
 
 
-def run(config: Config, recipe: Recipe, workdir: epath.Path) -> Result:
+def run(config: Config, recipe: Recipe, workdir: epath.Path, claim: Callable[[], None] = lambda: None) -> Result:
     """Trains from the newest checkpoint in the workdir, or from the start, to the last step or a request to stop.
+
+    claim: is called once the first state is there, and so after all that a mistake in the configuration can fail at.
 
     Raises UserError where the mesh, the batch and the devices do not fit together, the devices' memory is too small, no
     checkpoint can be read, the disk is full, or too many steps in a row were skipped because a number was not finite.
     """
     try:
         with jax.set_mesh(sharding.mesh_of(config)):
-            return _run(config, recipe, workdir)
+            return _run(config, recipe, workdir, claim)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -91,12 +93,13 @@ def run(config: Config, recipe: Recipe, workdir: epath.Path) -> Result:
         ) from error
 
 
-def _run(config: Config, recipe: Recipe, workdir: epath.Path) -> Result:
+def _run(config: Config, recipe: Recipe, workdir: epath.Path, claim: Callable[[], None]) -> Result:
     mesh = jax.sharding.get_mesh()
     layout, last = sharding.batch_sharding(mesh), config.train.steps
     abstract = abstract_state(config, recipe.init, mesh)
     checkpoints = Checkpoints(workdir / CHECKPOINTS, config.train)
     first, state, restored = _first_state(config, recipe, workdir, checkpoints, abstract)
+    claim()
     best, skips = _Best(recipe, workdir), Skips(config.train.max_skipped)
     window = Window(first, config.train.log_every, recipe.metrics, mesh, restored.window)
     watchdog = Watchdog(config.train.stall_seconds, _place())
@@ -217,7 +220,7 @@ def _first_state(
     tried: list[Metadata] = []
 
     def check(saved: Metadata) -> None:
-        _check_same_data(recipe, saved, workdir)
+        check_same_data(recipe, saved, workdir)
         tried.append(saved)
 
     found = checkpoints.restore_newest(abstract, check)
@@ -240,7 +243,7 @@ def _described(recipe: Recipe, step: int, window: Window, log: "_Log", due: bool
     return dataclasses.replace(recipe.metadata, step=step, window=window.state(), evaluation_is_due=due)
 
 
-def _check_same_data(recipe: Recipe, saved: Metadata, workdir: epath.Path) -> None:
+def check_same_data(recipe: Recipe, saved: Metadata, workdir: epath.Path) -> None:
     """Raises UserError where the checkpoint was trained on other data than a step would now read."""
     differing = [
         f"{name} {saved.fingerprints[name]} then, {now} now"

@@ -22,7 +22,7 @@ from spanbert_jax.config import Config
 from spanbert_jax.errors import UserError
 from spanbert_jax.training import sharding
 from spanbert_jax.training.checkpoint import CHECKPOINTS, read_metadata, restore_state, whole_steps
-from spanbert_jax.training.loop import Recipe, new_state
+from spanbert_jax.training.loop import Recipe, check_same_data, new_state
 from spanbert_jax.training.step import (
     Objective,
     State,
@@ -117,7 +117,7 @@ def _nearest(
     """(the newest checkpoint that is not after `step`, its state); without one, None and the run's first state."""
     for checkpoint in whole_steps(workdir / CHECKPOINTS):
         if int(checkpoint.name) <= step:
-            read_metadata(checkpoint)  # which refuses a later version's by name
+            check_same_data(recipe, read_metadata(checkpoint), workdir)  # a later version's is refused by name
             return int(checkpoint.name), restore_state(checkpoint, abstract)
     return None, new_state(config, recipe, abstract)
 

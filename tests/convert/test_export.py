@@ -197,6 +197,40 @@ def test_a_model_of_transformers_imported_and_exported_is_the_same_file_again(cl
     assert first_config == second_config
 
 
+def test_a_token_classifier_with_a_pooler_stays_a_token_classifier(tmp_path: Path) -> None:
+    """As transformers before 4.0 wrote BertForTokenClassification, and many files on the Hub still are."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    random_bert("BertForTokenClassification", pad_token_id=0, num_labels=3).save_pretrained(first)
+    write_vocabulary(first / "vocab.txt")
+    tensors = load_file(first / "model.safetensors")
+    width = len(tensors["bert.embeddings.LayerNorm.bias"])
+    pooler = {"weight": np.ones((width, width), np.float32), "bias": np.ones(width, np.float32)}
+    more = {f"bert.pooler.dense.{name}": tensor for name, tensor in pooler.items()}
+    save_file(tensors | more, first / "model.safetensors", metadata={"format": "pt"})
+    second.mkdir()
+    with open_published_weights(first) as published:
+        params, _ = load(published)
+    assert published.task == "token_classification" and "pooler" in params
+    what = Export(params, published.model, published.tokenizer, published.labels, {}, NAME, published.task)
+    assert write_export(what, second, "float32", encoder_only=False)[0] == "BertForTokenClassification"
+    assert_same_bits(load_file(second / "model.safetensors"), tensors)
+
+
+def test_a_regression_gives_its_number_in_transformers_pipeline_and_comes_back_as_one(
+    tmp_path: Path, tokenizers: dict[str, Tokenizer]
+) -> None:
+    case = Case({"pooler": 0, "classifier": 1}, ("score",), "AutoModelForSequenceClassification", "")
+    first = export(case, tokenizers["wordpiece"], tmp_path)
+    pipe = transformers.pipeline("text-classification", model=str(tmp_path))
+    with torch.no_grad():
+        expected = pipe.model(**pipe.tokenizer("Ada", return_tensors="pt")).logits.item()
+    assert pipe("Ada")[0] == {"label": "score", "score": pytest.approx(expected, rel=1e-6)}
+    fields = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(fields | {"id2label": {"0": "LABEL_0"}}))
+    with open_published_weights(first.directory) as published:
+        assert published.labels == ("score",)
+
+
 def test_labels_are_kept(made: dict[tuple[str, str], Exported]) -> None:
     for name in ("sequence_classification", "token_classification"):
         exported = made[name, "wordpiece"]
@@ -310,6 +344,8 @@ def test_the_cards_front_matter_is_yaml_that_names_the_task_and_its_text_the_ste
     assert "| `masking.scheme` |" in text
 
 
+# Of Unigram and BPE transformers' pipeline knows no words, and says that it goes by the spaces, as the card does.
+@pytest.mark.filterwarnings("ignore:Tokenizer does not support real words")
 def test_the_cards_python_runs(exported: Exported) -> None:
     card = (exported.directory / "README.md").read_text("utf-8")
     snippets = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
@@ -321,6 +357,21 @@ def test_the_cards_python_runs(exported: Exported) -> None:
         with contextlib.redirect_stdout(printed):
             exec(compile(ast.parse(code), "README.md", "exec"), {})
         assert bool(printed.getvalue().strip()) == ("print" in snippet)
+
+
+@pytest.mark.filterwarnings("ignore:Tokenizer does not support real words")
+@pytest.mark.parametrize("kind", ["wordpiece", "unigram"])
+def test_the_cards_entities_are_whole_words(kind: str, made: dict[tuple[str, str], Exported]) -> None:
+    exported = made["token_classification", kind]
+    card = (exported.directory / "README.md").read_text("utf-8")
+    code = re.findall(r"```python\n(.*?)```", card, re.DOTALL)[0].replace(f'"{NAME}"', repr(str(exported.directory)))
+    names: dict[str, Any] = {}
+    with contextlib.redirect_stdout(io.StringIO()):
+        exec(code, names)
+    text, words = re.findall(r'"(Ada[^"]*)"', code)[0], names["words"]
+    found = [text[one["start"] : one["end"]].split() for one in words(text)]
+    assert found and all(set(entity) <= set(text.split()) for entity in found)
+    assert any(len(words.tokenizer.tokenize(word)) > 1 for entity in found for word in entity)
 
 
 def test_the_cards_answer_is_the_best_span_of_the_text(made: dict[tuple[str, str], Exported]) -> None:

@@ -13,7 +13,14 @@ import transformers
 from spanbert_jax.config import ModelConfig
 from spanbert_jax.convert.bert import HEADS
 from spanbert_jax.convert.config_fields import SpecialIds
-from spanbert_jax.convert.huggingface_config import architecture, labels_of, read_config, to_fields, to_model_config
+from spanbert_jax.convert.huggingface_config import (
+    architecture,
+    labels_of,
+    read_config,
+    task_of,
+    to_fields,
+    to_model_config,
+)
 from spanbert_jax.errors import UserError
 
 # Every field is another value than BERT's default, but the width of SBO's table, which config.json does not hold.
@@ -222,3 +229,24 @@ def test_any_set_of_heads_has_a_class_with_no_other_heads(
         assert name == ("BertForPreTraining" if whole else "BertForMaskedLM" if "mlm" in heads else "BertModel")
         assert ("pooler" in has) == (whole or ("pooler" in heads and "mlm" not in heads))
     assert architecture(heads[::-1], "bert", "") == found
+
+
+@pytest.mark.parametrize("task", ["sequence_classification", "token_classification"])
+@pytest.mark.parametrize("family", ["Bert", "ModernBert"])
+def test_the_name_of_a_classifiers_class_tells_its_task(task: str, family: str) -> None:
+    name = f"{family}For{task.title().replace('_', '')}"
+    assert task_of(name) == task
+    kind, heads = ("bert", ("pooler", "classifier")) if family == "Bert" else ("modern", ("transform", "classifier"))
+    assert architecture(heads, kind, task).name == name
+    assert task_of("BertForQuestionAnswering") == task_of("BertForMultipleChoice") == ""
+
+
+def test_a_models_only_label_score_is_a_regression_of_rows() -> None:
+    def problem(name: str, labels: tuple[str, ...]) -> Any:
+        return to_fields(ODD, 131, SpecialIds(0, 5, 6), name, labels, "float32").get("problem_type")
+
+    assert problem("BertForSequenceClassification", ("score",)) == "regression"
+    assert problem("BertForSequenceClassification", ("no", "score")) is None
+    assert problem("BertForTokenClassification", ("score",)) is None
+    assert labels_of({"problem_type": "regression"}, 1, "config.json") == ("score",)
+    assert labels_of({"problem_type": "regression"}, 2, "config.json") == ("LABEL_0", "LABEL_1")

@@ -168,5 +168,5 @@ def test_a_warning_says_that_rules_find_nothing(built: tuple[Config, Path], toke
     assert metadata.spans is not None
     empty = dataclasses.replace(metadata, spans={**metadata.spans, "counts": {"X": 0}, "left_out": 3})
     lines = describe_blocks(built[0], tokenizer, empty)
-    assert lines[1] == "Spans: 0 X; 3 sentences of more than 5,000 words were not searched"
+    assert lines[1] == "Spans: 0 X; 3 sentences of more than 5,000 words or 10,000 characters were not searched"
     assert lines[2].startswith("warning: config.corpus.spans=") and "tools/find_spans.py" in lines[2]

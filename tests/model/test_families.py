@@ -60,9 +60,8 @@ def test_its_own_file_says_which_matrices_muon_takes() -> None:
 
 
 def test_its_flops_are_counted() -> None:
-    model = toy_config().model
     layer = 2 * 24**2 + 2 * 32 * 24 + 2 * 24 * 40 * 3  # of a position
-    assert flops.encoder_flops(model, 32) == 3 * 3 * 32 * layer
+    assert flops.encoder_flops(toy_config(), 32) == 3 * 3 * 32 * layer
 
 
 FOUR_DEVICES = """

@@ -154,7 +154,7 @@ def test_the_counted_multiply_adds_are_those_of_the_products_that_are_computed()
     # A frozen encoder is computed forward alone.
     joint, frozen = config, decoder_config(train={"only": "decoder"}, init_from="runs/tiny")
     apart = [flops.pretraining_row_flops(one, 131, length) for one in (joint, frozen)]
-    assert apart[0] - apart[1] == pytest.approx(flops.encoder_flops(model, length) * 2 / 3)
+    assert apart[0] - apart[1] == pytest.approx(flops.encoder_flops(joint, length) * 2 / 3)
     heads = flops.pretraining_head_flops(joint, 131, length)
     assert heads == 6 * (counted + slots * (SBO.multiply_adds(model) + embed * 131))
 

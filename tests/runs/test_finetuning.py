@@ -130,6 +130,12 @@ def test_a_file_of_predictions_is_scored_and_one_for_other_data_refused(
     done = runs.tool("evaluate", *arguments, tmp_path / "fewer.jsonl", expect=1)
     assert done.stderr.startswith("error: ") and "lacks 1 of the 60 ids" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+    for wrong in ({}, {"label": None}, {"label": ["yes"]}, {"label": {}}):
+        first = json.dumps({"id": json.loads(lines[0])["id"], **wrong})
+        (tmp_path / "wrong.jsonl").write_text("\n".join([first, *lines[1:]]) + "\n")
+        done = runs.tool("evaluate", *arguments, tmp_path / "wrong.jsonl", expect=1)
+        assert done.stderr.startswith(f"error: {tmp_path}/wrong.jsonl: fields are missing or wrong for sequence_")
+        assert len(done.stderr.splitlines()) == 1
 
 
 def test_no_shape_is_compiled_after_the_first_epoch(
@@ -233,7 +239,7 @@ def test_trials_have_seeds_of_their_own_a_mean_and_a_deviation(trials: tuple[Pat
 
 
 def test_the_kept_metric_comes_first_and_no_name_is_cut(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    names = [f"Component-Whole(e2,e1)/{of}" for of in ("precision", "recall", "f1")]
+    names = [f"Component-Whole(e2,e1)/{of}" for of in ("precision", "recall")] + ["[/b]/f1"]
     results = [dict(zip((*names, "macro_f1"), (60.0 + seed, 50.0, 55.0, 57.5), strict=True)) for seed in range(9)]
     report("macro_f1", results, {}, tmp_path)
     lines = capsys.readouterr().out.splitlines()
@@ -263,6 +269,22 @@ def test_a_start_that_failed_leaves_no_vocabulary_for_the_next(data: Path, tmp_p
     more = {"tokenizer__vocab_file": tmp_path / "vocab.txt", "finetuning__epochs": 0.1}
     call(data, tmp_path / "x", **more)
     assert (tmp_path / "x" / "tokenizer" / "vocab.txt").read_text().endswith("more\n")
+
+
+def test_a_run_refuses_another_vocabulary_than_that_which_it_began_with(
+    finished: tuple[Path, str], data: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "vocab.txt").write_text((data / "vocab.txt").read_text() + "more\n")
+    for file, expect in ((data / "vocab.txt", 0), (tmp_path / "vocab.txt", 1), (tmp_path / "gone.txt", 0)):
+        done = call(data, finished[0], tokenizer__vocab_file=file, expect=expect)
+        assert ("holds another vocabulary than" in done.stderr) == bool(expect)
+
+
+def test_a_trial_whose_metric_is_no_number_is_not_recommended(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report("score", [{"score": value} for value in (float("nan"), 88.0, 91.0)], {}, tmp_path)
+    assert f"--checkpoint {tmp_path}/trial_2 " in capsys.readouterr().out
 
 
 def test_the_predictor_names_what_it_cannot_read_or_write(finished: tuple[Path, str], tmp_path: Path) -> None:

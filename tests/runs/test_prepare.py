@@ -80,6 +80,20 @@ def test_a_directory_that_another_process_fills_is_refused_and_left_alone(
     assert prepared(config, epath.Path(tmp_path / "run")) == data
 
 
+def test_blocks_that_are_built_may_lie_in_a_directory_that_cannot_be_written(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """root may write everywhere, so the check itself is replaced."""
+    (tmp_path / "run").mkdir()
+    built = prepared(config, epath.Path(tmp_path / "run"))
+
+    def refuse(directory: Path, *_: object) -> None:
+        raise UserError(f"{directory}: cannot write there")
+
+    monkeypatch.setattr("spanbert_jax.runs.prepare.make_directory", refuse)
+    assert prepared(config, epath.Path(tmp_path / "run")) == built
+
+
 def test_a_file_that_was_edited_while_the_blocks_were_built_is_noticed(config: Config, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     built = prepared(config, epath.Path(tmp_path / "run"))

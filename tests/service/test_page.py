@@ -287,6 +287,13 @@ def test_a_request_is_shown_as_curl_and_as_python(
     assert page.shown(".bars .name") == [one["label"] for one in expected]
 
 
+def test_labels_are_those_of_the_chosen_checkpoint(page: Page) -> None:
+    page.open("labels", "labels", "ab cd")
+    page.run()
+    page.click("#panel-labels summary")
+    assert json.loads(shlex.split(page.shown("pre")[0])[-1]) == {"inputs": "ab cd", "model": "labels"}
+
+
 def test_hostile_text_is_shown_as_text(page: Page) -> None:
     nodes = "return document.querySelectorAll('main script, main img').length"
     page.open("questions", "answer", HOSTILE)

@@ -6,6 +6,8 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import httpx2
@@ -20,6 +22,7 @@ from spanbert_jax.service.problems import PROBLEMS
 from spanbert_jax.service.service import Service, Settings
 from spanbert_jax.serving.scheduler import Limits, Overloaded
 from spanbert_jax.serving.served_models import Text
+from spanbert_jax.serving.slot_scores import NotFinite
 from tests.support.fake_model import FAILS_AT_END, NOT_FINITE
 from tests.support.fake_service import FakeEmbedding, fake_service, hold_device, vector
 
@@ -309,6 +312,49 @@ def test_work_beside_the_engine_has_a_bound_too(started: Callable[..., Any]) -> 
     assert_problem(
         client.post("/score", json={"text": "x"}), "no_head", "/score needs one with a head that predicts pieces"
     )
+
+
+def test_numbers_that_are_not_finite_are_a_failure_without_the_checkpoint_s_path(
+    started: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, service, _ = started()
+
+    def score(*_: Any) -> Any:
+        raise NotFinite(f"{SECRET}: the model's numbers are not finite")
+
+    loaded = service.checkpoints["fake"].loaded
+    monkeypatch.setattr(loaded, "piece_heads", ("mlm",))
+    monkeypatch.setattr(loaded, "score", score, raising=False)
+    response = client.post("/score", json={"text": "x"})
+    assert_problem(response, "failed", "the model's numbers are not finite")
+    assert SECRET not in response.text
+
+
+def test_a_long_text_to_tokenise_does_not_stop_the_server(started: Callable[..., Any]) -> None:
+    client, service, _ = started(deadline=2)
+    begun, gate, web = threading.Event(), threading.Event(), application(service)
+
+    def slow(text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        begun.set()
+        gate.wait(1)
+        return [5], [(0, len(text))]
+
+    service.checkpoints["fake"].loaded.tokenizer = SimpleNamespace(tokenize_with_offsets=slow, piece=lambda _: "x")
+    asked = {"inputs": "x", "add_special_tokens": False}
+
+    async def ask() -> Any:
+        async with httpx2.AsyncClient(transport=httpx2.ASGITransport(web), base_url="http://test") as asking:
+            pieces = asyncio.ensure_future(asking.post("/tokenize", json=asked))
+            assert await asyncio.to_thread(begun.wait, 10)
+            live = await asking.get("/health/live")
+            assert live.status_code == 200 and not pieces.done()
+            gate.set()
+            return (await pieces).json()
+
+    assert asyncio.run(ask()) == [[{"id": 5, "text": "x", "special": False, "start": 0, "stop": 1}]]
+    service.settings = replace(service.settings, deadline=0.1)
+    gate.clear()
+    assert_problem(client.post("/tokenize", json=asked), "late", "the deadline passed")
 
 
 def test_each_protocol_has_its_form_of_an_error(started: Callable[..., Any]) -> None:

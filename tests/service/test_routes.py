@@ -1,6 +1,7 @@
 """Every route on real checkpoints: what it answers is what the Python interface and tools/predict.py give."""
 
 import base64
+import dataclasses
 import itertools
 from typing import Any
 
@@ -44,6 +45,7 @@ ASIDE = {
     "/infill": "filling",
     "/score": "filling",
     "/explain": "filling",
+    "/tokenize": "finding",
 }  # which is asked in place of the engine
 POSTED = [route for route in ROUTES if route.request is not Nothing]
 by_path = pytest.mark.parametrize("route", POSTED, ids=lambda route: route.path)
@@ -63,7 +65,7 @@ def test_an_answer_has_the_documented_type_and_its_timing(route: Route, client: 
     assert response.status_code == 200, response.text
     msgspec.json.decode(response.content, type=route.response)
     timing = response.headers["server-timing"]
-    engine = () if route.path in ASIDE or route.path == "/tokenize" else ("tokenize", "queue", "device", "post")
+    engine = () if route.path in ASIDE else ("tokenize", "queue", "device", "post")
     assert [part.partition(";")[0] for part in timing.split(", ")] == [*engine, "total"]
 
 
@@ -163,6 +165,53 @@ def test_what_is_cut_is_told_or_refused(client: TestClient) -> None:
     assert "spanbert_truncated_total" in client.get("/metrics").text
 
 
+LONG = "ab " * 70  # the rows have 16 pieces, or 24 of a task; a question has 64
+TOO_LONG: dict[str, dict[str, Any]] = {
+    "/v1/embeddings": {"input": ["a", LONG]},
+    "/spans/embed": {"inputs": [{"text": TEXT, "spans": [[0, 2]]}, {"text": LONG, "spans": [[0, 2]]}]},
+    "/answer": {"question": LONG},
+    "/relation": {"text": LONG, "object": [3, 5]},
+    "/explain": {"record": LONG, "method": "occlusion"},
+    "/embed": {"inputs": ["a", LONG]},
+    "/embed_all": {"inputs": ["a", LONG]},
+    "/predict": {"inputs": [["a"], [LONG]]},
+    "/v2/models/{model}/infer": {
+        "inputs": [{"name": "text", "shape": [2], "datatype": "BYTES", "data": ["a", LONG]}],
+        "outputs": [{"name": "label"}],
+    },
+}
+NEVER_CUT = ("/spans/find", "/entities", "/infill", "/score", "/tokenize")  # texts need no row, several, or are refused
+
+
+@pytest.mark.parametrize("route", [of for of in POSTED if of.path not in NEVER_CUT], ids=lambda route: route.path)
+def test_a_server_that_cuts_no_text_refuses_what_another_one_says_it_cut(
+    route: Route, client: TestClient, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    response = ask(client, route, **TOO_LONG[route.path])
+    number = "0" if route.path in ("/answer", "/relation", "/explain") else "1"
+    assert response.status_code == 200, response.text
+    assert response.headers["x-truncated-inputs"] == number
+    monkeypatch.setattr(service, "settings", dataclasses.replace(service.settings, truncate=False))
+    refused = ask(client, route, **TOO_LONG[route.path])
+    assert refused.status_code == 422 and f"inputs[{number}] " in refused.text
+    assert "x-truncated-inputs" not in refused.headers
+    if "truncate" in route.request.__struct_fields__:
+        assert ask(client, route, **TOO_LONG[route.path], truncate=True).status_code == 200
+    whole = ask(client, route)
+    assert whole.status_code == 200 and "x-truncated-inputs" not in whole.headers
+
+
+def test_what_any_model_of_an_inference_cut_is_told(client: TestClient) -> None:
+    texts = [" ".join("ab" * pieces) for pieces in (1, 8, 14)]  # 2, 16 and 28 pieces; embed reads 14, the task 22
+    tensor = {"name": "text", "shape": [3], "datatype": "BYTES", "data": texts}
+    for names, cut in ((["label"], "2"), (["embedding"], "1,2"), (["embedding", "label"], "1,2")):
+        body = {"inputs": [tensor], "outputs": [{"name": name} for name in names]}
+        response = client.post("/v2/models/labels/infer", json=body)
+        assert response.headers["x-truncated-inputs"] == cut
+        timing = [part.partition(";")[0] for part in response.headers["server-timing"].split(", ")]
+        assert timing == ["tokenize", "queue", "device", "post", "total"]
+
+
 def test_spans_are_those_of_python(client: TestClient, service: Service) -> None:
     loaded = service.checkpoints["tags"].loaded
     found = client.post("/spans/embed", json=EXAMPLES["/spans/embed"]).json()[0]
@@ -228,6 +277,9 @@ def test_labels_are_those_of_the_tools(client: TestClient, service: Service) -> 
     assert_close(client.post("/predict", json={"inputs": TEXTS[0]}).json(), found[0])
     outputs = {one["name"]: one["data"] for one in ask(client, POSTED[-1]).json()["outputs"]}
     assert outputs["label"] == [one["label"] for one in expected]
+    named = [client.post("/predict", json={"inputs": TEXTS[0], "model": name}) for name in ("labels", "tags", "other")]
+    assert [one.status_code for one in named] == [200, 404, 404] and named[0].json() == found[0]
+    assert [one.json()["error_type"] for one in named[1:]] == ["model_type", "model_not_found"]
     pair = client.post("/predict", json={"inputs": ["a", "b"]})
     assert pair.status_code == 422 and "inputs[0] has 2 texts; this checkpoint reads 1" in pair.text
     mixed = client.post("/predict", json={"inputs": ["a", ["b"]]})

@@ -4,6 +4,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,9 +12,12 @@ import pytest
 
 from spanbert_jax.errors import UserError
 from spanbert_jax.service.server import bind, run
-from spanbert_jax.service.service import Settings
+from spanbert_jax.service.service import Settings, open_service
+from spanbert_jax.serving.mixture import FILE
 from spanbert_jax.serving.scheduler import Limits
 from tests.support.fake_service import fake_service
+from tests.support.pretrained import random_weights, write_pretrained
+from tests.support.tuned import WORDPIECE
 
 
 def test_a_program_that_cannot_be_compiled_ends_the_server(
@@ -28,6 +32,27 @@ def test_a_program_that_cannot_be_compiled_ends_the_server(
     with bind("127.0.0.1", 0) as listening:
         assert run(service, listening, False, 1.0) == 1
     assert "error: a program cannot be compiled" in capsys.readouterr().err
+
+
+def test_a_user_s_mistake_that_compiling_finds_is_told_in_its_own_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    service, _ = fake_service(Settings(limits=Limits(batch_pieces=64)))
+
+    def warm_up(_: bool) -> None:
+        raise UserError("FILE is damaged; delete it")
+
+    monkeypatch.setattr(service, "warm_up", warm_up)
+    with bind("127.0.0.1", 0) as listening:
+        assert run(service, listening, True, 1.0) == 1
+    assert capsys.readouterr().err == "error: FILE is damaged; delete it\n"
+
+
+def test_a_damaged_mixture_is_found_when_the_checkpoint_is_opened(tmp_path: Path) -> None:
+    checkpoint = write_pretrained(tmp_path, random_weights(WORDPIECE))
+    (checkpoint / FILE).write_text("[]")
+    with pytest.raises(UserError, match=r"^--checkpoint gaps=.*infilling.json is damaged"):
+        open_service({"gaps": checkpoint}, Settings(max_input_pieces=16))
 
 
 def test_closing_waits_for_one_program_and_compiles_no_other() -> None:

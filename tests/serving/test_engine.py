@@ -223,6 +223,18 @@ def test_the_smallest_programs_of_the_first_models_are_compiled_first_and_then_t
     engine.close()
 
 
+def test_an_engine_that_compiles_everything_is_ready_only_after_all_of_it() -> None:
+    first, second = FakeModel("first", ready=()), FakeModel("second", ready=())
+    second.is_first, ready = False, []
+    engine = Engine([first, second], LIMITS)
+    for model in (first, second):
+        prepare = model.prepare
+        model.prepare = lambda shape, prepare=prepare: (prepare(shape), ready.append(engine.is_ready))
+    engine.warm_up(everything=True, afterwards=lambda: ready.append(engine.is_ready))
+    assert len(ready) > len(TABLE) and not any(ready) and engine.is_ready
+    engine.close()
+
+
 def test_a_row_that_no_batch_can_hold_is_refused_at_the_start() -> None:
     with pytest.raises(UserError, match=r"--max-batch-pieces is 15, .* rows of 16 pieces has 16; give that many"):
         Engine([FakeModel()], Limits(batch_pieces=15))

@@ -18,7 +18,7 @@ from spanbert_jax.config import Config
 from spanbert_jax.errors import UserError
 from spanbert_jax.model import span_head
 from spanbert_jax.serving.answers import trained_task
-from spanbert_jax.serving.explained_rows import occluded
+from spanbert_jax.serving.explained_rows import masked_case, occluded
 from spanbert_jax.serving.explaining import Attributor, Explanation, Head
 from spanbert_jax.serving.functions import functions
 from spanbert_jax.serving.loaded import Loaded
@@ -203,6 +203,18 @@ def test_a_window_in_the_middle_of_a_text_has_the_places_of_its_pieces(tuned: Ca
 def test_offsets_of_a_text_that_is_a_record_count_its_leading_white_space(tuned: Callable[[str], Loaded]) -> None:
     found = tuned("label").explain(f"  {SENTENCE}", "yes", "occlusion")
     assert [(token.text, token.start) for token in found.tokens] == [("ab", 2), ("c", 5), ("def", 7), ("g", 11)]
+
+
+def test_an_explanation_says_whether_its_row_was_cut_and_prints_nothing_of_the_record(
+    tuned: Callable[[str], Loaded], capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "ab cd " * 20
+    for record, cut in ((text, True), (SENTENCE, False)):
+        found = tuned("label").explain({"text": record, "id": "Xq7"}, method="occlusion")
+        assert found.cut is found.to_json()["cut"] is cut
+    long = masked_case(WORDPIECE, 8, text, (0, 2)), masked_case(WORDPIECE, 8, "ab c", (0, 2))
+    assert [bool(case.rows[0]["cut"]) for case in long] == [True, False]
+    assert capsys.readouterr() == ("", "")
 
 
 # Occlusion

@@ -42,6 +42,10 @@ def test_marks_are_gaps_and_the_pieces_around_them_are_those_of_the_text(kind: s
                    *gapped.around[2], tokenizer.sep_id]  # fmt: skip
 
 
+def test_a_lone_surrogate_is_read_as_a_replacement_character() -> None:
+    assert read("a \udcff ___", "wordpiece") == read("a \ufffd ___", "wordpiece")
+
+
 @pytest.mark.parametrize("kind", TOKENIZERS)
 def test_with_spans_marks_are_text(kind: str) -> None:
     gapped = read("[MASK] a fat cat ___", kind, spans=[(12, 17), (6, 8)])

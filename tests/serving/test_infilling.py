@@ -23,7 +23,7 @@ from spanbert_jax.serving.gaps import JOINED, SPACED, piece_classes
 from spanbert_jax.serving.infilling import Infilled, Infiller, made_for, spelled
 from spanbert_jax.serving.mixture import FILE, LONGEST, Mixture, read_mixture, write_mixture
 from spanbert_jax.serving.scoring import TextScorer
-from spanbert_jax.serving.slot_scores import BEST
+from spanbert_jax.serving.slot_scores import BEST, NotFinite
 from spanbert_jax.serving.weights import Weights
 from spanbert_jax.text.tokenizer import word_starts
 from spanbert_jax.training import sharding
@@ -298,6 +298,16 @@ def test_after_the_warm_up_nothing_is_compiled(monkeypatch: pytest.MonkeyPatch) 
     infiller.infill(["a ___ b", "x x [MASK] y", *["[MASK] " * 9 + "c"] * 5], words=(1, 3))
     TextScorer(infiller.scorer, WORDPIECE).score(["a b c", "x"])
     assert not compiled
+
+
+@pytest.mark.parametrize("broken", [np.nan, -np.nan, np.inf])  # top_k ranks NaN first, and -NaN last
+def test_numbers_that_are_not_finite_are_one_line_that_names_the_checkpoint(broken: float) -> None:
+    weights = renamed(WEIGHTS_OF["bert"], Path("runs/broken"))
+    params = {**params_of(weights), "mlm": jax.tree.map(lambda values: values + broken, params_of(weights)["mlm"])}
+    made = Infiller(weights, params, sharding.batch_sharding(sharding.make_mesh(Config().mesh)))
+    for use in (lambda: made.infill(["a [MASK] b"]), lambda: TextScorer(made.scorer, WORDPIECE).score(["a"])):
+        with pytest.raises(NotFinite, match=r"^runs/broken: the model's numbers are not finite; name an earlier"):
+            use()
 
 
 def test_a_fitted_mixture_is_read_for_its_own_checkpoint_alone(tmp_path: Path) -> None:

@@ -80,6 +80,10 @@ def test_a_span_is_scored_in_its_context_and_texts_do_not_change_each_other(scor
     assert len(other.pieces) == 1 and scorer.score([]) == []
 
 
+def test_a_lone_surrogate_is_scored_as_a_replacement_character(scorer: TextScorer) -> None:
+    assert scorer.score(["a \udcff dog"]) == scorer.score(["a \ufffd dog"])
+
+
 def test_what_cannot_be_scored_is_refused(scorer: TextScorer) -> None:
     for text, span, message in (
         (" ", None, "the text has no piece: the text has 1 characters"),

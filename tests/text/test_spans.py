@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from spanbert_jax.errors import UserError
 from spanbert_jax.text import span_rules, tagger
-from spanbert_jax.text.span_rules import MAX_WORDS, Span, flat
+from spanbert_jax.text.span_rules import MAX_CHARACTERS, MAX_WORDS, MOST_STEPS, Span, flat
 from spanbert_jax.text.span_syntax import parse_rules
 from spanbert_jax.text.spans import SpanFinder
 from spanbert_jax.text.words import split_words
@@ -140,6 +140,25 @@ def test_no_pattern_hangs_and_sentences_that_are_none_are_counted() -> None:
     slow = " ".join(["a"] * MAX_WORDS)
     assert len(finder("regex:X=a[a ]*b|a").find(slow, [slow]).spans[0]) == MAX_WORDS
     assert time.process_time() - began < 10
+
+
+def test_a_sentence_of_few_words_is_searched_up_to_so_many_characters() -> None:
+    """a|a.*b takes the square of the length of a sentence, however few words it has."""
+    limit = "a" * MAX_CHARACTERS
+    began = time.process_time()
+    made = finder("regex:X=a|a.*b").find(f"{limit} {limit}a", [limit, f"{limit}a"])
+    assert time.process_time() - began < 5
+    assert made.left_out == 1 and made.spans == [[(0, 1, 1)], []]
+
+
+def test_a_pattern_has_so_many_steps_and_a_class_of_letters_is_few() -> None:
+    assert found(r"regex:NAMES=(\p{Lu}\pL+[ ]){1,20}", "Élan Vital met Łódź here.") == [
+        ("NAMES", "Élan Vital"),
+        ("NAMES", "Łódź"),
+    ]
+    assert found(r"regex:X=[一-\x{9fff}é]+", "é 中文.") == [("X", "é"), ("X", "中文")]
+    with pytest.raises(UserError, match=rf"the pattern has [\d,]+ steps, and {MOST_STEPS} are the most"):
+        SpanFinder("regex:X=a|(.?){100}b")
 
 
 @pytest.mark.parametrize(

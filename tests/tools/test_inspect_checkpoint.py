@@ -69,6 +69,13 @@ def test_the_run_its_tokenizer_and_what_is_not_default_are_named(tmp_path: Path)
     assert "model.layers=2" in text and "optimizer.warmup_steps=0" in text and "model.dropout" not in text
 
 
+def test_names_in_brackets_are_printed_as_they_are(tmp_path: Path) -> None:
+    write(tmp_path, task="imported", imported_from="there[/E1].bin", labels=("O", "[b]", "[/E1]", ":smile:"))
+    text = printed(tmp_path)
+    assert "Labels: O, [b], [/E1], :smile:\n" in text
+    assert "Imported from there[/E1].bin; 0 tensors" in text
+
+
 def test_token_type_1_is_compared_with_what_decay_alone_would_leave(tmp_path: Path) -> None:
     params = write(tmp_path / "run")
     norms = np.linalg.norm(params["embeddings"]["token_type"], axis=1)

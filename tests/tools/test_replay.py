@@ -1,6 +1,8 @@
 """tools/replay.py: a step that is run again has the run's numbers, and the rows that are to blame are those found."""
 
+import dataclasses
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,8 @@ import numpy as np
 import pytest
 from etils import epath
 
+from spanbert_jax.errors import UserError
+from spanbert_jax.training import loop
 from spanbert_jax.training.replaying import replay
 from tests.support import runs, spoilt_objective
 from tests.support.recipes import config_of, recipe_of
@@ -39,6 +43,28 @@ def test_the_steps_from_the_nearest_checkpoint_on_are_run_again(finished: tuple[
     assert again == f"error: --step 12: the run in {finished[0]} has the steps 0 to 11\n"
     absent = runs.tool("replay", "--workdir", finished[0] / "data", "--step", 1, expect=1).stderr
     assert absent.startswith(f"error: {finished[0]}/data: no run there (config.json is missing)")
+
+
+def test_a_run_whose_data_are_gone_is_not_replayed_on_others(finished: tuple[Path, str], tmp_path: Path) -> None:
+    workdir = tmp_path / "run"
+    shutil.copytree(finished[0], workdir)
+    shutil.rmtree(workdir / "data" / "blocks")
+    before = files(workdir)
+    done = runs.tool("replay", "--workdir", workdir, "--step", 10, expect=1)
+    assert (
+        done.stderr
+        == f"error: {workdir}/data/blocks: the run's blocks are not there; bring them back to replay a step\n"
+    )
+    assert files(workdir) == before
+
+
+def test_a_checkpoint_of_other_data_is_not_replayed(tmp_path: Path) -> None:
+    config = config_of(steps=2, checkpoint_every=1)
+    recipe = recipe_of(config, [])
+    loop.run(config, recipe, epath.Path(tmp_path))
+    others = recipe._replace(metadata=dataclasses.replace(recipe.metadata, data_fingerprint="others"))
+    with pytest.raises(UserError, match="these checkpoints were trained on other data"):
+        replay(config, others, epath.Path(tmp_path), 1, lambda words: None)
 
 
 def test_the_rows_and_the_operation_that_are_to_blame_are_named(tmp_path: Path) -> None:

@@ -34,6 +34,26 @@ def test_a_claimed_workdir_takes_changes_of_where_and_how_fast_but_not_of_what(t
         open_workdir(small_config(train={"seed": 2}), str(tmp_path / "run"))
 
 
+def test_a_name_that_orbax_takes_for_a_pattern_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"run\[1\]: Orbax takes \* \? and \[ in a name for a pattern"):
+        open_workdir(small_config(), str(tmp_path / "run[1]"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_start_that_fails_over_its_configuration_claims_nothing(tmp_path: Path) -> None:
+    def claim() -> None:
+        claimed.append(train)
+
+    claimed: list[dict[str, str]] = []
+    for train in ({"only": "mlm,slo"}, {"only": "mlm"}):
+        config = small_config(train={"steps": 2, "sbo_weight": 0.0, **train}, init_from="runs/a")
+        try:
+            loop.run(config, recipe_of(config, []), epath.Path(tmp_path), claim)
+        except UserError as error:
+            assert "config.train.only names 'slo'" in str(error)
+    assert claimed == [{"only": "mlm"}]
+
+
 def wsd(steps: int, decay_steps: int) -> Config:
     """A run of Muon with a stable learning rate and a decay."""
     train = {"steps": steps, "checkpoint_every": 2, "keep_checkpoints": 9, "sbo_weight": 0.0}

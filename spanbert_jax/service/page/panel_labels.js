@@ -8,9 +8,9 @@ import { panel } from "./panel.js";
 export const labels = {
   id: "labels", title: "Labels",
   fits: ({ task }) => task === "sequence_classification",
-  build({ text }) {
+  build({ text, checkpoint }) {
     async function run() {
-      const asked = await ask("predict", { inputs: text.value });
+      const asked = await ask("predict", { inputs: text.value, model: checkpoint().id });
       return { node: bars(asked.value.map(({ label, score }) => ({ label, value: score }))).node, asked: [asked] };
     }
 

@@ -66,7 +66,7 @@ def read(
 
     Raises:
       UserError: naming file and line, for the faults that `read_columns`, `check_tags` and `parse` name, for a file of
-        another form, and for a file without words.
+        another form, for a file without words, and for a TFDS name with a `context`.
     """
     if scheme not in SCHEMES:
         raise UserError(f"unknown tagging scheme {scheme!r}; it is one of {', '.join(SCHEMES)}")
@@ -74,6 +74,11 @@ def read(
     file = find_source(source, ("conll2003",))
     sentences: list[Sentence] | None = None
     if file is None:
+        if context:
+            raise UserError(
+                f"config.tagging.document_context is True, and the data is TFDS's {source}, which keeps neither the "
+                "order of sentences nor documents; name CoNLL-2003's own file instead, or set the field to False"
+            )
         sentences = list(_from_tfds(source, role))
     else:
         head, lines = split_head(read_lines(file))

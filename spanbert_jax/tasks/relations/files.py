@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from spanbert_jax.errors import UserError, listed, quoted, shortened
+from spanbert_jax.metrics import relations
 from spanbert_jax.tasks.example_files import (
     Contents,
     Lines,
@@ -38,6 +39,7 @@ _BRACKETS = {"-lrb-": "(", "-rrb-": ")", "-lsb-": "[", "-rsb-": "]", "-lcb-": "{
 _SENTENCE = re.compile(r'(\d+)\s+"(.*)"')
 _MARK = re.compile(r"(</?e[12]>)")
 _RELATION = re.compile(r"[\w-]+(\((e1,e2|e2,e1)\))?")
+_DIRECTIONS = ("(e1,e2)", "(e2,e1)")  # every relation but Other ends in one, which the metric needs
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,8 @@ def read(source: Source, role: Role = "train", format: str = "tacred") -> tuple[
 
     Raises:
       UserError: naming file and id, for unknown or missing keys, entities outside the sentence or with words in common,
-        marks that do not match, an id that comes twice, labels in the other format, and a file without sentences.
+        marks that do not match, a relation without a direction in SemEval's text, an id that comes twice, labels in the
+        other format, and a file without sentences.
     """
     if format not in FORMATS:
         raise UserError(f"unknown format {format!r} of relations; it is one of {', '.join(FORMATS)}")
@@ -170,6 +173,11 @@ def _from_semeval(file: Path | Contents, lines: Lines, role: Role) -> Iterator[R
             raise UserError(
                 f"{place}: {line[:60]!r} is out of place; expected a number with a sentence in quotes, then a "
                 "relation such as Cause-Effect(e1,e2), then a line that begins with Comment:"
+            )
+        elif role != "predict" and line != relations.OTHER and not line.endswith(_DIRECTIONS):
+            raise UserError(
+                f"{place}: the relation {quoted(line)} has no direction; write which entity is first, such as "
+                f"{line[:60]}(e1,e2) or {line[:60]}(e2,e1)"
             )
         else:
             example = replace(example, label=line)

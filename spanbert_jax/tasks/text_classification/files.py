@@ -43,6 +43,8 @@ GLUE = {
     "wnli": ("sentence1", "sentence2", "label"),
 }
 _COLA_HEADER = ["source", "label", "mark", "sentence"]  # train.tsv and dev.tsv have no header; test.tsv has another
+# The names of TFDS's texts, in order, where the alphabet gives another order.
+_TFDS_TEXTS = {"mnli": ("premise", "hypothesis")}
 _NUMBERED = ("cola", "sst2", "mrpc", "qqp", "wnli")  # labels are "0" and "1" in GLUE's files, and words in TFDS
 
 
@@ -164,6 +166,8 @@ def _expected(columns: Columns, role: Role) -> str:
     names = [columns.text, *filter(None, (columns.second, "" if role == "predict" else columns.label))]
     named = ", ".join(map(repr, names))
     expected = f"a header that names the columns {named}, set apart by TABs or commas, or JSON lines with these fields"
+    if columns.task == "cola":
+        expected += f"; or, without a header, CoLA's four columns, set apart by TABs ({', '.join(_COLA_HEADER)})"
     one_text = role == "predict" and not columns.second
     return f"{expected}; or plain text, an example a line, in a .txt or on standard input" if one_text else expected
 
@@ -193,7 +197,7 @@ def _delimiter(head: Sequence[tuple[int, str]], columns: Columns) -> str:
         return ""
     first = head[0][1].rstrip("\r\n")
     by_tab, by_comma = first.split("\t"), _cells_of(first)
-    if columns.task == "cola" and len(by_tab) == len(_COLA_HEADER):
+    if columns.task == "cola" and _is_cola_row(by_tab):
         return "\t"
     wanted = {columns.text, *filter(None, [columns.second])}
     if by_tab == [columns.text]:
@@ -202,6 +206,11 @@ def _delimiter(head: Sequence[tuple[int, str]], columns: Columns) -> str:
     if wanted & set(by_tab):
         return "\t"
     return "," if wanted & set(by_comma) else ""
+
+
+def _is_cola_row(cells: Sequence[str]) -> bool:
+    """Whether the first line's cells are a row of CoLA, whose file has no header, and not a header."""
+    return len(cells) == len(_COLA_HEADER) and cells[_COLA_HEADER.index("label")] in ("0", "1")
 
 
 def _cells_of(line: str) -> list[str]:
@@ -234,7 +243,7 @@ def _table_records(
     first = next(records, None)
     assert first is not None  # the header's
     number, header = first
-    if task == "cola" and header != ["index", "sentence"]:
+    if task == "cola" and _is_cola_row(header):
         yield from _named(file, iter([first]), _COLA_HEADER, task, warnings)
         header = _COLA_HEADER
     twice = next((name for name in header if header.count(name) > 1), None)
@@ -287,7 +296,8 @@ def _from_tfds(name: Source, role: Role, task: str) -> Iterator[tuple[str, Label
         raise UserError(f"{name} is GLUE's {config}, but the task is {task}; name the data glue/{task}")
     for number, record in enumerate(examples):
         place = f"{name}, example {number}"
-        texts = [to_text(record[key]) for key in sorted(record) if key not in ("idx", "label")]
+        names = _TFDS_TEXTS.get(task) or sorted(record.keys() - {"idx", "label"})
+        texts = [to_text(record[key]) for key in names]
         label: str | float | None = None
         if role != "predict":
             label = float(str(record["label"]))  # 4.8, as in a file; float() of a float32 is 4.800000190734863

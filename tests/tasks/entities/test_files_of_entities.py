@@ -58,6 +58,16 @@ def test_documents_lend_their_sentences_as_context_and_no_others(tmp_path: Path)
     assert not any(e.before or e.after for e in examples)
 
 
+def test_a_tfds_set_has_no_documents_and_is_refused_where_they_are_asked_for() -> None:
+    config = config_of("token", document_context=True)
+    roles: tuple[Role, ...] = ("train", "dev", "predict")
+    for role in roles:
+        with pytest.raises(
+            UserError, match=r"^config\.tagging\.document_context is True, .* TFDS's conll2003, .* nor documents; name"
+        ):
+            read(config, "conll2003", role)
+
+
 def test_entities_too_wide_for_the_span_head_are_counted(tmp_path: Path) -> None:
     path = tmp_path / "x.conll"
     path.write_text("a O\nb B-X\nc I-X\nd I-X\n\ne B-X\nf I-X\ng I-X\nh I-X\n")

@@ -104,6 +104,8 @@ def test_sentences_without_relations_are_read_to_predict_and_refused_to_train(tm
     expected = [RelationSentence("1", ("A", "in", "B", "."), (0, 1, None), (2, 3, None), None)]
     expected += [RelationSentence("2", ("C", "D"), (0, 1, None), (1, 2, None), None)]
     assert read(path, "predict", "semeval") == (expected, [])
+    named = write(tmp_path / "b.txt", '1\t"<e1>A</e1> in <e2>B</e2>."\nCause\n')
+    assert read(named, "predict", "semeval") == (expected[:1], [])
     with pytest.raises(UserError, match="id 1: no relation after the sentence"):
         read(path, "train", "semeval")
     plain = {key: TACRED[key] for key in ("id", "token", "subj_start", "subj_end", "obj_start", "obj_end")}
@@ -166,6 +168,10 @@ GOOD = '1\t"<e1>A</e1> in <e2>B</e2>."\nOther\nComment:\n\n'
         (GOOD + GOOD, "a.txt, id 1: this id has come before"),
         (GOOD + "Entity-Origin(e1,e2)\n", r"line 5: 'Entity-Origin\(e1,e2\)' is out of place"),
         (GOOD.replace("Other", "Cause-Effect(e1,e1)"), r"line 2: 'Cause-Effect\(e1,e1\)' is out of place"),
+        (
+            GOOD.replace("Other", "Cause"),
+            r"line 2: the relation 'Cause' has no direction; .* Cause\(e1,e2\) or Cause\(",
+        ),
         (GOOD.replace('"', ""), r"line 1: '1\\t<e1>A</e1> in <e2>B</e2>\.' is out of place"),
         (GOOD.replace("Other\n", ""), "a.txt, id 1: no relation after the sentence"),
     ],

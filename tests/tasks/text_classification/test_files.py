@@ -68,6 +68,29 @@ def test_the_files_of_all_nine_glue_tasks_are_read_as_they_are(tmp_path: Path, t
 
 
 @pytest.mark.parametrize(
+    "header",
+    [
+        ["sentence_source", "label", "label_notes", "sentence"],  # as many columns as GLUE's rows without a header
+        ["sentence", "label"],
+        ["id", "sentence", "label"],
+    ],
+)
+@pytest.mark.parametrize("delimiter", ["\t", ","])
+def test_cola_with_a_header_is_read_by_its_names(tmp_path: Path, header: list[str], delimiter: str) -> None:
+    rows = [dict.fromkeys(header, "x") | {"id": f"n{i}", "sentence": f"S{i}.", "label": str(i)} for i in range(2)]
+    lines = [header, *([row[name] for name in header] for row in rows)]
+    path = write(tmp_path / "a.tsv", "".join(delimiter.join(line) + "\n" for line in lines))
+    ids = ["n0", "n1"] if "id" in header else ["0", "1"]
+    for role in ("train", "predict"):
+        examples, warnings = read(path, role, task="cola")
+        labels = ["0", "1"] if role == "train" else [None, None]
+        assert [(one.id, one.text, one.label) for one in examples] == list(
+            zip(ids, ("S0.", "S1."), labels, strict=True)
+        )
+        assert warnings == []
+
+
+@pytest.mark.parametrize(
     ("task", "content"),
     [
         ("cola", "index\tsentence\n0\tBill whistled.\n"),
@@ -165,6 +188,7 @@ def test_ids_come_from_the_file_and_integers_are_labels(tmp_path: Path) -> None:
         ("a.tsv", "id\tqid1\nx\ty\tz\n", "qqp", "names the columns 'question1', 'question2', 'is_duplicate', set"),
         ("a.csv", 'text,label\n"a\nb",1\nc\n', "custom", "line 4: 1 columns, but the header has 2"),
         ("a.csv", 'text,label\na,1\n"b,1\nc,2\n', "custom", "line 3: not CSV"),
+        ("a.tsv", "gj04\tok\t*\tIt was.\n", "cola", "without a header, CoLA's four columns, .*label, mark, sentence"),
         ("a.tsv", "body\tlabel\na\tb\n", "custom", r"line 1 'body.tlabel' and line 2 'a.tb'; expected a header"),
         (
             "a.csv",
@@ -304,15 +328,16 @@ def test_a_tfds_set_that_is_nowhere_says_where_it_was_sought(monkeypatch: pytest
     assert message.endswith("Set TFDS_DATA_DIR to where it was prepared, or name a file")
 
 
-@pytest.mark.parametrize("task", ["sst2", "stsb", "rte"])
-def test_glue_from_tfds_gives_the_labels_of_the_files(
+@pytest.mark.parametrize("task", ["sst2", "stsb", "rte", "mnli"])
+def test_glue_from_tfds_gives_the_texts_in_order_and_the_labels_of_the_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str
 ) -> None:
-    folder = tmp_path / {"sst2": "SST-2", "stsb": "STS-B", "rte": "RTE"}[task]
+    folder = tmp_path / {"sst2": "SST-2", "stsb": "STS-B", "rte": "RTE", "mnli": "MNLI"}[task]
     folder.mkdir()
     header, row = GLUE_FILES[task][0].splitlines()
     for split, count in (("train", 3), ("dev", 2), ("test", 1)):
-        write(folder / f"{split}.tsv", "\n".join([header, *[row] * count]) + "\n")
+        for part in ("_matched", "_mismatched") if task == "mnli" and split != "train" else ("",):
+            write(folder / f"{split}{part}.tsv", "\n".join([header, *[row] * count]) + "\n")
     if task == "sst2":
         write(folder / "test.tsv", "index\tsentence\n0\tx\n")
     prepare_tfds(f"glue/{task}", str(tmp_path), tmp_path, monkeypatch)
