@@ -25,7 +25,8 @@ def open_workdir(config: Config, path: str) -> epath.Path:
     """Makes the directory, or checks that it belongs to this configuration.
 
     Raises UserError where the directory belongs to another configuration, naming every field that differs; where it
-    cannot be made, or has a name that Orbax does not find again; and where it is in a bucket, for fine-tuning or without Google's client.
+    cannot be made, or has a name that Orbax does not find again; and where it is in a bucket, for fine-tuning or
+    without Google's client.
     """
     if set(path) & set("*?["):
         raise UserError(f"--workdir {path}: Orbax takes * ? and [ in a name for a pattern; choose another name")
