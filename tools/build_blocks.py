@@ -22,14 +22,18 @@ from spanbert_jax.errors import UserError
 from spanbert_jax.main import run_app
 
 
-def main() -> NoReturn:
+def main() -> int:
     parser = cli.parser(__doc__)
     parser.add_argument("--config", required=True, help="the experiment: a file in configs/")
     parser.add_argument("--data-dir", required=True, help="where tokenizer/ and blocks/ go; a bucket works")
     given, others = parser.parse_known_args()
-    fields, beam_arguments = fields_and_others(others)
-    sys.argv = [sys.argv[0], f"--config={given.config}", *fields, f"--config.data.dir={given.data_dir}"]
-    run_app(lambda config, _: build(config, beam_arguments))
+
+    def work() -> NoReturn:
+        fields, beam_arguments = fields_and_others(others)
+        sys.argv = [sys.argv[0], f"--config={given.config}", *fields, f"--config.data.dir={given.data_dir}"]
+        run_app(lambda config, _: build(config, beam_arguments))
+
+    return cli.status(work)
 
 
 def fields_and_others(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -51,7 +51,7 @@ def prepare(config: Config, workdir: Path | epath.Path, start: StartingWeights) 
     Raises UserError where the text cannot be read, or where tokenizer or blocks exist that were made for another
     configuration or from other text. If one process fails, every other process raises UserError too.
     """
-    data = epath.Path(config.data.dir) if config.data.dir else epath.Path(workdir) / "data"
+    data = data_directory(config, workdir)
     cache = cache_directory(config.data.cache_dir)
 
     def make() -> None:
@@ -83,6 +83,11 @@ def prepare(config: Config, workdir: Path | epath.Path, start: StartingWeights) 
     local = together(task, copy)
     together(task, lambda: _copy_tokenizer(local / "tokenizer", epath.Path(workdir) / "tokenizer"), first)
     return tokenizers.load_tokenizer(local / "tokenizer"), local
+
+
+def data_directory(config: Config, workdir: Path | epath.Path) -> epath.Path:
+    """The directory of a run's vocabulary and blocks."""
+    return epath.Path(config.data.dir) if config.data.dir else epath.Path(workdir) / "data"
 
 
 def _has_checkpoint(workdir: epath.Path) -> bool:

@@ -16,7 +16,7 @@ from spanbert_jax.config import Config
 from spanbert_jax.corpus.blocks import Blocks, is_built, open_blocks, parse_records
 from spanbert_jax.errors import UserError
 from spanbert_jax.runs import finetuning, pretraining
-from spanbert_jax.runs.prepare import prepare
+from spanbert_jax.runs.prepare import data_directory, prepare
 from spanbert_jax.runs.start_from import StartingWeights
 from spanbert_jax.tasks.registry import finetuning_task
 from spanbert_jax.text.packing import FEATURE
@@ -51,9 +51,9 @@ def opened_run(workdir: epath.Path) -> Iterator[OpenedRun]:
 
 
 def _pretraining(config: Config, workdir: epath.Path, start: StartingWeights, trial: int) -> OpenedRun:
-    data = epath.Path(config.data.dir) if config.data.dir else workdir / "data"
-    if not is_built(data / "blocks"):
-        raise UserError(f"{data}/blocks: the run's blocks are not there; bring them back to replay a step")
+    blocks = data_directory(config, workdir) / "blocks"
+    if not is_built(blocks):
+        raise UserError(f"{blocks}: the run's blocks are not there; bring them back to replay a step")
     tokenizer, data = prepare(config, workdir, start)
     train, held_out = (open_blocks(data / "blocks", split) for split in ("train", "held_out"))
     recipe = pretraining.make_recipe(config, tokenizer, train, held_out, start)

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from spanbert_jax.errors import UserError, quoted
+from spanbert_jax.tasks.example_files import without_surrogates
 from spanbert_jax.text.tokenizer import Tokenizer
 from spanbert_jax.text.wordpiece import is_own_word
 
@@ -30,7 +31,6 @@ ANY = frozenset(range(CLASSES))
 
 _MARKS = re.compile(rf"_{{3,}}|{re.escape(MARK)}(?:[ \t]*{re.escape(MARK)})*")
 _NO_TEXT = re.compile(r"<0x[0-9A-F]{2}>|\[unused\d+\]|</?s>")  # bytes, and pieces that are reserved or mark ends
-_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _STAND_INS = "a1A中"  # one of these stands for a gap while the text around the gap is read
 _MOST_PIECES = 2  # for each word, of the lengths that are tried; but at least:
 _PIECES_OF_A_WORD = 3
@@ -124,11 +124,10 @@ def check_pairs(spans: Sequence[Span]) -> None:
 
 
 def read_text(text: str) -> str:
-    """The text. Lone surrogates, which no UTF-8 has, become U+FFFD, so that offsets stay. Raises UserError where it is
-    no text."""
+    """The text `without_surrogates`; raises UserError where it is no text."""
     if not isinstance(text, str):
         raise UserError(f"expected a text, found {type(text).__name__} ({str(text)[:40]!r}); give one text")
-    return _LONE_SURROGATE.sub("\ufffd", text)
+    return without_surrogates(text)
 
 
 def _marked(text: str) -> list[tuple[int, int, int]]:

@@ -167,15 +167,18 @@ def _object(record: Any, place: str) -> dict[str, Any]:
     return record
 
 
-def field(record: Any, name: str, kind: type | tuple[type, ...], place: str) -> Any:
-    """record[name], which must have the type `kind`; otherwise raises UserError, naming the place and the value.
+def without_surrogates(text: str) -> str:
+    """The text with U+FFFD for each lone surrogate, which JSON allows and UTF-8 does not. Offsets stay as they are."""
+    return text if text.isascii() else _LONE_SURROGATE.sub("\ufffd", text)
 
-    Lone surrogates, which JSON allows and UTF-8 does not, become U+FFFD. So the number of characters stays the same.
-    """
+
+def field(record: Any, name: str, kind: type | tuple[type, ...], place: str) -> Any:
+    """record[name], which must have the type `kind`; otherwise raises UserError, naming the place and the value. A text
+    comes `without_surrogates`."""
     kinds = kind if isinstance(kind, tuple) else (kind,)
     value = record.get(name) if isinstance(record, Mapping) else None
     if isinstance(value, str) and str in kinds:
-        return value if value.isascii() else _LONE_SURROGATE.sub("\ufffd", value)
+        return without_surrogates(value)
     if isinstance(value, kinds) and (not isinstance(value, bool) or bool in kinds):
         return value
     if not isinstance(record, Mapping):
