@@ -16,9 +16,9 @@ from benchmarks.worker import Json
 from spanbert_jax.config import Config, from_dict
 from spanbert_jax.config_check import check
 from spanbert_jax.runs.finetuning import with_steps
+from spanbert_jax.runs.kept_rows import rows_of
 from spanbert_jax.runs.prepare import given_tokenizer
 from spanbert_jax.runs.start_from import StartingWeights, adopt, initial_params
-from spanbert_jax.serving.answers import rows_of
 from spanbert_jax.tasks.example_files import Role
 from spanbert_jax.tasks.finetuning import Prediction, TrainBatches
 from spanbert_jax.tasks.registry import AnyTask, finetuning_task

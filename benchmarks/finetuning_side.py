@@ -17,7 +17,7 @@ from benchmarks.worker import Handler, Json
 from spanbert_jax.batch import NumpyBatch
 from spanbert_jax.batches.feed import feed, to_global
 from spanbert_jax.errors import UserError
-from spanbert_jax.serving.answers import TaskPredictor
+from spanbert_jax.runs.task_predictor import TaskPredictor
 from spanbert_jax.training import sharding
 from spanbert_jax.training.step import abstract_state, init_state, make_train_step, with_params
 

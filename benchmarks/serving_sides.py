@@ -24,7 +24,7 @@ from spanbert_jax.serving.engine import Engine
 from spanbert_jax.serving.functions import encode_function
 from spanbert_jax.serving.loaded import Loaded
 from spanbert_jax.serving.scheduler import Limits, Output, Row
-from spanbert_jax.serving.served_models import EmbeddingModel, Text
+from spanbert_jax.serving.text_models import EmbeddingModel, Text
 from spanbert_jax.serving.weights import open_weights
 
 _REQUEST = 32  # inputs in a request to an engine

@@ -26,8 +26,9 @@ def evaluate(
     checkpoint: Path, data: str, predictions: Path | None
 ) -> tuple["AnyTask", list["Identified"], dict[str, float]]:
     """(task, examples, metrics); raises UserError where data or predictions cannot be read or do not fit the task."""
-    from spanbert_jax.serving.answers import open_answerer, trained_task
+    from spanbert_jax.serving.answers import open_answerer
     from spanbert_jax.serving.prediction_files import read_predictions
+    from spanbert_jax.serving.task_model import trained_task
     from spanbert_jax.serving.weights import open_weights
 
     with open_weights(checkpoint) as weights:

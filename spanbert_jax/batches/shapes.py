@@ -12,6 +12,7 @@ import numpy as np
 # Rows are padded to one of these lengths. The steps of 1.33 and 1.5 pad the windows of SQuAD by 18%, paragraphs and
 # sentences of Wikipedia by 21%; powers of two alone pad them by 29% to 45%.
 _LENGTHS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+ALL_LENGTHS = len(_LENGTHS) + 1  # for rows of any length: these, and the longest row's
 # Rows in a batch, beside the largest number that _POSITIONS allows. In requests of 1 to 64 texts, the powers of four
 # pad 2% to 8% more than the powers of two would, with half of the programs.
 _ROWS = (1, 4, 16, 64)

@@ -28,10 +28,13 @@ from spanbert_jax.config import Config, reads_spans
 from spanbert_jax.errors import UserError
 from spanbert_jax.files import disk_errors, make_directory, new_directory, written_aside
 from spanbert_jax.runs.devices import check_devices
+from spanbert_jax.runs.kept_rows import rows_of
 from spanbert_jax.runs.prepare import given_tokenizer
 from spanbert_jax.runs.start_from import StartingWeights, adopt, initial_params
-from spanbert_jax.serving.answers import TaskPredictor, kept_metrics, rows_of, warn_of_cuts
+from spanbert_jax.runs.task_predictor import TaskPredictor
+from spanbert_jax.serving.answers import warn_of_cuts
 from spanbert_jax.serving.prediction_files import write_jsonl
+from spanbert_jax.serving.task_model import kept_metrics
 from spanbert_jax.tasks.example_files import Role
 from spanbert_jax.tasks.finetuning import ExampleT, FineTuning, ModelT, TrainBatches
 from spanbert_jax.tasks.row_spans import without_effect
@@ -177,7 +180,7 @@ def prepare_data(
     rows = [rows_of(task, read[role][0], getattr(config.data, role), role, cache, first) for role in roles]
     if first:
         for role, built in zip(roles, rows, strict=True):
-            warn_of_cuts(built, read[role][0], getattr(config.data, role))
+            warn_of_cuts(built.cut_examples, read[role][0], getattr(config.data, role))
     mark = fingerprint(config.data.train, {"dev": fingerprint(config.data.dev, {})})
     if jax.process_index() == 0:
         labels = f", {len(task.learnt.labels)} labels" if task.learnt.labels else ""

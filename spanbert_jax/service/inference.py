@@ -17,7 +17,7 @@ from spanbert_jax.service.routes import COMPUTES, Body, Call, Nothing, Reply, Ro
 from spanbert_jax.service.service import Checkpoint
 from spanbert_jax.service.tei import CLASSIFIER, labels_of
 from spanbert_jax.serving.engine import Answered
-from spanbert_jax.serving.served_models import Text
+from spanbert_jax.serving.text_models import Text
 from spanbert_jax.version import VERSION
 
 

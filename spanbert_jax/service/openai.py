@@ -12,7 +12,7 @@ import numpy as np
 
 from spanbert_jax.service.problems import Problem
 from spanbert_jax.service.routes import COMPUTES, Body, Call, Nothing, Reply, Route
-from spanbert_jax.serving.served_models import Text
+from spanbert_jax.serving.text_models import Text
 
 Inputs = str | list[str | int | list[int]]  # a text, ids of a text's pieces, or a list of either
 

@@ -16,7 +16,7 @@ from spanbert_jax.service.offsets import Offsets, Span, Unit
 from spanbert_jax.service.problems import Problem
 from spanbert_jax.service.routes import COMPUTES, WAITS, Body, Call, Reply, Route
 from spanbert_jax.service.tei import Label, labels_of
-from spanbert_jax.serving.served_models import TextWithSpans
+from spanbert_jax.serving.text_models import TextWithSpans
 from spanbert_jax.text.span_syntax import parse_rules
 from spanbert_jax.text.spans import SpanFinder, spans_of_text
 

@@ -18,7 +18,8 @@ from spanbert_jax.serving.counters import Counters
 from spanbert_jax.serving.engine import Answered, Engine
 from spanbert_jax.serving.loaded import Loaded
 from spanbert_jax.serving.scheduler import Limits, NotServing
-from spanbert_jax.serving.served_models import ServedModels, TaskModel
+from spanbert_jax.serving.served_models import ServedModels
+from spanbert_jax.serving.task_model import TaskModel
 from spanbert_jax.version import VERSION
 
 

@@ -12,7 +12,8 @@ import numpy as np
 from spanbert_jax.service.openai import Inputs, texts_of
 from spanbert_jax.service.problems import Problem
 from spanbert_jax.service.routes import COMPUTES, WAITS, Body, Call, Nothing, Reply, Route
-from spanbert_jax.serving.served_models import Predicted, TaskModel, Text
+from spanbert_jax.serving.task_model import Predicted, TaskModel
+from spanbert_jax.serving.text_models import Text
 from spanbert_jax.tasks.text_classification.files import columns_of
 from spanbert_jax.version import VERSION
 

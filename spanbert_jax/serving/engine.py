@@ -1,11 +1,13 @@
-"""Answers many requests at once with models whose shapes of batch are fixed: threads around a `Scheduler`.
+"""Computes rows with models whose shapes of batch are fixed: all rows at hand at once, or those of many requests.
 
-Invariant: every submitted request ends exactly once, with its own answers or with one error. A failing batch fails the
-requests whose rows it has, and no other. No program is compiled on the way of a request.
+Invariant: a row's outputs are the same by both ways. Every request that is submitted to an `Engine` ends exactly once,
+with its own answers or with one error. A failing batch fails the requests whose rows it has, and no other. No program
+is compiled on the way of a request.
 
-A request goes through four threads: a tokenising thread makes its rows, the device thread starts their batches, the
-finishing thread waits for the results, makes answers of them and ends the request. The device thread starts the next
-batch while the last one is being computed, so at most two are in flight.
+`compute_all` plans batches over all rows, and compiles the shapes that the batches have. An `Engine` is threads around
+a `Scheduler`: a tokenising thread makes the rows of a request, the device thread starts their batches, the finishing
+thread waits for the results, makes answers of them and ends the request. By both ways the next batch is started while
+the last one is being computed, so two are in flight.
 """
 
 import contextlib
@@ -19,10 +21,23 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from spanbert_jax.batches.shapes import Shape
+from spanbert_jax.batches.shapes import Shape, plan_batches
 from spanbert_jax.errors import UserError
 from spanbert_jax.serving.counters import Counters
-from spanbert_jax.serving.scheduler import Batch, Expired, Limits, Model, NotServing, Refused, Request, Scheduler
+from spanbert_jax.serving.predictor import one_ahead
+from spanbert_jax.serving.scheduler import (
+    Batch,
+    Expired,
+    Limits,
+    Model,
+    NotServing,
+    Output,
+    Refused,
+    Request,
+    Row,
+    Scheduler,
+)
+from spanbert_jax.training.progress import Show, quiet
 
 NOT_FINITE = "the model's numbers are not finite"
 _IN_FLIGHT = 2  # batches: one is computed, and one waits on the device
@@ -39,6 +54,45 @@ class Answered(NamedTuple):
     pieces: int  # of all rows, without padding
     cut: list[int]  # the items that lost text because they were too long
     seconds: dict[str, float]  # of the phases tokenize, queue, device and post, which follow each other
+
+
+def compute_all(model: Model, rows: Sequence[Sequence[Row]], show: Show = quiet) -> list[list[Output]]:
+    """The outputs of the rows of each item, in their order. show: takes the fraction that is done.
+
+    Raises UserError where a number is not finite, and ValueError where a row is longer than every shape.
+    """
+    flat = [row for of in rows for row in of]
+    plan = plan_batches(np.array([len(row["input_ids"]) for row in flat], np.int64), model.table)
+    batches = ((numbers[numbers >= 0].tolist(), shape) for numbers, shape in plan)
+    started = ((numbers, model.start([flat[number] for number in numbers], shape)) for numbers, shape in batches)
+    found: list[Output] = [{}] * len(flat)
+    done = 0
+    for numbers, batch in one_ahead(started):
+        outputs = model.finish(batch)
+        if not _finite_rows(outputs)[: len(numbers)].all():
+            raise UserError(
+                f"{NOT_FINITE}: the weights are damaged, or too large for the dtype in which they are computed"
+            )
+        for place, number in enumerate(numbers):
+            found[number] = {name: values[place] for name, values in outputs.items()}
+        done += len(numbers)
+        show(done / len(flat))
+    ordered = iter(found)
+    return [[next(ordered) for _ in of] for of in rows]
+
+
+def cut_items(rows: Sequence[Sequence[Row]]) -> list[int]:
+    """The items that have a row which lacks some of its text. rows: of each item."""
+    return [item for item, of in enumerate(rows) if any(row.get("cut") for row in of)]
+
+
+def _finite_rows(outputs: Output) -> np.ndarray:
+    """bool [rows]: whether all numbers of a row are finite. outputs: arrays [rows, ...]."""
+    is_finite = np.ones(len(next(iter(outputs.values()))), bool)
+    for values in outputs.values():
+        if np.issubdtype(values.dtype, np.floating):
+            is_finite &= np.isfinite(values).reshape(len(values), -1).all(axis=1)
+    return is_finite
 
 
 class Engine:
@@ -235,10 +289,7 @@ class Engine:
 
     def _finished(self, batch: Batch, outputs: dict[str, np.ndarray]) -> list[Request]:
         """The requests of which this batch computed the last row."""
-        is_finite = np.ones(batch.shape.rows, bool)
-        for values in outputs.values():
-            if np.issubdtype(values.dtype, np.floating):
-                is_finite &= np.isfinite(values).reshape(len(values), -1).all(axis=1)
+        is_finite = _finite_rows(outputs)
         now = self._clock()
         broken = {entry.request: None for entry, fine in zip(batch.entries, is_finite, strict=False) if not fine}
         for request in broken:
@@ -272,7 +323,7 @@ class Engine:
             self._end(request, error if isinstance(error, UserError | ModelFailed) else _failed(error))
             return
         pieces = [sum(len(row["input_ids"]) for row in of) for of in request.rows]
-        cut = [item for item, of in enumerate(request.rows) if any(row.get("cut") for row in of)]
+        cut = cut_items(request.rows)
         times = [request.arrived, request.admitted, request.started, request.finished, self._clock()]
         phases = ("tokenize", "queue", "device", "post")
         spent = dict(zip(phases, (after - before for before, after in itertools.pairwise(times)), strict=True))

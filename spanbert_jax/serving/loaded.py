@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from spanbert_jax.config import Config
 from spanbert_jax.errors import UserError
-from spanbert_jax.serving.answers import Answerer, kept_metrics, trained_task
+from spanbert_jax.serving.answers import Answerer
 from spanbert_jax.serving.explaining import Explainer, Explanation
 from spanbert_jax.serving.gaps import Span, Words
 from spanbert_jax.serving.infilling import ALTERNATIVES, BEAM, MIXTURE, ORDER, WORDS, Infilled, Infiller
@@ -137,7 +137,7 @@ class Loaded:
 
     @functools.cached_property
     def _answerer(self) -> Answerer:
-        return Answerer(trained_task(self._weights), self._params, kept_metrics(self._weights.metadata))
+        return Answerer(self._weights, self._params, self._layout)
 
     @functools.cached_property
     def _encoder(self) -> TextEncoder:

@@ -4,8 +4,8 @@ Invariant: each row is computed once, and the outputs are in the rows' order, ho
 `warm_up` with all shapes of the batches, nothing is traced or compiled again.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -21,6 +21,7 @@ Batches = Iterable[tuple[np.ndarray, NumpyBatch]]  # (int [batch] row numbers, -
 AbstractBatch = Mapping[str, jax.ShapeDtypeStruct]
 Outputs = list[dict[str, np.ndarray]]  # one dict for each row
 
+_T = TypeVar("_T")
 _ShapeKey = tuple[tuple[str, tuple[int, ...]], ...]  # the sorted (name, shape) of a batch's arrays
 
 
@@ -54,8 +55,8 @@ class Predictor:
         """
         results: Outputs = [{} for _ in range(count)]
         done = 0
-        for indices, batch in batches:
-            computed = {name: np.asarray(x) for name, x in self.start(params, batch).items()}
+        for indices, started in one_ahead((indices, self.start(params, batch)) for indices, batch in batches):
+            computed = {name: np.asarray(values) for name, values in started.items()}
             for place, row in enumerate(indices):
                 if row >= 0:
                     results[row] = {name: values[place] for name, values in computed.items()}
@@ -81,3 +82,12 @@ class Predictor:
             with jax.set_mesh(self._mesh):
                 self._programs[key] = self._compute.lower(params, abstract).compile()
         return self._programs[key]
+
+
+def one_ahead(started: Iterable[_T]) -> Iterator[_T]:
+    """The items, each after the next one was taken. So a device has its next batch while the last one is fetched."""
+    last: list[_T] = []
+    for item in started:
+        yield from last
+        last = [item]
+    yield from last

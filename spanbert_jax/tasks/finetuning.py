@@ -90,7 +90,7 @@ class FineTuning(abc.ABC, Generic[ExampleT, ModelT]):
     """A fine-tuning task with its configuration, its vocabulary, and the facts learnt from its training examples.
 
     The default methods are for batches of [rows, length]. A task whose batches have other axes overrides
-    `train_batches`, `eval_batches`, `eval_shapes` and `batch_size` together.
+    `train_batches`, `shapes`, `fields`, `collate` and `batch_size` together.
     """
 
     task: ClassVar[str]  # the task's name in config.task and in checkpoints
@@ -166,24 +166,26 @@ class FineTuning(abc.ABC, Generic[ExampleT, ModelT]):
         """The training batches of a run. config: the task's configuration with the seed of the trial."""
         return RowBatches(rows, config, self.padding)
 
-    def eval_shapes(self, multiple: int) -> list[dict[str, jax.ShapeDtypeStruct]]:
-        """Every shape that a batch of `eval_batches` may have, for any rows. multiple: as there."""
-        return [
-            {name: jax.ShapeDtypeStruct(shape[:axes], np.int32) for name, axes in self.inputs.items()}
-            for shape in self._shape_table(multiple)
-        ]
+    def shapes(self, multiple: int) -> Sequence[Shape]:
+        """Every shape of batch outside of training, for any rows: the number of rows, a multiple of `multiple`, and the
+        most pieces that a row may have."""
+        return shape_table(self.config.data.block_length, self.config.data.lengths, multiple)
 
+    def fields(self, shape: Shape) -> dict[str, jax.ShapeDtypeStruct]:
+        """The arrays of a batch of the shape, which `outputs` takes."""
+        return {name: jax.ShapeDtypeStruct(shape[:axes], np.int32) for name, axes in self.inputs.items()}
+
+    def collate(self, rows: Rows, indices: np.ndarray, shape: Shape) -> NumpyBatch:
+        """The batch of the rows at `indices`, int64 [shape.rows], where -1 stands for an empty row."""
+        batch = rows.collate(indices, shape.length, self.padding)
+        return {name: batch[name] for name in self.inputs}
+
+    @final
     def eval_batches(self, rows: Rows, multiple: int) -> Iterator[tuple[np.ndarray, NumpyBatch]]:
         """Batches in which every row comes once: (int64 [batch] row numbers, -1 for an empty row; the batch).
-
-        A batch has the fields of `inputs` alone. The number of its rows is a multiple of `multiple`.
-        """
-        for indices, shape in plan_batches(rows.lengths, self._shape_table(multiple)):
-            batch = rows.collate(indices, shape.length, self.padding)
-            yield indices, {name: batch[name] for name in self.inputs}
-
-    def _shape_table(self, multiple: int) -> tuple[Shape, ...]:
-        return shape_table(self.config.data.block_length, self.config.data.lengths, multiple)
+        multiple: as for `shapes`."""
+        for indices, shape in plan_batches(rows.lengths, self.shapes(multiple)):
+            yield indices, self.collate(rows, indices, shape)
 
     def batch_size(self, batch: Batch) -> BatchSize:
         """The size of a training batch, which depends on the batch's shapes alone."""

@@ -42,6 +42,11 @@ class Rows:
     def __len__(self) -> int:
         return len(self.lengths)
 
+    @property
+    def cut_examples(self) -> list[int]:
+        """The examples that have a row which lacks some of its text."""
+        return sorted(set(self.example[self.plain["cut"] > 0].tolist())) if "cut" in self.plain else []
+
     def column(self, name: str, row: int) -> np.ndarray:
         """The list of a row in a ragged column."""
         values, starts = self.ragged[name]
@@ -108,7 +113,7 @@ def widen(sizes: Sequence[int], low: int, high: int, room: int) -> tuple[int, in
     return low, high
 
 
-def make_rows(per_example: Sequence[Sequence[Row]]) -> Rows:
+def make_rows(per_example: Sequence[Sequence[Mapping[str, Any]]]) -> Rows:
     """The rows of all examples, in order, as `Rows`. Every row must have the same columns."""
     rows = [row for rows in per_example for row in rows]
     counts = [len(rows) for rows in per_example]
@@ -125,18 +130,18 @@ def make_rows(per_example: Sequence[Sequence[Row]]) -> Rows:
 
 def build_rows(
     examples: Sequence[_ExampleT], featurise: Featurise[_ExampleT], workers: int, show: Callable[[float], None]
-) -> Rows:
-    """The rows of `examples`, made by `workers` processes (0: one for each core), or in this process where examples are
-    few. show: takes the fraction that is done."""
+) -> list[list[Row]]:
+    """The rows of each of `examples`, made by `workers` processes (0: one for each core), or in this process where
+    examples are few. show: takes the fraction that is done."""
     chunks = [examples[i : i + _CHUNK] for i in range(0, len(examples), _CHUNK)]
     per_example: list[list[Row]] = []
     if len(chunks) <= 4:
-        return make_rows([rows for chunk in chunks for rows in featurise(chunk)])
+        return [rows for chunk in chunks for rows in featurise(chunk)]
     with Workers(workers, featurise) as pool:
         for rows in pool.map(call, chunks):
             per_example += rows
             show(len(per_example) / len(examples))
-    return make_rows(per_example)
+    return per_example
 
 
 def fingerprint(source: str, settings: Mapping[str, Any]) -> str:

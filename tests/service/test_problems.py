@@ -21,8 +21,8 @@ from spanbert_jax.service.openapi import problems_of
 from spanbert_jax.service.problems import PROBLEMS
 from spanbert_jax.service.service import Service, Settings
 from spanbert_jax.serving.scheduler import Limits, Overloaded
-from spanbert_jax.serving.served_models import Text
 from spanbert_jax.serving.slot_scores import NotFinite
+from spanbert_jax.serving.text_models import Text
 from tests.support.fake_model import FAILS_AT_END, NOT_FINITE
 from tests.support.fake_service import FakeEmbedding, fake_service, hold_device, vector
 

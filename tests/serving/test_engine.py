@@ -5,12 +5,14 @@ from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 
+from spanbert_jax.batches.shapes import plan_batches
 from spanbert_jax.errors import UserError
-from spanbert_jax.serving.engine import Answered, Engine, ModelFailed
+from spanbert_jax.serving.engine import Answered, Engine, ModelFailed, compute_all, cut_items
 from spanbert_jax.serving.scheduler import Expired, Limits, NotServing, Overloaded
 from tests.support import fake_model
 from tests.support.fake_model import TABLE, FakeModel, value
@@ -76,6 +78,40 @@ def test_every_request_gets_its_own_values_or_its_own_error(requests: list[list[
         assert all(shape.rows * shape.length <= LIMITS.batch_pieces for shape in model.batches)
     finally:
         engine.close()
+
+
+@seed(2)
+@settings(max_examples=60, deadline=None, database=None)
+@given(st.lists(st.lists(st.lists(st.integers(0, 99), min_size=1, max_size=20), max_size=3), max_size=40))
+def test_rows_at_hand_are_each_computed_once_in_batches_that_are_planned_over_all(items: list[list[list[int]]]) -> None:
+    cut = [[ids[:16] for ids in item] for item in items]
+    model, shown = FakeModel(ready=TABLE), list[float]()
+    rows = model.rows(items)
+    assert cut_items(rows) == [number for number, item in enumerate(items) if item != cut[number]]
+    rows = model.rows(cut)
+    outputs = compute_all(model, rows, shown.append)
+    assert model.answer(cut, rows, outputs) == [[value(ids) for ids in item] for item in cut]
+    lengths = np.array([len(ids) for item in cut for ids in item], int)
+    assert model.batches == [shape for _, shape in plan_batches(lengths, TABLE)]
+    assert shown == sorted(shown) and shown[-1:] == [1.0] * (len(lengths) > 0)
+
+
+def test_the_next_batch_of_rows_at_hand_is_started_before_the_last_one_is_fetched(
+    model: FakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    for name in ("start", "finish"):
+        method = getattr(model, name)
+        monkeypatch.setattr(model, name, lambda *of, name=name, method=method: done.append(name) or method(*of))
+    compute_all(model, model.rows([[[number] * 16] for number in range(20)]))
+    assert done == ["start", "start", "finish", "start", "finish", "finish"]
+
+
+def test_rows_at_hand_whose_numbers_are_not_finite_are_refused_in_one_line(model: FakeModel) -> None:
+    with pytest.raises(UserError, match=r"^the model's numbers are not finite: the weights are damaged, or too large"):
+        compute_all(model, model.rows([[[1], [fake_model.NOT_FINITE]]]))
+    with pytest.raises(ValueError, match="a row has 17 pieces"):
+        compute_all(model, model.rows([[[1] * 17]]))
 
 
 @pytest.mark.parametrize("bad", [*BAD, fake_model.NO_ANSWER])

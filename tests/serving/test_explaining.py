@@ -17,11 +17,11 @@ import spanbert_jax
 from spanbert_jax.config import Config
 from spanbert_jax.errors import UserError
 from spanbert_jax.model import span_head
-from spanbert_jax.serving.answers import trained_task
 from spanbert_jax.serving.explained_rows import masked_case, occluded
 from spanbert_jax.serving.explaining import Attributor, Explanation, Head
 from spanbert_jax.serving.functions import functions
 from spanbert_jax.serving.loaded import Loaded
+from spanbert_jax.serving.task_model import trained_task
 from spanbert_jax.serving.weights import open_weights
 from spanbert_jax.tasks.finetuning import Learnt
 from spanbert_jax.training import sharding

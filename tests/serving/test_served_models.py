@@ -8,10 +8,12 @@ import pytest
 
 import spanbert_jax
 from spanbert_jax.errors import UserError
+from spanbert_jax.serving.compiled_model import CompiledModel
 from spanbert_jax.serving.engine import Engine
 from spanbert_jax.serving.loaded import Loaded
 from spanbert_jax.serving.scheduler import Limits
-from spanbert_jax.serving.served_models import SPAN_POOLINGS, CompiledModel, ServedModels, Text, TextWithSpans
+from spanbert_jax.serving.served_models import ServedModels
+from spanbert_jax.serving.text_models import SPAN_POOLINGS, Text, TextWithSpans
 from tests.support.served import TASKS, write_checkpoint
 from tests.support.tuned import WORDPIECE, assert_close, random_texts
 

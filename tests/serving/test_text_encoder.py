@@ -95,7 +95,7 @@ def test_mistakes_are_one_line(both: tuple[Loaded, Any], capsys: pytest.CaptureF
             loaded.embed(["a"], layer=layer)  # type: ignore[arg-type]
         with pytest.raises(UserError, match="layer is"):
             loaded.hidden_states(["a"], layer=layer)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match=r"texts\[1\] is ' ', which has no pieces; leave it out"):
+    with pytest.raises(UserError, match=r"texts\[1\] has no piece; give a text that is not blank"):
         loaded.embed(["a", " "])
     with pytest.raises(UserError, match=r"texts\[1\]: 'text' is 3"):
         loaded.embed(["a", 3])  # type: ignore[list-item]

@@ -10,7 +10,8 @@ import numpy as np
 from spanbert_jax.config import Config
 from spanbert_jax.service.service import Checkpoint, Service, Settings
 from spanbert_jax.serving.scheduler import Output, Row
-from spanbert_jax.serving.served_models import ServedModels, Text
+from spanbert_jax.serving.served_models import ServedModels
+from spanbert_jax.serving.text_models import Text
 from tests.support.fake_model import FakeModel, value
 from tests.support.tuned import WORDPIECE
 

@@ -6,7 +6,7 @@ a test.
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,12 +17,13 @@ import pytest
 
 from spanbert_jax import config as config_module
 from spanbert_jax.batch import Batch, NumpyBatch
+from spanbert_jax.batches.shapes import Shape
 from spanbert_jax.config import Config
 from spanbert_jax.model import linear_heads
 from spanbert_jax.model.linear_heads import TaskModel
 from spanbert_jax.tasks.example_files import Record, Role, Source
 from spanbert_jax.tasks.finetuning import NOTHING, FineTuning, Learnt, Prediction, cross_entropy_sum, mean_loss
-from spanbert_jax.tasks.rows import Featurise, Row, Rows
+from spanbert_jax.tasks.rows import Featurise, Row, Rows, make_rows
 from spanbert_jax.text.tokenizer import Tokenizer
 from spanbert_jax.training.step import BatchSize, Objective, Sums
 
@@ -79,7 +80,7 @@ class DocumentBatches:
         self.steps_per_epoch = -(-len(rows) // size)
 
     def batch(self, step: int) -> NumpyBatch:
-        return self._task.collate(self._rows, self.rows(step))
+        return self._task.collate(self._rows, self.rows(step), self._task.shapes(1)[0])
 
     def rows(self, step: int) -> np.ndarray:
         return np.arange(step * self._size, (step + 1) * self._size) % len(self._rows)
@@ -109,9 +110,18 @@ class Toy(FineTuning[Document, TaskModel]):
         assert not hasattr(settings, "optimizer")  # nothing but what is declared
         return DocumentRows(tokenizer, settings.toy.segments, settings.data.block_length, learnt.labels)  # type: ignore[attr-defined]
 
-    def collate(self, rows: Rows, indices: np.ndarray) -> NumpyBatch:
+    def shapes(self, multiple: int) -> list[Shape]:
+        return [Shape(4 * multiple, self.config.toy.segments * self.config.data.block_length)]  # type: ignore[attr-defined]
+
+    def fields(self, shape: Shape) -> dict[str, jax.ShapeDtypeStruct]:
+        one = {"input_ids": [0], "segment_lengths": [1], "label": 0}
+        empty = self.collate(make_rows([[one]]), np.full(shape.rows, -1), shape)
+        return {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in empty.items()}
+
+    def collate(self, rows: Rows, indices: np.ndarray, shape: Shape) -> NumpyBatch:
         """{"input_ids": [documents, segments, length], "lengths": [documents, segments], "label": [documents], ...}"""
-        segments, length = self.config.toy.segments, self.config.data.block_length  # type: ignore[attr-defined]
+        length = self.config.data.block_length
+        segments = shape.length // length
         batch = {
             "input_ids": np.zeros((len(indices), segments, length), np.int32),
             "lengths": np.zeros((len(indices), segments), np.int32),
@@ -128,17 +138,6 @@ class Toy(FineTuning[Document, TaskModel]):
 
     def train_batches(self, rows: Rows, config: Config) -> DocumentBatches:
         return DocumentBatches(self, rows, config.train.batch_size)
-
-    def eval_batches(self, rows: Rows, multiple: int) -> Iterator[tuple[np.ndarray, NumpyBatch]]:
-        size = 4 * multiple
-        for start in range(0, len(rows), size):
-            indices = np.arange(start, start + size)
-            indices = np.where(indices < len(rows), indices, -1)
-            yield indices, self.collate(rows, indices)
-
-    def eval_shapes(self, multiple: int) -> list[dict[str, jax.ShapeDtypeStruct]]:
-        empty = self.collate(Rows({"label": np.zeros(1), "example": np.zeros(0)}, {}), np.full(4 * multiple, -1))
-        return [{name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in empty.items()}]
 
     def batch_size(self, batch: Batch) -> BatchSize:
         documents, segments, length = batch["input_ids"].shape

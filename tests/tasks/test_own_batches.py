@@ -1,5 +1,6 @@
 """A task may bring its own batches and its own section of the configuration (tests/support/toy_task.py)."""
 
+import contextlib
 import json
 import random
 import shutil
@@ -8,9 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import spanbert_jax
 from spanbert_jax import cli
 from spanbert_jax.config import default_config
 from spanbert_jax.runs import finetuning
+from spanbert_jax.serving.engine import Engine
+from spanbert_jax.serving.scheduler import Limits
 from tests.support import runs, toy_task
 
 WORDS = [f"w{i}" for i in range(12)]
@@ -65,6 +69,19 @@ def test_documents_of_segments_are_learnt_evaluated_and_gone_on_with(
     assert trial["accuracy"] > 80  # a guess has 50
     last = max(int(path.name) for path in (tmp_path / "whole" / "checkpoints").iterdir())
     assert last == 40
+    # Files, Python callers and requests get the predictions that the run itself made.
+    expected = [json.loads(line) for line in (tmp_path / "whole" / "predictions.jsonl").read_text().splitlines()]
+    said = runs.tool("predict", "--checkpoint", tmp_path / "whole", "--input", fields["data.dev"])
+    assert [json.loads(line) for line in said.stdout.splitlines()] == expected
+    loaded = spanbert_jax.load(tmp_path / "whole")
+    documents = [line.split("\t")[1] for line in Path(str(fields["data.dev"])).read_text().splitlines()]
+    assert loaded.predict(documents) == expected
+    model = loaded.served("toy", 8).task
+    assert model is not None and len(model.table) == 1
+    model.prepare(model.table[0])
+    with contextlib.closing(Engine([model], Limits())) as engine:
+        answered = engine.submit(model, documents, 60).result(60)
+    assert [one.prediction for one in answered.answers] == expected
     # The same run from its checkpoint of half the steps.
     shutil.copytree(tmp_path / "whole", tmp_path / "half")
     for step in (30, 40):

@@ -91,7 +91,7 @@ def test_a_range_is_widened_on_both_sides_in_turn(sizes: list[int], data: st.Dat
 def test_rows_of_several_processes_are_those_of_one_in_order() -> None:
     examples = list(range(10, 430))
     done: list[float] = []
-    many = build_rows(examples, repeated, 2, done.append)
+    many = make_rows(build_rows(examples, repeated, 2, done.append))
     one = make_rows(repeated(examples))
     np.testing.assert_array_equal(many.example, one.example)
     np.testing.assert_array_equal(many.ragged["input_ids"][0], one.ragged["input_ids"][0])

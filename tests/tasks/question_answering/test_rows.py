@@ -201,7 +201,7 @@ def test_rows_do_not_depend_on_the_number_of_processes() -> None:
     one = make_rows(featurise(made))
     assert len(one) > 2 * len(made) and np.count_nonzero(one.plain["answer_start"]) > 300
     for workers in (1, 2):
-        same(build_rows(made, featurise, workers, lambda share: None), one)
+        same(make_rows(build_rows(made, featurise, workers, lambda share: None)), one)
 
 
 def test_processes_that_make_windows_need_neither_jax_nor_tensorflow() -> None:
