@@ -11,12 +11,13 @@ import platform
 import re
 import shlex
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
 from absl import app, flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from spanbert_jax import cli
 from spanbert_jax.config import Config, from_dict, renamed
@@ -35,6 +36,7 @@ PROCESSES = flags.DEFINE_integer("processes", None, "--distributed: the number o
 PROCESS = flags.DEFINE_integer("process", None, "--distributed: the number of this process, from 0.")
 WAIT = flags.DEFINE_float("wait", 300, "--distributed: seconds to wait for the other processes.")
 
+_MODULE = "config_config"  # as ml_collections names the module that it makes of the file in --config
 _TRACEBACK = "Error whilst parsing config file:"  # ml_collections puts a traceback of get_config after these words
 
 
@@ -62,6 +64,9 @@ def _config() -> Config:
     try:
         if CONFIG.value is None:
             raise UserError("no configuration; give one with --config configs/tiny.py")
+        if not isinstance(CONFIG.value, ConfigDict):
+            found = type(CONFIG.value).__name__
+            raise UserError(f"--config {config_file()}: get_config returns {found}; let it return a ConfigDict")
         fields = CONFIG.value.to_dict()
     except OSError as error:  # raised at the first use, not when the flag is parsed
         raise UserError(f"--config {config_file()}: cannot be read ({str(error).splitlines()[-1].strip()})") from error
@@ -88,6 +93,22 @@ def _parse(argv: list[str]) -> list[str]:
         gone = [f"unknown field config.{field}; {renamed(field)}" for field in fields if renamed(field)]
         print(f"error: {'; '.join(gone) or ' '.join(message.split())}", file=sys.stderr)
         sys.exit(1)
+    except Exception as error:
+        place = _place_in_config(error)
+        if not place:
+            raise
+        what = error.msg if isinstance(error, SyntaxError) else error
+        print(f"error: --config {place}: {type(error).__name__}: {what}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _place_in_config(error: Exception) -> str:
+    """The file and the line of the configuration's own code that an error comes from, or ""."""
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}, line {error.lineno}"
+    frames = traceback.walk_tb(error.__traceback__)
+    places = [f"{f.f_code.co_filename}, line {line}" for f, line in frames if f.f_globals["__name__"] == _MODULE]
+    return places[-1] if places else ""
 
 
 def _say(line: str) -> None:

@@ -70,6 +70,25 @@ def test_a_mistyped_argument_of_a_configuration_is_one_line_on_the_command_line(
     assert done.stderr.startswith("error: flag --config=configs/decoder.py:bse: there is no configs/bse.py, only ")
 
 
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("import ml_collections\ndef get_config(:\n", "FILE, line 2: SyntaxError: invalid syntax"),
+        ("import absent_module\n", "FILE, line 1: ModuleNotFoundError: No module named 'absent_module'"),
+        ("def get_config():\n    return absent\n", "FILE, line 2: NameError: name 'absent' is not defined"),
+        ("def get_config():\n    return 3\n", "FILE: get_config returns int; let it return a ConfigDict"),
+    ],
+)
+def test_a_mistake_in_the_code_of_a_configuration_is_one_line_that_names_its_place(
+    code: str, message: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(code)
+    command = [sys.executable, "-m", "spanbert_jax.main", "--config", str(file)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, f"error: --config {message.replace('FILE', str(file))}\n")
+
+
 def test_base_and_large_are_the_published_models() -> None:
     base, large = (
         configuration.from_dict(importlib.import_module(f"configs.{name}").get_config().to_dict())

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from jax.sharding import NamedSharding
 
 from spanbert_jax.batch import Batch, NumpyBatch
@@ -50,9 +49,7 @@ class TaskModel(CompiledModel):
 
     def batch(self, rows: Sequence[Row], shape: Shape) -> NumpyBatch:
         """The batch of the rows."""
-        numbers = np.full(shape.rows, -1)
-        numbers[: len(rows)] = np.arange(len(rows))
-        return self.task.collate(make_rows([rows]), numbers, shape)
+        return self.task.batch_of(rows, shape)
 
     def rows(self, items: Sequence[Record]) -> list[list[Row]]:
         """The rows of each record; raises UserError, naming inputs[i], where the task cannot read a record."""

@@ -90,7 +90,7 @@ class FineTuning(abc.ABC, Generic[ExampleT, ModelT]):
     """A fine-tuning task with its configuration, its vocabulary, and the facts learnt from its training examples.
 
     The default methods are for batches of [rows, length]. A task whose batches have other axes overrides
-    `train_batches`, `shapes`, `fields`, `collate` and `batch_size` together.
+    `train_batches`, `shapes`, `fields`, `batch_of` and `batch_size` together.
     """
 
     task: ClassVar[str]  # the task's name in config.task and in checkpoints
@@ -175,17 +175,27 @@ class FineTuning(abc.ABC, Generic[ExampleT, ModelT]):
         """The arrays of a batch of the shape, which `outputs` takes."""
         return {name: jax.ShapeDtypeStruct(shape[:axes], np.int32) for name, axes in self.inputs.items()}
 
-    def collate(self, rows: Rows, indices: np.ndarray, shape: Shape) -> NumpyBatch:
-        """The batch of the rows at `indices`, int64 [shape.rows], where -1 stands for an empty row."""
-        batch = rows.collate(indices, shape.length, self.padding)
-        return {name: batch[name] for name in self.inputs}
+    def batch_of(self, rows: Sequence[Mapping[str, Any]], shape: Shape) -> NumpyBatch:
+        """The batch of at most shape.rows rows, for `outputs`. Its last rows may be empty."""
+        batch = {
+            name: np.full(of.shape, self.padding.get(name, 0), of.dtype) for name, of in self.fields(shape).items()
+        }
+        for place, row in enumerate(rows):
+            for name, axes in self.inputs.items():
+                if name == "lengths":
+                    batch[name][place] = len(row["input_ids"])
+                elif axes == 1:
+                    batch[name][place] = row[name]
+                else:
+                    batch[name][place, : len(row[name])] = row[name]
+        return batch
 
     @final
     def eval_batches(self, rows: Rows, multiple: int) -> Iterator[tuple[np.ndarray, NumpyBatch]]:
         """Batches in which every row comes once: (int64 [batch] row numbers, -1 for an empty row; the batch).
         multiple: as for `shapes`."""
         for indices, shape in plan_batches(rows.lengths, self.shapes(multiple)):
-            yield indices, self.collate(rows, indices, shape)
+            yield indices, self.batch_of([rows.row(number) for number in indices if number >= 0], shape)
 
     def batch_size(self, batch: Batch) -> BatchSize:
         """The size of a training batch, which depends on the batch's shapes alone."""

@@ -5,6 +5,7 @@ only by the version of this module that wrote it.
 """
 
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -51,6 +52,11 @@ class Rows:
         """The list of a row in a ragged column."""
         values, starts = self.ragged[name]
         return values[starts[row] : starts[row + 1]]
+
+    def row(self, number: int) -> Row:
+        """A row by itself, with arrays in the place of lists."""
+        plain = {name: values[number] for name, values in self.plain.items()}
+        return plain | {name: self.column(name, number) for name in self.ragged}
 
     def collate(self, indices: np.ndarray, length: int, padding: Mapping[str, int]) -> NumpyBatch:
         """A batch of the rows at `indices`, where -1 stands for an empty row with length 0 and weight 0.
@@ -122,7 +128,8 @@ def make_rows(per_example: Sequence[Sequence[Mapping[str, Any]]]) -> Rows:
     for name, first in rows[0].items() if rows else ():
         if isinstance(first, list):
             starts = np.cumsum([0, *(len(row[name]) for row in rows)])
-            ragged[name] = (np.fromiter((x for row in rows for x in row[name]), np.int32, starts[-1]), starts)
+            values = itertools.chain.from_iterable(row[name] for row in rows)
+            ragged[name] = (np.fromiter(values, np.int32, starts[-1]), starts)
         else:
             plain[name] = np.array([row[name] for row in rows])
     return Rows(plain, ragged or {"input_ids": (np.zeros(0, np.int32), np.zeros(1, np.int64))})

@@ -23,7 +23,7 @@ from spanbert_jax.model import linear_heads
 from spanbert_jax.model.linear_heads import TaskModel
 from spanbert_jax.tasks.example_files import Record, Role, Source
 from spanbert_jax.tasks.finetuning import NOTHING, FineTuning, Learnt, Prediction, cross_entropy_sum, mean_loss
-from spanbert_jax.tasks.rows import Featurise, Row, Rows, make_rows
+from spanbert_jax.tasks.rows import Featurise, Row, Rows
 from spanbert_jax.text.tokenizer import Tokenizer
 from spanbert_jax.training.step import BatchSize, Objective, Sums
 
@@ -80,7 +80,8 @@ class DocumentBatches:
         self.steps_per_epoch = -(-len(rows) // size)
 
     def batch(self, step: int) -> NumpyBatch:
-        return self._task.collate(self._rows, self.rows(step), self._task.shapes(1)[0])
+        length = self._task.shapes(1)[0].length
+        return self._task.batch_of([self._rows.row(number) for number in self.rows(step)], Shape(self._size, length))
 
     def rows(self, step: int) -> np.ndarray:
         return np.arange(step * self._size, (step + 1) * self._size) % len(self._rows)
@@ -114,25 +115,23 @@ class Toy(FineTuning[Document, TaskModel]):
         return [Shape(4 * multiple, self.config.toy.segments * self.config.data.block_length)]  # type: ignore[attr-defined]
 
     def fields(self, shape: Shape) -> dict[str, jax.ShapeDtypeStruct]:
-        one = {"input_ids": [0], "segment_lengths": [1], "label": 0}
-        empty = self.collate(make_rows([[one]]), np.full(shape.rows, -1), shape)
-        return {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in empty.items()}
+        return {name: jax.ShapeDtypeStruct(of.shape, of.dtype) for name, of in self.batch_of([], shape).items()}
 
-    def collate(self, rows: Rows, indices: np.ndarray, shape: Shape) -> NumpyBatch:
+    def batch_of(self, rows: Sequence[Mapping[str, Any]], shape: Shape) -> NumpyBatch:
         """{"input_ids": [documents, segments, length], "lengths": [documents, segments], "label": [documents], ...}"""
         length = self.config.data.block_length
         segments = shape.length // length
         batch = {
-            "input_ids": np.zeros((len(indices), segments, length), np.int32),
-            "lengths": np.zeros((len(indices), segments), np.int32),
-            "label": np.where(indices >= 0, rows.plain["label"][indices], 0).astype(np.int32),
-            "weights": (indices >= 0).astype(np.float32),
+            "input_ids": np.zeros((shape.rows, segments, length), np.int32),
+            "lengths": np.zeros((shape.rows, segments), np.int32),
+            "label": np.zeros(shape.rows, np.int32),
+            "weights": (np.arange(shape.rows) < len(rows)).astype(np.float32),
         }
-        for place, row in enumerate(indices):
-            lengths = rows.column("segment_lengths", row) if row >= 0 else np.zeros(0, np.int64)
+        for place, row in enumerate(rows):
+            batch["label"][place] = row["label"]
+            lengths = row["segment_lengths"]
             batch["lengths"][place, : len(lengths)] = lengths
-            pieces = np.split(rows.column("input_ids", row), np.cumsum(lengths)[:-1]) if len(lengths) else []
-            for segment, ids in enumerate(pieces):
+            for segment, ids in enumerate(np.split(row["input_ids"], np.cumsum(lengths)[:-1])):
                 batch["input_ids"][place, segment, : len(ids)] = ids
         return batch
 
