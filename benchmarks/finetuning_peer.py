@@ -1,4 +1,4 @@
-"""Fine-tunes real weights on eight tasks, with this project and with transformers and torch, and compares both.
+"""Fine-tunes real weights on seven tasks, with this project and with transformers and torch, and compares both.
 
     python -m benchmarks.finetuning_peer                                  all cells; started again, it goes on
     python -m benchmarks.finetuning_peer --tasks sst2,semeval --seeds 1   some of them

@@ -84,7 +84,14 @@ def _parse(argv: list[str]) -> list[str]:
     """Parses flags by absl. A mistake ends the program with one line and exit status 1."""
     try:
         return flags.FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+    except Exception as error:
+        place = "" if isinstance(error, flags.Error) else _place_in_config(error)
+        if place:
+            what = error.msg if isinstance(error, SyntaxError) else error
+            print(f"error: --config {place}: {type(error).__name__}: {what}", file=sys.stderr)
+            sys.exit(1)
+        if not isinstance(error, flags.Error | AttributeError | KeyError | OSError | TypeError | ValueError):
+            raise
         message, _, trace = str(error.args[0] if error.args else error).partition(_TRACEBACK)
         if trace:  # its last line is the mistake
             message += trace.strip().splitlines()[-1].removeprefix("ValueError: ")
@@ -92,13 +99,6 @@ def _parse(argv: list[str]) -> list[str]:
         fields = [match[1] for match in map(re.compile(r"--?config\.([\w.]+)").match, argv) if match]
         gone = [f"unknown field config.{field}; {renamed(field)}" for field in fields if renamed(field)]
         print(f"error: {'; '.join(gone) or ' '.join(message.split())}", file=sys.stderr)
-        sys.exit(1)
-    except Exception as error:
-        place = _place_in_config(error)
-        if not place:
-            raise
-        what = error.msg if isinstance(error, SyntaxError) else error
-        print(f"error: --config {place}: {type(error).__name__}: {what}", file=sys.stderr)
         sys.exit(1)
 
 

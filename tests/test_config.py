@@ -76,6 +76,8 @@ def test_a_mistyped_argument_of_a_configuration_is_one_line_on_the_command_line(
         ("import ml_collections\ndef get_config(:\n", "FILE, line 2: SyntaxError: invalid syntax"),
         ("import absent_module\n", "FILE, line 1: ModuleNotFoundError: No module named 'absent_module'"),
         ("def get_config():\n    return absent\n", "FILE, line 2: NameError: name 'absent' is not defined"),
+        ("def get_config():\n    return {}['a']\n", "FILE, line 2: KeyError: 'a'"),
+        ("import os\nos.absent\n", "FILE, line 2: AttributeError: module 'os' has no attribute 'absent'"),
         ("def get_config():\n    return 3\n", "FILE: get_config returns int; let it return a ConfigDict"),
     ],
 )

@@ -77,7 +77,7 @@ class TextEncoder:
         if cut:
             what = f"{len(cut):,} of {len(items):,} texts are longer than {model.longest} pieces and were cut"
             print(f"warning: {what}; the first: texts[{cut[0]}]", file=sys.stderr)
-        vectors = model.answer(items, rows, compute_all(model, rows))
+        vectors = [output["embedding"] for (output,) in compute_all(model, rows)]
         return np.stack(vectors) if vectors else np.zeros((0, self._weights.config.model.embed), np.float32)
 
     def embed_spans(self, text: str, spans: Sequence[tuple[int, int]], pooling: str, layer: int = -1) -> np.ndarray:

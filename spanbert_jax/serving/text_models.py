@@ -131,7 +131,7 @@ class TextModel(CompiledModel):
         for number, item in enumerate(items):
             ids = next(found) if isinstance(item.text, str) else item.text
             place = f"{self.called}[{number}]"
-            if not all(0 <= id < most for id in ids):
+            if not (isinstance(item.text, str) or all(0 <= id < most for id in ids)):
                 raise UserError(f"{place} has an id that is no piece; the vocabulary has 0 to {most - 1:,}")
             if not ids:
                 raise UserError(f"{place} has no piece; give a text that is not blank")
