@@ -78,6 +78,7 @@ def test_a_mistyped_argument_of_a_configuration_is_one_line_on_the_command_line(
         ("def get_config():\n    return absent\n", "FILE, line 2: NameError: name 'absent' is not defined"),
         ("def get_config():\n    return {}['a']\n", "FILE, line 2: KeyError: 'a'"),
         ("import os\nos.absent\n", "FILE, line 2: AttributeError: module 'os' has no attribute 'absent'"),
+        ("layers = 3\n", "FILE: it has no function get_config; configs/tiny.py has one"),
         ("def get_config():\n    return 3\n", "FILE: get_config returns int; let it return a ConfigDict"),
     ],
 )

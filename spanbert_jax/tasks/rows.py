@@ -25,7 +25,7 @@ Row = dict[str, Any]
 _ExampleT = TypeVar("_ExampleT")
 Featurise = Callable[[Sequence[_ExampleT]], list[list[Row]]]  # examples -> the rows of each; picklable
 
-VERSION = 2  # of the files that `save_rows` writes; raise it when the same settings give other rows
+VERSION = 3  # of the files that `save_rows` writes; raise it when the same settings give other rows
 
 _CHUNK = 64  # examples that a worker gets at once
 

@@ -121,7 +121,7 @@ def test_differences_within_noise_are_marked_and_a_stopped_grid_goes_on(
             values = [6.0] * (1 + len(LENGTHS))
             return {"loss": values, "accuracy": values, "metrics": {}, "guess": {}, "cpu_seconds": 1.0}
         better = 1.0 if cell.recipe == "one" else 0.0
-        noise = (-1) ** cell.seed if cell.recipe == "spans" else 0.0
+        noise = {"spans": (-1.0) ** cell.seed, "one": float(cell.seed)}.get(cell.recipe, 0.0)
         values = [5.0 + cell.seed + better] + [4.0] * len(LENGTHS)
         metrics = dict.fromkeys(TASKS, 50.0 + cell.seed + noise)
         return {
@@ -147,6 +147,7 @@ def test_differences_within_noise_are_marked_and_a_stopped_grid_goes_on(
     )
     assert one[2] == "8.000 ± 1.000 (+1.000)" and one_sbo[2] == "7.000 ± 1.000"
     assert spans[4] == "51.7 ± 1.5 (~-0.3)"
+    assert one[4] == "54.0 ± 2.0 (~+2.0)"  # 3.5 standard errors, of three seeds
     assert lines[-1][1:5] == ["without a model", "6.000", "6.0", "1.0"]
     assert (tmp_path / "work" / "ablation-random.svg").exists()
 

@@ -6,7 +6,7 @@ row alone, however long the sentence is. Every word has at least one piece.
 
 import abc
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 
 from spanbert_jax.tasks.rows import Row, widen
 from spanbert_jax.text.tokenizer import Tokenizer
@@ -32,7 +32,8 @@ class WordRowMaker(abc.ABC):
     """Makes the rows of each `WordExample`: [CLS], consecutive words of the sentence and words around them, [SEP].
 
     Every word is encoded by itself. A row tags the words [start, end) of the sentence, which in most rows are all of
-    them. Rows have the columns input_ids and token_type_ids; a subclass adds the columns of its head.
+    them. Rows have the columns input_ids, token_type_ids and "cut", which is 1 where a tagged word is longer than a row
+    and lost its end; a subclass adds the columns of its head.
     """
 
     tokenizer: Tokenizer
@@ -44,13 +45,13 @@ class WordRowMaker(abc.ABC):
         """The rows of each example."""
         words = list(dict.fromkeys(word for e in examples for word in (*e.before, *e.words, *e.after)))
         encoded = self.tokenizer.tokenize_batch(words)
-        # A word of control characters alone has no pieces, and gets [UNK]. A word longer than a row loses its end.
-        pieces = {
-            word: ids[: self.length - 2] or [self.tokenizer.unk_id] for word, ids in zip(words, encoded, strict=True)
-        }
-        return [list(self._rows(example, pieces)) for example in examples]
+        room = self.length - 2
+        # A word of control characters alone has no pieces, and gets [UNK].
+        pieces = {word: ids[:room] or [self.tokenizer.unk_id] for word, ids in zip(words, encoded, strict=True)}
+        cut = {word for word, ids in zip(words, encoded, strict=True) if len(ids) > room}
+        return [list(self._rows(example, pieces, cut)) for example in examples]
 
-    def _rows(self, example: WordExample, pieces: Mapping[str, list[int]]) -> Iterator[Row]:
+    def _rows(self, example: WordExample, pieces: Mapping[str, list[int]], cut: Set[str]) -> Iterator[Row]:
         around = [pieces[word] for word in (*example.before, *example.words, *example.after)]
         offset = len(example.before)  # of the sentence in `around`
         sizes = [len(word) for word in around]
@@ -61,6 +62,7 @@ class WordRowMaker(abc.ABC):
                 first.append(len(ids))
                 ids += word
             row: Row = {"input_ids": [*ids, self.tokenizer.sep_id], "token_type_ids": [0] * (len(ids) + 1)}
+            row["cut"] = int(not cut.isdisjoint(example.words[start:end]))
             first = first[offset + start - low : offset + len(example.words) - low]  # of the slots
             last = [piece + len(pieces[word]) - 1 for piece, word in zip(first, example.words[start:], strict=False)]
             yield row | self._columns(example, start, end, first, last, len(row["input_ids"]))

@@ -2,6 +2,7 @@
 
 import pickle
 import random
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -130,6 +131,17 @@ def test_every_span_whose_pieces_fit_is_in_exactly_one_row(
     ]
     assert sorted(candidates) == sorted(fit)
     assert sorted(found) == [span for span in spans if span[:2] in fit]
+
+
+@pytest.mark.parametrize("make", [token_rows, span_rows])
+def test_a_word_longer_than_a_row_loses_its_end_and_its_row_says_so(make: Callable[..., WordRowMaker]) -> None:
+    pieces = len(WORDPIECE.tokenize("cab" * 4))
+    assert pieces > 6
+    around = WordExample("2", ("ab",), (), before=("cab" * 4,))  # what a row lacks of the words around is no loss
+    for length, cut in ((pieces + 2, [0, 0, 0]), (pieces + 1, [0, 1, 0])):
+        examples = [WordExample("1", ("ab", "a")), WordExample("3", ("ab", "cab" * 4)), around]
+        rows = make(WORDPIECE, length)(examples)
+        assert [sum(row["cut"] for row in of_one) for of_one in rows] == cut
 
 
 def test_the_documents_words_fill_the_row_on_both_sides_and_are_not_tagged() -> None:
