@@ -91,7 +91,7 @@ def _parse(argv: list[str]) -> list[str]:
             print(f"error: --config {place}: {type(error).__name__}: {what}", file=sys.stderr)
             sys.exit(1)
         if isinstance(error, AttributeError) and getattr(error.obj, "__name__", "") == _MODULE:
-            file = error.obj.__file__
+            file = vars(error.obj)["__file__"]
             print(f"error: --config {file}: it has no function get_config; configs/tiny.py has one", file=sys.stderr)
             sys.exit(1)
         if not isinstance(error, flags.Error | AttributeError | KeyError | OSError | TypeError | ValueError):
