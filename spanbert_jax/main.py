@@ -85,14 +85,9 @@ def _parse(argv: list[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
     except Exception as error:
-        place = "" if isinstance(error, flags.Error) else _place_in_config(error)
-        if place:
-            what = error.msg if isinstance(error, SyntaxError) else error
-            print(f"error: --config {place}: {type(error).__name__}: {what}", file=sys.stderr)
-            sys.exit(1)
-        if isinstance(error, AttributeError) and getattr(error.obj, "__name__", "") == _MODULE:
-            file = vars(error.obj)["__file__"]
-            print(f"error: --config {file}: it has no function get_config; configs/tiny.py has one", file=sys.stderr)
+        mistake = "" if isinstance(error, flags.Error) else _mistake_in_config(error)
+        if mistake:
+            print(f"error: --config {mistake}", file=sys.stderr)
             sys.exit(1)
         if not isinstance(error, flags.Error | AttributeError | KeyError | OSError | TypeError | ValueError):
             raise
@@ -106,13 +101,15 @@ def _parse(argv: list[str]) -> list[str]:
         sys.exit(1)
 
 
-def _place_in_config(error: Exception) -> str:
-    """The file and the line of the configuration's own code that an error comes from, or ""."""
+def _mistake_in_config(error: Exception) -> str:
+    """The file, the line and the message of an error that comes from the configuration's own code, or ""."""
     if isinstance(error, SyntaxError):
-        return f"{error.filename}, line {error.lineno}"
+        return f"{error.filename}, line {error.lineno}: {type(error).__name__}: {error.msg}"
+    if isinstance(error, AttributeError) and getattr(error.obj, "__name__", "") == _MODULE:
+        return f"{vars(error.obj)['__file__']}: it has no function get_config; configs/tiny.py has one"
     frames = traceback.walk_tb(error.__traceback__)
     places = [f"{f.f_code.co_filename}, line {line}" for f, line in frames if f.f_globals["__name__"] == _MODULE]
-    return places[-1] if places else ""
+    return f"{places[-1]}: {type(error).__name__}: {error}" if places else ""
 
 
 def _say(line: str) -> None:
