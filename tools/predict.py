@@ -53,7 +53,7 @@ def _run(arguments: argparse.Namespace) -> None:
     if output.suffix == ".jsonl":
         write_jsonl(predictions, output)
     else:
-        write_for_scorer(answerer.task, examples, predictions, output)
+        write_for_scorer(answerer.task, examples, predictions, output.parent, output.name)
     print(f"{len(predictions):,} predictions in {output}")
 
 

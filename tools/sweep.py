@@ -12,6 +12,7 @@ the same command. All runs of a workdir have the same --config and flags, which 
 import argparse
 import itertools
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -73,8 +74,8 @@ def check_the_same(workdir: Path, config: str, rest: list[str]) -> None:
 
 def table_of(results: dict[tuple[str, str], list[float]], metric: str) -> Table:
     """A row for each (learning rate, batch size): the mean over the seeds, the standard deviation, and every value. The
-    row with the best mean is bold."""
-    best = max(results, key=lambda point: float(np.mean(results[point])))
+    row with the best mean is bold; a mean of nan is the worst."""
+    best = max(results, key=lambda point: float(np.nan_to_num(np.mean(results[point]), nan=-np.inf)))
     table = Table("learning rate", "batch", f"{metric}, mean", "deviation", "seeds", box=None)
     for point, values in results.items():
         deviation = f"{np.std(values, ddof=1):.2f}" if len(values) > 1 else "-"
@@ -98,8 +99,12 @@ def main(argv: list[str] | None = None) -> int:
 def sweep(arguments: argparse.Namespace) -> int:
     """Runs the points of the grid that are not finished and prints the table.
 
-    Returns 0, or the exit status of the first run that failed or was stopped.
+    Returns 0, or the exit status of the first run that failed or was stopped. Raises UserError where a flag for the
+    runs is one of the sweep's own, and where a run leaves no results.
     """
+    own = [flag for flag in arguments.rest if re.match(r"--?(no)?(config|workdir)(=|$)", flag)]
+    if own:
+        raise UserError(f"{own[0]} stands after --, and each run gets it from the sweep; give it before --")
     lists = [text.split(",") for text in (arguments.learning_rates, arguments.batch_sizes, arguments.seeds)]
     grid = list(itertools.product(*lists))
     results: dict[tuple[str, str], list[float]] = {}
@@ -116,6 +121,8 @@ def sweep(arguments: argparse.Namespace) -> int:
                 if status != cli.STOPPED_EARLY:  # of which the run has said so
                     print(f"error: the run in {place} ended with status {status}", file=sys.stderr)
                 return status
+            if not file.exists():
+                raise UserError(f"{place}: the run left no results.json; give a --config that fine-tunes a task")
         try:
             result = json_files.read(file)
             metric = result["best"]

@@ -26,14 +26,14 @@ from spanbert_jax.batch import Batch
 from spanbert_jax.batches.feed import feed
 from spanbert_jax.config import Config, reads_spans
 from spanbert_jax.errors import UserError
-from spanbert_jax.files import disk_errors, make_directory, new_directory, written_aside
+from spanbert_jax.files import make_directory, new_directory, written_aside
 from spanbert_jax.runs.devices import check_devices
 from spanbert_jax.runs.kept_rows import rows_of
 from spanbert_jax.runs.prepare import given_tokenizer
 from spanbert_jax.runs.start_from import StartingWeights, adopt, initial_params
 from spanbert_jax.runs.task_predictor import TaskPredictor
 from spanbert_jax.serving.answers import warn_of_cuts
-from spanbert_jax.serving.prediction_files import write_jsonl
+from spanbert_jax.serving.prediction_files import write_for_scorer, write_jsonl
 from spanbert_jax.serving.task_model import kept_metrics
 from spanbert_jax.tasks.example_files import Role
 from spanbert_jax.tasks.finetuning import ExampleT, FineTuning, ModelT, TrainBatches
@@ -61,7 +61,7 @@ class Data(Generic[ExampleT, ModelT]):
     examples: list[ExampleT]  # of dev
     dev: Rows
     baseline: dict[str, float]  # the metrics of a guess without a model
-    fingerprint: str  # of the contents of training and dev data
+    fingerprint: str  # of the contents of training and dev data, and of the files of rules for spans
 
 
 def run(kind: type[FineTuning[ExampleT, ModelT]], config: Config, path: str) -> bool:
@@ -181,12 +181,18 @@ def prepare_data(
     if first:
         for role, built in zip(roles, rows, strict=True):
             warn_of_cuts(built.cut_examples, read[role][0], getattr(config.data, role))
-    mark = fingerprint(config.data.train, {"dev": fingerprint(config.data.dev, {})})
+    mark = fingerprint(config.data.train, {"dev": fingerprint(config.data.dev, {}), **_span_files(task)})
     if jax.process_index() == 0:
         labels = f", {len(task.learnt.labels)} labels" if task.learnt.labels else ""
         print(f"{len(train):,} training examples in {len(rows[0]):,} rows, {len(dev):,} for evaluation{labels}")
     baseline = task.metrics(dev, task.baseline(train, dev))
     return Data(task, rows[0], dev, rows[1], baseline, mark)
+
+
+def _span_files(task: FineTuning[ExampleT, ModelT]) -> dict[str, Any]:
+    """The contents of the files from which the rows' spans come, where the encoder reads spans and there are such."""
+    files = task.finder.files if reads_spans(task.config.model) else {}
+    return {"span_files": sorted(files.values())} if files else {}
 
 
 def with_steps(config: Config, per_epoch: int) -> Config:
@@ -269,8 +275,7 @@ def _predict(config: Config, data: Data[ExampleT, ModelT], place: Path) -> dict[
 
     def write() -> None:
         write_jsonl(predictions, place / "predictions.jsonl")
-        with disk_errors(place):
-            file = data.task.write(data.examples, predictions, place)
+        file = write_for_scorer(data.task, data.examples, predictions, place)
         print(f"\nBest checkpoint: {checkpoint}\nPredictions:     {file} and {place / 'predictions.jsonl'}")
 
     together("write the predictions", write, jax.process_index() == 0)

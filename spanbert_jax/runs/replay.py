@@ -39,7 +39,8 @@ def opened_run(workdir: epath.Path) -> Iterator[OpenedRun]:
 
     Raises UserError where there is no run, or its data or the weights that it started from cannot be read.
     """
-    name = re.fullmatch(r"trial_(\d+)", workdir.name)
+    is_run = (workdir / "config.json").exists()  # a run may be called trial_1 too
+    name = None if is_run else re.fullmatch(r"trial_(\d+)", workdir.name)
     root, trial = (workdir.parent, int(name[1])) if name else (workdir, 0)
     if not (root / "config.json").exists():
         raise UserError(f"{workdir}: no run there (config.json is missing); give a run's --workdir")

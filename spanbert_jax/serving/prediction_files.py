@@ -23,19 +23,22 @@ def write_jsonl(predictions: Sequence[Prediction], path: Path) -> None:
 
 
 def write_for_scorer(
-    task: FineTuning[ExampleT, ModelT], examples: Sequence[ExampleT], predictions: Sequence[Prediction], output: Path
-) -> None:
-    """Writes the official scorer's file as `output`, and its companions (SQuAD 2.0's null_odds.json) beside it.
+    task: FineTuning[ExampleT, ModelT],
+    examples: Sequence[ExampleT],
+    predictions: Sequence[Prediction],
+    directory: Path,
+    name: str = "",
+) -> Path:
+    """Writes the official scorer's file, and its companions (SQuAD 2.0's null_odds.json), into `directory`.
 
-    Raises UserError where the disk is full.
+    name: of the file; "": the task's own. Returns the file's path. Raises UserError where the disk is full.
     """
-    with (
-        disk_errors(output),
-        tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder,
-    ):
+    with disk_errors(directory / name), tempfile.TemporaryDirectory(prefix=".predictions.", dir=directory) as folder:
         written = task.write(examples, predictions, Path(folder))
+        output = directory / (name or written.name)
         for path in Path(folder).iterdir():
-            path.replace(output if path == written else output.with_name(path.name))
+            path.replace(output if path == written else directory / path.name)
+    return output
 
 
 def read_predictions(path: Path, examples: Sequence[Identified], may_lack: bool) -> list[Prediction]:

@@ -75,10 +75,15 @@ def find_source(source: Source, tfds_names: Sequence[str]) -> Path | Contents | 
     """
     if isinstance(source, Contents):
         return source
-    path = Path(source).expanduser()
-    if path.is_dir():
+    try:
+        path = Path(source).expanduser()
+        is_there, is_directory = path.exists(), path.is_dir()
+    except (OSError, RuntimeError) as error:  # RuntimeError: ~user for a user that is not there
+        why = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"cannot read {shortened(source)}: {why}; give the path of a file that may be read") from error
+    if is_directory:
         raise UserError(f"{path} is a directory; name a file in it")
-    if path.exists():
+    if is_there:
         return path
     if source.partition(":")[0].partition("/")[0] in tfds_names:
         return None

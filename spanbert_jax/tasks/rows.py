@@ -16,6 +16,7 @@ import numpy as np
 from spanbert_jax.batch import NumpyBatch
 from spanbert_jax.batches.lengths import BucketedOrder, choose_lengths
 from spanbert_jax.config import Config
+from spanbert_jax.errors import UserError
 from spanbert_jax.files import written_aside
 from spanbert_jax.text.worker_pool import Workers, call
 
@@ -153,9 +154,11 @@ def build_rows(
 
 def fingerprint(source: str, settings: Mapping[str, Any]) -> str:
     """The SHA-256, in hexadecimal, of a data file's content and of the settings that its rows depend on. A name that is
-    no file stands for its content."""
+    no file, as one of TFDS, stands for its content. Raises UserError for a pipe, whose content can be read once."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     path = Path(source).expanduser()
+    if path.exists() and not path.is_file():
+        raise UserError(f"{source} is no regular file, and a run reads its data more than once; write it to a file")
     digest.update(path.read_bytes() if path.is_file() else source.encode())
     return digest.hexdigest()
 

@@ -100,8 +100,15 @@ class _Lock:
             os.close(self._descriptor)
 
     def _lock_file(self) -> bool:
-        """Locks the file. Returns False where the file system has no locks; raises UserError where it is locked."""
-        self._descriptor = os.open(self._file, os.O_CREAT | os.O_RDWR, 0o644)
+        """Locks the file. Returns False where the file system has no locks; raises UserError where it is locked or may
+        not be opened."""
+        try:
+            self._descriptor = os.open(self._file, os.O_CREAT | os.O_RDWR, 0o644)
+        except OSError as error:
+            raise UserError(
+                f"{self._file}: cannot be opened ({error.strerror}); let its owner give the right to write, or choose "
+                "another --workdir"
+            ) from error
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -321,3 +321,14 @@ def test_an_interrupted_sweep_goes_on_and_ends_in_a_table(
         place = tmp_path / "sweep" / f"rate_{row[0]}-batch_16-seed_1" / "results.json"
         assert float(row[2]) == round(json.loads(place.read_text())["trials"][0]["accuracy"], 2)
     assert len(rows) == 2
+
+
+def test_a_run_whose_names_for_spans_have_changed_does_not_go_on_with_other_rows(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("w0\nw1\n")
+    fields = {"corpus__spans": f"gazetteer:{tmp_path}/names.txt", "model__span_embedding": True}
+    fields |= {"finetuning__epochs": 0.1, "finetuning__eval_every_epochs": 0.1}
+    call(data, tmp_path / "run", **fields)
+    call(data, tmp_path / "run", **fields)
+    (tmp_path / "names.txt").write_text("w0\nw2\n")
+    said = call(data, tmp_path / "run", expect=1, **fields).stderr
+    assert "these checkpoints were trained on other data" in said and said.count("\n") == 1

@@ -16,6 +16,7 @@ from spanbert_jax.tasks.entities import files as entities
 from spanbert_jax.tasks.example_files import (
     Contents,
     Warnings,
+    find_source,
     is_json,
     is_plain_text,
     read_lines,
@@ -32,6 +33,12 @@ READERS: dict[str, tuple[Callable[[str], object], bytes]] = {  # the beginning o
     "a.conll.gz": (entities.read, b"a O\nb"),
 }
 PACKINGS: dict[str, Any] = {"plain": bytes, "gzip": gzip.compress, "bzip2": bz2.compress, "xz": lzma.compress}
+
+
+@pytest.mark.parametrize("source", ["~nobody-of-this-name/a.tsv", "a" * 300])
+def test_a_path_that_cannot_be_looked_up_is_one_line(source: str) -> None:
+    with pytest.raises(UserError, match=r"cannot read [~a].*; give the path of a file that may be read"):
+        find_source(source, ())
 
 
 @pytest.mark.parametrize("packing", PACKINGS)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spanbert_jax.errors import UserError
 from spanbert_jax.tasks import rows as rows_module
 from spanbert_jax.tasks.rows import VERSION, Row, build_rows, fingerprint, load_rows, make_rows, save_rows, widen
 
@@ -106,3 +107,9 @@ def test_the_fingerprint_is_of_the_content_and_the_settings(tmp_path: Path) -> N
     assert marks[0] == marks[1] != marks[2]
     assert fingerprint(str(tmp_path / "a"), {"x": 2}) != marks[0]
     assert fingerprint("squad", {}) != fingerprint("squad/v2.0", {})
+
+
+def test_a_pipe_which_can_be_read_once_is_refused_as_data_of_a_run(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match=r"/pipe is no regular file, .*; write it to a file"):
+        fingerprint(str(tmp_path / "pipe"), {})

@@ -47,7 +47,8 @@ def test_a_full_disk_in_a_file_of_predictions_is_one_line_and_leaves_nothing(tmp
     task: Any = SimpleNamespace(write=write)
     for name, work in (
         ("a.jsonl", lambda path: write_jsonl([{"id": "x" * 2000}], path)),
-        ("b.txt", lambda path: write_for_scorer(task, [], [], path)),
+        ("b.txt", lambda path: write_for_scorer(task, [], [], path.parent, path.name)),
+        ("", lambda path: write_for_scorer(task, [], [], path)),
     ):
         with (
             file_limit(1000),

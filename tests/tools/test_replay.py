@@ -45,6 +45,13 @@ def test_the_steps_from_the_nearest_checkpoint_on_are_run_again(finished: tuple[
     assert absent.startswith(f"error: {finished[0]}/data: no run there (config.json is missing)")
 
 
+def test_a_run_may_be_called_as_a_trial_of_fine_tuning_is(finished: tuple[Path, str], tmp_path: Path) -> None:
+    workdir = tmp_path / "trial_1"
+    shutil.copytree(finished[0], workdir)
+    again = runs.tool("replay", "--workdir", workdir, "--step", 12, expect=1).stderr
+    assert again == f"error: --step 12: the run in {workdir} has the steps 0 to 11\n"
+
+
 def test_a_run_whose_data_are_gone_is_not_replayed_on_others(finished: tuple[Path, str], tmp_path: Path) -> None:
     workdir = tmp_path / "run"
     shutil.copytree(finished[0], workdir)

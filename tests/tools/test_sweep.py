@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.support import runs
@@ -55,6 +56,26 @@ def test_a_sweep_of_an_earlier_version_goes_on(tmp_path: Path, made: list[str]) 
     where = ("--config", "configs/squad.py", "--workdir", tmp_path, "--seeds", "1,2")
     assert " 4.00 " in runs.tool("sweep", *where, *GRID).stdout
     assert made == ["rate_1e-3-batch_16-seed_2"] and not (tmp_path / "sweep.json").exists()
+
+
+def test_a_flag_of_the_sweep_itself_and_a_run_without_results_are_one_line(
+    tmp_path: Path, made: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = ("--config", "configs/tiny.py", "--workdir", tmp_path, *GRID)
+    said = runs.tool("sweep", *where, "--", "--workdir=elsewhere", expect=1).stderr
+    assert (
+        said == "error: --workdir=elsewhere stands after --, and each run gets it from the sweep; give it before --\n"
+    )
+    assert not made
+    monkeypatch.setattr(sweep, "run_to_its_end", lambda _: 0)
+    said = runs.tool("sweep", *where, expect=1).stderr
+    assert said.endswith(": the run left no results.json; give a --config that fine-tunes a task\n")
+    assert said.count("\n") == 1
+
+
+def test_a_mean_of_nan_is_not_the_best() -> None:
+    table = sweep.table_of({("1e-3", "16"): [np.nan, 80.0], ("2e-3", "16"): [60.0, 61.0]}, "pearson")
+    assert [row.style for row in table.rows] == [None, "bold"]
 
 
 def test_a_damaged_list_of_flags_is_told(tmp_path: Path) -> None:

@@ -68,6 +68,15 @@ def test_a_second_run_is_refused_with_the_process_and_the_host_of_the_first(work
             pass
 
 
+def test_a_lock_file_that_may_not_be_opened_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / FILE).mkdir()
+    with (
+        pytest.raises(UserError, match=rf"/{FILE}: cannot be opened \(Is a directory\); .* choose another --workdir"),
+        running_alone(epath.Path(tmp_path)),
+    ):
+        pass
+
+
 def test_the_next_run_begins_at_once_after_one_that_ended_in_order(
     workdir: epath.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -146,9 +146,12 @@ def _id(record: Record, name: str, place: str) -> str:
 
 def _span(span: object, count: int, place: str) -> Span:
     if isinstance(span, list | tuple) and len(span) == 3 and all(type(end) is int for end in span[:2]):
-        start, end, kind = span
+        start, end = span[:2]
+        kind = field({"type": span[2]}, "type", str, f"{place}: entity {quoted(span)}")
+        if not kind.strip():
+            raise UserError(f"{place}: entity {quoted(span)} has a blank type; name its type")
         if 0 <= start < end <= count:
-            return start, end, str(kind)
+            return start, end, kind
     raise UserError(f"{place}: entity {quoted(span)} does not fit the {count} words; expected [first, end, type]")
 
 

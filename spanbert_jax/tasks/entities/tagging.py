@@ -93,7 +93,8 @@ class Tagging(FineTuning[WordExample, ModelT]):
 
     def metrics(self, examples: Sequence[WordExample], predictions: Sequence[Prediction]) -> dict[str, float]:
         """Metrics in percent: precision, recall and F1 over all entities, by the definition of seqeval's default mode
-        and conlleval; F1 in seqeval's strict mode ("strict_f1"); F1 of each type ("f1/TYPE")."""
+        and conlleval; F1 in seqeval's strict mode ("strict_f1"); F1 of each type that the examples have ("f1/TYPE"), so
+        that all predictions for the same examples have the same metrics."""
         golds = [example.spans for example in examples]
         found = [_spans_of(prediction) for prediction in predictions]
         scores = entities.evaluate(golds, found)
@@ -103,7 +104,7 @@ class Tagging(FineTuning[WordExample, ModelT]):
         ]
         values = {name: scores[name] for name in ("precision", "recall", "f1")}
         values["strict_f1"] = entities.evaluate(golds, strict)["f1"]
-        values |= {f"f1/{name.removesuffix('/f1')}": scores[name] for name in scores if name.endswith("/f1")}
+        values |= {f"f1/{kind}": scores[f"{kind}/f1"] for kind in sorted({kind for of in golds for _, _, kind in of})}
         return {name: 100 * value for name, value in values.items()}
 
     def baseline(self, train: Sequence[WordExample], examples: Sequence[WordExample]) -> list[Prediction]:
@@ -120,13 +121,13 @@ class Tagging(FineTuning[WordExample, ModelT]):
 
     def write(self, examples: Sequence[WordExample], predictions: Sequence[Prediction], directory: Path) -> Path:
         """Writes conlleval's input, lines of "word gold predicted" with tags in IOB2. Of nested entities the outermost
-        is written."""
+        is written, and for a blank in a word or a type "_"."""
         path = directory / "predictions.conll"
         with path.open("w", encoding="utf-8") as file:
             for example, prediction in zip(examples, predictions, strict=True):
                 tags = [_flat_tags(found, len(example.words)) for found in (example.spans, _spans_of(prediction))]
-                for word, gold, predicted in zip(example.words, *tags, strict=True):
-                    file.write(f"{_BLANK.sub('_', word)} {gold} {predicted}\n")
+                for columns in zip(example.words, *tags, strict=True):
+                    file.write(" ".join(_BLANK.sub("_", column) for column in columns) + "\n")
                 file.write("\n")
         return path
 

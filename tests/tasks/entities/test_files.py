@@ -71,6 +71,8 @@ def test_one_record_is_parsed_with_its_place_in_errors() -> None:
     assert parse({"words": ["Anna"], "entities": [[0, 1, "PER"]], "id": 3}, "x", "7", "dev") == WordExample(
         "3", ("Anna",), ((0, 1, "PER"),)
     )
+    half = parse({"words": ["Anna"], "entities": [[0, 1, "\ud800"]]}, "x", "7", "dev")
+    assert half.spans == ((0, 1, "\ufffd"),)  # half of a surrogate pair could not be written to a file
     text = WordExample("7", ("Anna", "."), text=" Anna.", places=((1, 5), (5, 6)))
     assert parse(" Anna.", "request 1", "7") == parse({"text": " Anna."}, "request 1", "7") == text
     for record, role, message in (
@@ -85,6 +87,8 @@ def test_one_record_is_parsed_with_its_place_in_errors() -> None:
             "dev",
             r"request 1: entity \[0, True, 'X'\] does not fit the 1 words",
         ),
+        ({"words": ["a"], "entities": [[0, 1, None]]}, "dev", r"\[0, 1, None\]: 'type' is null; expected 'type' with"),
+        ({"words": ["a"], "entities": [[0, 1, " "]]}, "train", r"entity \[0, 1, ' '\] has a blank type; name its type"),
     ):
         with pytest.raises(UserError, match=message):
             parse(record, "request 1", "7", role)

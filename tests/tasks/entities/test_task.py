@@ -254,13 +254,24 @@ def test_metrics_are_seqevals_in_default_and_strict_mode() -> None:
     assert metrics["strict_f1"] != metrics["f1"]
 
 
+def test_trials_have_the_same_metrics_whatever_types_they_predict() -> None:
+    task = task_of("span", [WordExample("1", ("a", "b"), ((0, 1, "PER"), (1, 2, "MISC")))])
+    dev = WordExample("1", ("a", "b"), ((0, 1, "PER"),))
+    right, wrong = (
+        task.metrics([dev], [gold_prediction(dataclasses.replace(dev, spans=spans))])
+        for spans in (dev.spans, (*dev.spans, (1, 2, "MISC")))
+    )
+    assert list(right) == list(wrong) == ["precision", "recall", "f1", "strict_f1", "f1/PER"]
+    assert (right["precision"], wrong["precision"]) == (100, 50)
+
+
 def test_the_file_of_predictions_is_conllevals_input_with_the_outermost_of_nested_entities(tmp_path: Path) -> None:
-    example = WordExample("1", ("New", "York\u00a0s", "Times", "."), ((0, 2, "LOC"), (0, 3, "ORG")))
+    example = WordExample("1", ("New", "York\u00a0s", "Times", "."), ((0, 2, "a place"), (0, 3, "ORG")))
     task = task_of("span", [example])
     assert task.learnt.nested
-    predicted = dataclasses.replace(example, spans=((0, 2, "LOC"), (3, 4, "ORG")))
+    predicted = dataclasses.replace(example, spans=((0, 2, "a place"), (3, 4, "ORG")))
     path = task.write([example, example], [gold_prediction(predicted), gold_prediction(example)], tmp_path)
-    first = "New B-ORG B-LOC\nYork_s I-ORG I-LOC\nTimes I-ORG O\n. O B-ORG\n\n"
+    first = "New B-ORG B-a_place\nYork_s I-ORG I-a_place\nTimes I-ORG O\n. O B-ORG\n\n"
     second = "New B-ORG B-ORG\nYork_s I-ORG I-ORG\nTimes I-ORG I-ORG\n. O O\n\n"
     assert path.read_text(encoding="utf-8") == first + second
 
