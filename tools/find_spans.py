@@ -42,6 +42,7 @@ h1, h2 { font-family: system-ui, sans-serif; line-height: 1.3 } h2 { font-size: 
 mark { border-radius: .25em; padding: .08em .2em; color: #222 } code { font-size: .9em }
 mark sub { font: .65em system-ui, sans-serif; color: #555; margin-left: .3em }
 """
+_LEFT_OUT_BY_RICH = b"\a\b\v\f\r"
 
 
 class Found(NamedTuple):
@@ -75,6 +76,8 @@ def show(arguments: argparse.Namespace) -> None:
     """Prints or writes the documents, then the counts."""
     if arguments.html and not arguments.html.absolute().parent.is_dir():
         raise UserError(f"--html {arguments.html}: there is no directory {arguments.html.absolute().parent}")
+    if arguments.html and arguments.html.is_dir():
+        raise UserError(f"--html {arguments.html} is a directory; name a file")
     finder = SpanFinder(arguments.rules)
     found = documents(arguments, finder)
     counts: collections.Counter[int] = collections.Counter()
@@ -123,8 +126,9 @@ def find(text: str, finder: SpanFinder, language: str, splitter: str) -> Found:
 
 
 def coloured(document: Found) -> Text:
-    """The text of a document for the terminal."""
-    text = Text(document.text)
+    """The text of a document for the terminal. `Text` would leave out some characters, and move the spans behind them;
+    each becomes a space."""
+    text = Text(document.text.translate(dict.fromkeys(_LEFT_OUT_BY_RICH, " ")))
     for begin, end, kind in document.spans:
         text.stylize(COLOURS[kind % len(COLOURS)][0], begin, end)
     return text

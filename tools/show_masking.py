@@ -88,6 +88,8 @@ def main(config: Config, workdir: str) -> int:
         raise UserError(
             f"--html {HTML.value}: there is no directory {Path(HTML.value).absolute().parent}; make it first"
         )
+    if HTML.value and Path(HTML.value).is_dir():
+        raise UserError(f"--html {HTML.value} is a directory; name a file")
     with StartingWeights(config) as start:
         config = adopt(config, epath.Path(workdir), start)
         tokenizer, data = prepare(config, epath.Path(workdir), start)

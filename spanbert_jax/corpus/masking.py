@@ -42,8 +42,10 @@ def mask_rate(masking: MaskingConfig, step: tf.Tensor) -> tf.Tensor:
     `final_rate` in `rate_steps` steps."""
     if masking.rate_steps == 0:
         return tf.constant(masking.rate, tf.float64)
-    progress = tf.minimum(tf.cast(step, tf.float64) / masking.rate_steps, 1.0)
-    return masking.rate + (masking.final_rate - masking.rate) * progress
+    progress = tf.cast(step, tf.float64) / masking.rate_steps
+    rate = masking.rate + (masking.final_rate - masking.rate) * progress
+    # Not the sum at the end, which rounding may put above `final_rate`, and a budget then above the slots of a row.
+    return tf.where(progress < 1, rate, tf.constant(masking.final_rate, tf.float64))
 
 
 def row_keys(seed: int, epochs: tf.Tensor, blocks: tf.Tensor) -> tf.Tensor:

@@ -85,10 +85,9 @@ def _paragraphs_of_module(path: Path) -> list[str]:
             return []
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about invalid escapes in other people's code
-            tree = ast.parse(source)
+            docstrings = dict.fromkeys(_docstrings(ast.parse(source)))
     except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
         return []
-    docstrings = dict.fromkeys(_docstrings(tree))
     return [paragraph for docstring in docstrings for paragraph in clean(docstring)]
 
 

@@ -68,6 +68,8 @@ def find_files(globs: str) -> list[Path]:
             f"config.corpus.files is {globs!r}, which names no file; give --config.corpus.files='data/*.txt'"
         )
     for path in ordered:
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path} is no regular file, and a corpus is read more than once; write it to a file")
         try:
             with open(path, "rb") as file:
                 if not file.read(1):
@@ -80,7 +82,8 @@ def find_files(globs: str) -> list[Path]:
 def match_files(globs: str) -> list[Path]:
     """The files that comma-separated globs match, in order of name, each once."""
     matches = (glob.glob(os.path.expanduser(pattern), recursive=True) for pattern in split_globs(globs))
-    return [Path(path) for path in sorted({path for found in matches for path in found}) if not os.path.isdir(path)]
+    names = sorted({str(Path(path)) for found in matches for path in found})  # "./a" is "a"
+    return [Path(name) for name in names if not os.path.isdir(name)]
 
 
 def split_globs(globs: str) -> list[str]:
@@ -110,7 +113,7 @@ def read_files(paths: list[Path], document_break: str, contents: dict[Path, str]
     Raises:
       UserError: naming file and line, for bytes that cannot be read, decoded or parsed, and for a file without text.
     """
-    total = sum(path.stat().st_size for path in paths)
+    total = max(sum(path.stat().st_size for path in paths), 1)  # files of /proc have no size
     before = 0
     for path in paths:
         found = False

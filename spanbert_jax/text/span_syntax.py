@@ -34,6 +34,9 @@ class Parsed(NamedTuple):
 
 def parse_rules(rules: str) -> list[Parsed]:
     """The rules of a list, in order. Raises UserError where one is none."""
+    last = rules.rpartition(SEPARATOR)[2]
+    if last.lstrip().startswith("regex:") and last.endswith(";"):
+        raise UserError(f"rule {quoted(last)} ends in ';'; leave it out, or write [;] for the character")
     return [_parse(rule.strip()) for rule in rules.strip(" ;").split(SEPARATOR)]
 
 

@@ -283,5 +283,7 @@ def test_mask_rate_is_a_straight_line_then_constant() -> None:
     steps = [0, 1, 50, 99, 100, 101, 10**12]
     got = [float(mask_rate(line, tf.constant(step, tf.int64))) for step in steps]
     assert got == [0.3 + (0.15 - 0.3) * min(step / 100, 1.0) for step in steps]
+    rising = MaskingConfig(rate=0.15, final_rate=0.45, rate_steps=100)  # 0.15 + (0.45 - 0.15) is above 0.45
+    assert [float(mask_rate(rising, tf.constant(step, tf.int64))) for step in (100, 1000)] == [0.45, 0.45]
     constant = dataclasses.replace(line, rate_steps=0)
     assert float(mask_rate(constant, tf.constant(50, tf.int64))) == 0.3

@@ -83,7 +83,10 @@ def test_docstrings_of_modules_classes_and_functions_are_found_in_order(tmp_path
     assert extract([module]) == [[f"The {speaker} says this sentence." for speaker in speakers]]
 
 
-@pytest.mark.parametrize("source", [b"def f(:\n  '''x'''", b"\xff\xfe'''", b"'''a\0b'''", b"", b"x = 1"])
+CHAIN = b"'''x'''\nif x: pass\n" + b"elif x: pass\n" * 1_000  # deeper than Python recurses
+
+
+@pytest.mark.parametrize("source", [b"def f(:\n  '''x'''", b"\xff\xfe'''", b"'''a\0b'''", b"", b"x = 1", CHAIN])
 def test_a_module_that_cannot_be_parsed_has_no_text(tmp_path: Path, source: bytes) -> None:
     (tmp_path / "module.py").write_bytes(source)
     assert extract([tmp_path / "module.py", tmp_path / "missing.py"]) == [[], []]

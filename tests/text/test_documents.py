@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import os
 import time
 import tracemalloc
 from pathlib import Path
@@ -171,8 +172,14 @@ def test_files_are_found_by_several_globs_in_order_each_once(tmp_path: Path) -> 
     for name in ("b.txt", "a.txt", "c.md"):
         write(tmp_path / name, "x")
     (tmp_path / "folder.txt").mkdir()
-    found = find_files(f"{tmp_path}/*.txt, {tmp_path}/a*,{tmp_path}/*.md")
+    found = find_files(f"{tmp_path}/*.txt, {tmp_path}/./a*,{tmp_path}/*.md")
     assert [path.name for path in found] == ["a.txt", "b.txt", "c.md"]
+
+
+def test_a_pipe_which_can_be_read_once_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match=r"/pipe is no regular file, and a corpus is read more than once; write it to"):
+        find_files(f"{tmp_path}/pipe")
 
 
 def test_globs_that_find_nothing_are_refused(tmp_path: Path) -> None:

@@ -24,6 +24,11 @@ def test_a_sentence_ends_at_its_end_or_at_the_lines() -> None:
     assert split_sentences(text, "en", "none") == ["Mr. Smith of the U.S. came. Did he stay?", "No", "He left."]
 
 
+def test_a_long_line_in_a_script_without_spaces_has_the_sentences_of_its_parts() -> None:
+    sentences = ["今天天气很好，我们去公园玩。", "小明说他也想去！", "老师问：“谁要去？”", "大家都笑了。"] * 2_000
+    assert split_sentences("".join(sentences), "zh", "sentencex") == sentences  # 88,000 characters in a line
+
+
 @pytest.mark.parametrize("text", ["", " \n\t\n"])
 def test_blank_text_has_no_sentences(text: str) -> None:
     assert split_sentences(text, "en", "sentencex") == []

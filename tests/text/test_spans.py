@@ -171,6 +171,7 @@ def test_a_pattern_has_so_many_steps_and_a_class_of_letters_is_few() -> None:
         ("capitals;sentence", "'capitals;sentence' is no rule for spans; .* with '; ' between two"),
         ("pos:NP", "rule 'pos:NP' has no pattern; write pos:NAME=PATTERN"),
         ("regex:a,b=x", "'a,b' is no name of a kind"),
+        ("capitals; regex:X=[a-z]+;", r"rule 'regex:X=\[a-z\]\+;' ends in ';'; leave it out, or write \[;\] for"),
     ],
 )
 def test_a_rule_that_does_not_parse_is_refused(rules: str, message: str) -> None:

@@ -41,6 +41,16 @@ def test_prints_spans_in_colour_and_counts(text: Path, monkeypatch: pytest.Monke
     assert "capitals   2 spans" in plain and "YEAR   2 spans" in plain
 
 
+def test_characters_that_a_terminal_acts_on_do_not_move_the_colours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    text = "He came home.\r\nThen he saw Paris.\r\nThen\f he left \vfor Berlin."
+    (tmp_path / "text.jsonl").write_text(json.dumps({"text": text}), encoding="utf-8")
+    done = run("--rules", "capitals", tmp_path / "text.jsonl")
+    assert re.findall(r"\x1b\[30;4\dm(.*?)\x1b\[0m", done.stdout) == ["Paris", "Berlin"]
+
+
 def test_json_lines_are_a_file_of_spans(text: Path, tmp_path: Path) -> None:
     done = run("--rules", RULES, "--json", text)
     lines = [json.loads(line) for line in done.stdout.splitlines()]
@@ -69,6 +79,7 @@ def test_a_page_escapes_what_it_shows_and_needs_no_other_file(text: Path, tmp_pa
     [
         (("--rules", "names"), "error: 'names' is no rule for spans"),
         (("--rules", "sentence", "--html", "/no/such/place/a.html"), "there is no directory /no/such/place"),
+        (("--rules", "sentence", "--html", "."), "--html . is a directory; name a file"),
     ],
 )
 def test_a_mistake_ends_in_one_line(given: tuple[str, ...], message: str, text: Path) -> None:

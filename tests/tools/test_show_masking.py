@@ -114,6 +114,7 @@ def test_blocks_of_a_run_from_other_weights_are_shown_with_the_weights_fields(
     [
         ({"html": "masks.html", "statistics": True}, "--html shows blocks and --statistics numbers"),
         ({"html": "/no/such/place/masks.html"}, "there is no directory /no/such/place"),
+        ({"html": "/"}, "--html / is a directory; name a file"),
     ],
 )
 def test_flags_that_cannot_work_are_refused_before_anything_is_prepared(
