@@ -13,7 +13,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from absl import logging
 
@@ -23,12 +23,23 @@ from spanbert_jax.files import full_disk
 from spanbert_jax.signals import STOPPED_EARLY as STOPPED_EARLY
 from spanbert_jax.text.lines import numbered_lines
 
+if TYPE_CHECKING:
+    from rich.text import Text
+
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
     """A parser whose --help shows a module's docstring as it is written."""
     return argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
+
+
+def coloured_text(text: str) -> "Text":
+    """A text for rich to colour, in which every character keeps its place. A space stands for each character that rich
+    would leave out or, as a tab, replace by several."""
+    from rich.text import Text
+
+    return Text(text.translate(dict.fromkeys(b"\a\b\t\v\f\r", " ")))
 
 
 def status(work: Callable[[], int | None]) -> int:

@@ -53,6 +53,11 @@ def test_lines_of_standard_input_end_at_lf_or_crlf_alone(monkeypatch: pytest.Mon
         cli.lines_of_standard_input()
 
 
+def test_every_character_of_a_coloured_text_keeps_its_place() -> None:
+    text = "a\tb\r\nc\fd\ve\bf\ag"
+    assert cli.coloured_text(text).plain == "a b \nc d e f g"
+
+
 def test_a_reader_that_goes_away_is_no_mistake() -> None:
     """As `tools/... | head -1` does."""
     script = (

@@ -42,7 +42,6 @@ h1, h2 { font-family: system-ui, sans-serif; line-height: 1.3 } h2 { font-size: 
 mark { border-radius: .25em; padding: .08em .2em; color: #222 } code { font-size: .9em }
 mark sub { font: .65em system-ui, sans-serif; color: #555; margin-left: .3em }
 """
-_LEFT_OUT_BY_RICH = b"\a\b\v\f\r"
 
 
 class Found(NamedTuple):
@@ -126,9 +125,8 @@ def find(text: str, finder: SpanFinder, language: str, splitter: str) -> Found:
 
 
 def coloured(document: Found) -> Text:
-    """The text of a document for the terminal. `Text` would leave out some characters, and move the spans behind them;
-    each becomes a space."""
-    text = Text(document.text.translate(dict.fromkeys(_LEFT_OUT_BY_RICH, " ")))
+    """The text of a document for the terminal."""
+    text = cli.coloured_text(document.text)
     for begin, end, kind in document.spans:
         text.stylize(COLOURS[kind % len(COLOURS)][0], begin, end)
     return text

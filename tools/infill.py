@@ -8,7 +8,7 @@
 line of standard input is one. SBO's weight is the one that tools/fit_mixture.py fitted, or else 0.5; --mix gives
 another one. With --heads decoder the span decoder of configs/decoder.py writes the gaps. docs/infilling.md says more.
 
-Invariant: the text outside of the gaps is printed as it was given.
+Invariant: the text outside of the gaps is printed as it was given, with a space for a tab or a control character.
 """
 
 import argparse
@@ -74,7 +74,7 @@ def _run(arguments: argparse.Namespace) -> None:
 def show(console: Console, filled: "Infilled", heads: tuple[str, ...]) -> None:
     """Prints the text with the fillings in colour; then for each piece its alternatives with each head's probability,
     and the fillings of other lengths."""
-    text = Text(filled.text)
+    text = cli.coloured_text(filled.text)
     for gap in filled.gaps:
         text.stylize(FILLED, gap.start, gap.end)
     console.print(text)

@@ -8,7 +8,8 @@ The sum over the pieces is the pseudo-log-likelihood of the text, in nats. --spa
 alone. With --rest-of-word a piece does not see the pieces after it in its word, so that texts with long words compare.
 Without a text, each line of standard input is one.
 
-Invariant: each text is printed as it was given, coloured by how unlikely its pieces are.
+Invariant: each text is printed as it was given, with a space for a tab or a control character, coloured by how unlikely
+its pieces are.
 """
 
 import argparse
@@ -56,7 +57,7 @@ def _run(arguments: argparse.Namespace) -> None:
 
 def coloured(scored: "Scored") -> Text:
     """The sum, the mean and the text, and a line of the pieces with their nats."""
-    text = Text(scored.text)
+    text = cli.coloured_text(scored.text)
     pieces = []
     for piece in scored.pieces:
         style = next(style for least, style in COLOURS if -piece.log_probability >= least or least == 0)

@@ -20,7 +20,10 @@ from spanbert_jax.serving.scheduler import NotServing
 from spanbert_jax.serving.scoring import Scored
 
 _T = TypeVar("_T")
-_STEPS = 256  # of integrated gradients, so that a request does not keep the thread for long
+# So that a request does not keep the thread for long:
+_STEPS = 256  # of integrated gradients
+_SPANS = 512  # to occlude
+_ROWS = 32  # that a record is cut into
 
 
 class InfillRequest(Body):
@@ -113,10 +116,12 @@ async def explain(call: Call, body: ExplainRequest) -> Reply:
     one = call.service.able(body.model, "/explain", can, "one with a task or a masked-language-model head")
     if body.steps > _STEPS:
         raise Problem("invalid", f"steps is {body.steps}; {_STEPS} are the most", "steps")
+    if body.spans is not None and len(body.spans) > _SPANS:
+        raise Problem("too_large", f"spans has {len(body.spans):,} spans; {_SPANS} are the most", "spans")
     record = body.record
     if one.loaded.task == "relation_extraction" and isinstance(record, dict) and "subject" in record:
         record = record_of(msgspec.convert(record, RelationRequest))
-    arguments = (record, body.target, body.method, body.steps, body.spans)
+    arguments = (record, body.target, body.method, body.steps, body.spans, _ROWS)
     found = (await _aside(call, lambda: one.loaded.explain(*arguments))).to_json()
     cut = [0] if found["cut"] else []
     call.service.check_cut(cut)

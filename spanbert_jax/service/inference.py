@@ -15,7 +15,7 @@ from spanbert_jax.service.binary_tensors import HEADER, read_texts, write_tensor
 from spanbert_jax.service.problems import Problem
 from spanbert_jax.service.routes import COMPUTES, Body, Call, Nothing, Reply, Route
 from spanbert_jax.service.service import Checkpoint
-from spanbert_jax.service.tei import CLASSIFIER, labels_of
+from spanbert_jax.service.tei import CLASSIFIER, fields_of, labels_of
 from spanbert_jax.serving.engine import Answered
 from spanbert_jax.serving.text_models import Text
 from spanbert_jax.version import VERSION
@@ -66,9 +66,10 @@ class InferResponse(msgspec.Struct):
 
 
 def _outputs(one: Checkpoint) -> dict[str, dict[str, Any]]:
-    """The metadata of a model's outputs by name."""
+    """The metadata of a model's outputs by name. A classifier of two texts has no labels here, where an input is one
+    text."""
     embedding = {"name": "embedding", "datatype": "FP32", "shape": [-1, one.loaded.config.model.embed]}
-    if one.loaded.task != CLASSIFIER:
+    if one.loaded.task != CLASSIFIER or one.models.task is None or len(fields_of(one.models.task)) > 1:
         return {"embedding": embedding}
     label = {"name": "label", "datatype": "BYTES", "shape": [-1]}
     return {"embedding": embedding, "label": label, "score": {"name": "score", "datatype": "FP32", "shape": [-1]}}
@@ -109,6 +110,9 @@ async def infer(call: Call, body: InferRequest) -> Reply:
         parts.append(await service.answer(one.models.embed, items, call.seconds))
         values["embedding"] = np.concatenate(parts[-1].answers)
     if one.models.task is not None and {"label", "score"} & set(names):
+        blank = next((i for i, text in enumerate(texts) if not text.strip()), None)
+        if blank is not None:
+            raise Problem("invalid", f"inputs[{blank}] is blank; give a text that is not blank", "inputs")
         parts.append(await service.answer(one.models.task, texts, call.seconds))
         service.check_cut(parts[-1].cut)
         best = [labels_of(one.models.task, found)[0] for found in parts[-1].answers]

@@ -4,6 +4,7 @@ Invariant: scores and texts are those of tools/predict.py. Offsets are character
 units where the request says so.
 """
 
+import bisect
 import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -189,9 +190,11 @@ def _flat(entities: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """The entities that no better one overlaps, in the order of the text."""
     kept: list[Mapping[str, Any]] = []
     for one in sorted(entities, key=lambda entity: -entity["score"]):
-        if all(one["end"] <= other["start"] or other["end"] <= one["start"] for other in kept):
-            kept.append(one)
-    return sorted(kept, key=lambda entity: entity["start"])
+        place = bisect.bisect_left(kept, one["start"], key=lambda entity: entity["start"])
+        is_after = place == 0 or kept[place - 1]["end"] <= one["start"]
+        if is_after and (place == len(kept) or one["end"] <= kept[place]["start"]):
+            kept.insert(place, one)
+    return kept
 
 
 async def answer(call: Call, body: AnswerRequest) -> Reply:

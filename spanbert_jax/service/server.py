@@ -66,15 +66,18 @@ def run(service: Service, listening: socket.socket, everything: bool, drain_seco
     )
     server, failures = _Server(service, config), []
 
+    def failed(error: Exception) -> None:
+        failures.append(error)
+        told = str(error) if isinstance(error, UserError) else f"a program cannot be compiled\n{where(error)}"
+        print(f"error: {told}", file=sys.stderr, flush=True)
+        server.should_exit = True
+
     def warm_up() -> None:
         begun = time.monotonic()
         try:
-            service.warm_up(everything)
+            service.warm_up(everything, failed)
         except Exception as error:
-            failures.append(error)
-            told = str(error) if isinstance(error, UserError) else f"a program cannot be compiled\n{where(error)}"
-            print(f"error: {told}", file=sys.stderr, flush=True)
-            server.should_exit = True
+            failed(error)
         else:
             if service.engine.is_ready:
                 print(f"Ready after {time.monotonic() - begun:.1f} s", flush=True)

@@ -125,9 +125,9 @@ class Service:
         self.check_count(items)
         return await asyncio.wrap_future(self.engine.submit(model, items, seconds))
 
-    def warm_up(self, everything: bool) -> None:
+    def warm_up(self, everything: bool, failed: Callable[[Exception], None]) -> None:
         """Compiles programs, as `Engine.warm_up`; those of the heads that predict pieces are the last ones."""
-        self.engine.warm_up(everything, self._warm_up_filling)
+        self.engine.warm_up(everything, self._warm_up_filling, failed)
 
     def _warm_up_filling(self) -> None:
         def go_on(_: float) -> None:

@@ -132,12 +132,19 @@ async def predict(call: Call, body: PredictRequest) -> Reply:
 
 def _record(model: TaskModel, number: int, texts: list[str]) -> Any:
     """The record of one text or of two, under the names of fields that the task reads."""
-    wanted = model.task.config.classification
-    columns = columns_of(wanted.name, wanted.text, wanted.second, wanted.label)
-    fields = [name for name in (columns.text, columns.second) if name]
+    fields = fields_of(model)
     if len(texts) != len(fields):
         raise Problem("invalid", f"inputs[{number}] has {len(texts)} texts; this checkpoint reads {len(fields)}")
+    if not all(text.strip() for text in texts):
+        raise Problem("invalid", f"inputs[{number}] has a blank text; give one that is not blank")
     return dict(zip(fields, texts, strict=True))
+
+
+def fields_of(model: TaskModel) -> list[str]:
+    """The names of the one or two fields with texts that a classifier reads."""
+    wanted = model.task.config.classification
+    columns = columns_of(wanted.name, wanted.text, wanted.second, wanted.label)
+    return [name for name in (columns.text, columns.second) if name]
 
 
 async def tokenize(call: Call, body: TokenizeRequest) -> Reply:

@@ -14,7 +14,7 @@ from spanbert_jax.serving.engine import compute_all, cut_items
 from spanbert_jax.serving.predictor import Params
 from spanbert_jax.serving.task_model import TaskModel
 from spanbert_jax.serving.weights import Weights
-from spanbert_jax.tasks.example_files import Record, Role, Source
+from spanbert_jax.tasks.example_files import Record, Role, Source, checked_record
 from spanbert_jax.tasks.finetuning import ExampleT, FineTuning, Identified, ModelT, Prediction
 from spanbert_jax.tasks.rows import Row, build_rows
 from spanbert_jax.training import sharding
@@ -44,7 +44,8 @@ class Answerer:
         ...}, {"words": [...]}, ... warns: as for `answer_examples`. Raises UserError, naming records[i], where the task
         cannot read a record.
         """
-        examples = [self.task.parse(record, f"records[{i}]", str(i)) for i, record in enumerate(records)]
+        named = ((f"records[{i}]", str(i), record) for i, record in enumerate(records))
+        examples = [self.task.parse(checked_record(record, place), place, name) for place, name, record in named]
         return self.answer_examples(examples, "the records", "predict", False, warns)
 
     def answer_source(self, source: Source, role: Role, enabled: bool) -> tuple[list[Identified], list[Prediction]]:

@@ -132,13 +132,19 @@ class Engine:
         for thread in self._threads:
             thread.start()
 
-    def warm_up(self, everything: bool, afterwards: Callable[[], None] = lambda: None) -> None:
+    def warm_up(
+        self,
+        everything: bool,
+        afterwards: Callable[[], None] = lambda: None,
+        failed: Callable[[Exception], None] = lambda error: None,
+    ) -> None:
         """Compiles the programs that requests need.
 
         The smallest program of every length of the first models is compiled before the call returns, the shortest
         length first. The others follow in a thread, the smallest ones before the larger ones. With `everything` the
         others are compiled before the call returns too, and the engine is ready only then. afterwards: is called after
-        all of them.
+        all of them. failed: is called in the thread where a program cannot be compiled there; before the call returns,
+        the exception is raised.
         """
         self._awaits_everything = everything
         smallest: list[tuple[Model, Shape]] = []
@@ -156,12 +162,18 @@ class Engine:
             if not self._is_closed:
                 afterwards()
 
+        def compile_beside() -> None:
+            try:
+                compile_rest()
+            except Exception as error:
+                failed(error)
+
         self._prepare([one for one in smallest if one[0].is_first])
         if everything:
             compile_rest()
             self._awaits_everything = False
         else:
-            self._threads.append(threading.Thread(target=compile_rest, name="warm up", daemon=True))
+            self._threads.append(threading.Thread(target=compile_beside, name="warm up", daemon=True))
             self._threads[-1].start()
 
     def _prepare(self, shapes: Sequence[tuple[Model, Shape]]) -> None:
@@ -236,8 +248,10 @@ class Engine:
             rows = request.model.rows(request.items)
             with self._changed:
                 self._scheduler.admit(request, rows, self._clock())
+                # Asked under the lock: once it is free, other threads may compute the rows and answer the request.
+                has_no_rows = not request.missing
                 self._changed.notify_all()
-            if not request.missing:
+            if has_no_rows:
                 self._answer(request)
         except (Refused, UserError) as error:
             self._end(request, error)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from spanbert_jax.errors import UserError, quoted
+from spanbert_jax.serving.scheduler import TooLarge
 from spanbert_jax.tasks.entities.words import find_words, joined
 from spanbert_jax.tasks.example_files import Record, field
 from spanbert_jax.tasks.finetuning import Prediction, checked_span
@@ -47,17 +48,26 @@ class Case(NamedTuple):
     places: list[Places]  # of each row
 
 
-def task_case(task: AnyTask, record: Record, target: Any, predict: Callable[[Record], Prediction]) -> Case:
+def task_case(
+    task: AnyTask,
+    record: Record,
+    target: Any,
+    predict: Callable[[Record], Prediction],
+    most_rows: int | None = None,
+) -> Case:
     """The case of a fine-tuned task. target: as for `FineTuning.cells`; None: the target that `predict` chooses.
 
     The texts of a record with words are the words with a space between them. Raises UserError where the task cannot
-    read the record, has no such target, or has no explanations.
+    read the record, has no such target, or has no explanations; and `TooLarge` where the record has more than
+    `most_rows` rows.
     """
     if not task.texts:
         raise UserError(f"predictions of the task {task.task!r} have no explanations")
     example = task.parse(record, "the record", "0")
-    target = task.target_of(predict(record)) if target is None else target
     rows = task.featuriser("predict")([example])[0]
+    if most_rows is not None and len(rows) > most_rows:
+        raise TooLarge(f"the record is cut into {len(rows):,} rows; {most_rows} are the most that are explained")
+    target = task.target_of(predict(record)) if target is None else target
     cells = task.cells(example, rows, target)
     texts, words, sources = _read(task, record, example)
     tracer = _Tracer(task.tokenizer, sources)

@@ -31,7 +31,7 @@ from spanbert_jax.serving.explained_rows import Place, given_spans, masked_case,
 from spanbert_jax.serving.functions import EXACT
 from spanbert_jax.serving.predictor import Outputs, Params, Predictor
 from spanbert_jax.serving.weights import Weights
-from spanbert_jax.tasks.example_files import Record
+from spanbert_jax.tasks.example_files import Record, checked_record
 from spanbert_jax.tasks.rows import Row, make_rows
 
 METHODS = ("integrated_gradients", "occlusion")
@@ -168,15 +168,23 @@ class Explainer:
         self._attributor = Attributor(head, params, layout, self._longest, config.data.lengths, mask_id)
 
     def explain(
-        self, record: Record, target: Any, method: str, steps: int, spans: Sequence[Sequence[Any]] | None
+        self,
+        record: Record,
+        target: Any,
+        method: str,
+        steps: int,
+        spans: Sequence[Sequence[Any]] | None,
+        most_rows: int | None = None,
     ) -> Explanation:
         """The attributions of a record's pieces or words to a target's score.
 
         record: as for `Answerer.answer`; for a masked language model a text or {"text": ...}. target: None for the
         prediction, or as for the `cells` of the task; for a masked language model as for `masked_case`. method: one of
         `METHODS`. steps: points of integrated gradients. spans: of occlusion, in the place of words, as for
-        `given_spans`. Raises UserError on any other value, and on a record without a piece to explain.
+        `given_spans`. most_rows: of the record; None: any number. Raises UserError on any other value, and on a record
+        without a piece to explain; and `TooLarge` on one with more rows.
         """
+        record = checked_record(record, "the record")
         if method not in METHODS:
             raise UserError(f"method is {quoted(method)}; it must be one of {', '.join(map(repr, METHODS))}")
         if not isinstance(steps, int) or steps < 1:
@@ -185,7 +193,7 @@ class Explainer:
             raise UserError(f"spans are masked by method='occlusion'; {method} attributes to every piece")
         if self._answerer:
             answer = functools.partial(self._answerer.answer, warns=False)  # the explanation has `cut`
-            case = task_case(self._answerer.task, record, target, lambda record: answer([record])[0])
+            case = task_case(self._answerer.task, record, target, lambda record: answer([record])[0], most_rows)
         else:
             case = masked_case(self._tokenizer, self._longest, record, target)
         number = int(np.argmin(self._attributor.scores(case.rows))) if len(case.rows) > 1 else 0
@@ -216,7 +224,12 @@ class Explainer:
 
 def _groups(spans: Sequence[Place], positions: Mapping[int, Place]) -> tuple[list[Place], list[list[int]]]:
     """The spans that have a piece, and the positions of the pieces of each."""
-    found = [(span, [at for at, place in positions.items() if place.overlaps(span)]) for span in spans]
+    ends: dict[str, tuple[int, int]] = {}  # of the row's part of each text, which may be small
+    for place in positions.values():
+        first, last = ends.get(place.field, (place.start, place.end))
+        ends[place.field] = min(first, place.start), max(last, place.end)
+    inside = [span for span in spans if span.field in ends and span.overlaps(Place(span.field, *ends[span.field]))]
+    found = [(span, [at for at, place in positions.items() if place.overlaps(span)]) for span in inside]
     return [span for span, group in found if group], [group for _, group in found if group]
 
 

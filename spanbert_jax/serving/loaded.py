@@ -89,6 +89,7 @@ class Loaded:
         method: str = "integrated_gradients",
         steps: int = 32,
         spans: Sequence[Sequence[Any]] | None = None,
+        most_rows: int | None = None,
     ) -> Explanation:
         """How much each piece of a record (method "integrated_gradients", with `steps` points) or each word or span
         ("occlusion") contributes to a score, as `Explainer.explain`.
@@ -96,9 +97,9 @@ class Loaded:
         target: by default the model's prediction; otherwise a label, a relation, [start, end, type] of an entity,
         [start, end] of an answer or "" for none. Without a fine-tuned head: [start, end] of the text that is masked,
         whose log-probability is explained. spans: [start, end], or [field, start, end] where the record has several
-        texts.
+        texts. most_rows: that a record may be cut into; None: any number.
         """
-        return self._explainer.explain(record, target, method, steps, spans)
+        return self._explainer.explain(record, target, method, steps, spans, most_rows)
 
     def served(self, name: str, longest: int, deterministic: bool = False, dtype: str = "float32") -> ServedModels:
         """Models of the engine with these weights; the arguments are those of `served_models`."""

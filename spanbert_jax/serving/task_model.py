@@ -15,7 +15,7 @@ from spanbert_jax.serving.compiled_model import CompiledModel
 from spanbert_jax.serving.predictor import AbstractBatch, Params
 from spanbert_jax.serving.scheduler import Output, Row
 from spanbert_jax.serving.weights import Weights
-from spanbert_jax.tasks.example_files import Record
+from spanbert_jax.tasks.example_files import Record, checked_record
 from spanbert_jax.tasks.finetuning import Learnt, Prediction
 from spanbert_jax.tasks.registry import AnyTask, finetuning_task
 from spanbert_jax.tasks.rows import make_rows
@@ -56,7 +56,8 @@ class TaskModel(CompiledModel):
         return [list(rows) for rows in self._featurise(self._examples(items))]
 
     def _examples(self, items: Sequence[Record]) -> list[Any]:
-        return [self.task.parse(record, f"inputs[{i}]", str(i)) for i, record in enumerate(items)]
+        named = ((f"inputs[{i}]", str(i), record) for i, record in enumerate(items))
+        return [self.task.parse(checked_record(record, place), place, name) for place, name, record in named]
 
     def answer(self, items: Sequence[Record], rows: list[list[Row]], outputs: list[list[Output]]) -> list[Predicted]:
         """The predictions, with the outputs that they come from."""

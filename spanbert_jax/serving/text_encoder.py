@@ -89,6 +89,9 @@ class TextEncoder:
         """
         if pooling not in POOLINGS:
             raise UserError(f"pooling is {quoted(pooling)}; it must be one of {', '.join(map(repr, POOLINGS))}")
+        for span in spans:
+            if not isinstance(span, tuple | list | np.ndarray) or len(span) != 2 or not all(map(_is_whole, span)):
+                raise UserError(f"{quoted(span)} is no span; give spans (start, end), two numbers of characters each")
         encoding = self.hidden_states([text], layer)[0]
         found = pieces_of_spans(text, spans, encoding.offsets[1:-1], encoding.cut)
         ends = jnp.array([found], jnp.int32).reshape(1, -1, 2)
@@ -116,3 +119,7 @@ def _checked(texts: Sequence[str]) -> list[str]:
     """The texts, with U+FFFD for each lone surrogate; raises UserError, naming its number, on a value that is no
     text."""
     return [field({"text": text}, "text", str, f"texts[{number}]") for number, text in enumerate(texts)]
+
+
+def _is_whole(number: object) -> bool:
+    return isinstance(number, int | np.integer) and not isinstance(number, bool)

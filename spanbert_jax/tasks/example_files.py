@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from spanbert_jax import json_files
-from spanbert_jax.errors import UserError, listed, shortened
+from spanbert_jax.errors import UserError, listed, quoted, shortened
 from spanbert_jax.text import lines
 
 Role = Literal["train", "dev", "predict"]  # in "predict" no labels are read
@@ -175,6 +175,16 @@ def _object(record: Any, place: str) -> dict[str, Any]:
 def without_surrogates(text: str) -> str:
     """The text with U+FFFD for each lone surrogate, which JSON allows and UTF-8 does not. Offsets stay as they are."""
     return text if text.isascii() else _LONE_SURROGATE.sub("\ufffd", text)
+
+
+def checked_record(record: object, place: str) -> Record:
+    """A record for a task's `parse`: an object, or a text, which comes `without_surrogates`. Raises UserError, naming
+    the place, for anything else, such as the nan of a table's empty cell."""
+    if isinstance(record, str):
+        return without_surrogates(record)
+    if not isinstance(record, Mapping):
+        raise UserError(f"{place} is {quoted(record)}; expected a text, or an object with the task's fields")
+    return record
 
 
 def field(record: Any, name: str, kind: type | tuple[type, ...], place: str) -> Any:

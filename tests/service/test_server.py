@@ -39,7 +39,7 @@ def test_a_user_s_mistake_that_compiling_finds_is_told_in_its_own_line(
 ) -> None:
     service, _ = fake_service(Settings(limits=Limits(batch_pieces=64)))
 
-    def warm_up(_: bool) -> None:
+    def warm_up(*_: object) -> None:
         raise UserError("FILE is damaged; delete it")
 
     monkeypatch.setattr(service, "warm_up", warm_up)
@@ -68,7 +68,7 @@ def test_closing_waits_for_one_program_and_compiles_no_other() -> None:
 
     loaded: Any = service.checkpoint(None).loaded
     loaded.piece_heads, loaded.infiller = ("mlm",), SimpleNamespace(warm_up=warm_up)
-    service.warm_up(everything=False)
+    service.warm_up(everything=False, failed=lambda error: pytest.fail(str(error)))
     assert compiling.acquire(timeout=30)
     service.close()
     assert 1 <= len(compiled) < 1000

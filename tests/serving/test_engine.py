@@ -1,6 +1,8 @@
 """The engine: every request ends once, with its own answers or one error; failures stay with their own requests."""
 
+import queue
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from typing import Any
@@ -10,7 +12,7 @@ import pytest
 from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 
-from spanbert_jax.batches.shapes import plan_batches
+from spanbert_jax.batches.shapes import Shape, plan_batches
 from spanbert_jax.errors import UserError
 from spanbert_jax.serving.engine import Answered, Engine, ModelFailed, compute_all, cut_items
 from spanbert_jax.serving.scheduler import Expired, Limits, NotServing, Overloaded
@@ -257,6 +259,50 @@ def test_the_smallest_programs_of_the_first_models_are_compiled_first_and_then_t
     usable = {shape for shape in TABLE if shape.rows * shape.length <= LIMITS.batch_pieces}
     assert set(first.ready) == set(second.ready) == usable
     engine.close()
+
+
+def test_a_program_that_cannot_be_compiled_beside_requests_is_told() -> None:
+    first, second = FakeModel("first", ready=()), FakeModel("second", ready=())
+    second.is_first, failure = False, MemoryError("no room")
+
+    def prepare(_: Shape) -> None:
+        raise failure
+
+    second.prepare = prepare  # type: ignore[method-assign]
+    engine, told = Engine([first, second], LIMITS), queue.SimpleQueue()
+    engine.warm_up(everything=False, failed=told.put)
+    assert told.get(timeout=30) is failure
+    with pytest.raises(MemoryError):
+        engine.warm_up(everything=True)
+    engine.close()
+
+
+def test_a_request_is_answered_once_however_late_its_tokeniser_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenising: set[int] = set()  # threads
+
+    class Slow(threading.Condition):
+        """Another thread goes on before the tokenising one does, whenever that one leaves the lock."""
+
+        def __exit__(self, *of: Any) -> None:
+            super().__exit__(*of)
+            if threading.get_ident() in tokenising:
+                time.sleep(0.1)
+
+    monkeypatch.setattr(threading, "Condition", Slow)
+    model, answered = FakeModel(), []
+    rows, answer = model.rows, model.answer
+
+    def slow(*of: Any) -> list[Any]:
+        answered.append(threading.current_thread().name)
+        time.sleep(0.3)
+        return answer(*of)
+
+    model.rows = lambda items: (tokenising.add(threading.get_ident()), rows(items))[1]  # type: ignore[method-assign]
+    model.answer = slow  # type: ignore[method-assign]
+    engine = Engine([model], LIMITS)
+    assert engine.submit(model, [[[1, 2]]], 30).result(30).pieces == 2
+    engine.close()
+    assert answered == ["finish"]
 
 
 def test_an_engine_that_compiles_everything_is_ready_only_after_all_of_it() -> None:

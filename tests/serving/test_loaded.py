@@ -97,6 +97,10 @@ def test_the_vector_of_a_span_is_pooled_from_its_pieces(model: Loaded) -> None:
     for span in ((3, 3), (-1, 2), (0, len(text) + 1)):
         with pytest.raises(UserError, match="has no piece: the text has"):
             model.embed_spans(text, [span])
+    for spans in ((0, 2), [(0,)], [("0", "2")], [(True, 2)], [None]):
+        with pytest.raises(UserError, match=r"is no span; give spans \(start, end\), two numbers of characters each"):
+            model.embed_spans(text, spans)  # type: ignore[arg-type]
+    assert len(model.embed_spans(text, [np.array([begin, end])])) == 1  # type: ignore[list-item]
     with pytest.raises(UserError, match="pooling is 'max'; it must be one of 'mean'"):
         model.embed_spans(text, [(0, 1)], "max")
 

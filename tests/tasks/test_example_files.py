@@ -16,6 +16,7 @@ from spanbert_jax.tasks.entities import files as entities
 from spanbert_jax.tasks.example_files import (
     Contents,
     Warnings,
+    checked_record,
     find_source,
     is_json,
     is_plain_text,
@@ -33,6 +34,16 @@ READERS: dict[str, tuple[Callable[[str], object], bytes]] = {  # the beginning o
     "a.conll.gz": (entities.read, b"a O\nb"),
 }
 PACKINGS: dict[str, Any] = {"plain": bytes, "gzip": gzip.compress, "bzip2": bz2.compress, "xz": lzma.compress}
+
+
+def test_a_record_is_a_text_or_an_object() -> None:
+    assert checked_record("a \ud800", "records[0]") == "a \ufffd"
+    assert checked_record({"text": "a"}, "records[0]") == {"text": "a"}
+    for record in (float("nan"), None, 3, b"a", ["a"]):
+        with pytest.raises(
+            UserError, match=r"records\[0\] is .*; expected a text, or an object with the task's fields"
+        ):
+            checked_record(record, "records[0]")
 
 
 @pytest.mark.parametrize("source", ["~nobody-of-this-name/a.tsv", "a" * 300])

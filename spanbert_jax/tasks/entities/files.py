@@ -65,14 +65,15 @@ def read(
       style: how plain text is cut into words.
 
     Raises:
-      UserError: naming file and line, for the faults that `read_columns`, `check_tags` and `parse` name, for a file of
-        another form, for a file without words, and for a TFDS name with a `context`.
+      UserError: naming file and line, for the faults that `read_columns`, `check_tags` and `parse` name, for an id that
+        comes twice, for a file of another form, for a file without words, and for a TFDS name with a `context`.
     """
     if scheme not in SCHEMES:
         raise UserError(f"unknown tagging scheme {scheme!r}; it is one of {', '.join(SCHEMES)}")
     warnings = Warnings()
     file = find_source(source, ("conll2003",))
     sentences: list[Sentence] | None = None
+    examples: list[WordExample] = []
     if file is None:
         if context:
             raise UserError(
@@ -84,7 +85,14 @@ def read(
         head, lines = split_head(read_lines(file))
         if is_json(head):
             records = enumerate(read_records(file, lines), start=1)
-            examples = [parse(record, place, str(number), role, style) for number, (place, record) in records]
+            ids: set[str] = set()
+            for number, (place, record) in records:
+                examples.append(example := parse(record, place, str(number), role, style))
+                if example.id in ids:
+                    raise UserError(
+                        f"{place}: the id {quoted(example.id)} has come before; give every sentence an id of its own"
+                    )
+                ids.add(example.id)
         elif _is_text(file, head, role, layout):
             examples = _from_text(file, lines, style)
         else:

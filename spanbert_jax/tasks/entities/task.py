@@ -255,11 +255,14 @@ def _mean(
 def resolve(found: Iterable[Found], may_nest: bool) -> list[Found]:
     """The entities that remain, in the order of the text, when they are taken from the highest score to the lowest. One
     is left out where it crosses an entity taken before or, unless entities may nest, shares a word with one."""
-    kept: list[Found] = []
-    for score, span in sorted(found, key=lambda one: (-one[0], one[1])):
-        if not any(_in_conflict(span, other, may_nest) for _, other in kept):
-            kept.append((score, span))
-    return sorted(kept, key=lambda one: outer_first(one[1]))
+    ordered = sorted(found, key=lambda one: (-one[0], one[1]))
+    widest = max((end - begin for _, (begin, end, _) in ordered), default=0)
+    kept: dict[int, list[Found]] = {}  # by the first word; only those that begin nearby can share a word
+    for score, span in ordered:
+        near = (other for first in range(span[0] - widest + 1, span[1]) for _, other in kept.get(first, ()))
+        if not any(_in_conflict(span, other, may_nest) for other in near):
+            kept.setdefault(span[0], []).append((score, span))
+    return sorted(itertools.chain.from_iterable(kept.values()), key=lambda one: outer_first(one[1]))
 
 
 def _in_conflict(a: Span, b: Span, may_nest: bool) -> bool:

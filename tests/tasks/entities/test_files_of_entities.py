@@ -136,6 +136,9 @@ def test_nested_entities_are_read_from_json_lines(tmp_path: Path) -> None:
     (example,), _ = read(config_of("span"), str(path), "train")
     assert example.spans == ((0, 3, "ORG"), (1, 2, "PER"))
     assert task_class(config_of("span")).learn(config_of("span"), TOKENIZER, [example]).nested
+    path.write_text(2 * '{"words": ["a"], "entities": [], "id": 7}\n')
+    with pytest.raises(UserError, match=r"x.jsonl, line 2: the id '7' has come before; give every sentence an id of"):
+        read(config_of("span"), str(path), "predict")
     for wrong in ('[[2, 2, "X"]]', '[["a", 2, "X"]]', '[[0, 4, "X"]]'):
         path.write_text(f'{{"words": ["a", "b", "c"], "entities": {wrong}}}\n')
         with pytest.raises(UserError, match=r"x.jsonl, line 1: entity .* expected \[first, end, type\]"):
