@@ -12,6 +12,7 @@ complete.
 import collections
 import dataclasses
 import re
+import runpy
 import shlex
 from pathlib import Path
 
@@ -75,7 +76,15 @@ def convert(source: Path, output: Path, vocab: Path | None) -> None:
     if report.left:
         print(f"Left alone, {len(report.left)} tensors: {summary(report.left)}")
     recipe = "configs/modern_base.py" if model.family == "modern" else "configs/base.py"
-    command = f"python -m spanbert_jax.main --config {recipe} --config.init_from={shlex.quote(str(output))}"
+    config = runpy.run_path(str(Path(__file__).parents[1] / recipe))["get_config"]()
+    flags = {"init_from": shlex.quote(str(output))}
+    if model.max_length < config.data.block_length:
+        flags["data.block_length"] = str(model.max_length)
+    if weights.span_boundary not in (None, (config.masking.max_span_offset, config.model.span_offset_embed)):
+        offsets, width = weights.span_boundary
+        flags |= {"masking.max_span_offset": str(offsets), "model.span_offset_embed": str(width)}
+    given = " ".join(f"--config.{field}={value}" for field, value in flags.items())
+    command = f"python -m spanbert_jax.main --config {recipe} {given}"
     print(f"\nTrain from it:  {command}")
 
 

@@ -127,7 +127,7 @@ def convert(arguments: argparse.Namespace) -> None:
     lines = real_lines(arguments.text)
     with new_directory(arguments.output, "--output") as directory, open_weights(arguments.checkpoint) as weights:
         with Stage(f"Reading {weights.source}"):
-            params, _ = weights.load()
+            params, coverage = weights.load()
         model, tokenizer, labels = weights.config.model, weights.tokenizer, weights.labels
         params, model = extensions.without(params, model)
         training = training_of(weights) | {"exported_by": f"spanbert_jax {VERSION}"}
@@ -136,7 +136,10 @@ def convert(arguments: argparse.Namespace) -> None:
             name, groups = write_export(export, directory, arguments.dtype, arguments.encoder_only)
         report = [f"  {file.name:24}{file.stat().st_size:>14,} bytes" for file in sorted(directory.iterdir())]
         report.append(f"Holds: {', '.join(groups)}; for transformers' {name}")
-        if left := [group for group in params if group not in groups]:
+        left = [group for group in params if group not in groups]
+        is_pretrained = weights.metadata is not None and weights.metadata.task == "pretraining"
+        left += [f"{head} (not trained)" for head in coverage.missing if is_pretrained]
+        if left:
             report.append(f"Left out: {', '.join(left)}")
         report.append(tokenizer_report(export.tokenizer, directory, lines))
         if can_compare:

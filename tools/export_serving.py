@@ -43,7 +43,7 @@ def export_weights(checkpoint: Path, output: Path, kind: str) -> None:
             model = read_model(weights)
         with Stage(f"Writing {output}"):
             write(model, directory)
-            write_tokenizer(model.tokenizer, directory, model.max_length, token_types=model.token_types > 0)
+            write_tokenizer(model.tokenizer, directory, model.max_length, token_types=model.token_types > 1)
             (directory / "README.md").write_text(readme(model, kind, directory, output.name), encoding="utf-8")
         with Stage("Loading it again and comparing"):
             said = compare(model, read(directory), real_lines(None))

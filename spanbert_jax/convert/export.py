@@ -85,7 +85,9 @@ def write_export(export: Export, directory: Path, dtype: str, encoder_only: bool
     if sbo:
         _write_tensors(directory / SBO_FILE, {_original(key): tensor for key, tensor in sbo.items()})
     _write_json(directory / "config.json", fields)
-    write_tokenizer(tokenizer, directory, model.max_length, token_types=model.family == "bert")
+    write_tokenizer(
+        tokenizer, directory, model.max_length, token_types=model.family == "bert" and model.token_types > 1
+    )
     training = {**export.training, "tokenizer_fingerprint": tokenizer.fingerprint}
     _write_json(directory / "spanbert_jax.json", training)
     mask = tokenizer.piece(tokenizer.mask_id)

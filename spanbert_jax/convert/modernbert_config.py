@@ -118,7 +118,8 @@ def _full_every(fields: Fields, layers: int, source: str) -> int:
     """n where layers 0, n, 2 n, ... see all keys and the others are windowed; 1 where all layers see all keys."""
     kinds = fields.get("layer_types")
     if kinds is None:
-        return size(fields.get("global_attn_every_n_layers", _EVERY), "global_attn_every_n_layers", source)
+        every = size(fields.get("global_attn_every_n_layers", _EVERY), "global_attn_every_n_layers", source)
+        return min(every, layers)
     kinds = kinds if isinstance(kinds, list) else [kinds]
     every = kinds.index(_FULL, 1) if _FULL in kinds[1:] else max(len(kinds), 1)
     if len(kinds) != layers or kinds != _layer_types(layers, every):

@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from spanbert_jax.convert.names import SBO
 from spanbert_jax.convert.tensor_files import read_tensors
 from spanbert_jax.convert.tensors import Tensors
 from spanbert_jax.convert.tokenizer_import import read_tokenizer
-from spanbert_jax.errors import UserError, shortened
+from spanbert_jax.errors import UserError, quoted, shortened
 from spanbert_jax.text.tokenizer import Tokenizer
 
 SBO_FILE = "sbo_head.safetensors"
@@ -90,12 +90,31 @@ def open_published_weights(path: Path, vocab: Path | None = None) -> Iterator[Pu
                 raise UserError(f"{name}: the model does not fit in this machine's free memory ({error})") from error
             return params, report._replace(left=(*report.left, *left))
 
+        unlike = _unlike_classifier(fields, tensors, architecture)
+        if unlike:
+            left = [*left, *sorted(tensor for tensor in tensors if tensor.startswith("classifier."))]
+            tensors = {key: tensor for key, tensor in tensors.items() if key not in left}
+            notes += (f"Classifier: {unlike}; the classifier is left alone",)
         heads = huggingface.NAMES[model.family].heads(architecture)
         is_classifier = "classifier" in heads and "classifier.weight" in tensors
         rows, *width = tensors["classifier.weight"].shape or (0,) if is_classifier else (0,)
         labels = labels_of(fields, rows, name) if width == [model.embed] else ()
-        task = task_of(architecture)
+        task = "" if unlike else task_of(architecture)
         yield PublishedWeights(path, kind, model, tokenizer, notes, labels, task, span_boundary, load)
+
+
+def _unlike_classifier(fields: Mapping[str, Any], tensors: Tensors, architecture: str) -> str:
+    """Why the scores of a text classifier in the file do not mean what they mean here, where one of several labels is
+    right or one number is asked for; "" where they do, or where there is none."""
+    kind = fields.get("problem_type")
+    if not architecture.endswith("ForSequenceClassification") or "classifier.weight" not in tensors:
+        return ""
+    rows = (tensors["classifier.weight"].shape or (0,))[0]
+    if kind in (None, "single_label_classification") or (kind == "regression" and rows == 1):
+        return ""
+    return (
+        f"problem_type is {quoted(kind)} with {rows:,} outputs, and only one label of several, or one number, is read"
+    )
 
 
 def _check_rows(vocab_rows: int, pieces: int, name: str, vocabulary: Path, is_given: bool) -> None:

@@ -43,7 +43,7 @@ def write_tokenizer(tokenizer: Tokenizer, directory: Path, max_length: int, toke
     if isinstance(tokenizer.settings, JsonSettings):
         content = _serialised(tokenizer, tokenizer.settings, token_types)
     else:
-        content = _converted(tokenizer, names)
+        content = _converted(tokenizer, names, token_types)
     # transformers rebuilds a BertTokenizer from the vocabulary and the settings below. clean_text is not among these
     # settings, so a tokenizer without it needs the other class, which takes tokenizer.json as it is.
     rebuilt = isinstance(tokenizer.settings, WordPieceSettings) and tokenizer.settings.clean_text
@@ -70,7 +70,7 @@ def write_tokenizer(tokenizer: Tokenizer, directory: Path, max_length: int, toke
     (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _converted(tokenizer: Tokenizer, names: dict[str, str]) -> bytes:
+def _converted(tokenizer: Tokenizer, names: dict[str, str], token_types: bool) -> bytes:
     """The tokenizer.json of a WordPiece or a SentencePiece. names: role -> the special piece's name."""
     if isinstance(tokenizer.settings, WordPieceSettings) and tokenizer.kind == "wordpiece":
         lines = wordpiece.read_vocabulary(tokenizer.vocabulary, VOCABULARY_FILES["wordpiece"])
@@ -78,7 +78,7 @@ def _converted(tokenizer: Tokenizer, names: dict[str, str]) -> bytes:
     else:
         engine = _sentencepiece(tokenizer)
     _add_special(engine, list(names.values()), names["mask_token"] if tokenizer.kind != "wordpiece" else "")
-    engine.post_processor = _template(tokenizer)
+    engine.post_processor = _template(tokenizer, token_types)
     return (engine.to_str(pretty=True) + "\n").encode()
 
 
@@ -94,7 +94,7 @@ def _serialised(tokenizer: Tokenizer, settings: JsonSettings, token_types: bool)
     by_word = isinstance(engine.model, models.WordPiece | models.WordLevel)
     _add_special(engine, hidden, "" if by_word else settings.special[-1])
     if not is_ours:
-        engine.post_processor = _template(tokenizer)
+        engine.post_processor = _template(tokenizer, token_types)
     return (engine.to_str(pretty=True) + "\n").encode()
 
 
@@ -106,12 +106,13 @@ def _add_special(engine: tokenizers.Tokenizer, names: Sequence[str], strips: str
     )
 
 
-def _template(tokenizer: Tokenizer) -> processors.TemplateProcessing:
-    """[CLS] A [SEP] B [SEP], with type 1 for B and the [SEP] after it."""
+def _template(tokenizer: Tokenizer, token_types: bool) -> processors.TemplateProcessing:
+    """[CLS] A [SEP] B [SEP], with type 1 for B and the [SEP] after it where the model reads types."""
+    second = int(token_types)
     cls, sep = tokenizer.piece(tokenizer.cls_id), tokenizer.piece(tokenizer.sep_id)
     return processors.TemplateProcessing(
         single=f"{cls}:0 $A:0 {sep}:0",
-        pair=f"{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1",
+        pair=f"{cls}:0 $A:0 {sep}:0 $B:{second} {sep}:{second}",
         special_tokens=[(cls, tokenizer.cls_id), (sep, tokenizer.sep_id)],
     )
 

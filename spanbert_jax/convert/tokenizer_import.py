@@ -25,6 +25,7 @@ from spanbert_jax.text.tokenizer import (
 )
 from spanbert_jax.text.tokenizer_files import (
     CONFIG_FILE,
+    GENERAL_CLASS,
     TOKENIZER_FILE,
     TokenizerFiles,
     listed_pieces,
@@ -55,6 +56,12 @@ def read_tokenizer(source: Path) -> tuple[Tokenizer, tuple[str, ...]]:
     path = _find_vocabulary(source) if source.is_dir() else source
     described = TokenizerFiles.beside(path)
     if path.suffix == ".model":
+        refuse_code(described)
+        reason = _unlike_sentencepiece(described)
+        if reason and source.is_dir() and described.serialised:
+            return _read_json(described)
+        if reason:
+            raise UserError(_without_json(reason, "SentencePiece's own ids"))
         try:
             tokenizer = sentencepiece_from_model(path)
             _check_sentencepiece_added(tokenizer, path, described)
@@ -64,6 +71,16 @@ def read_tokenizer(source: Path) -> tuple[Tokenizer, tuple[str, ...]]:
             return _read_json(described)
         return tokenizer, ()
     return _read_words(path, described, source.is_dir())
+
+
+def _unlike_sentencepiece(described: TokenizerFiles) -> str:
+    """Why the files beside a SentencePiece model ask for other ids than the model's; "" where they do not."""
+    for file, name in described.classes():
+        if not GENERAL_CLASS.fullmatch(name):
+            return f"{file}: tokenizer_class is {quoted(name)}, which may change text before SentencePiece reads it"
+    if described.config.get("do_lower_case") is True:
+        return f"{described.directory / CONFIG_FILE}: do_lower_case is true, and SentencePiece reads text as it is"
+    return ""
 
 
 def _read_json(described: TokenizerFiles) -> tuple[Tokenizer, tuple[str, ...]]:
@@ -98,8 +115,9 @@ def _find_vocabulary(directory: Path) -> Path:
     if reason:
         raise UserError(_without_json(reason))
     raise UserError(
-        f"{directory} has no vocabulary (spiece.model, vocab.txt or tokenizer.json); give the one that the model was "
-        "trained with: --vocab vocab.txt. SpanBERT's released archives have none, and need that of cased BERT"
+        f"{directory} has no vocabulary (spiece.model, vocab.txt or tokenizer.json); put the one that the model was "
+        "trained with beside the weights, or import them with it: python tools/convert_from_pytorch.py --input WEIGHTS "
+        "--vocab vocab.txt --output DIRECTORY. SpanBERT's released archives have none, and need that of cased BERT"
     )
 
 
@@ -132,10 +150,10 @@ def _read_words(path: Path, described: TokenizerFiles, may_choose: bool) -> tupl
     return _read_json(described) if reason else _wordpiece(path, described, vocabulary, pieces, engine)
 
 
-def _without_json(reason: str) -> str:
-    """The message for a tokenizer that is not BERT's, for a reason, and has no tokenizer.json."""
+def _without_json(reason: str, what: str = "BERT's tokenizer") -> str:
+    """The message for a tokenizer that is not `what`, for a reason, and has no tokenizer.json."""
     return (
-        f"{reason}; without a {TOKENIZER_FILE} only BERT's tokenizer can be followed: let transformers write one, "
+        f"{reason}; without a {TOKENIZER_FILE} only {what} can be followed: let transformers write one, "
         "AutoTokenizer.from_pretrained(DIRECTORY).save_pretrained(DIRECTORY)"
     )
 

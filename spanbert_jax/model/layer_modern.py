@@ -172,7 +172,8 @@ def _norm(model: ModelConfig, compute: ComputeConfig, name: str | None = None) -
 def _layers(model: ModelConfig) -> tuple:
     if not model.window:
         return (functools.partial(ModernLayer, windowed=False),)
-    return tuple(functools.partial(ModernLayer, windowed=place > 0) for place in range(model.full_every))
+    every = min(model.full_every, model.layers)
+    return tuple(functools.partial(ModernLayer, windowed=place > 0) for place in range(every))
 
 
 def _flops(model: ModelConfig, length: int) -> float:

@@ -140,9 +140,9 @@ def readme(model: Model, kind: str, directory: Path, name: str) -> str:
         what = "a text encoder as a TensorFlow SavedModel"
         needs = f"Needs only TensorFlow; checked with {tensorflow_version()}. Runs on {', '.join(PLATFORMS)}."
         parameters = "Hugging Face's tokenizers library reads `tokenizer.json`, which turns text into these ids."
-    types = (
-        "1 in the second text of a pair, 0 elsewhere" if model.token_types else "any; this encoder has no token types"
-    )
+    types = ("any; this encoder has no token types", "0", "1 in the second text of a pair, 0 elsewhere")[
+        min(model.token_types, 2)
+    ]
     lines = lines_of_python(model, kind, directory, name)
     functions_list = "\n".join(outputs)
     return f"""# {name}: {what}

@@ -6,7 +6,7 @@ Invariant: weights that open here can be exported, inspected and trained further
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,8 @@ class Weights:
     kind: str  # for people: "a checkpoint of spanbert_jax", "a Hugging Face directory", ...
     config: Config  # the run's; for others' weights the defaults, with these weights' model, vocabulary and task
     tokenizer: Tokenizer
-    load: Callable[[], tuple[Params, Coverage]]  # (the parameters, which tensors were taken, missing or left alone)
+    # (the parameters without `untrained` heads, which tensors were taken, missing or left alone)
+    load: Callable[[], tuple[Params, Coverage]]
     labels: tuple[str, ...] = ()  # of a classifier, in its order
     span_boundary: tuple[int, int] | None = None  # (offsets, width) of the span-boundary head's table
     notes: tuple[str, ...] = ()  # lines for people about others' weights
@@ -92,11 +93,13 @@ def _open_run(path: Path) -> Weights:
     shapes = read_shapes(checkpoint)
     tokenizer = load_tokenizer(Path(run_of(checkpoint)) / TOKENIZER)
     _check_sizes(metadata.config.model, tokenizer.vocab_size, shapes, checkpoint)
+    apart = untrained(metadata.config, shapes)
+    shapes = {group: of for group, of in shapes.items() if group not in apart}
     # The config may name kernels of the machine that trained; this machine may lack them.
     compute = dataclasses.replace(metadata.config.compute, attention="auto", pointwise="auto")
 
     def load() -> tuple[Params, Coverage]:
-        params = read_params(checkpoint)
+        params = {group: of for group, of in read_params(checkpoint).items() if group not in apart}
         missing = tuple(head.name for head in pretraining_heads.HEADS if not (head.name in params or head.optional))
         return params, Coverage(tuple(params), missing, ())
 
@@ -110,6 +113,16 @@ def _open_run(path: Path) -> Weights:
         span_boundary=shapes[pretraining_heads.SBO.name]["offset"] if pretraining_heads.SBO.name in shapes else None,
         metadata=metadata,
     )
+
+
+def untrained(config: Config, groups: Collection[str]) -> tuple[str, ...]:
+    """The heads among a checkpoint's groups of parameters that are as they were drawn: SBO's, of a run without its loss
+    and without the span decoder, which is built on it."""
+    sbo = pretraining_heads.SBO.name
+    drawn = (
+        config.task == "pretraining" and config.train.sbo_weight == 0 and pretraining_heads.DECODER.name not in groups
+    )
+    return (sbo,) if drawn and sbo in groups else ()
 
 
 def _check_sizes(model: ModelConfig, vocab_size: int, shapes: Any, checkpoint: epath.Path) -> None:

@@ -12,6 +12,7 @@ from spanbert_jax.config import ModelConfig
 from spanbert_jax.convert.config_fields import SpecialIds
 from spanbert_jax.convert.huggingface_config import architecture, read_config, to_fields, to_model_config
 from spanbert_jax.errors import UserError
+from spanbert_jax.model.layer_modern import FAMILY
 
 # The fields of answerdotai/ModernBERT-base, as transformers 4.48 wrote them.
 PUBLISHED = {
@@ -261,3 +262,10 @@ def test_a_classifiers_task_tells_its_class(heads: tuple[str, ...], task: str, n
     groups = ("embeddings", "encoder", "final_norm", *heads)
     assert architecture(groups, "modern", task).name == f"ModernBertFor{name}"
     assert architecture(("embeddings", "spans", "classifier"), "modern", task).name == "ModernBertModel"
+
+
+def test_a_claim_of_full_attention_in_every_two_thousand_millionth_layer_costs_nothing() -> None:
+    fields = {**PUBLISHED, "global_attn_every_n_layers": 2**31 - 1}
+    model = to_model_config({k: v for k, v in fields.items() if k != "layer_types"}, SOURCE)
+    assert model.full_every == model.layers and len(FAMILY.layers(model)) == model.layers
+    assert len(FAMILY.layers(dataclasses.replace(model, full_every=2**31 - 1))) == model.layers

@@ -237,6 +237,16 @@ def test_a_classifiers_labels_come_with_it(tmp_path: Path) -> None:
     assert published.labels == ("O", "B-LOC", "I-LOC") and "classifier" in report.taken
 
 
+def test_a_classifier_whose_labels_do_not_exclude_each_other_is_left_alone(tmp_path: Path) -> None:
+    model = random_bert("BertForSequenceClassification", num_labels=3, problem_type="multi_label_classification")
+    model.save_pretrained(tmp_path)
+    write_vocabulary(tmp_path / "vocab.txt")
+    published, params, report = opened(tmp_path)
+    assert published.labels == () and published.task == "" and "classifier" not in params
+    assert {"classifier.bias", "classifier.weight"} <= set(report.left)
+    assert "problem_type is 'multi_label_classification' with 3 outputs" in published.notes[-1]
+
+
 @pytest.mark.parametrize("said", [None, True], ids=["nothing_said", "said_to_lowercase"])
 def test_a_cased_vocabulary_tokenises_cased_whatever_is_said(said: bool | None, hub: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(hub, tmp_path / "model"))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentencepiece import sentencepiece_model_pb2
@@ -19,6 +20,7 @@ from tests.support.sentencepiece_models import other_model
 
 transformers = pytest.importorskip("transformers")
 
+SMALL = Tokenizer("wordpiece", "\n".join([*SPECIALS, *"abc", ""]).encode())
 KINDS = ["cased", "uncased", "unigram", "bpe"]
 MAX_LENGTH = 128
 
@@ -247,3 +249,11 @@ def test_a_sentencepiece_that_ends_words_with_spaces_is_refused_and_nothing_writ
     with pytest.raises(UserError, match="treat_whitespace_as_suffix"):
         write_tokenizer(tokenizer, tmp_path, 512)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("token_types", [True, False])
+def test_a_second_text_has_another_type_where_the_model_has_one(token_types: bool, tmp_path: Path) -> None:
+    write_tokenizer(SMALL, tmp_path, MAX_LENGTH, token_types)
+    found = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode("a", "b c")
+    assert found.type_ids == ([0, 0, 0, 1, 1, 1] if token_types else [0] * 6)
+    assert ("token_type_ids" in _auto(tmp_path)("a", "b c")) == token_types

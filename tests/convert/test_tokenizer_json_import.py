@@ -79,6 +79,26 @@ def test_what_cannot_be_followed_is_refused_by_name(files: dict[str, Any], messa
     assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["BertJapaneseTokenizer", "AlbertTokenizer", "PreTrainedTokenizerFast", None])
+def test_a_sentencepiece_is_read_where_no_file_asks_for_other_text_first(name: str | None, tmp_path: Path) -> None:
+    tokenizer = other_model(["a cat sat on the mat, and the cat was fat"] * 50, "bpe")
+    (tmp_path / "spiece.model").write_bytes(tokenizer.vocabulary)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": name}))
+    if name in ("PreTrainedTokenizerFast", None):
+        assert read_tokenizer(tmp_path)[0].fingerprint == tokenizer.fingerprint
+        (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": true}')
+        with pytest.raises(
+            UserError, match=r"do_lower_case is true, .*; without a tokenizer.json only SentencePiece's"
+        ):
+            read_tokenizer(tmp_path)
+        return
+    with pytest.raises(UserError, match=f"tokenizer_class is '{name}', which (splits text in Python|may change text)"):
+        read_tokenizer(tmp_path)
+    if name == "AlbertTokenizer":
+        (tmp_path / "tokenizer.json").write_text(json.dumps(serialised(normalizer=NFC)))
+        assert read_tokenizer(tmp_path)[0].kind == "tokenizer_json"
+
+
 def test_pieces_added_to_a_sentencepiece_are_refused(tmp_path: Path) -> None:
     tokenizer = other_model(["a cat sat on the mat, and the cat was fat"] * 50, "bpe", user_defined_symbols=["<x>"])
     (tmp_path / "spiece.model").write_bytes(tokenizer.vocabulary)

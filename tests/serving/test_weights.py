@@ -14,6 +14,7 @@ from spanbert_jax.serving.weights import open_weights, training_of
 from spanbert_jax.text.tokenizer import SPECIALS, Tokenizer
 from spanbert_jax.training.checkpoint import BEST, CHECKPOINTS, TOKENIZER, write_params
 from spanbert_jax.training.metadata import Metadata
+from tests.support.pretrained import random_weights, write_pretrained
 from tests.support.published import write_vocabulary
 from tests.support.random_params import filled, shapes
 from tests.support.synthetic import small_config
@@ -47,6 +48,21 @@ def test_a_run_opens_at_its_best_step_with_all_that_describes_it(run: Path) -> N
     assert weights.metadata is not None and weights.metadata.evaluation == {"held_out/f1": 0.5}
     with open_weights(run / "checkpoints" / "9") as weights:
         assert weights.load()[0]["embeddings"].tolist() == [9, 9, 9]
+
+
+def test_a_head_that_was_never_trained_is_no_part_of_the_weights(tmp_path: Path) -> None:
+    write_pretrained(tmp_path, random_weights(TOKENIZER_OF_RUN))
+    with open_weights(tmp_path) as weights:
+        assert {"mlm", "sbo"} <= set(weights.load()[0]) and weights.span_boundary is not None
+    without = dataclasses.replace(small_config().train, sbo_weight=0.0)
+    drawn = random_weights(TOKENIZER_OF_RUN)
+    assert drawn.metadata is not None
+    config = dataclasses.replace(drawn.config, train=without)
+    drawn = dataclasses.replace(drawn, config=config, metadata=dataclasses.replace(drawn.metadata, config=config))
+    write_pretrained(tmp_path / "mlm", drawn)
+    with open_weights(tmp_path / "mlm") as weights:
+        params, coverage = weights.load()
+    assert "mlm" in params and "sbo" not in params and coverage.missing == ("sbo",) and weights.span_boundary is None
 
 
 def test_kernels_named_for_another_machine_are_chosen_anew(run: Path) -> None:

@@ -23,7 +23,7 @@ import pytest
 from etils import epath
 from safetensors.numpy import load_file, save_file
 
-from spanbert_jax.config import Config, ModelConfig, flatten
+from spanbert_jax.config import Config, ModelConfig, TrainConfig, flatten
 from spanbert_jax.convert.names import Params
 from spanbert_jax.convert.tensorflow_checkpoint import read_checkpoint
 from spanbert_jax.model import pretraining_heads
@@ -71,10 +71,11 @@ def write_run(
     lowercase: bool = False,
     labels: tuple[str, ...] = (),
     config: Config | None = None,
+    task: str = "any",
 ) -> Path:
     """What a run leaves, as far as the tools read it."""
     wordpiece(lowercase).save(workdir / "tokenizer")
-    metadata = Metadata("any", 7, config or Config(model=MODEL), labels=labels)
+    metadata = Metadata(task, 7, config or Config(model=MODEL), labels=labels)
     write_params(epath.Path(workdir / "checkpoints"), params, metadata)
     return workdir
 
@@ -241,7 +242,8 @@ def test_a_run_of_the_modern_family_is_verified_comes_back_bitwise_and_is_inspec
 
     printed = import_(tmp_path / "export", tmp_path / "imported")
     assert f"{tmp_path}/export: a Hugging Face ModernBERT, 2 layers x 24, 2 heads" in printed
-    assert "Train from it:  python -m spanbert_jax.main --config configs/modern_base.py" in printed
+    command = f"--config configs/modern_base.py --config.init_from={tmp_path}/imported --config.data.block_length="
+    assert f"Train from it:  python -m spanbert_jax.main {command}{model.max_length}\n" in printed
     taken = "Taken: embeddings, encoder, final_norm, transform, classifier (no, per haps, yes)\n"
     assert taken in printed and "Left alone" not in printed
     checkpoint = find_checkpoint(epath.Path(tmp_path / "imported"))
@@ -274,6 +276,15 @@ def exported(bert: Path) -> Path:
     printed = export(bert, bert.with_name("export"))
     assert "Holds: embeddings, encoder, mlm, sbo; for transformers' BertForMaskedLM\nLeft out: pooler\n" in printed
     return bert.with_name("export")
+
+
+def test_a_head_that_was_not_trained_is_left_out(tmp_path: Path) -> None:
+    config = dataclasses.replace(Config(model=MODEL), train=TrainConfig(sbo_weight=0.0))
+    run = write_run(tmp_path / "run", random_params(pooler=0, mlm=0, sbo=15), config=config, task="pretraining")
+    printed = export(run, tmp_path / "export")
+    assert "Holds: embeddings, encoder, mlm; for transformers' BertForMaskedLM\n" in printed
+    assert "Left out: pooler, sbo (not trained)\n" in printed
+    assert not (tmp_path / "export" / "sbo_head.safetensors").exists()
 
 
 def test_encoder_only_writes_no_head_but_the_pooler_and_says_so(bert: Path, tmp_path: Path) -> None:
