@@ -95,6 +95,10 @@ def _finite_rows(outputs: Output) -> np.ndarray:
     return is_finite
 
 
+def _raised(error: Exception) -> None:
+    raise error
+
+
 class Engine:
     """Serves models on one device. `close` ends its threads."""
 
@@ -136,15 +140,15 @@ class Engine:
         self,
         everything: bool,
         afterwards: Callable[[], None] = lambda: None,
-        failed: Callable[[Exception], None] = lambda error: None,
+        failed: Callable[[Exception], None] = _raised,
     ) -> None:
         """Compiles the programs that requests need.
 
         The smallest program of every length of the first models is compiled before the call returns, the shortest
         length first. The others follow in a thread, the smallest ones before the larger ones. With `everything` the
         others are compiled before the call returns too, and the engine is ready only then. afterwards: is called after
-        all of them. failed: is called in the thread where a program cannot be compiled there; before the call returns,
-        the exception is raised.
+        all of them. failed: takes the exception where a program cannot be compiled in the thread; before the call
+        returns, the exception is raised.
         """
         self._awaits_everything = everything
         smallest: list[tuple[Model, Shape]] = []
